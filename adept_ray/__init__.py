@@ -1,0 +1,42 @@
+"""ADEPT (arXiv 2510.10071) with the expansion depth found by search.
+
+The names below are the method itself: pure torch, no Ray, for any supported Hugging Face causal LM.
+They are imported when first used, so that a process which only launches others starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adept_ray.expansion import expand, export, select_layers
+    from adept_ray.importance import LayerImportance, layer_importance, unit_importance
+    from adept_ray.rates import unit_rates
+
+__version__ = "0.1.0"
+__all__ = [
+    "LayerImportance",
+    "expand",
+    "export",
+    "layer_importance",
+    "select_layers",
+    "unit_importance",
+    "unit_rates",
+]
+
+_HOMES = {
+    "LayerImportance": "importance",
+    "layer_importance": "importance",
+    "unit_importance": "importance",
+    "expand": "expansion",
+    "export": "expansion",
+    "select_layers": "expansion",
+    "unit_rates": "rates",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adept_ray' has no attribute '{name}'")
+    return getattr(import_module(f"adept_ray.{_HOMES[name]}"), name)

@@ -1,0 +1,101 @@
+"""Where a decoder keeps its layers, their output projections and their units.
+
+One table of families. A family that isn't in it is refused: bit-identical expansion was checked
+for those listed and for no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from adept_ray.config import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module names of one architecture, as `transformers` spells them."""
+
+    layers: str = "model.layers"
+    outputs: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    """Projections that write to the residual stream: with all of them zero a layer is the identity."""
+    per_layer_config: tuple[str, ...] = ("layer_types",)
+    """Config lists with one entry per layer."""
+
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "granite"), Family()
+    ),
+    # SmolLM3 leaves rotary embeddings out of some layers, by a list of its own.
+    "smollm3": Family(per_layer_config=("layer_types", "no_rope_layers")),
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The table's entry for a Hugging Face causal LM.
+
+    Raises :class:`UserError` that names the family and the supported ones.
+    """
+    return family_named(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def family_named(model_type: str) -> Family:
+    """The table's entry for a config's ``model_type``; raises as :func:`family_of` does."""
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"models of family '{model_type}' are not supported; supported: {known}")
+    return FAMILIES[model_type]
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of `model`, in order."""
+    layers = model.get_submodule(family_of(model).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def output_projections(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    """The modules of `layer` that write to the residual stream."""
+    return [layer.get_submodule(name) for name in family_of(model).outputs]
+
+
+def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Parameter]:
+    """Parameters of the given layers by their full name, in the model's order.
+
+    Raises :class:`UserError` for a layer id that doesn't exist.
+    """
+    prefix, blocks = family_of(model).layers, layers_of(model)
+    wanted = sorted(set(layers))
+    for layer in wanted:
+        if not 0 <= layer < len(blocks):
+            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {len(blocks) - 1}")
+    return {
+        f"{prefix}.{layer}.{name}": parameter
+        for layer in wanted
+        for name, parameter in blocks[layer].named_parameters()
+    }
+
+
+def unit_of(parameter: str) -> str:
+    """The unit a parameter belongs to: the module that owns it (a weight and its bias are one unit)."""
+    return parameter.rpartition(".")[0]
+
+
+def layer_of(name: str) -> int:
+    """The layer id in the full name of a parameter or unit."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def is_norm(unit: str) -> bool:
+    """Whether a unit is a normalisation (scales a vector) rather than a projection matrix."""
+    return "norm" in unit.rpartition(".")[2]
+
+
+def moved(name: str, layer: int) -> str:
+    """The full name that a parameter or unit has in another layer."""
+    parts = name.split(".")
+    parts[next(i for i, part in enumerate(parts) if part.isdigit())] = str(layer)
+    return ".".join(parts)

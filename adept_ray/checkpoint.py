@@ -1,0 +1,88 @@
+"""Everything a resumed training needs: the added layers, the optimizer, the rates and the step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adept_ray.anatomy import layer_parameters
+from adept_ray.config import UserError
+
+WEIGHTS, OPTIMIZER, STATE = "added.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """State of a stage-2 training between two steps. The data position is the step itself."""
+
+    layers: tuple[int, ...]
+    """Source layer ids in the backbone, ascending."""
+    added: tuple[int, ...]
+    """Ids of the copies in the expanded model, ascending."""
+    step: int = 0
+    """Optimizer steps done."""
+    reports: int = 0
+    """Reports made."""
+    importance: dict[str, float] = field(default_factory=dict)
+    """Parameter name → importance of its unit, as measured last; the scales follow from it."""
+    rates: list[dict[str, Any]] = field(default_factory=list)
+    """One row per unit and measurement: step, unit, importance, scale."""
+
+    def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write state, added layers and, for a training that goes on, the optimizer. Nothing is pickled."""
+        parameters = layer_parameters(model, self.added)
+        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, folder / WEIGHTS)
+        if optimizer is not None:
+            save_file(_optimizer_tensors(parameters, optimizer), folder / OPTIMIZER)
+        (folder / STATE).write_text(json.dumps(vars(self)), encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> TrainState:
+        """Read a state and put weights and optimizer state into the already expanded `model`.
+
+        Raises :class:`UserError` when the checkpoint was made for other added layers.
+        """
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = cls(**{**values, "layers": tuple(values["layers"]), "added": tuple(values["added"])})
+        parameters = layer_parameters(model, state.added)
+        weights = load_file(folder / WEIGHTS)
+        if set(weights) != set(parameters):
+            raise UserError(f"{folder}: checkpoint of other added layers than {list(state.added)}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        if optimizer is not None and (folder / OPTIMIZER).exists():
+            _restore_optimizer(parameters, optimizer, load_file(folder / OPTIMIZER))
+        return state
+
+
+def _optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Per-parameter optimizer state as ``name:key`` → tensor (AdamW: step, exp_avg, exp_avg_sq)."""
+    return {
+        f"{name}:{key}": value.contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    for full, value in tensors.items():
+        name, _, key = full.rpartition(":")
+        parameter = parameters[name]
+        # AdamW keeps its step counter on the CPU whatever the parameter's device.
+        optimizer.state[parameter][key] = value if value.dim() == 0 else value.to(parameter.device)

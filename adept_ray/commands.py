@@ -1,0 +1,333 @@
+"""The three commands: find k, probe only, train at full length. Arguments in, results folder out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adept_ray import launch
+from adept_ray.checkpoint import STATE
+from adept_ray.config import (
+    RunSpec,
+    ScoreWeights,
+    SearchRun,
+    SearchSpace,
+    TrainingSpec,
+    TrainRun,
+    UserError,
+    load_search_space,
+    load_yaml,
+    overlay,
+    validated,
+)
+from adept_ray.display import Display
+from adept_ray.expansion import select_layers
+from adept_ray.prepare import Prepared, Sources, check_sizes, find_sources, notes, prepare, test_blocks
+from adept_ray.report import draw_importance, write_report
+from adept_ray.search import check_space, choose, search, training_of
+from adept_ray.storage import Results, default_name, write_json
+from adept_ray.train import SIDES, TrainJob
+
+PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf")
+
+
+def find_k(run: SearchRun) -> str:
+    """Search k, recompute frequency and base rate; write the results folder; returns its place.
+
+    Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
+    """
+    display = Display()
+    run = run if run.name else overlay(run, {"name": default_name(run)})
+    results = Results(run.storage, run.name)
+    results.open(run.resume)
+    if run.resume:
+        run = as_begun(run, json.loads((results.folder / "run.json").read_text())["run"])
+    space = load_search_space(run.search_space)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    check_space(space, sources.layers)
+    write_run(results, run, display, sources)
+    with launch.cluster(run) as dashboard:
+        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+        board = launch.start_board(run)
+        made = prepare(run, sources, display, board, results.ray)
+        check_sizes(run, made.sets)
+        write_json(results.folder / "importance.json", made.importance)
+        base = TrainingSpec(tokens=run.tokens_per_trial)
+        job = job_of(run, made, base, (), space.score)
+        rows = run_trials(run, space, job, made, results, display, board)
+        choice = choose(rows)
+        row = next(row for row in rows if row["trial"] == choice.trial)
+        job = job_of(
+            run, made, training_of(row, base), select_layers(made.layer_importance, row["k"]), space.score
+        )
+        test = conclude(run, job, made, results, display, board, row["checkpoint"])
+        delete_checkpoints(results, rows, choice.trial)
+    write_best(results, run, job, test, asdict(choice))
+    write_run(results, run, display, sources, made)
+    write_report(results.folder)
+    summary(display, choice.reason, test, job, results)
+    return results.publish()
+
+
+def train_full(args: TrainRun) -> str:
+    """Train at full length with what a search found and export the model; returns the results' place.
+
+    Raises :class:`UserError` for bad input.
+    """
+    display = Display()
+    best = load_best(args.config)
+    run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
+    run = run if run.name else overlay(run, {"name": default_name(run, "train")})
+    results = Results(run.storage, run.name)
+    results.open(args.resume)
+    training = validated(
+        TrainingSpec, {**best["training"], "tokens": args.tokens, "reports": args.reports}, str(args.config)
+    )
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    write_run(results, run, display, sources)
+    with launch.cluster(run) as dashboard:
+        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+        board = launch.start_board(run)
+        made = prepare(run, sources, display, board, results.ray)
+        check_sizes(run, made.sets)
+        write_json(results.folder / "importance.json", made.importance)
+        weights = validated(ScoreWeights, best["score"], str(args.config))
+        job = job_of(run, made, training, tuple(best["layers"]), weights)
+        with (
+            display.stage("train", f"stage 2, {job.steps} steps") as update,
+            launch.watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),
+        ):
+            result = launch.fit("train", job, put(made.blocks), run, "train", results.ray, board)
+        test = conclude(run, job, made, results, display, board, result.checkpoint.path)
+    write_best(results, run, job, test, best.get("choice", {}))
+    write_run(results, run, display, sources, made)
+    summary(display, f"Trained with the configuration of {args.config}.", test, job, results)
+    return results.publish()
+
+
+def probe_only(run: RunSpec) -> str:
+    """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
+
+    Raises :class:`UserError` for bad input.
+    """
+    display = Display()
+    run = run if run.name else overlay(run, {"name": default_name(run, "probe")})
+    results = Results(run.storage, run.name)
+    results.open(resume=False)
+    launch.check_workers(run)
+    sources = find_sources(run, display, with_domain=False)
+    write_run(results, run, display, sources)
+    with launch.cluster(run):
+        board = launch.start_board(run)
+        made = prepare(run, sources, display, board, results.ray)
+    write_json(results.folder / "importance.json", made.importance)
+    draw_importance(made.importance, (), results.folder / "importance.png")
+    write_run(results, run, display, sources, made)
+    display.importance(made.importance)
+    place = results.publish()
+    display.say(f"importance.json and importance.png are in {place}")
+    return place
+
+
+def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:
+    """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
+    saved, defaults = validated(SearchRun, begun, "run.json"), SearchRun()
+    own = ("resume", "cache", "storage", "name")
+    for name in (n for n in SearchRun.model_fields if n not in own):
+        asked, had = getattr(run, name), getattr(saved, name)
+        if asked not in (had, getattr(defaults, name)):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
+    return overlay(saved, {name: getattr(run, name) for name in own})
+
+
+def load_best(path: Path) -> dict[str, Any]:
+    """Read a best.yaml. Raises :class:`UserError` when it lacks a part."""
+    best = load_yaml(path)
+    for part in ("run", "training", "layers", "score"):
+        if part not in best:
+            raise UserError(f"{path}: no '{part}' in it; give the best.yaml that a search wrote")
+    return best
+
+
+def given(args: TrainRun) -> dict[str, Any]:
+    """The fields of the run that ``train.py`` was given anew."""
+    names = ("workers", "gpus_per_worker", "micro_batch", "cache", "storage", "name")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def job_of(
+    run: RunSpec, made: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
+) -> TrainJob:
+    """The training of `layers` with `training` on what was prepared."""
+    backbone = made.sources.backbone
+    return TrainJob(
+        source=backbone.source,
+        revision=backbone.revision,
+        training=training,
+        layers=tuple(layers),
+        units=made.importance["units"],
+        before=made.before,
+        weights=weights,
+        seq_len=run.seq_len,
+        micro_batch=run.micro_batch,
+        seed=run.seed,
+    )
+
+
+def put(blocks: Any) -> Any:
+    """A reference to `blocks` in the object store, read once by every process that needs them."""
+    import ray
+
+    return ray.put(blocks)
+
+
+def run_trials(
+    run: SearchRun,
+    space: SearchSpace,
+    job: TrainJob,
+    made: Prepared,
+    results: Results,
+    display: Display,
+    board: Any,
+) -> list[dict[str, Any]]:
+    """Search under a live table; trials.csv is written as trials end."""
+    over: list[str] = []
+
+    def watch(progress: launch.Progresses, rows: list[dict[str, Any]]) -> None:
+        show(progress, rows)
+        now = [row["trial"] for row in rows if row["state"] != "running"]
+        if now != over:
+            over[:] = now
+            write_trials(results, [row for row in rows if row["trial"] in now])
+
+    started = time.monotonic()
+    with display.trials(run.trials) as show, launch.watching(board, watch):
+        rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray)
+    display.seconds["search"] = round(time.monotonic() - started, 1)
+    write_trials(results, rows)
+    return rows
+
+
+def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write trials.csv."""
+    text = io.StringIO()
+    names = [name for name in rows[0] if name != "checkpoint"]
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    results.write("trials.csv", text.getvalue())
+
+
+def conclude(
+    run: RunSpec,
+    job: TrainJob,
+    made: Prepared,
+    results: Results,
+    display: Display,
+    board: Any,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
+    backbone = made.sources.backbone
+    about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
+    with display.stage("test", "test splits and export"):
+        blocks = put(test_blocks(run, made.sets))
+        handle = results.checkpoint(checkpoint)
+        result = launch.fit(
+            "conclude", job, blocks, run, "conclude", results.ray, board, checkpoint=handle, about=about
+        )
+        with result.checkpoint.as_directory() as folder:
+            results.take(Path(folder) / "model", "model")
+        with handle.as_directory() as folder:
+            state = json.loads((Path(folder) / STATE).read_text())
+        results.delete(result.path)
+    results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
+    sides = {
+        side: {
+            "before_bpb": result.metrics[side]["before_bpb"],
+            "after_bpb": result.metrics[side]["bpb"],
+            "delta": result.metrics[side]["delta"],
+            "standard_error": result.metrics[side]["standard_error"],
+        }
+        for side in SIDES
+    }
+    return {**sides, "score": result.metrics["score"]}
+
+
+def delete_checkpoints(results: Results, rows: Sequence[Mapping[str, Any]], keep: str) -> None:
+    """Delete the checkpoints of all trials but the chosen one: they are most of the folder's size."""
+    for row in rows:
+        if row["checkpoint"] and row["trial"] != keep:
+            results.delete(row["checkpoint"])
+
+
+def write_best(
+    results: Results, run: RunSpec, job: TrainJob, test: Mapping[str, Any], choice: Mapping[str, Any]
+) -> None:
+    """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
+    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
+    best = {
+        "run": spec,
+        "training": job.training.model_dump(mode="json"),
+        "layers": list(job.layers),
+        "score": job.weights.model_dump(),
+        "choice": dict(choice),
+        "test": dict(test),
+    }
+    results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+
+
+def write_run(
+    results: Results, run: RunSpec, display: Display, sources: Sources, made: Prepared | None = None
+) -> None:
+    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock."""
+    about: dict[str, Any] = {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    if made:
+        about |= {
+            "versions": versions(),
+            "fingerprints": made.fingerprints,
+            "seconds": {**display.seconds, "total": display.total()},
+            "peak_memory_gib": launch.Memory.peak_gib(),
+            "command": shlex.join(["python", *sys.argv]),
+        }
+    write_json(results.folder / "run.json", about)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that isn't installed
+            found[package] = "not installed"
+    return found
+
+
+def summary(display: Display, why: str, test: Mapping[str, Any], job: TrainJob, results: Results) -> None:
+    """The last lines of a run: k, why, what it gained, where everything lies."""
+    layers = " ".join(map(str, job.layers)) or "none"
+    display.say(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
+    for side in SIDES:
+        found = test[side]
+        display.say(
+            f"{side + ':':9} {found['before_bpb']:.4f} → {found['after_bpb']:.4f} bits per byte on the test "
+            f"split, {found['delta']:+.2f} ± {found['standard_error']:.2f} % against the untouched backbone"
+        )
+    for name in ("report.html", "trials.csv", "best.yaml", "model"):
+        if (results.folder / name).exists():
+            display.say(f"{name + ':':12} {results.place}/{name}")

@@ -1,0 +1,318 @@
+"""Frozen, closed specifications of a run, a training and a search space.
+
+Every class here is a pydantic model that can't be changed and refuses unknown keys. The docstring
+under a field is its ``--help``. A change makes a new, validated copy: see :func:`overlay`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
+Number = int | float
+
+
+class UserError(ValueError):
+    """Bad input: one sentence saying what is wrong, where, and what would be right."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A list of known names for an error message, the closest to `name` first when one is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known)}"
+
+
+def default_cache() -> Path:
+    """Where assets, token blocks and probes are kept: ``ADEPT_RAY_CACHE`` or ``~/.cache/adept_ray``."""
+    return Path(os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")).expanduser()
+
+
+class Spec(BaseModel):
+    """Base of all specifications: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunSpec(Spec):
+    """What a run works on and where: backbone, corpora, sizes of the held-out pieces, machine."""
+
+    backbone: str = "smollm2-135m"
+    """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
+    general: str = "boolq"
+    """Text that must not get worse: preset, file, folder or hub dataset id."""
+    domain: str = "medical"
+    """Text to learn: preset, file, folder or hub dataset id."""
+    text_column: str = "text"
+    """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
+    seq_len: int = Field(256, ge=8)
+    """Length of a token block, in tokens."""
+    probe_tokens: int = Field(2048, ge=16)
+    """General tokens on which stage 1 measures layer and unit importance."""
+    remeasure_tokens: int = Field(512, ge=16)
+    """General tokens (the first of the probe) on which unit importance is measured again."""
+    validation_tokens: int = Field(4096, ge=16)
+    """Tokens of each validation split that a trial is scored on."""
+    test_tokens: int = Field(8192, ge=16)
+    """Tokens of each test split, looked at once, for the chosen trial."""
+    micro_batch: int = Field(2, ge=1)
+    """Blocks per forward pass on one worker; changes speed and memory, never results."""
+    workers: int = Field(1, ge=1)
+    """Ray Train workers per trial."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs each worker gets; 0 trains on CPUs."""
+    seed: int = Field(0, ge=0)
+    """Seed of the split, the order of blocks and the search."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder for assets, token blocks and probes, shared by all runs."""
+    storage: str = "results"
+    """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
+    name: str = ""
+    """Name of the results folder; empty makes one from backbone, domain and time."""
+
+
+class TrainingSpec(Spec):
+    """What stage 2 trains with; the search varies these fields."""
+
+    k: int = Field(4, ge=0)
+    """Expansion depth: how many layers are added."""
+    base_lr: float = Field(3e-3, gt=0)
+    """Learning rate of a unit of average importance."""
+    recompute_every: int = Field(12, ge=1)
+    """Optimizer steps between two measurements of unit importance."""
+    normalization: Normalization = "rank"
+    """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
+    tokens: int = Field(12_288, ge=1)
+    """Domain tokens to train on."""
+    tokens_per_step: int = Field(512, ge=1)
+    """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the schedule rises linearly."""
+    final_lr: float = Field(0.1, ge=0, le=1)
+    """Where the cosine schedule ends, as a share of its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices (never of norms and biases)."""
+    clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    reports: int = Field(3, ge=1)
+    """How often a training is scored on the validation splits, evenly spaced."""
+
+
+class SearchRun(RunSpec):
+    """What ``tune_k.py`` takes: a run and how to search it."""
+
+    search_space: Path = Path(__file__).parent.parent / "search_spaces" / "default.yaml"
+    """File with the ranges, the score weights and the first trials."""
+    trials: int = Field(8, ge=1)
+    """Number of trials."""
+    tokens_per_trial: int = Field(12_288, ge=1)
+    """Domain tokens that a trial trains on unless it is stopped early."""
+    resume: bool = False
+    """Continue the search of that NAME, with the settings it began with."""
+
+
+class TrainRun(Spec):
+    """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""
+
+    config: Path
+    """File ``best.yaml`` of a results folder."""
+    tokens: int = Field(ge=1)
+    """Domain tokens to train on."""
+    reports: int = Field(10, ge=1)
+    """How often to score on the validation splits and write a checkpoint."""
+    workers: int | None = Field(None, ge=1)
+    """Ray Train workers; default: as the search had."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs each worker gets; default: as the search had."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Blocks per forward pass on one worker; default: as the search had."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder for assets, token blocks and probes, shared by all runs."""
+    storage: str = "results"
+    """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
+    name: str = ""
+    """Name of the results folder; empty makes one from backbone, domain and time."""
+    resume: bool = False
+    """Continue the training of that NAME from its last checkpoint."""
+
+
+class ScoreWeights(Spec):
+    """Weights of the combined score w_g·Δ_general + w_d·Δ_domain."""
+
+    general: float = Field(0.5, ge=0)
+    """Weight of the general side."""
+    domain: float = Field(0.5, ge=0)
+    """Weight of the domain side."""
+
+
+class Range(Spec):
+    """One searched parameter: exactly one of ``int``, ``float``, ``log``, ``choice``, ``fixed``.
+
+    ``int``, ``float`` and ``log`` (a float on a logarithmic scale) take ``[low, high]``, both ends
+    included; ``choice`` takes a list of values, ``fixed`` one value.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    int_: tuple[Any, Any] | None = Field(None, alias="int")
+    float_: tuple[Any, Any] | None = Field(None, alias="float")
+    log: tuple[Any, Any] | None = None
+    choice: tuple[Any, ...] | None = None
+    fixed: Any = None
+
+    @property
+    def kind(self) -> str:
+        """Which of the five forms this range has."""
+        return next(n.rstrip("_") for n in self.model_fields_set)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """``(low, high)``, the choices, or the one fixed value."""
+        value = getattr(self, next(iter(self.model_fields_set)))
+        return (value,) if self.kind == "fixed" else tuple(value)
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("needs exactly one of int, float, log, choice, fixed")
+        values = self.values
+        if not values or any(v is None for v in values):
+            raise ValueError(f"'{self.kind}' has no values")
+        for value in values:
+            if isinstance(value, str) and _reads_as_number(value):
+                fix = repr(float(value)) if "e" in value.lower() else value
+                raise ValueError(
+                    f"'{value}' is a string; write {fix} without quotes and with a decimal point"
+                )
+        if self.kind in ("int", "float", "log"):
+            wanted = int if self.kind == "int" else (int, float)
+            for value in values:
+                if isinstance(value, bool) or not isinstance(value, wanted):
+                    raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
+                if not math.isfinite(value):
+                    raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
+            if values[0] > values[1]:
+                raise ValueError(f"the range [{values[0]}, {values[1]}] is empty: low must not exceed high")
+            if self.kind == "log" and values[0] <= 0:
+                raise ValueError("a log range must start above 0")
+        return self
+
+
+SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in ("tokens", "reports"))
+
+
+class SearchSpace(Spec):
+    """A file of ``search_spaces/``: ranges, score weights and the trials to run first."""
+
+    parameters: dict[str, Range]
+    """Range of each searched field of :class:`TrainingSpec`."""
+    score: ScoreWeights = ScoreWeights()
+    """Weights of the two sides."""
+    first: tuple[dict[str, Any], ...] = ()
+    """Settings tried before the sampler proposes its own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSpace:
+        for name in self.parameters:
+            if name not in SEARCHABLE:
+                raise ValueError(f"unknown parameter '{name}': {nearest(name, SEARCHABLE)}")
+        if "k" not in self.parameters:
+            raise ValueError("parameter 'k' is missing: give its range, such as {int: [1, 8]}")
+        if self.score.general + self.score.domain <= 0:
+            raise ValueError("score: one of the weights 'general' and 'domain' must be above 0")
+        for setting in self.first:
+            if set(setting) != set(self.parameters):
+                raise ValueError(
+                    f"a setting under 'first' must name exactly {', '.join(sorted(self.parameters))}"
+                )
+        for name, searched in self.parameters.items():
+            for value in (*searched.values, *(setting[name] for setting in self.first)):
+                validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
+        return self
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def validated(spec: type[S], values: Mapping[str, Any], where: str, error: type[Exception] = UserError) -> S:
+    """Build `spec` from `values`, turning pydantic's report into one sentence.
+
+    Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
+    """
+    try:
+        return spec(**values)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key '{key}': {nearest(str(first['loc'][-1]), spec.model_fields)}"
+        else:
+            text = first["msg"].removeprefix("Value error, ")
+            text = text[0].lower() + text[1:] if text.startswith("Input") else text
+            got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+            message = f"{key + ': ' if key else ''}{text}{got}"
+        raise error(f"{where}: {message}") from None
+
+
+def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
+    """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
+
+    Raises :class:`UserError` for an unknown key or a bad value.
+    """
+    values = spec.model_dump()
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        target = values
+        for depth, part in enumerate([*path, last]):
+            if not isinstance(target, dict) or part not in target:
+                known = target if isinstance(target, dict) else {}
+                at = ".".join([*path, last][: depth + 1])
+                raise UserError(f"{where}: unknown key '{at}': {nearest(part, known)}")
+            if depth < len(path):
+                target = target[part]
+        target[last] = value
+    return validated(type(spec), values, where)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises :class:`UserError` naming the file when it can't be read."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def load_search_space(path: Path) -> SearchSpace:
+    """Read and check a search-space file. Raises :class:`UserError` that names the mistake."""
+    return validated(SearchSpace, load_yaml(path), where=str(path))
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that name what `parts` (JSON-able values) describe."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,323 @@
+"""Corpora to packed token blocks: Ray Data reads, splits, tokenizes, packs and writes Parquet once.
+
+Everything about a document follows from its content and the seed: a digest drops duplicates, and a
+seeded hash of the digest decides its split and its place. So the blocks depend neither on the order
+of the files nor on how many machines built them. Blocks are cut from documents joined by EOS.
+
+Workers don't stream: a run's blocks are read once, put into the object store and addressed by
+position (see :class:`BlockOrder`), so that any number of workers trains on the same global batches
+and a resumed run goes on at the exact block.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adept_ray.config import UserError, fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import torch
+
+    from adept_ray.assets import CorpusFiles
+
+FORMAT = 1  # raise when the same inputs would give other blocks
+GENERAL_SPLITS = {"probe": 0.2, "validation": 0.4, "test": 0.4}
+DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+BUCKET_BYTES = 64 * 2**20  # documents are packed in groups of about this much Parquet
+MANIFEST = "blocks.json"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Packed blocks of one split."""
+
+    tokens: np.ndarray
+    """int32 [N, T]: token ids."""
+    bytes: np.ndarray
+    """int64 [N]: UTF-8 bytes of the text that a block's predicted tokens (all but the first) stand for."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, tokens: int) -> Blocks:
+        """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
+        count = -(-tokens // self.tokens.shape[1])
+        return Blocks(self.tokens[:count], self.bytes[:count])
+
+
+@dataclass(frozen=True)
+class BlockSet:
+    """A folder of blocks, one sub-folder per split."""
+
+    folder: Path
+    fingerprint: str
+    splits: Mapping[str, Mapping[str, int]]
+    """Split → number of blocks, documents and bytes."""
+
+    def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
+        """Read a split in its fixed order.
+
+        Raises :class:`UserError` when it holds fewer than `tokens` tokens, saying what the corpus needs.
+        """
+        have = self.splits[split]["blocks"] * seq_len
+        if have < tokens:
+            share = (GENERAL_SPLITS | DOMAIN_SPLITS)[split]
+            raise UserError(
+                f"corpus '{corpus}' is too small: its {split} split ({share:.0%} of the documents) "
+                f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so give about "
+                f"{int(tokens / share) + 1} tokens of text or ask for fewer"
+            )
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
+        flat = table["tokens"].combine_chunks().flatten().to_numpy()
+        return Blocks(flat.reshape(-1, seq_len).astype(np.int32), table["bytes"].to_numpy().astype(np.int64))
+
+
+@dataclass(frozen=True)
+class BlockOrder:
+    """Which block a run sees when: epochs of seeded permutations, joined end to end.
+
+    The global batch of a step depends on the step alone, so a resumed run needs no more than its
+    step number, and every number of workers shares out the same batches.
+    """
+
+    blocks: int
+    seed: int
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """Ids of the `size` blocks of `step` (0-based)."""
+        places = range(step * size, (step + 1) * size)
+        return [int(self._epoch(place // self.blocks)[place % self.blocks]) for place in places]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        return _permutation(self.blocks, self.seed, epoch)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(blocks)
+
+
+def micro_batches(
+    blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the blocks `ids` as batches of at most `size`: ``input_ids`` int64 [B, T] on `device`."""
+    import torch
+
+    for start in range(0, len(ids), size):
+        chunk = blocks.tokens[list(ids[start : start + size])].astype(np.int64)
+        yield {"input_ids": torch.from_numpy(chunk).to(device)}
+
+
+def build_blocks(
+    corpus: CorpusFiles,
+    splits: Mapping[str, float],
+    tokenizer_source: str,
+    tokenizer_revision: str | None,
+    seq_len: int,
+    seed: int,
+    cache: Path,
+    apart_from: CorpusFiles | None = None,
+) -> BlockSet:
+    """Token blocks of `corpus`, split by document; read from the cache when they were built before.
+
+    Documents that are also in `apart_from` are left out, so that general and domain splits never
+    share one. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
+    """
+    name = fingerprint(
+        FORMAT,
+        corpus.fingerprint,
+        apart_from.fingerprint if apart_from else None,
+        _tokenizer_fingerprint(tokenizer_source, tokenizer_revision),
+        seq_len,
+        dict(splits),
+        seed,
+    )
+    folder = cache / "blocks" / name
+    if not (folder / MANIFEST).is_file():
+        _write(folder, corpus, apart_from, splits, tokenizer_source, tokenizer_revision, seq_len, seed)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return BlockSet(folder, name, manifest["splits"])
+
+
+def _write(
+    folder: Path,
+    corpus: CorpusFiles,
+    apart_from: CorpusFiles | None,
+    splits: Mapping[str, float],
+    tokenizer_source: str,
+    tokenizer_revision: str | None,
+    seq_len: int,
+    seed: int,
+) -> None:
+    """Build into a temporary folder and move it into place, so that a half-written one is never read."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    excluded = ray.put(_digests(apart_from) if apart_from else np.array([], dtype="S32"))
+    buckets = 1 + sum(file.stat().st_size for file in corpus.files) // BUCKET_BYTES
+    pack = functools.partial(
+        _pack_bucket,
+        splits=dict(splits),
+        tokenizer=(tokenizer_source, tokenizer_revision),
+        seq_len=seq_len,
+        seed=seed,
+        excluded=excluded,
+    )
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        rows = (
+            ray.data.read_parquet([str(file) for file in corpus.files], columns=["text"])
+            .map_batches(functools.partial(_add_digest, buckets=buckets), batch_format="pandas")
+            .groupby("bucket")
+            .map_groups(pack, batch_format="pandas")
+        )
+        rows.write_parquet(str(scratch), partition_cols=["split"])
+        counts = {split: _settle(scratch, split) for split in splits}
+        (scratch / MANIFEST).write_text(
+            json.dumps({"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}, indent=2)
+        )
+        if folder.exists():  # without a manifest: left by a build that was cut off between two moves
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _settle(folder: Path, split: str) -> dict[str, int]:
+    """Give a split's folder its plain name and count what is in it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    target = folder / split
+    if (folder / f"split={split}").exists():
+        os.replace(folder / f"split={split}", target)
+    else:
+        target.mkdir()
+        schema = pa.schema([("bytes", pa.int64()), ("documents", pa.int64())])
+        pq.write_table(schema.empty_table(), target / "empty.parquet")
+    table = pq.read_table(target, columns=["bytes", "documents"])
+    total = {name: int(pc.sum(table[name]).as_py() or 0) for name in ("documents", "bytes")}
+    return {"blocks": table.num_rows, **total}
+
+
+def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
+    """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
+    texts = batch["text"].fillna("").str.strip()
+    texts = texts[texts != ""]
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    return texts.to_frame("text").assign(
+        digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
+    )
+
+
+def _digests(corpus: CorpusFiles) -> np.ndarray:
+    """Sorted content digests of all documents of a corpus."""
+    import ray.data
+
+    rows = ray.data.read_parquet([str(file) for file in corpus.files], columns=["text"])
+    hashed = rows.map_batches(functools.partial(_add_digest, buckets=1), batch_format="pandas")
+    return np.unique(hashed.select_columns(["digest"]).to_pandas()["digest"].to_numpy().astype("S32"))
+
+
+def _pack_bucket(
+    documents: pd.DataFrame,
+    splits: Mapping[str, float],
+    tokenizer: tuple[str, str | None],
+    seq_len: int,
+    seed: int,
+    excluded: Any,
+) -> pa.Table:
+    """Deduplicate, split, tokenize and pack one bucket of documents into rows of one block each."""
+    import pyarrow as pa
+    import ray
+
+    documents = documents.drop_duplicates("digest")
+    documents = documents[~np.isin(documents["digest"].to_numpy().astype("S32"), ray.get(excluded))]
+    keys = [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in documents["digest"]]
+    documents = documents.assign(key=keys).sort_values("key")
+    draws = np.array([int.from_bytes(key[:8], "big") / 2**64 for key in documents["key"]])
+    edges = np.cumsum(list(splits.values()))
+    chosen = np.searchsorted(edges, draws * edges[-1], side="right")
+    parts = []
+    for number, split in enumerate(splits):
+        texts = documents["text"].to_numpy()[chosen == number]
+        rows = _pack(texts, _tokenizer(*tokenizer), seq_len)
+        bucket = int(documents["bucket"].iloc[0]) if len(documents) else 0
+        for name, value in (("bucket", bucket), ("split", split)):
+            rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+        parts.append(rows)
+    return pa.concat_tables(parts)
+
+
+def _pack(texts: Sequence[str], tokenizer: Any, seq_len: int, batch: int = 1000) -> pa.Table:
+    """Join documents by EOS and cut the stream into blocks; what is left over at the end is dropped."""
+    import pyarrow as pa
+
+    tokens, sizes, starts = [], [], []
+    for at in range(0, len(texts), batch):
+        chunk = list(texts[at : at + batch])
+        for text, encoding in zip(chunk, tokenizer.backend_tokenizer.encode_batch(chunk, False), strict=True):
+            tokens.append(np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.int32))
+            sizes.append(np.append(token_bytes(text, encoding.offsets), 0))
+            starts.append(np.arange(len(encoding.ids) + 1) == 0)
+    count = sum(map(len, tokens)) // seq_len
+
+    def cut(pieces: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([*pieces, np.array([], np.int32)])[: count * seq_len].reshape(count, seq_len)
+
+    flat = pa.array(cut(tokens).astype(np.int32).ravel())
+    columns = {
+        "row": np.arange(count),
+        "tokens": pa.FixedSizeListArray.from_arrays(flat, seq_len),
+        "bytes": cut(sizes)[:, 1:].sum(axis=1).astype(np.int64),
+        "documents": cut(starts).sum(axis=1).astype(np.int64),
+    }
+    return pa.table(columns)
+
+
+def token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """UTF-8 bytes that each token stands for, from its (start, end) in characters.
+
+    A character split over several tokens is counted once, with the first of them; what a tokenizer
+    skips between two tokens counts with the second.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    upto = np.concatenate([[0], np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))])
+    ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
+    return np.diff(upto[ends], prepend=0)
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(source: str, revision: str | None) -> Any:
+    from adept_ray.backbones import load_tokenizer
+
+    tokenizer = load_tokenizer(source, revision)
+    tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _tokenizer_fingerprint(source: str, revision: str | None) -> str:
+    tokenizer = _tokenizer(source, revision)
+    return fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)

@@ -1,0 +1,126 @@
+"""What a person sees in the terminal: stages with their progress, a live table of trials."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Update = Callable[[int, int], None]
+COLUMNS = ("trial", "k", "rate", "step", "general Δ %", "domain Δ %", "score", "state")
+
+
+class Display:
+    """Writes to the terminal; to a file or a pipe it writes a line per event instead of live pictures."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.seconds: dict[str, float] = {}
+        """Wall clock of each stage so far."""
+        self._started = time.monotonic()
+
+    def total(self) -> float:
+        """Seconds since the command began."""
+        return round(time.monotonic() - self._started, 1)
+
+    def say(self, text: str) -> None:
+        """One line (or more)."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[Update]:
+        """Show that a stage runs; yields a function that takes (done, of)."""
+        started = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        if not self.console.is_terminal:
+            self.say(f"{what} …")
+            bar.disable = True
+        task = bar.add_task(what, total=None)
+        try:
+            with bar:
+                yield lambda done, of: bar.update(task, completed=done, total=of)
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
+        self.say(f"{what}: {self.seconds[name]:.1f} s")
+
+    def importance(self, importance: Mapping[str, Any]) -> None:
+        """The importance of every layer as a table with bars, least important first."""
+        rows = {row["layer"]: row for row in importance["layers"]}
+        most = max(row["mean"] for row in rows.values())
+        table = Table("layer", "nats per token", "", box=None, header_style="bold")
+        for layer in importance["order"]:
+            mean, error = rows[layer]["mean"], rows[layer]["standard_error"]
+            # A square root keeps the small ones apart beside a first layer that is fifty times as large.
+            bar = "█" * round(40 * math.sqrt(max(mean, 0) / most)) if most > 0 else ""
+            table.add_row(str(layer), f"{mean:.4f} ± {error:.4f}", bar)
+        self.console.print(table)
+        self.say(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
+
+    @contextmanager
+    def trials(
+        self, total: int
+    ) -> Iterator[Callable[[Mapping[str, tuple[int, int]], Sequence[Mapping[str, Any]]], None]]:
+        """A live table; yields a function that takes the progress of each trial and the trials' rows."""
+        started, told = time.monotonic(), set()
+        live = Live(console=self.console, auto_refresh=False, transient=False)
+
+        def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]) -> None:
+            over = [row for row in rows if row["state"] != "running"]
+            clock = f"search: {len(over)} of {total} trials over, {time.monotonic() - started:.0f} s"
+            if self.console.is_terminal:
+                live.update(Group(trials_table(rows, progress), clock), refresh=True)
+                return
+            for row in over:
+                if row["trial"] not in told:
+                    told.add(row["trial"])
+                    self.say(
+                        "  ".join(f"{n} {v}" for n, v in zip(COLUMNS, cells(row, progress), strict=True))
+                    )
+
+        if not self.console.is_terminal:
+            yield show
+            return
+        with live:
+            yield show
+
+
+def trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> Table:
+    """The trials so far as a table."""
+    table = Table(box=None, header_style="bold")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+    best = max((row["score"] for row in rows if row["state"] == "finished"), default=None)
+    for row in rows:
+        leads = best is not None and row["score"] == best and row["state"] == "finished"
+        table.add_row(
+            *cells(row, progress), style="green" if leads else "dim" if row["state"] == "stopped" else ""
+        )
+    return table
+
+
+def cells(row: Mapping[str, Any], progress: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A trial's row as short texts, in the order of COLUMNS."""
+    done, of = progress.get(row["trial"], (0, 0))
+    rate = f"{row['base_lr']:.1e}" if "base_lr" in row else "–"
+    deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
+    return [row["trial"], str(row["k"]), rate, f"{done}/{of}" if of else "–", *deltas, row["state"]]
+
+
+def signed(value: float | None) -> str:
+    """A percentage with its sign, or a dash where there is none yet."""
+    return "–" if value is None else f"{value:+.2f}"

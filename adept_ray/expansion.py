@@ -1,0 +1,119 @@
+"""Choosing layers, copying them as identities, writing the result as a plain model folder (pure torch)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adept_ray.anatomy import family_of, layer_parameters, layers_of, moved, output_projections
+from adept_ray.config import UserError
+from adept_ray.importance import LayerImportance
+
+RECORD = "adept.json"
+
+
+def check_depth(k: int, layers: int) -> None:
+    """Raise :class:`UserError` unless 0 <= k <= number of layers."""
+    if not 0 <= k <= layers:
+        raise UserError(f"k is {k}: it must be at least 0 and at most the number of layers, {layers}")
+
+
+def select_layers(importance: LayerImportance, k: int) -> tuple[int, ...]:
+    """S_k: ids of the k least important layers, ascending (paper, eq. 3). S_k is nested in S_{k+1}.
+
+    Raises :class:`UserError` unless 0 <= k <= number of layers.
+    """
+    check_depth(k, len(importance.mean))
+    return tuple(sorted(importance.order[:k]))
+
+
+def added_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Ids that the copies of `layers` (ascending) get in the expanded model: each right behind its source."""
+    return tuple(source + 1 + copies for copies, source in enumerate(sorted(layers)))
+
+
+def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
+    """Put an identity copy behind each of `layers` (ids in `model`), in place, and freeze all the rest.
+
+    A copy's output projections are zero, so it adds exactly 0 to the residual stream and the logits
+    stay bit-identical (paper, eq. 4). Layer numbers and every per-layer list of the config follow.
+    Afterwards only the copies require gradients. Returns the ids of the copies, ascending.
+    Raises :class:`UserError` for an unsupported family, an unknown or a repeated layer.
+    """
+    family, blocks = family_of(model), layers_of(model)
+    chosen = sorted(layers)
+    layer_parameters(model, chosen)  # checks that they exist
+    if len(set(chosen)) != len(chosen):
+        raise UserError(f"layers {chosen}: each layer can be copied once")
+    sources = sorted([*range(len(blocks)), *chosen])  # what each layer of the expanded model is made from
+    added = added_layers(chosen)
+    expanded = [_identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)]
+    model.requires_grad_(False)
+    for new_id, layer in enumerate(expanded):
+        layer.requires_grad_(new_id in added)
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = new_id
+    _follow(model.config, family.per_layer_config, sources)
+    parent = model.get_submodule(family.layers.rpartition(".")[0])
+    setattr(parent, family.layers.rpartition(".")[2], nn.ModuleList(expanded))
+    return added
+
+
+def _identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
+    # The config stays shared: a later change of it (the attention implementation, say) is for all layers.
+    twin = copy.deepcopy(layer, {id(model.config): model.config})
+    with torch.no_grad():
+        for projection in output_projections(model, twin):
+            for parameter in projection.parameters():
+                parameter.zero_()
+    return twin
+
+
+def _follow(config: Any, per_layer: Sequence[str], sources: Sequence[int]) -> None:
+    """Make the config describe layers made from `sources`: their count and every per-layer list."""
+    config.num_hidden_layers = len(sources)
+    for name in per_layer:
+        entries = getattr(config, name, None)
+        if entries is not None:
+            setattr(config, name, [entries[source] for source in sources])
+
+
+def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict[str, float]:
+    """Unit importances of the fresh copies of `layers`: those of their sources, under the copies' names.
+
+    In the copy itself every unit's |θ·g| is exactly 0 at this moment: the zeroed projections have
+    θ = 0 and let no gradient upstream. `units` is what :func:`unit_importance` gave on the backbone.
+    Raises :class:`UserError` when it lacks a chosen layer.
+    """
+    result: dict[str, float] = {}
+    for source, added in zip(sorted(layers), added_layers(layers), strict=True):
+        prefix = f".{source}."
+        found = {moved(name, added): value for name, value in units.items() if prefix in name}
+        if not found:
+            raise UserError(f"no unit importance for layer {source}: measure it before expanding")
+        result |= found
+    return result
+
+
+def export(
+    model: Any, folder: Path | str, tokenizer: Any = None, record: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `model` as a plain Hugging Face folder that ``AutoModelForCausalLM`` loads without remote code.
+
+    `record` (the added layers, where they came from, …) is written to ``adept.json`` beside it, so
+    that added layers are never guessed from weights. Returns the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    (folder / RECORD).write_text(json.dumps(dict(record or {}), indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,206 @@
+"""What every command does first: find backbone and corpora, build token blocks, measure importance.
+
+Each result is kept in the cache under the fingerprint of all that made it, so a second run reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adept_ray import launch
+from adept_ray.anatomy import family_named
+from adept_ray.assets import CorpusFiles, resolve_corpus
+from adept_ray.backbones import Backbone, resolve_backbone
+from adept_ray.config import RunSpec, fingerprint
+from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
+from adept_ray.display import Display
+from adept_ray.importance import LayerImportance
+from adept_ray.probe import ProbeJob
+from adept_ray.storage import write_json
+
+PROBE_VERSION = 1  # raise when the same model and probe would give other numbers
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Backbone and corpora, found and checked, before anything expensive."""
+
+    backbone: Backbone
+    layers: int
+    """Number of layers of the backbone."""
+    general: CorpusFiles
+    domain: CorpusFiles | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Blocks, importance and the backbone's own losses: what a search or a training starts from."""
+
+    sources: Sources
+    sets: Mapping[str, BlockSet]
+    """``general`` and ``domain`` → all blocks of the corpus."""
+    blocks: Mapping[str, Blocks]
+    """The blocks this run uses: probe, remeasure, general, domain (validation), train."""
+    importance: Mapping[str, Any]
+    """Content of importance.json."""
+    before: Mapping[str, list[float]]
+    """``general`` and ``domain`` → the backbone's loss of each validation block, nats."""
+
+    @property
+    def layer_importance(self) -> LayerImportance:
+        """The layer importance in the form that the method takes."""
+        rows = self.importance["layers"]
+        return LayerImportance(
+            tuple(row["mean"] for row in rows),
+            tuple(row["standard_error"] for row in rows),
+            self.importance["base_loss"],
+        )
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Names of all that the run was made from."""
+        made = {
+            "backbone": self.sources.backbone.fingerprint,
+            "general corpus": self.sources.general.fingerprint,
+        }
+        if self.sources.domain:
+            made["domain corpus"] = self.sources.domain.fingerprint
+        return made | {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
+
+
+def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> Sources:
+    """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
+    with display.stage("assets", "backbone and corpora"):
+        backbone = resolve_backbone(run.backbone, run.cache)
+        layers = layer_count(backbone)
+        general = resolve_corpus(run.general, run.text_column, run.cache)
+        domain = resolve_corpus(run.domain, run.text_column, run.cache) if with_domain else None
+    return Sources(backbone, layers, general, domain)
+
+
+def layer_count(backbone: Backbone) -> int:
+    """Number of layers from the config alone. Raises :class:`UserError` for an unsupported family."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(backbone.source, revision=backbone.revision)
+    family_named(config.model_type)
+    return config.num_hidden_layers
+
+
+def prepare(run: RunSpec, sources: Sources, display: Display, board: Any, ray_storage: str) -> Prepared:
+    """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
+
+    Raises :class:`UserError` when a corpus is too small for its splits.
+    """
+    with display.stage("blocks", "token blocks"):
+        sets = token_blocks(run, sources)
+        wanted = {
+            "probe": ("general", "probe", run.probe_tokens),
+            "remeasure": ("general", "probe", run.remeasure_tokens),
+            "general": ("general", "validation", run.validation_tokens),
+        }
+        if sources.domain:
+            wanted["domain"] = ("domain", "validation", run.validation_tokens)
+        blocks = held_out(run, sets, wanted)
+        if sources.domain:
+            blocks["train"] = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain)
+    with (
+        display.stage("probe", "stage 1, importance of layers and units") as update,
+        launch.watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
+    ):
+        importance, before = stage_one(run, sources, sets, blocks, board, ray_storage)
+    return Prepared(sources, sets, blocks, importance, before)
+
+
+def token_blocks(run: RunSpec, sources: Sources) -> dict[str, BlockSet]:
+    """All blocks of the corpora, from the cache or built now."""
+    backbone = sources.backbone
+    common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.cache)
+    sets = {"general": build_blocks(sources.general, GENERAL_SPLITS, *common)}
+    if sources.domain:
+        sets["domain"] = build_blocks(sources.domain, DOMAIN_SPLITS, *common, apart_from=sources.general)
+    return sets
+
+
+def held_out(
+    run: RunSpec, sets: Mapping[str, BlockSet], wanted: Mapping[str, tuple[str, str, int]]
+) -> dict[str, Blocks]:
+    """The first blocks of splits: name → (side, split, tokens)."""
+    return {
+        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).first(tokens)
+        for name, (side, split, tokens) in wanted.items()
+    }
+
+
+def stage_one(
+    run: RunSpec,
+    sources: Sources,
+    sets: Mapping[str, BlockSet],
+    blocks: Mapping[str, Blocks],
+    board: Any,
+    ray_storage: str,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
+    model = (PROBE_VERSION, sources.backbone.fingerprint, run.seq_len)
+    probe_file = cached(run, "probes", *model, sets["general"].fingerprint, run.probe_tokens)
+    nats_files = {
+        side: cached(run, "losses", *model, sets[side].fingerprint, run.validation_tokens) for side in sets
+    }
+    missing = [side for side, file in nats_files.items() if not file.exists()]
+    if missing or not probe_file.exists():
+        import ray
+
+        job = ProbeJob(
+            sources.backbone.source,
+            sources.backbone.revision,
+            run.micro_batch,
+            importance=not probe_file.exists(),
+            held_out=tuple(missing),
+        )
+        reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
+        result = launch.fit("probe", job, reference, run, "probe", ray_storage, board)
+        with result.checkpoint.as_directory() as folder:
+            measured = json.loads((Path(folder) / "probe.json").read_text())
+        if job.importance:
+            made_from = {
+                "backbone": sources.backbone.name,
+                "fingerprint": sources.backbone.fingerprint,
+                "corpus": sources.general.name,
+                "blocks": sets["general"].fingerprint,
+                "tokens": len(blocks["probe"]) * run.seq_len,
+                "seq_len": run.seq_len,
+            }
+            write_json(probe_file, {**measured["importance"], "made_from": made_from})
+        for side, nats in measured["nats"].items():
+            write_json(nats_files[side], {"nats": nats})
+    before = {side: json.loads(file.read_text())["nats"] for side, file in nats_files.items()}
+    return json.loads(probe_file.read_text()), before
+
+
+def cached(run: RunSpec, kind: str, *parts: Any) -> Path:
+    """Where the cache keeps a result of that kind made from `parts`."""
+    return run.cache / kind / f"{fingerprint(*parts)}.json"
+
+
+def test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
+    """The test splits of both sides; only for the chosen model, once."""
+    return held_out(run, sets, {side: (side, "test", run.test_tokens) for side in ("general", "domain")})
+
+
+def check_sizes(run: RunSpec, sets: Mapping[str, BlockSet]) -> None:
+    """Raise :class:`UserError` now rather than at the end when a test split is too small."""
+    test_blocks(run, sets)
+
+
+def notes(sources: Sources) -> dict[str, str]:
+    """Where things come from and under which licence."""
+    found: Sequence[tuple[str, Any]] = (
+        ("backbone", sources.backbone),
+        ("general", sources.general),
+        ("domain", sources.domain),
+    )
+    return {side: f"{source.name}: {source.note}" for side, source in found if source}

@@ -1,0 +1,32 @@
+"""This process among its peers: rank, number of ranks, sums over all of them.
+
+Outside `torch.distributed` there is one rank and a sum is the value itself, so code written with
+these functions runs unchanged in a notebook.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 to world_size() - 1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def summed(values: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """`values` summed over all ranks, on the device they came on.
+
+    `device` is where the backend can reduce (NCCL: the GPU); default: where `values` are.
+    """
+    if world_size() == 1:
+        return values
+    total = values.to(device) if device is not None else values.clone()
+    dist.all_reduce(total)
+    return total.to(values.device)

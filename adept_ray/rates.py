@@ -1,0 +1,123 @@
+"""Unit importance → scale → one optimizer group per unit (stage 2 of ADEPT; pure torch).
+
+Rate of a unit = base rate × schedule(step) × scale, and scale = 2·(1 − Ĩ) (paper, eq. 6), where Ĩ is
+the unit's importance brought into [0, 1] among the units of all added layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adept_ray.anatomy import is_norm, layer_parameters, unit_of
+from adept_ray.config import Normalization, UserError
+
+UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1
+
+
+def unit_scales(importance: Mapping[str, float], normalization: Normalization = "rank") -> dict[str, float]:
+    """Scale (0…2) of every parameter, from parameter name → importance of its unit.
+
+    ``rank`` (default): the unit's average rank among all units, so the mean scale over units is
+    exactly 1. ``minmax``: linear between the least and the most important unit (the authors' code);
+    ``minmax_by_kind``: the same, norms and matrices apart. ``none``: every scale is 1. Equal
+    importances get equal scales. Raises :class:`UserError` for an importance that isn't finite.
+    """
+    units = {unit_of(name): value for name, value in importance.items()}
+    for unit, value in units.items():
+        if not math.isfinite(value):
+            raise UserError(f"the importance of {unit} is {value}: the probe must give finite numbers")
+    normalized = _normalized(units, normalization)
+    return {name: 2 * (1 - normalized[unit_of(name)]) for name in importance}
+
+
+def unit_rates(
+    importance: Mapping[str, float], base_lr: float, normalization: Normalization = "rank"
+) -> dict[str, float]:
+    """Learning rate of every parameter: `base_lr` times its scale (paper, eq. 6; see :func:`unit_scales`)."""
+    return {name: base_lr * scale for name, scale in unit_scales(importance, normalization).items()}
+
+
+def _normalized(units: Mapping[str, float], normalization: Normalization) -> dict[str, float]:
+    if normalization == "none":
+        return dict.fromkeys(units, UNINFORMED)
+    if normalization == "rank":
+        return _ranks(units)
+    if normalization == "minmax":
+        return _minmax(units)
+    if normalization == "minmax_by_kind":
+        norms = {unit: value for unit, value in units.items() if is_norm(unit)}
+        return _minmax(norms) | _minmax({u: v for u, v in units.items() if u not in norms})
+    raise UserError(f"unknown normalization '{normalization}': use rank, minmax, minmax_by_kind or none")
+
+
+def _ranks(units: Mapping[str, float]) -> dict[str, float]:
+    """Average rank of each value over [0, 1]; ties share theirs, so the mean is 1/2 whatever the ties."""
+    ordered = sorted(units.values())
+    if len(ordered) < 2:
+        return dict.fromkeys(units, UNINFORMED)
+    first = {value: i for i, value in reversed(list(enumerate(ordered)))}
+    last = {value: i for i, value in enumerate(ordered)}
+    return {unit: (first[v] + last[v]) / 2 / (len(ordered) - 1) for unit, v in units.items()}
+
+
+def _minmax(units: Mapping[str, float]) -> dict[str, float]:
+    if not units:
+        return {}
+    low, high = min(units.values()), max(units.values())
+    if low == high:
+        return dict.fromkeys(units, UNINFORMED)
+    return {unit: (value - low) / (high - low) for unit, value in units.items()}
+
+
+def parameter_groups(
+    model: nn.Module, added: Sequence[int], weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """One optimizer group per unit of the added layers, each with its ``unit`` name.
+
+    Norms and biases get no weight decay; where that parts a bias from its matrix, the unit has a
+    second group of the same name and rate. Raises :class:`UserError` if a trainable parameter of the
+    model lies outside the added layers, or one inside is frozen: every trainable parameter is in
+    exactly one group.
+    """
+    inside = layer_parameters(model, added)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    if stray := trainable ^ set(inside):
+        raise UserError(
+            f"trainable parameters and added layers disagree about {', '.join(sorted(stray)[:3])}"
+        )
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, parameter in inside.items():
+        unit, decay = unit_of(name), weight_decay if parameter.ndim > 1 else 0.0
+        group = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
+        groups.setdefault((unit, decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, base_lr: float, schedule: float, scales: Mapping[str, float]
+) -> None:
+    """Set every group's rate to base rate × schedule × scale; call it before each step.
+
+    `scales` goes by parameter name, as :func:`unit_scales` returns it. The rate is always computed
+    from scratch, so schedule, re-measuring and resuming can't disagree. Raises :class:`UserError`
+    for a group whose unit has no scale.
+    """
+    by_unit = {unit_of(name): scale for name, scale in scales.items()}
+    for group in optimizer.param_groups:
+        if group["unit"] not in by_unit:
+            raise UserError(f"no scale for unit {group['unit']}")
+        group["lr"] = base_lr * schedule * by_unit[group["unit"]]
+
+
+def schedule(step: int, steps: int, warmup: float, final: float) -> float:
+    """Factor of the rate at `step` (0-based) of `steps`: linear warm-up, then a cosine down to `final`."""
+    rising = int(warmup * steps)  # below `steps`: the full rate is always reached
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    through = (step - rising) / max(1, steps - rising)
+    return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, through))) / 2

@@ -1,0 +1,297 @@
+"""The search for k: Ray Tune and Optuna over trials of stage 2, and the rule that chooses among them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from adept_ray import launch
+from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.expansion import check_depth, select_layers
+from adept_ray.importance import LayerImportance
+from adept_ray.train import TrainJob
+
+STARTUP_TRIALS = 4  # proposed at random (after the settings under `first`) before TPE models the score
+HALVING = 2  # a report below the better half of its rung ends the trial
+EXPERIMENT = "search"
+
+
+class Verdicts(ASHAScheduler):
+    """ASHA that never ends a trial itself: it posts its decision for the trial's workers to act on.
+
+    A trial that Tune ends from outside can leave Ray Train's workers holding their CPUs; one that
+    returns from its own loop frees everything. Workers wait for the verdict on each report, so
+    when a trial stops doesn't depend on timing.
+    """
+
+    def __init__(self, board: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._board = board
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        board = ray.get_actor(self._board)
+        board.decide.remote(trial_name(trial), result["report"], decision == TrialScheduler.STOP)
+        return TrialScheduler.CONTINUE
+
+
+class Proposals(OptunaSearch):
+    """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        finished = bool(result and result.get("done"))
+        super().on_trial_complete(trial_id, result if finished else None, error)
+
+
+class Rows(tune.Callback):
+    """Posts each trial's latest row to the board."""
+
+    def __init__(self, board: str, describe: Any) -> None:
+        self._board, self._describe = board, describe
+
+    def _post(self, trial: Any, state: str) -> None:
+        row = self._describe(trial_name(trial), trial.config, trial.last_result or {}, state)
+        ray.get_actor(self._board).note.remote(row)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._post(trial, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        row = self._describe(trial_name(trial), trial.config, result, "running")
+        ray.get_actor(self._board).note.remote(row)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._post(trial, ended(trial.last_result))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._post(trial, "failed")
+
+
+def trial_name(trial: Any) -> str:
+    """trial-001, trial-002, … in the order in which they were proposed."""
+    return f"trial-{int(trial.trial_id.rpartition('_')[2]) + 1:03d}"
+
+
+def ended(metrics: Mapping[str, Any] | None) -> str:
+    """State of a trial that ended without an error."""
+    return "finished" if metrics and metrics.get("done") else "stopped"
+
+
+def describe(
+    name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, importance: LayerImportance
+) -> dict[str, Any]:
+    """A row of trials.csv; numbers are None before the first report."""
+    names = (
+        "general_bpb",
+        "domain_bpb",
+        "general_delta",
+        "domain_delta",
+        "score",
+        "score_se",
+        "tokens",
+        "seconds",
+    )
+    layers = select_layers(importance, config["k"])
+    return {
+        "trial": name,
+        "k": config["k"],
+        "layers": " ".join(map(str, layers)),
+        **{key: value for key, value in config.items() if key != "k"},
+        **{key: metrics.get(key) for key in names},
+        "state": state,
+    }
+
+
+def check_space(space: SearchSpace, layers: int) -> None:
+    """Raise :class:`UserError` when the range of k leaves 0 … number of layers."""
+    values = space.parameters["k"].values + tuple(setting["k"] for setting in space.first)
+    for k in values:
+        check_depth(k, layers)
+
+
+def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
+    """Optuna's form of a range; a fixed value is a choice of one."""
+    if searched.kind == "int":
+        return optuna.distributions.IntDistribution(*searched.values)
+    if searched.kind in ("float", "log"):
+        return optuna.distributions.FloatDistribution(*searched.values, log=searched.kind == "log")
+    return optuna.distributions.CategoricalDistribution(searched.values)
+
+
+def trial(
+    config: dict[str, Any],
+    run: SearchRun,
+    job: TrainJob,
+    importance: LayerImportance,
+    blocks: Any,
+    storage: str,
+) -> None:
+    """One trial, in a process of Tune's: stage 2 on workers of its own, reports passed on to Tune."""
+    layers = select_layers(importance, config["k"])
+    job = replace(
+        job,
+        training=overlay(job.training, config),
+        layers=layers,
+        units={n: v for n, v in job.units.items() if any(f".{layer}." in n for layer in layers)},
+    )
+    name = tune.get_context().get_trial_name()
+    board = ray.get_actor(launch.board_name(run))
+    launch.fit("train", job, blocks, run, name, storage, board, tuned=True, judged=True)
+
+
+def search(
+    run: SearchRun,
+    space: SearchSpace,
+    job: TrainJob,
+    importance: LayerImportance,
+    blocks: Any,
+    storage: str,
+) -> list[dict[str, Any]]:
+    """Run (or continue) the trials; returns one row a trial, as trials.csv has them, plus ``checkpoint``.
+
+    `job` holds what all trials share; `blocks` is an object reference. Raises :class:`UserError`
+    when every trial failed, KeyboardInterrupt when the search was interrupted.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            trial, run=run, job=job, importance=importance, blocks=blocks, storage=f"{storage}/trials"
+        ),
+        {"CPU": 0.01},
+    )
+    experiment = f"{storage}/{EXPERIMENT}"
+    if run.resume and tune.Tuner.can_restore(experiment):
+        tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True)
+    else:
+        tuner = new_tuner(run, space, job.report_steps, importance, trainable, storage)
+    tuner.fit()
+    trials = tune.ExperimentAnalysis(experiment).trials
+    rows = sorted((final_row(trial, importance) for trial in trials), key=lambda row: row["trial"])
+    if sum(row["state"] != "interrupted" for row in rows) < run.trials:
+        raise KeyboardInterrupt
+    if all(row["state"] == "failed" for row in rows):
+        raise UserError(f"all {len(rows)} trials failed; the first with: {cause(trials[0])}")
+    return rows
+
+
+def new_tuner(
+    run: SearchRun,
+    space: SearchSpace,
+    report_steps: Sequence[int],
+    importance: LayerImportance,
+    trainable: Any,
+    storage: str,
+) -> tune.Tuner:
+    """The tuner of a search that begins."""
+    board = launch.board_name(run)
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=run.trials,
+            max_concurrent_trials=1,
+            search_alg=Proposals(
+                space={name: distribution(searched) for name, searched in space.parameters.items()},
+                metric="score",
+                mode="max",
+                points_to_evaluate=[dict(setting) for setting in space.first],
+                sampler=optuna.samplers.TPESampler(seed=run.seed, n_startup_trials=STARTUP_TRIALS),
+            ),
+            scheduler=Verdicts(
+                board,
+                time_attr="report",
+                grace_period=1,
+                max_t=len(report_steps),
+                reduction_factor=HALVING,
+                stop_last_trials=False,
+            ),
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=EXPERIMENT,
+            storage_path=storage,
+            verbose=0,
+            callbacks=[Rows(board, functools.partial(describe, importance=importance))],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def final_row(trial: Any, importance: LayerImportance) -> dict[str, Any]:
+    """The row of a trial after the search, with the path of its last ``checkpoint``."""
+    metrics = trial.last_result or {}
+    state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
+    row = describe(trial_name(trial), trial.config, metrics, state, importance)
+    return {**row, "checkpoint": metrics.get("checkpoint_path")}
+
+
+def cause(trial: Any) -> str:
+    """The innermost line of a failed trial's error, which came through several processes."""
+    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+    return lines[-1] if lines else "an error without a message"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial and why."""
+
+    k: int
+    trial: str
+    score: float
+    best_k: int
+    best_score: float
+    threshold: float
+    reason: str
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> Choice:
+    """The smallest k whose best score lies within one standard error of the best (the 1-SE rule).
+
+    Only finished trials count, since others saw fewer tokens. The standard error is the best
+    trial's, over validation blocks, paired with the untouched backbone. An added layer costs
+    inference time for ever, so a larger k must earn it. Raises :class:`UserError` without a finished trial.
+    """
+    finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
+    if not finished:
+        raise UserError("no trial was trained to its end, so there is no k to choose: run more trials")
+    per_k: dict[int, Mapping[str, Any]] = {}
+    for row in finished:
+        if row["k"] not in per_k or row["score"] > per_k[row["k"]]["score"]:
+            per_k[row["k"]] = row
+    best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
+    error = best["score_se"] if math.isfinite(best["score_se"]) else 0.0
+    threshold = best["score"] - error
+    chosen = per_k[min(k for k, row in per_k.items() if row["score"] >= threshold)]
+    if chosen is best:
+        reason = (
+            f"k = {best['k']} has the best score, {best['score']:.2f} ± {error:.2f}, and no smaller k that "
+            f"was trained to its end comes within one standard error of it."
+        )
+    else:
+        reason = (
+            f"k = {chosen['k']} scores {chosen['score']:.2f}, within one standard error ({error:.2f}) of the "
+            f"best, {best['score']:.2f} at k = {best['k']}, and it adds fewer layers."
+        )
+    return Choice(chosen["k"], chosen["trial"], chosen["score"], best["k"], best["score"], threshold, reason)
+
+
+def training_of(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
+    """The training specification of a trial's row."""
+    return overlay(
+        base, {name: row[name] for name in TrainingSpec.model_fields if name in row and name != "tokens"}
+    )

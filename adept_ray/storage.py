@@ -1,0 +1,140 @@
+"""The results folder: where a run's files go, on this machine or behind a URI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adept_ray.config import RunSpec, UserError
+
+RAY = "ray"  # sub-folder for what Ray Train and Ray Tune keep
+
+
+class Results:
+    """Folder NAME under a storage.
+
+    Files are written to `folder`. For a URI that is a temporary folder which :meth:`publish` copies
+    to its place; Ray writes to `ray` directly in both cases.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.place = f"{storage.rstrip('/')}/{name}"
+        self._remote = "://" in storage
+        self.folder = Path(tempfile.mkdtemp()) if self._remote else Path(self.place).resolve()
+        self.ray = f"{self.place}/{RAY}" if self._remote else str(self.folder / RAY)
+
+    def exists(self) -> bool:
+        """Whether a run of that name has begun."""
+        if not self._remote:
+            return (self.folder / "run.json").exists()
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
+
+    def open(self, resume: bool) -> None:
+        """Make the folder and check that it can be written to.
+
+        Raises :class:`UserError` when it can't, or when a run of that name exists and is not to be
+        resumed, or is to be resumed and doesn't exist.
+        """
+        try:
+            exists = self.exists()
+            if exists and not resume:
+                raise UserError(f"{self.place} exists: choose another --name, or continue it with --resume")
+            if resume and not exists:
+                raise UserError(f"{self.place} holds no run to resume: check --name and --storage")
+            if self._remote:
+                self._check_remote(download=resume)
+            else:
+                (self.folder / RAY).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+        except OSError as problem:
+            raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
+
+    def _check_remote(self, download: bool) -> None:
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        filesystem.create_dir(path)
+        with filesystem.open_output_stream(f"{path}/.writable") as stream:
+            stream.write(b"")
+        filesystem.delete_file(f"{path}/.writable")
+        if download:
+            for name in ("run.json", "importance.json"):
+                if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
+                    fs.copy_files(f"{path}/{name}", str(self.folder / name), filesystem, fs.LocalFileSystem())
+
+    def filesystem(self) -> tuple[Any, str]:
+        """pyarrow's file system of the place and the path on it. Raises :class:`UserError` for a bad URI."""
+        from pyarrow import fs
+
+        if not self._remote:
+            return fs.LocalFileSystem(), str(self.folder)
+        try:
+            return fs.FileSystem.from_uri(self.place)
+        except (ValueError, OSError) as problem:
+            raise UserError(f"{self.place} is not a URI that storage can be reached by: {problem}") from None
+
+    def checkpoint(self, path: str) -> Any:
+        """Ray's handle of the checkpoint that a run reported under `path`."""
+        from ray.train import Checkpoint
+
+        return Checkpoint(path, self.filesystem()[0])
+
+    def delete(self, path: str) -> None:
+        """Remove a folder of Ray's, given as Ray reports it; none is fine."""
+        from pyarrow import fs
+
+        filesystem = self.filesystem()[0]
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def take(self, folder: Path, name: str) -> None:
+        """Copy a folder that a worker made to the place `name`."""
+        shutil.copytree(folder, self.folder / name, dirs_exist_ok=True)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file whole or not at all."""
+        return write_text(self.folder / name, text)
+
+    def publish(self) -> str:
+        """Copy what was written to its place (nothing to do for a local one); returns the place."""
+        if self._remote:
+            from pyarrow import fs
+
+            filesystem, path = self.filesystem()
+            fs.copy_files(str(self.folder), path, fs.LocalFileSystem(), filesystem)
+            shutil.rmtree(self.folder)
+            return self.place
+        return str(self.folder)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(scratch, path)
+    path.chmod(0o644)
+    return path
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write JSON whole or not at all."""
+    return write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def default_name(run: RunSpec, what: str = "") -> str:
+    """A name for the results folder: what, backbone, domain and time."""
+    parts = [what, Path(run.backbone).stem, Path(run.domain).stem, time.strftime("%Y%m%d-%H%M%S")]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

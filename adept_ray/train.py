@@ -1,0 +1,222 @@
+"""Stage 2, what every Ray Train worker runs: expand, tune with unit-wise rates, measure again, score.
+
+:func:`train` is the loop; :func:`conclude` looks once at the test splits and exports the model. Both
+are ordinary functions of their arguments: Ray, the command line and the tests call the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adept_ray.anatomy import layer_parameters, unit_of
+from adept_ray.backbones import load_model, load_tokenizer
+from adept_ray.checkpoint import TrainState
+from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.corpus import BlockOrder, Blocks, micro_batches
+from adept_ray.expansion import expand, export, source_importance
+from adept_ray.importance import unit_importance
+from adept_ray.loss import next_token_nats
+from adept_ray.ranks import rank, summed, world_size
+from adept_ray.rates import parameter_groups, schedule, set_rates, unit_scales
+from adept_ray.scoring import block_nats, change, combined
+
+Report = Callable[[dict[str, Any], Path | None], None]
+Progress = Callable[[int, int], None]
+SIDES = ("general", "domain")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training: what to expand, how to train, what to compare with. Blocks come apart from it."""
+
+    source: str
+    """Folder or hub id of the backbone."""
+    revision: str | None
+    training: TrainingSpec
+    layers: tuple[int, ...]
+    """S_k: source layer ids, ascending."""
+    units: Mapping[str, float]
+    """Unit importances measured on the backbone (parameter name → importance)."""
+    before: Mapping[str, Sequence[float]]
+    """``general`` and ``domain`` → the untouched backbone's loss of each validation block, nats."""
+    weights: ScoreWeights
+    seq_len: int
+    micro_batch: int
+    seed: int
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of one optimizer step over all workers."""
+        return max(1, self.training.tokens_per_step // self.seq_len)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return max(1, self.training.tokens // (self.blocks_per_step * self.seq_len))
+
+    @property
+    def report_steps(self) -> list[int]:
+        """Number of steps done at each report, ascending; the last is the end."""
+        reports = min(self.training.reports, self.steps)
+        return [round(self.steps * (i + 1) / reports) for i in range(reports)]
+
+
+def train(
+    job: TrainJob,
+    blocks: Mapping[str, Blocks],
+    device: torch.device,
+    report: Report,
+    should_stop: Callable[[int], bool] = lambda reports: False,
+    resume: Path | None = None,
+    progress: Progress = lambda done, of: None,
+) -> None:
+    """Run stage 2 on this rank.
+
+    `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation). `report` gets the
+    metrics and, on rank 0, a folder with the checkpoint; it is called equally often on every rank.
+    `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder.
+    Raises FloatingPointError, naming the step, when the loss is not finite.
+    """
+    spec, started = job.training, time.perf_counter()
+    model = load_model(job.source, job.revision).to(device)
+    added = expand(model, job.layers)
+    parameters = list(layer_parameters(model, added).values())
+    optimizer = torch.optim.AdamW(parameter_groups(model, added, spec.weight_decay)) if added else None
+    if resume:
+        state = TrainState.load(resume, model, optimizer)
+    else:
+        state = TrainState(job.layers, added, importance=source_importance(job.units, job.layers))
+        record_rates(state, spec)
+    order = BlockOrder(len(blocks["train"]), job.seed)
+    scales = unit_scales(state.importance, spec.normalization)
+    loss = math.nan
+
+    while state.step < job.steps:
+        # Once in a while: the domain has moved the copies, so ask the general probe again.
+        if added and state.step > 0 and state.step % spec.recompute_every == 0:
+            mine = range(rank(), len(blocks["remeasure"]), world_size())
+            batches = micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
+            state.importance = unit_importance(model, batches, added)
+            record_rates(state, spec)
+            scales = unit_scales(state.importance, spec.normalization)
+
+        if optimizer is not None:
+            set_rates(
+                optimizer, spec.base_lr, schedule(state.step, job.steps, spec.warmup, spec.final_lr), scales
+            )
+            ids = order.batch(state.step, job.blocks_per_step)
+            loss = gradients(model, parameters, blocks["train"], ids, job.micro_batch, device)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {state.step + 1} of {job.steps}")
+            nn.utils.clip_grad_norm_(parameters, spec.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        progress(state.step, job.steps)
+
+        # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
+        if state.step in job.report_steps:
+            state.reports += 1
+            metrics = {**score(model, job, blocks), **trained(state, job), "loss": loss}
+            metrics["seconds"] = round(time.perf_counter() - started, 1)
+            with tempfile.TemporaryDirectory() as folder:
+                if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
+                    state.save(Path(folder), model, optimizer if state.step < job.steps else None)
+                report(metrics, Path(folder) if rank() == 0 else None)
+            if state.step < job.steps and should_stop(state.reports):
+                return
+
+
+def gradients(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    blocks: Blocks,
+    ids: Sequence[int],
+    micro_batch: int,
+    device: torch.device,
+) -> float:
+    """Fill ``.grad`` with the gradient of the mean loss over the global batch `ids`; returns that loss.
+
+    Every rank works on its share and the gradients are summed, in one piece. Shares may be uneven:
+    the sum is divided by the tokens of the whole batch.
+    """
+    total = len(ids) * (blocks.tokens.shape[1] - 1)  # packed blocks have no padding
+    nats = torch.zeros(1, dtype=torch.float64)
+    for batch in micro_batches(blocks, ids[rank() :: world_size()], micro_batch, device):
+        loss = next_token_nats(model, batch)[0].sum() / total
+        loss.backward()
+        nats += loss.detach().double().cpu()
+    if world_size() > 1:
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = summed(torch.cat([piece.flatten() for piece in pieces]))
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.view_as(parameter)
+    return float(summed(nats, device))
+
+
+def record_rates(state: TrainState, spec: TrainingSpec) -> None:
+    """Append a row per unit to the state's history of rates."""
+    scales = unit_scales(state.importance, spec.normalization)
+    rows = {
+        unit_of(name): {"step": state.step, "unit": unit_of(name), "importance": value, "scale": scales[name]}
+        for name, value in state.importance.items()
+    }
+    state.rates += rows.values()
+
+
+def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
+    """How far the training is: steps, tokens, reports."""
+    tokens = state.step * job.blocks_per_step * job.seq_len
+    return {"step": state.step, "tokens": tokens, "report": state.reports, "done": state.step == job.steps}
+
+
+def score(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, float]:
+    """Bits per byte, change and combined score on the validation blocks (percent, see scoring)."""
+    changes = {}
+    for side in SIDES:
+        after = block_nats(model, blocks[side], job.micro_batch)
+        changes[side] = change(np.array(job.before[side]), after, blocks[side].bytes)
+    value, error = combined(changes["general"], changes["domain"], job.weights)
+    metrics = {"score": value, "score_se": error}
+    for side, found in changes.items():
+        metrics |= {f"{side}_bpb": found.bpb, f"{side}_delta": found.delta}
+    return metrics
+
+
+def conclude(
+    job: TrainJob,
+    blocks: Mapping[str, Blocks],
+    device: torch.device,
+    report: Report,
+    checkpoint: Path,
+    about: dict,
+) -> None:
+    """Score backbone and trained model on the test splits (``general``, ``domain``) and export the model.
+
+    `report` gets the two changes and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
+    """
+    model = load_model(job.source, job.revision).to(device)
+    before = {side: block_nats(model, blocks[side], job.micro_batch) for side in SIDES}
+    added = expand(model, job.layers)
+    TrainState.load(checkpoint, model)
+    changes = {}
+    for side in SIDES:
+        after = block_nats(model, blocks[side], job.micro_batch)
+        changes[side] = change(before[side], after, blocks[side].bytes)
+    value, error = combined(changes["general"], changes["domain"], job.weights)
+    result = {side: asdict(found) for side, found in changes.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if rank() == 0:
+            record = {"added_layers": list(added), "source_layers": list(job.layers), **about}
+            export(model, Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
+        report({**result, "score": value, "score_se": error}, Path(folder) if rank() == 0 else None)

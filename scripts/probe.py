@@ -1,0 +1,11 @@
+"""Stage 1 alone: how much each layer of a model matters on general text.
+
+python scripts/probe.py                                   # two CPUs, no GPU, no model hub
+python scripts/probe.py --backbone qwen3-8b --seq-len 4096 --gpus-per-worker 1
+"""
+
+from adept_ray.cli import main
+from adept_ray.config import RunSpec
+
+if __name__ == "__main__":
+    main(RunSpec, "probe_only", __doc__)

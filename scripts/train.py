@@ -1,0 +1,11 @@
+"""Train at full length with what a search found, and export the model.
+
+python scripts/train.py --config results/NAME/best.yaml --tokens 1000000
+python scripts/train.py --config results/NAME/best.yaml --tokens 1000000000 --workers 8 --gpus-per-worker 1
+"""
+
+from adept_ray.cli import main
+from adept_ray.config import TrainRun
+
+if __name__ == "__main__":
+    main(TrainRun, "train_full", __doc__)

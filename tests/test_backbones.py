@@ -1,0 +1,329 @@
+"""Backbones: found by name, folder, file or hub id; named by content; refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import pytest
+import torch
+from common import logits, random_ids, save_tiny_backbone, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from adept_ray import assets, backbones
+from adept_ray.backbones import MANIFEST, load_model, load_tokenizer, resolve_backbone
+from adept_ray.config import UserError, default_cache
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny_backbone(tmp_path_factory.mktemp("tiny") / "backbone")
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A copy of the tiny backbone to break."""
+    return Path(shutil.copytree(tiny, tmp_path / "backbone"))
+
+
+def refused(name: Path | str, tmp_path: Path) -> str:
+    """What the user is told about a backbone that can't be used: one sentence, and nothing is left behind."""
+    with pytest.raises(UserError) as caught:
+        resolve_backbone(str(name), tmp_path / "cache")
+    assert "\n" not in str(caught.value) and not list((tmp_path / "cache").rglob("*.safetensors"))
+    return str(caught.value)
+
+
+def write_gguf(path: Path, architecture: str = "llama", ending: str = "") -> torch.nn.Module:
+    """Write a tiny Llama and its tokenizer as a GGUF file; returns the model."""
+    tokenizer = tiny_tokenizer()
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    plain = dict(attention_bias=False, mlp_bias=False, vocab_size=len(vocab), tie_word_embeddings=False)
+    model, writer = tiny_model("llama", layers=2, **plain), gguf.GGUFWriter(path, architecture)
+    config = model.config
+    writer.add_block_count(2)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(len(vocab))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocab)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, tensor in model.state_dict().items():
+        for kind, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if kind in name:  # GGUF keeps the two halves of a rotary pair side by side
+                tensor = tensor.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)) + ending, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_named_by_its_content(tiny, folder, tmp_path):
+    """A copy has the same fingerprint; another weight, config or tokenizer gives another; notes don't."""
+    name = resolve_backbone(str(tiny), tmp_path).fingerprint
+    (folder / "README.md").write_text("notes")
+    assert resolve_backbone(str(folder), tmp_path).fingerprint == name
+    seen = {name}
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        before = (folder / file).read_bytes()
+        if file == "model.safetensors":
+            weights = load_file(folder / file)
+            weights["model.norm.weight"][0] += 1
+            save_file(weights, folder / file, {"format": "pt"})
+        else:
+            (folder / file).write_bytes(before + b" ")
+        seen.add(resolve_backbone(str(folder), tmp_path).fingerprint)
+        (folder / file).write_bytes(before)
+    assert len(seen) == 4
+
+
+def test_a_folder_is_found_from_any_working_directory(folder, tmp_path, monkeypatch):
+    """Workers start elsewhere: the source of a folder is absolute."""
+    monkeypatch.chdir(tmp_path)
+    backbone = resolve_backbone("backbone", tmp_path / "cache")
+    assert backbone.source == str(folder) and backbone.revision is None
+
+
+def test_a_missing_config_is_named(folder, tmp_path):
+    """A folder of something else is refused."""
+    (folder / "config.json").unlink()
+    assert refused(folder, tmp_path).endswith("no config.json; give a folder made with save_pretrained")
+
+
+def test_a_broken_config_is_named(folder, tmp_path):
+    """JSON that doesn't parse is found before anything is loaded."""
+    (folder / "config.json").write_text('{"model_type": ')
+    assert "config.json: not valid JSON" in refused(folder, tmp_path)
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    """Pickles can run code, so they don't count as weights, and the sentence says so."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "must be *.safetensors, pytorch_model.bin is a pickle, which can run code" in refused(
+        folder, tmp_path
+    )
+    (folder / "pytorch_model.bin").unlink()
+    assert "must be *.safetensors, there are none" in refused(folder, tmp_path)
+
+
+def test_truncated_weights_are_named(folder, tmp_path):
+    """A copy that stopped half-way is found without loading it."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors: truncated or damaged" in refused(folder, tmp_path)
+
+
+def test_a_missing_shard_is_named(folder, tmp_path):
+    """Every file that the index promises must be there."""
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-2.safetensors is missing, which model.safetensors.index.json names" in refused(
+        folder, tmp_path
+    )
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def test_a_model_comes_ready_for_measuring(tiny):
+    """Eval mode, no key-value cache, the dtype asked for, the saved weights."""
+    model = load_model(str(tiny))
+    assert not model.training and model.config.use_cache is False and model.dtype == torch.float32
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model.model.norm.weight, load_file(tiny / "model.safetensors")["model.norm.weight"])
+    assert load_model(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_missing_weights_are_an_error_not_random_numbers(folder):
+    """A tensor the weights lack must not be filled in silently."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"the weights lack 1 tensors of the model, such as model\.norm\.weight"
+    ):
+        load_model(str(folder))
+
+
+def test_a_model_of_another_kind_is_one_sentence(folder):
+    """A config that isn't a causal LM's is refused with transformers' reason, shortened."""
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "vit"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="can't be loaded as a causal LM: ") as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_comes_fast_and_with_an_end(tiny):
+    """Text survives encoding and decoding, and documents can be separated."""
+    tokenizer = load_tokenizer(str(tiny))
+    assert tokenizer.is_fast and tokenizer.eos_token == "<|eos|>"
+    assert tokenizer.decode(tokenizer("The harbour, on Sundays.")["input_ids"]) == "The harbour, on Sundays."
+
+
+def test_a_tokenizer_without_an_end_is_refused(folder):
+    """Without EOS, packed documents would run into each other."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="its tokenizer has no EOS token, which separates documents"):
+        load_tokenizer(str(folder))
+
+
+def test_a_missing_tokenizer_is_refused(folder):
+    """A folder of weights alone can't be used."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"its tokenizer (can't be loaded|is a slow one|has no EOS)"):
+        load_tokenizer(str(folder))
+
+
+def test_loading_is_silent_and_leaves_the_settings(tiny, capfd):
+    """No bars or advice reach the terminal, and what the caller set for transformers stays."""
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_model(str(tiny))
+    load_tokenizer(str(tiny))
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr() == ("", "")
+
+
+# --- GGUF -----------------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_becomes_a_plain_folder_once(tmp_path, monkeypatch, capfd):
+    """The folder holds the same model without a quantization_config, and is found again by content."""
+    model = write_gguf(tmp_path / "tiny.gguf")
+    backbone = resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
+    loaded = load_model(backbone.source)
+    assert not hasattr(loaded.config, "quantization_config")
+    assert torch.equal(logits(loaded, random_ids()), logits(model, random_ids()))
+    assert load_tokenizer(backbone.source).eos_token == "<|eos|>"
+    assert capfd.readouterr().err == "dequantizing tiny.gguf (once; half a minute for 135 M parameters)\n"
+    monkeypatch.setattr(backbones, "_dequantize", None)
+    shutil.copy(tmp_path / "tiny.gguf", tmp_path / "again.gguf")
+    (tmp_path / "again.gguf").rename(tmp_path / "tiny.gguf")
+    assert resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache") == backbone
+
+
+def test_an_interrupted_conversion_is_never_believed(tmp_path, monkeypatch):
+    """A folder without its manifest, or none at all, is made again."""
+    write_gguf(tmp_path / "tiny.gguf")
+
+    def interrupted(path, folder):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(backbones, "_dequantize", interrupted)
+        resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
+    folder = Path(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+    (folder / MANIFEST).unlink()
+    (folder / "config.json").unlink()
+    load_model(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
+
+
+def test_broken_gguf_files_are_refused(tmp_path):
+    """Not GGUF, cut in the tensors, cut in the header, unknown architecture: one sentence each."""
+    (tmp_path / "text.gguf").write_text("once upon a time")
+    assert "text.gguf: not a GGUF file" in refused(tmp_path / "text.gguf", tmp_path)
+    write_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    for end in (-200, 300):
+        (tmp_path / "cut.gguf").write_bytes(whole[:end])
+        assert "can't be read: truncated or damaged; copy" in refused(tmp_path / "cut.gguf", tmp_path)
+    write_gguf(tmp_path / "odd.gguf", architecture="abacus")
+    assert "odd.gguf: this GGUF file can't be read: " in (said := refused(tmp_path / "odd.gguf", tmp_path))
+    assert "abacus" in said
+    # transformers alone would fill these tensors, which it doesn't know, with random numbers
+    write_gguf(tmp_path / "names.gguf", ending=".x")
+    assert "names.gguf: the weights lack 21 tensors of the model" in refused(
+        tmp_path / "names.gguf", tmp_path
+    )
+
+
+@pytest.mark.assets
+def test_the_default_backbone_loads():
+    """SmolLM2 comes out of its package as an ordinary 30-layer model that predicts English."""
+    backbone = resolve_backbone("smollm2-135m", default_cache())
+    assert "instruction-tuned" in backbone.note and "Apache-2.0" in backbone.note
+    model, tokenizer = load_model(backbone.source), load_tokenizer(backbone.source)
+    assert len(model.model.layers) == 30 and sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = tokenizer("The heart pumps blood through the arteries of the body.", return_tensors="pt")[
+        "input_ids"
+    ]
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss < 4.5
+
+
+# --- names and the hub ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("smolm2", "did you mean smollm2-135m?"), ("", "known: llama3-8b, ")]
+)
+def test_an_unknown_name_gets_the_nearest(name, hint, tmp_path):
+    """A misspelt preset is answered with the nearest names."""
+    assert f"unknown backbone '{name}': {hint}" in refused(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./models", "/no/such", "a/b/c", "model.gguf", "models/m.gguf"])
+def test_a_missing_path_is_not_looked_up_on_the_hub(name, tmp_path):
+    """What can only be a path is said to be missing."""
+    assert refused(name, tmp_path) == f"{name}: no such folder or file"
+
+
+@pytest.mark.parametrize("name", ["qwen3-1.7b", "owner/name"])
+def test_without_the_hub_the_sentence_says_so(name, tmp_path, monkeypatch):
+    """A hub id without network and without a cached copy is one sentence, soon."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert refused(name, tmp_path).startswith("can't ask the Hugging Face hub about the model '")
+
+
+def test_a_cached_hub_model_is_used_without_network(tmp_path, monkeypatch):
+    """Offline, the commit in the Hugging Face cache stands for the hub's, with the same fingerprint."""
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / sha
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text(sha)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    offline = resolve_backbone("owner/name", tmp_path / "cache")
+    assert (offline.source, offline.revision) == ("owner/name", sha)
+    monkeypatch.setattr(backbones, "hub_revision", lambda kind, name: sha)
+    assert resolve_backbone("owner/name", tmp_path / "cache") == offline
+
+
+def test_an_unknown_hub_model_is_named_even_when_cached(tmp_path, monkeypatch):
+    """The hub's own "no such model" is passed on, as advice."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def unknown(*_, **__):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(HfApi, "model_info", unknown)
+    assert "no local path and no model on the Hugging Face hub is called 'o/n'" in refused("o/n", tmp_path)
+
+
+def test_presets_are_hub_ids_or_pinned_assets():
+    """Every preset has a source of one of the two kinds and a licence."""
+    for preset in backbones.PRESETS.values():
+        pinned = isinstance(preset.source, assets.Asset)
+        assert (pinned or assets.HUB_ID.fullmatch(preset.source)) and preset.note

@@ -1,0 +1,183 @@
+"""Specifications: closed, frozen, and every mistake is one readable sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from adept_ray.config import (
+    RunSpec,
+    SearchSpace,
+    TrainingSpec,
+    UserError,
+    fingerprint,
+    load_search_space,
+    load_yaml,
+    overlay,
+    validated,
+)
+
+SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
+
+
+def space(text, tmp_path):
+    """Load a search space from YAML text, so that YAML's own reading of numbers is part of the test."""
+    path = tmp_path / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_search_space(path)
+
+
+def refused(action, *words):
+    """The message of the UserError that `action` raises: one line that holds all `words`."""
+    with pytest.raises(UserError) as refusal:
+        action()
+    message = str(refusal.value)
+    assert "\n" not in message and "pydantic" not in message
+    assert all(word in message for word in words), message
+    return message
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_shipped_search_space_loads(path):
+    """Each file of search_spaces/ is valid, searches k, and its first settings lie inside its ranges."""
+    loaded = load_search_space(path)
+    assert "k" in loaded.parameters
+    for setting in loaded.first:
+        for name, value in setting.items():
+            searched = loaded.parameters[name]
+            if searched.kind in ("choice", "fixed"):
+                assert value in searched.values
+            else:
+                assert searched.values[0] <= value <= searched.values[1]
+
+
+def test_specs_are_frozen():
+    """A spec can't be changed in place."""
+    with pytest.raises(ValidationError):
+        TrainingSpec().k = 3  # type: ignore[misc]
+
+
+def test_an_unknown_key_names_the_nearest():
+    """A misspelt key is an error that says where it is and offers the right one."""
+    refused(lambda: validated(TrainingSpec, {"base_rl": 1}, "a.yaml"), "a.yaml", "'base_rl'", "base_lr")
+    refused(lambda: overlay(RunSpec(), {"seqlen": 8}), "'seqlen'", "did you mean seq_len")
+    refused(lambda: overlay(RunSpec(), {"zzzz": 8}), "'zzzz'", "known: backbone")
+
+
+def test_an_unknown_key_inside_names_its_neighbours(tmp_path):
+    """Deeper down the offered names are those of that place, not of the top level."""
+    top = "parameters: {k: {int: [1, 2]}}\n"
+    refused(lambda: space(f"{top}score: {{genral: 1}}", tmp_path), "score.genral", "did you mean general")
+    refused(lambda: space("parameters: {k: {integer: [1, 2]}}", tmp_path), "parameters.k.integer", "int")
+
+
+def test_overlay_makes_a_new_validated_copy(tmp_path):
+    """A change, dotted or not, leaves the original alone; the copy is checked like any other spec."""
+    spec = TrainingSpec()
+    assert overlay(spec, {"k": 2}).k == 2 and spec.k == TrainingSpec().k
+    assert overlay(spec, {}) == spec
+    refused(lambda: overlay(spec, {"k": -1}), "k", "greater than or equal to 0", "-1")
+    whole = space("parameters: {k: {int: [1, 2]}, base_lr: {log: [0.001, 0.01]}}", tmp_path)
+    changed = overlay(whole, {"score.general": 0.7})
+    assert changed.score.general == 0.7 and changed.parameters == whole.parameters
+    refused(lambda: overlay(whole, {"score.genral": 0.7}), "'score.genral'", "general")
+    refused(lambda: overlay(spec, {"k.deeper": 1}), "'k.deeper'")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("k: {int: [5, 2]}", ["[5, 2]", "empty"]),
+        ("base_lr: {log: [1e-5, 1e-3]}", ["'1e-5' is a string", "0.00001"]),
+        ("base_lr: {choice: ['0.001', 0.01]}", ["'0.001' is a string", "write 0.001"]),
+        ("base_rate: {log: [0.001, 0.01]}", ["unknown parameter 'base_rate'"]),
+        ("base_l: {log: [0.001, 0.01]}", ["unknown parameter 'base_l'", "did you mean base_lr"]),
+        ("tokens: {int: [1, 2]}", ["unknown parameter 'tokens'"]),
+        ("base_lr: {log: [0.001, 0.01], fixed: 1}", ["exactly one of"]),
+        ("base_lr: {}", ["exactly one of"]),
+        ("base_lr: {log: [0.0, 0.01]}", ["log", "above 0"]),
+        ("base_lr: {log: [-1, 0.01]}", ["log", "above 0"]),
+        ("base_lr: {float: [.nan, 1]}", ["finite"]),
+        ("base_lr: {float: [0.1, .inf]}", ["finite"]),
+        ("k: {int: [true, 2]}", ["int", "True"]),
+        ("k: {fixed: true}", ["True"]),
+        ("base_lr: {choice: [true, 0.1]}", ["True"]),
+        ("k: {int: [1.0, 2]}", ["int", "1.0"]),
+        ("k: {int: [1]}", ["int", "two"]),
+        ("k: {int: 3}", ["int", "3"]),
+        ("k: {choice: []}", ["no values"]),
+        ("k: {fixed: null}", ["exactly one of"]),
+        ("k: {float: [1, 8]}", ["k", "int"]),
+        ("recompute_every: {log: [1, 64]}", ["recompute_every", "int"]),
+        ("k: {int: [-1, 4]}", ["k", "greater than or equal to 0"]),
+        ("warmup: {float: [0.0, 1.5]}", ["warmup", "less than 1"]),
+        ("normalization: {choice: [rank, softmax]}", ["normalization", "softmax"]),
+    ],
+)
+def test_a_wrong_range_is_refused_in_one_sentence(parameter, words, tmp_path):
+    """Every mistake in a range names the file, the parameter and what would be right."""
+    name = parameter.partition(":")[0]
+    k = "" if name == "k" else "k: {int: [1, 4]}, "
+    refused(lambda: space(f"parameters: {{{k}{parameter}}}", tmp_path), "space.yaml", name, *words)
+
+
+@pytest.mark.parametrize("text", ["1e-5", "3e-4", "2E-3"])
+def test_the_proposed_number_is_one(text, tmp_path):
+    """Written as the message proposes, a number that YAML read as a string is read as a number."""
+    message = refused(lambda: space(f"parameters: {{base_lr: {{log: [{text}, 1]}}}}", tmp_path))
+    proposed = message.partition("write ")[2].split()[0]
+    assert yaml.safe_load(proposed) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parameters: {base_lr: {log: [0.001, 0.01]}}", ["'k' is missing"]),
+        ("score: {general: 0.5}", ["parameters"]),
+        ("parameters: {k: {int: [1, 2]}}\nscore: {general: 0, domain: 0}", ["score", "above 0"]),
+        ("parameters: {k: {int: [1, 2]}}\nfirst: [{k: 1, base_lr: 0.1}]", ["first", "exactly k"]),
+        ("parameters: {k: {int: [1, 2]}}\nfirst: [{k: -1}]", ["k", "-1"]),
+        ("parameters: {k: {int: [1, 2]}}\nfirst: [{k: 7}]", ["first", "k", "7"]),
+        ("- 1", ["mapping", "list"]),
+        ("a: [", ["YAML"]),
+        ("", ["mapping"]),
+    ],
+)
+def test_a_wrong_search_space_is_refused_in_one_sentence(text, words, tmp_path):
+    """Every mistake in the file as a whole names the file and what is wrong."""
+    refused(lambda: space(text, tmp_path), "space.yaml", *words)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    """A missing file and a folder are errors with their path."""
+    refused(lambda: load_yaml(tmp_path / "none.yaml"), "none.yaml", "no such file")
+    refused(lambda: load_yaml(tmp_path), str(tmp_path))
+
+
+def test_fingerprint_goes_by_content():
+    """Dict order makes no difference, any value does; lists keep their order."""
+    one = fingerprint({"a": 1, "b": {"c": [1, 2], "d": None}})
+    assert one == fingerprint({"b": {"d": None, "c": [1, 2]}, "a": 1})
+    others = [{"a": 1, "b": {"c": [2, 1], "d": None}}, {"a": 1.5, "b": {"c": [1, 2], "d": None}}, {"a": 1}]
+    assert len({one, *map(fingerprint, others)}) == 4
+    assert fingerprint("a", "b") != fingerprint("ab")
+    assert len(one) == 16 and int(one, 16) >= 0
+
+
+def test_fingerprint_is_the_same_in_another_process():
+    """It names files that later runs look for, so it can't depend on the process's hash seed."""
+    code = "from adept_ray.config import *; print(fingerprint({'b': 'ü', 'a': [1, 2.5, None]}, 'x'))"
+    root = str(Path(__file__).parent.parent)
+    processes = ({"PYTHONHASHSEED": seed, "PYTHONPATH": root} for seed in ("1", "2"))
+    found = {subprocess.check_output([sys.executable, "-c", code], env=env) for env in processes}
+    assert found == {fingerprint({"a": [1, 2.5, None], "b": "ü"}, "x").encode() + b"\n"}
+
+
+def test_two_searches_with_other_ranges_have_other_fingerprints(tmp_path):
+    """A dumped search space keeps what its ranges say."""
+    dumps = [space(f"parameters: {{k: {{int: [1, {high}]}}}}", tmp_path).model_dump() for high in (2, 3)]
+    assert fingerprint(dumps[0]) != fingerprint(dumps[1])
+    assert SearchSpace(**dumps[0]).parameters["k"].values == (1, 2)

@@ -1,0 +1,204 @@
+"""Rates: what matters more moves less, the mean stays, and every trainable parameter has exactly one rate."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from common import random_ids, tiny_model
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from adept_ray.anatomy import FAMILIES, is_norm, layer_parameters, unit_of
+from adept_ray.config import UserError
+from adept_ray.expansion import expand, source_importance
+from adept_ray.importance import unit_importance
+from adept_ray.rates import parameter_groups, schedule, set_rates, unit_rates, unit_scales
+
+RULES = ("rank", "minmax", "minmax_by_kind", "none")
+every_rule = pytest.mark.parametrize("rule", RULES)
+values = st.sampled_from([0.0, 1.0, 2.0]) | st.floats(0, 1e6)
+KINDS = ("self_attn.q_proj", "input_layernorm", "mlp.up_proj", "self_attn.q_norm")
+
+
+def named(numbers):
+    """Importances under full parameter names, of matrices and norms in turn."""
+    return {f"model.layers.{i}.{KINDS[i % 4]}.weight": value for i, value in enumerate(numbers)}
+
+
+importances = st.lists(values, min_size=1, max_size=30).map(named)
+
+
+@given(importances)
+def test_rank_keeps_the_mean_rate(importance):
+    """The mean scale over units is 1 whatever the importances and their ties: no rate is created or lost."""
+    scales = unit_scales(importance, "rank")
+    assert math.fsum(scales.values()) / len(scales) == pytest.approx(1, abs=1e-12)
+
+
+@every_rule
+@given(importances)
+def test_scales_lie_between_zero_and_two(rule, importance):
+    """No unit moves backwards or more than twice as fast as the base rate."""
+    scales = unit_scales(importance, rule)
+    assert scales.keys() == importance.keys() and all(0 <= scale <= 2 for scale in scales.values())
+
+
+@every_rule
+@given(st.floats(0, 10), st.integers(1, 10))
+def test_equal_importances_give_the_base_rate(rule, value, units):
+    """When importance tells no unit from another, all of them get the base rate."""
+    rates = unit_rates(named([value] * units), 3e-4, rule)
+    assert list(rates.values()) == pytest.approx([3e-4] * units)
+
+
+@pytest.mark.parametrize("rule", ["rank", "minmax"])
+@given(importance=importances)
+def test_the_more_important_unit_moves_less(rule, importance):
+    """Scales fall as importance rises, equal ones are equal; extremes without a tie get 0 and 2."""
+    scales = unit_scales(importance, rule)
+    ordered = sorted(importance, key=importance.__getitem__)
+    for low, high in pairwise(ordered):
+        if importance[low] == importance[high]:
+            assert scales[low] == scales[high]
+        else:
+            assert scales[low] >= scales[high]
+            assert rule == "minmax" or scales[low] > scales[high]
+    assume(len(set(importance.values())) == len(importance) > 1)
+    assert (scales[ordered[0]], scales[ordered[-1]]) == (2, 0)
+
+
+def test_minmax_is_linear():
+    """A unit half-way between the least and the most important one gets the base rate."""
+    assert list(unit_scales(named([1.0, 5.0, 3.0, 2.0]), "minmax").values()) == [2, 0, 1, 1.5]
+
+
+@given(st.lists(values, min_size=8, max_size=20), st.floats(1e-3, 1e3))
+def test_minmax_by_kind_keeps_norms_and_matrices_apart(numbers, factor):
+    """However large the norms' importance is, the matrices' scales stay, and each kind has its own ends."""
+    importance = named(numbers)
+    louder = {n: value * (factor if is_norm(unit_of(n)) else 1) for n, value in importance.items()}
+    scales, changed = unit_scales(importance, "minmax_by_kind"), unit_scales(louder, "minmax_by_kind")
+    for norms in (True, False):
+        kind = [name for name in importance if is_norm(unit_of(name)) == norms]
+        if not norms:
+            assert all(scales[name] == changed[name] for name in kind)
+        if len({importance[name] for name in kind}) > 1:
+            assert {min(scales[n] for n in kind), max(scales[n] for n in kind)} == {0, 2}
+
+
+@every_rule
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_importance_that_is_not_finite_is_refused(rule, bad):
+    """A broken measurement is an error that names the unit, also where the rule wouldn't look at it."""
+    with pytest.raises(UserError, match=r"model.layers.1.input_layernorm is -?(nan|inf)"):
+        unit_scales(named([1.0, bad, 2.0]), rule)
+
+
+def test_an_unknown_rule_is_refused():
+    """The error names the rules there are."""
+    with pytest.raises(UserError, match=r"'softmax'.*rank, minmax, minmax_by_kind or none"):
+        unit_scales(named([1.0]), "softmax")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_every_trainable_parameter_is_in_exactly_one_group(family, decay):
+    """The groups hold the trainable parameters, each once, and every group is one unit."""
+    model = tiny_model(family)
+    added = expand(model, (0, 2))
+    groups = parameter_groups(model, added, decay)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(unit_of(names[id(p)]) == group["unit"] for group in groups for p in group["params"])
+    if not decay:
+        assert len({group["unit"] for group in groups}) == len(groups)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_matrices_decay(family):
+    """Weight decay pulls at matrices, never at norms and biases."""
+    model = tiny_model(family)
+    for group in parameter_groups(model, expand(model, (1,)), weight_decay=0.1):
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0)
+
+
+def test_a_stray_trainable_parameter_is_refused():
+    """What is trainable outside the added layers, or frozen inside, is an error that names it."""
+    model = tiny_model()
+    added = expand(model, (1,))
+    model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        parameter_groups(model, added)
+    model.lm_head.weight.requires_grad_(False)
+    next(iter(layer_parameters(model, added).values())).requires_grad_(False)
+    with pytest.raises(UserError, match=r"layers\.2\.self_attn\.q_proj\.weight"):
+        parameter_groups(model, added)
+
+
+def prepared(weight_decay=0.0):
+    model = tiny_model()
+    units = unit_importance(model, [{"input_ids": random_ids()}], range(4))
+    added = expand(model, (1, 3))
+    scales = unit_scales(source_importance(units, (1, 3)))
+    return model, torch.optim.AdamW(parameter_groups(model, added, weight_decay)), scales
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_a_rate_is_base_times_schedule_times_scale(history):
+    """Whatever was set before, a group's rate is what the last call says and nothing else."""
+    (_, optimizer, scales) = PREPARED
+    for base, factor in history:
+        set_rates(optimizer, base, factor, scales)
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(base * factor * scales[f"{group['unit']}.weight"])
+
+
+PREPARED = prepared(weight_decay=0.1)  # biases are groups of their own there
+
+
+def test_a_unit_without_a_scale_is_refused():
+    """A missing scale is an error that names the unit, never read as 0 or 1."""
+    _, optimizer, scales = prepared()
+    missing = "model.layers.5.mlp.down_proj"
+    with pytest.raises(UserError, match=missing):
+        set_rates(optimizer, 1.0, 1.0, {name: s for name, s in scales.items() if unit_of(name) != missing})
+
+
+def test_the_most_important_unit_stays_and_the_least_moves_most():
+    """In a step of sign-like updates a unit moves in proportion to its scale; the most important stays."""
+    model, optimizer, scales = prepared()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    set_rates(optimizer, 1e-2, 0.5, scales)
+    optimizer.step()
+    after = dict(model.named_parameters())
+    for name, scale in scales.items():
+        assert (before[name] - after[name]).mean().item() == pytest.approx(5e-3 * scale, abs=1e-6)
+    assert min(scales.values()) == 0 and max(scales.values()) == 2
+
+
+shapes = dict(steps=st.integers(1, 300), warmup=st.floats(0, 0.99), final=st.floats(0, 1))
+
+
+@given(**shapes)
+@example(steps=1, warmup=0.9, final=0.0)
+def test_the_schedule_rises_then_falls_within_its_bounds(steps, warmup, final):
+    """It is above 0, never above 1, rises over the warm-up and falls from 1 towards `final` afterwards."""
+    factors = [schedule(step, steps, warmup, final) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    top = factors.index(1)
+    assert abs(top - warmup * steps) <= 1
+    assert factors[:top] == sorted(factors[:top])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert all(factor >= final - 1e-12 for factor in factors[top:])
+    assert schedule(steps, steps, warmup, final) == pytest.approx(final)
+
+
+def test_a_single_step_has_the_full_rate():
+    """One step is neither warm-up nor end, however long the warm-up is."""
+    assert schedule(0, 1, 0.1, 0.1) == schedule(0, 1, 0.9, 0.0) == 1
