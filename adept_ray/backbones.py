@@ -18,7 +18,7 @@ from adept_ray.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, s
 from adept_ray.config import UserError, fingerprint, nearest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 MANIFEST = "adept_source.json"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -258,8 +258,8 @@ def _convert(path: Path, folder: Path) -> None:
 
 def load_model(
     source: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
-) -> PreTrainedModel:
-    """Load a causal LM for evaluation: no remote code, no pickles, no key-value cache.
+) -> Any:
+    """Load a causal LM (a ``PreTrainedModel`` in eval mode): no remote code, no pickles.
 
     Raises :class:`UserError` when transformers can't load it or the weights don't fill the model.
     """
@@ -276,7 +276,6 @@ def load_model(
             )
     except (OSError, ValueError, RuntimeError) as problem:
         raise UserError(f"{source}: can't be loaded as a causal LM: {_first_line(problem)}") from problem
-    model.config.use_cache = False
     return model.eval()
 
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from adept_ray import launch
+from adept_ray.assets import CORPORA
+from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.checkpoint import STATE
 from adept_ray.config import (
     RunSpec,
@@ -39,6 +41,7 @@ from adept_ray.search import check_space, choose, search, training_of
 from adept_ray.storage import Results, default_name, write_json
 from adept_ray.train import SIDES, TrainJob
 
+R = TypeVar("R", bound=RunSpec)
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf")
 
 
@@ -48,7 +51,7 @@ def find_k(run: SearchRun) -> str:
     Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
     """
     display = Display()
-    run = run if run.name else overlay(run, {"name": default_name(run)})
+    run = placed(run)
     results = Results(run.storage, run.name)
     results.open(run.resume)
     if run.resume:
@@ -74,7 +77,7 @@ def find_k(run: SearchRun) -> str:
         )
         test = conclude(run, job, made, results, display, board, row["checkpoint"])
         delete_checkpoints(results, rows, choice.trial)
-    write_best(results, run, job, test, asdict(choice))
+    write_best(results, run, made, job, test, asdict(choice))
     write_run(results, run, display, sources, made)
     write_report(results.folder)
     summary(display, choice.reason, test, job, results)
@@ -89,7 +92,7 @@ def train_full(args: TrainRun) -> str:
     display = Display()
     best = load_best(args.config)
     run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
-    run = run if run.name else overlay(run, {"name": default_name(run, "train")})
+    run = placed(run, "train")
     results = Results(run.storage, run.name)
     results.open(args.resume)
     training = validated(
@@ -97,6 +100,8 @@ def train_full(args: TrainRun) -> str:
     )
     launch.check_workers(run)
     sources = find_sources(run, display)
+    if best.get("backbone") not in (None, sources.backbone.fingerprint):
+        raise UserError(f"{run.backbone} has changed since {args.config} was written: search again with it")
     write_run(results, run, display, sources)
     with launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
@@ -112,7 +117,7 @@ def train_full(args: TrainRun) -> str:
         ):
             result = launch.fit("train", job, put(made.blocks), run, "train", results.ray, board)
         test = conclude(run, job, made, results, display, board, result.checkpoint.path)
-    write_best(results, run, job, test, best.get("choice", {}))
+    write_best(results, run, made, job, test, best.get("choice", {}))
     write_run(results, run, display, sources, made)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, results)
     return results.publish()
@@ -124,7 +129,7 @@ def probe_only(run: RunSpec) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display()
-    run = run if run.name else overlay(run, {"name": default_name(run, "probe")})
+    run = placed(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)
     launch.check_workers(run)
@@ -140,6 +145,17 @@ def probe_only(run: RunSpec) -> str:
     place = results.publish()
     display.say(f"importance.json and importance.png are in {place}")
     return place
+
+
+def placed(run: R, what: str = "") -> R:
+    """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
+    changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
+    presets = {*BACKBONES, *CORPORA}
+    for field in ("backbone", "general", "domain", "search_space", "cache"):
+        value = getattr(run, field, "")
+        if value and str(value) not in presets and Path(value).expanduser().exists():
+            changes[field] = str(Path(value).expanduser().resolve())
+    return overlay(run, changes)
 
 
 def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:
@@ -218,6 +234,7 @@ def run_trials(
     with display.trials(run.trials) as show, launch.watching(board, watch):
         rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray)
     display.seconds["search"] = round(time.monotonic() - started, 1)
+    display.say(f"search: {display.seconds['search']:.1f} s")
     write_trials(results, rows)
     return rows
 
@@ -276,7 +293,12 @@ def delete_checkpoints(results: Results, rows: Sequence[Mapping[str, Any]], keep
 
 
 def write_best(
-    results: Results, run: RunSpec, job: TrainJob, test: Mapping[str, Any], choice: Mapping[str, Any]
+    results: Results,
+    run: RunSpec,
+    made: Prepared,
+    job: TrainJob,
+    test: Mapping[str, Any],
+    choice: Mapping[str, Any],
 ) -> None:
     """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
     spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
@@ -287,6 +309,7 @@ def write_best(
         "score": job.weights.model_dump(),
         "choice": dict(choice),
         "test": dict(test),
+        "backbone": made.sources.backbone.fingerprint,
     }
     results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
 

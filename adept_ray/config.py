@@ -12,8 +12,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -57,17 +58,17 @@ class RunSpec(Spec):
     """Text to learn: preset, file, folder or hub dataset id."""
     text_column: str = "text"
     """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
-    seq_len: int = Field(256, ge=8)
+    seq_len: int = Field(128, ge=8)
     """Length of a token block, in tokens."""
-    probe_tokens: int = Field(2048, ge=16)
+    probe_tokens: int = Field(1024, ge=16)
     """General tokens on which stage 1 measures layer and unit importance."""
-    remeasure_tokens: int = Field(512, ge=16)
+    remeasure_tokens: int = Field(256, ge=16)
     """General tokens (the first of the probe) on which unit importance is measured again."""
-    validation_tokens: int = Field(4096, ge=16)
+    validation_tokens: int = Field(2048, ge=16)
     """Tokens of each validation split that a trial is scored on."""
-    test_tokens: int = Field(8192, ge=16)
+    test_tokens: int = Field(4096, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
-    micro_batch: int = Field(2, ge=1)
+    micro_batch: int = Field(4, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, never results."""
     workers: int = Field(1, ge=1)
     """Ray Train workers per trial."""
@@ -94,9 +95,9 @@ class TrainingSpec(Spec):
     """Optimizer steps between two measurements of unit importance."""
     normalization: Normalization = "rank"
     """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
-    tokens: int = Field(12_288, ge=1)
+    tokens: int = Field(6144, ge=1)
     """Domain tokens to train on."""
-    tokens_per_step: int = Field(512, ge=1)
+    tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the schedule rises linearly."""
@@ -117,7 +118,7 @@ class SearchRun(RunSpec):
     """File with the ranges, the score weights and the first trials."""
     trials: int = Field(8, ge=1)
     """Number of trials."""
-    tokens_per_trial: int = Field(12_288, ge=1)
+    tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
     resume: bool = False
     """Continue the search of that NAME, with the settings it began with."""
@@ -166,40 +167,51 @@ class Range(Spec):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    int_: tuple[Any, Any] | None = Field(None, alias="int")
-    float_: tuple[Any, Any] | None = Field(None, alias="float")
-    log: tuple[Any, Any] | None = None
+    int_: tuple[Any, ...] | None = Field(None, alias="int")
+    float_: tuple[Any, ...] | None = Field(None, alias="float")
+    log: tuple[Any, ...] | None = None
     choice: tuple[Any, ...] | None = None
     fixed: Any = None
 
     @property
     def kind(self) -> str:
         """Which of the five forms this range has."""
-        return next(n.rstrip("_") for n in self.model_fields_set)
+        return self._given()[0].rstrip("_")
 
     @property
     def values(self) -> tuple[Any, ...]:
         """``(low, high)``, the choices, or the one fixed value."""
-        value = getattr(self, next(iter(self.model_fields_set)))
+        value = getattr(self, self._given()[0])
         return (value,) if self.kind == "fixed" else tuple(value)
+
+    def __contains__(self, value: Any) -> bool:
+        if self.kind in ("choice", "fixed"):
+            return value in self.values
+        return self.values[0] <= value <= self.values[1]
+
+    def _given(self) -> list[str]:
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _check(self) -> Range:
-        if len(self.model_fields_set) != 1:
+        if len(self._given()) != 1:
             raise ValueError("needs exactly one of int, float, log, choice, fixed")
         values = self.values
         if not values or any(v is None for v in values):
             raise ValueError(f"'{self.kind}' has no values")
         for value in values:
             if isinstance(value, str) and _reads_as_number(value):
-                fix = repr(float(value)) if "e" in value.lower() else value
-                raise ValueError(
-                    f"'{value}' is a string; write {fix} without quotes and with a decimal point"
-                )
+                # YAML takes 1e-5 for a string: it wants a decimal point and a signed exponent.
+                fix = format(Decimal(value), "f")
+                raise ValueError(f"'{value}' is a string; write {fix} without quotes")
+            if isinstance(value, bool):
+                raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
         if self.kind in ("int", "float", "log"):
+            if len(values) != 2:
+                raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
             wanted = int if self.kind == "int" else (int, float)
             for value in values:
-                if isinstance(value, bool) or not isinstance(value, wanted):
+                if not isinstance(value, wanted):
                     raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
                 if not math.isfinite(value):
                     raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
@@ -238,8 +250,16 @@ class SearchSpace(Spec):
                     f"a setting under 'first' must name exactly {', '.join(sorted(self.parameters))}"
                 )
         for name, searched in self.parameters.items():
+            whole = TrainingSpec.model_fields[name].annotation is int
+            if whole and searched.kind in ("float", "log"):
+                raise ValueError(
+                    f"parameter '{name}' is a whole number: give int or choice, not {searched.kind}"
+                )
             for value in (*searched.values, *(setting[name] for setting in self.first)):
                 validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
+            for setting in self.first:
+                if setting[name] not in searched:
+                    raise ValueError(f"first: {name} {setting[name]!r} lies outside its range")
         return self
 
 
@@ -265,13 +285,23 @@ def validated(spec: type[S], values: Mapping[str, Any], where: str, error: type[
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            message = f"unknown key '{key}': {nearest(str(first['loc'][-1]), spec.model_fields)}"
+            message = (
+                f"unknown key '{key}': {nearest(str(first['loc'][-1]), _names_at(spec, first['loc'][:-1]))}"
+            )
         else:
             text = first["msg"].removeprefix("Value error, ")
             text = text[0].lower() + text[1:] if text.startswith("Input") else text
             got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
             message = f"{key + ': ' if key else ''}{text}{got}"
         raise error(f"{where}: {message}") from None
+
+
+def _names_at(spec: Any, path: Iterable[Any]) -> list[str]:
+    """The keys that the sub-spec at `path` of `spec` knows."""
+    for part in path:
+        fields = getattr(spec, "model_fields", None)
+        spec = fields[part].annotation if fields else get_args(spec)[-1]
+    return [field.alias or name for name, field in spec.model_fields.items()]
 
 
 def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:

@@ -178,7 +178,7 @@ Progresses = dict[str, tuple[int, int]]
 
 @contextmanager
 def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None]) -> Iterator[None]:
-    """Call `show` with what the board holds about once a second, from another thread."""
+    """Call `show` with what the board holds about once a second, from another thread, and at the end."""
     import ray
 
     done = threading.Event()
@@ -198,6 +198,7 @@ def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None
     finally:
         done.set()
         thread.join(timeout=35)
+    show(*ray.get(board.read.remote(), timeout=30))
 
 
 def fit(
@@ -220,7 +221,7 @@ def fit(
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    callbacks = []
+    callbacks: list[Any] = []
     if tuned:
         from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -272,11 +273,11 @@ def worker(config: dict[str, Any]) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(metrics, checkpoint=checkpoint)
 
-    last = [0.0]
+    told = [0.0]
 
     def progress(done: int, of: int) -> None:
-        if first and (done == of or time.monotonic() - last[0] > 0.5):
-            last[0] = time.monotonic()
+        if first and (done == of or time.monotonic() - told[0] > 0.5):
+            told[0] = time.monotonic()
             board.advance.remote(name, done, of)
 
     def should_stop(reports: int) -> bool:
@@ -292,13 +293,13 @@ def worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             if first:
                 (Path(folder) / "probe.json").write_text(json.dumps(result))
-            report({"done": True}, Path(folder) if first else None)
+            report({}, Path(folder) if first else None)
     elif config["loop"] == "train":
         from adept_ray.train import train
 
         asks = {"should_stop": should_stop} if given.pop("judged", False) else {}
-        with resumed(ray.train.get_checkpoint()) as folder:
-            train(config["job"], blocks, device, report, resume=folder, progress=progress, **asks)
+        with resumed(ray.train.get_checkpoint()) as last:
+            train(config["job"], blocks, device, report, resume=last, progress=progress, **asks)
     else:
         from adept_ray.train import conclude
 

@@ -55,10 +55,10 @@ def change(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
     The standard error is that of the ratio of two sums over paired blocks (Cochran 1977, 6.4); nan
     with a single block.
     """
-    kept = after.sum() / before.sum()
-    spread = ((after - kept * before) ** 2).sum()
+    kept = float(after.sum() / before.sum())
+    spread = float(((after - kept * before) ** 2).sum())
     count = len(before)
-    error = math.sqrt(spread * count / (count - 1)) / before.sum() if count > 1 else math.nan
+    error = math.sqrt(spread * count / (count - 1)) / float(before.sum()) if count > 1 else math.nan
     return Change(bits_per_byte(before, size), bits_per_byte(after, size), 100 * (1 - kept), 100 * error)
 
 

@@ -50,7 +50,7 @@ class Proposals(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        finished = bool(result and result.get("done"))
+        finished = bool(result and result.get("complete"))
         super().on_trial_complete(trial_id, result if finished else None, error)
 
 
@@ -82,12 +82,12 @@ class Rows(tune.Callback):
 
 def trial_name(trial: Any) -> str:
     """trial-001, trial-002, … in the order in which they were proposed."""
-    return f"trial-{int(trial.trial_id.rpartition('_')[2]) + 1:03d}"
+    return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
 
 
 def ended(metrics: Mapping[str, Any] | None) -> str:
     """State of a trial that ended without an error."""
-    return "finished" if metrics and metrics.get("done") else "stopped"
+    return "finished" if metrics and metrics.get("complete") else "stopped"
 
 
 def describe(
@@ -127,7 +127,8 @@ def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
     if searched.kind == "int":
         return optuna.distributions.IntDistribution(*searched.values)
     if searched.kind in ("float", "log"):
-        return optuna.distributions.FloatDistribution(*searched.values, log=searched.kind == "log")
+        low, high = searched.values
+        return optuna.distributions.FloatDistribution(low, high, log=searched.kind == "log")
     return optuna.distributions.CategoricalDistribution(searched.values)
 
 
@@ -149,7 +150,7 @@ def trial(
     )
     name = tune.get_context().get_trial_name()
     board = ray.get_actor(launch.board_name(run))
-    launch.fit("train", job, blocks, run, name, storage, board, tuned=True, judged=True)
+    launch.fit("train", job, blocks[0], run, name, storage, board, tuned=True, judged=True)
 
 
 def search(
@@ -168,7 +169,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_resources(
         tune.with_parameters(
-            trial, run=run, job=job, importance=importance, blocks=blocks, storage=f"{storage}/trials"
+            trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/trials"
         ),
         {"CPU": 0.01},
     )

@@ -177,7 +177,12 @@ def record_rates(state: TrainState, spec: TrainingSpec) -> None:
 def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
     """How far the training is: steps, tokens, reports."""
     tokens = state.step * job.blocks_per_step * job.seq_len
-    return {"step": state.step, "tokens": tokens, "report": state.reports, "done": state.step == job.steps}
+    return {
+        "step": state.step,
+        "tokens": tokens,
+        "report": state.reports,
+        "complete": state.step == job.steps,
+    }
 
 
 def score(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, float]:

