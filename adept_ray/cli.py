@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import tyro
 
-from adept_ray.config import Spec, UserError, validated
+from adept_ray.config import Interrupted, Spec, UserError, validated
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -26,7 +26,10 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        print(f"interrupted; to go on from here: {stopped}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print("interrupted: the same command with --name NAME --resume goes on from here", file=sys.stderr)
+        print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(0)

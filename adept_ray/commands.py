@@ -8,7 +8,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from adept_ray.assets import CORPORA
 from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.checkpoint import STATE
 from adept_ray.config import (
+    Interrupted,
     RunSpec,
     ScoreWeights,
     SearchRun,
@@ -61,7 +63,7 @@ def find_k(run: SearchRun) -> str:
     sources = find_sources(run, display)
     check_space(space, sources.layers)
     write_run(results, run, display, sources)
-    with launch.cluster(run) as dashboard:
+    with resumable("scripts/tune_k.py", run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray)
@@ -103,7 +105,8 @@ def train_full(args: TrainRun) -> str:
     if best.get("backbone") not in (None, sources.backbone.fingerprint):
         raise UserError(f"{run.backbone} has changed since {args.config} was written: search again with it")
     write_run(results, run, display, sources)
-    with launch.cluster(run) as dashboard:
+    again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
+    with resumable(again, run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray)
@@ -156,6 +159,16 @@ def placed(run: R, what: str = "") -> R:
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
     return overlay(run, changes)
+
+
+@contextmanager
+def resumable(command: str, run: RunSpec) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`Interrupted` with the command line that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
+        raise Interrupted(f"python {command} --name {run.name} --resume{elsewhere}") from None
 
 
 def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:

@@ -27,6 +27,10 @@ class UserError(ValueError):
     """Bad input: one sentence saying what is wrong, where, and what would be right."""
 
 
+class Interrupted(Exception):
+    """A run was stopped half-way; the message is the command that goes on from there."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A list of known names for an error message, the closest to `name` first when one is close."""
     known = sorted(known)

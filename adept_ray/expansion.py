@@ -25,7 +25,7 @@ def check_depth(k: int, layers: int) -> None:
 
 
 def select_layers(importance: LayerImportance, k: int) -> tuple[int, ...]:
-    """S_k: ids of the k least important layers, ascending (paper, eq. 3). S_k is nested in S_{k+1}.
+    """S_k: ids of the k least important layers, ascending. S_k is nested in S_{k+1}.
 
     Raises :class:`UserError` unless 0 <= k <= number of layers.
     """
@@ -41,8 +41,9 @@ def added_layers(layers: Sequence[int]) -> tuple[int, ...]:
 def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     """Put an identity copy behind each of `layers` (ids in `model`), in place, and freeze all the rest.
 
-    A copy's output projections are zero, so it adds exactly 0 to the residual stream and the logits
-    stay bit-identical (paper, eq. 4). Layer numbers and every per-layer list of the config follow.
+    The paper's "Selective Expansion via Identity Copy". A copy's output projections are zero, so it adds
+    exactly 0 to the residual stream and the logits stay bit-identical. Layer numbers and every per-layer
+    list of the config follow.
     Afterwards only the copies require gradients. Returns the ids of the copies, ascending.
     Raises :class:`UserError` for an unsupported family, an unknown or a repeated layer.
     """

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """Loss increase when a layer is bypassed, in nats per predicted token (paper, section 3.1)."""
+    """Loss increase when a layer is bypassed, in nats per predicted token."""
 
     mean: tuple[float, ...]
     """Per layer, I(l) = L(without l) - L_base over all predicted tokens."""
@@ -42,7 +42,7 @@ class LayerImportance:
 def layer_importance(
     model: nn.Module, batches: Iterable[Batch], progress: Progress | None = None
 ) -> LayerImportance:
-    """Measure the importance of every layer by bypassing it (paper, eq. 1-2).
+    """Measure the importance of every layer by bypassing it (the paper's "Layer Importance Probing").
 
     `batches` yields dicts with ``input_ids`` [B, T] and optional ``attention_mask`` [B, T]. The model is
     left as it was. `progress` is called with (forward passes done, passes of this batch).
@@ -123,8 +123,9 @@ def _bypassed(layers: nn.ModuleList, bypassed: int, stream: torch.Tensor) -> Ite
 
 
 def unit_importance(model: nn.Module, batches: Iterable[Batch], layers: Sequence[int]) -> dict[str, float]:
-    """First-order Taylor importance of every unit of `layers` (paper, eq. 5): mean over j of |θ_j ∂L/∂θ_j|.
+    """Importance of every unit of `layers`: mean over its scalars j of |θ_j ∂L/∂θ_j|.
 
+    First-order Taylor, the paper's "Unit-wise Neuron Decoupling".
     L is the mean next-token loss over the whole probe. Returns full parameter name → importance of
     the unit it belongs to, so a weight and its bias share one number. Gradients are taken with
     ``torch.autograd.grad``: nothing is written to ``.grad``, so none can reach an optimizer.

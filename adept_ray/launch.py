@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import tempfile
 import threading
@@ -67,12 +68,19 @@ def cluster(run: RunSpec) -> Iterator[str]:
 
 
 def check_workers(run: RunSpec) -> None:
-    """Refuse more workers than this machine has CPUs or GPUs, before Ray is even started."""
+    """Refuse more workers than this machine has CPUs or GPUs, before Ray is even started.
+
+    Raises :class:`UserError`. With ``RAY_ADDRESS`` set, only the cluster knows: see :func:`check_cluster`.
+    """
     if os.environ.get("RAY_ADDRESS"):
         return
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0))
     if run.workers > cpus:
         raise UserError(f"--workers {run.workers}: this machine has {cpus} CPUs, so at most {cpus} workers")
+    if run.gpus_per_worker:
+        import torch
+
+        check_cluster(run, {"CPU": math.inf, "GPU": torch.cuda.device_count()})
 
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:

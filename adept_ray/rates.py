@@ -1,7 +1,7 @@
 """Unit importance → scale → one optimizer group per unit (stage 2 of ADEPT; pure torch).
 
-Rate of a unit = base rate × schedule(step) × scale, and scale = 2·(1 − Ĩ) (paper, eq. 6), where Ĩ is
-the unit's importance brought into [0, 1] among the units of all added layers.
+The paper's "Dynamic Learning Rate Adaptation". Rate of a unit = base rate × schedule(step) × scale, and
+scale = 2·(1 − Ĩ), where Ĩ is the unit's importance brought into [0, 1] among the units of all added layers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def unit_scales(importance: Mapping[str, float], normalization: Normalization = 
 def unit_rates(
     importance: Mapping[str, float], base_lr: float, normalization: Normalization = "rank"
 ) -> dict[str, float]:
-    """Learning rate of every parameter: `base_lr` times its scale (paper, eq. 6; see :func:`unit_scales`)."""
+    """Learning rate of every parameter: `base_lr` times its scale (see :func:`unit_scales`)."""
     return {name: base_lr * scale for name, scale in unit_scales(importance, normalization).items()}
 
 

@@ -47,6 +47,10 @@ class Verdicts(ASHAScheduler):
 class Proposals(OptunaSearch):
     """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end."""
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        # Tune counts a resumed trial's iterations from 1 again; our reports go on where they were.
+        super().on_trial_result(trial_id, {**result, "training_iteration": result["report"]})
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:

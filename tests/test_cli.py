@@ -1,0 +1,173 @@
+"""Bad input on the command line: one clear sentence on stderr, status 2, nothing expensive started."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from common import save_tiny_backbone, write_corpus
+
+from adept_ray.assets import BOOLQ
+from adept_ray.cli import main
+from adept_ray.config import RunSpec, SearchRun, TrainRun
+
+COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """A folder with a tiny backbone of four layers and two corpora."""
+    folder = tmp_path_factory.mktemp("room")
+    save_tiny_backbone(folder / "backbone")
+    write_corpus(folder / "general.jsonl", seed=1)
+    write_corpus(folder / "domain.jsonl", seed=2, domain="medical")
+    return folder
+
+
+@pytest.fixture
+def refusal(room, tmp_path, monkeypatch, capsys):
+    """A function that runs a command with flags and returns the one sentence with which it refuses."""
+
+    def run(command="find_k", **flags):
+        given = {"cache": tmp_path / "cache", "storage": tmp_path / "results"}
+        if command != "train_full":
+            given |= {
+                "backbone": room / "backbone",
+                "general": room / "general.jsonl",
+                "domain": room / "domain.jsonl",
+            }
+        given |= flags
+        argv = [command]
+        for name, value in given.items():
+            flag = "--" + name.replace("_", "-")
+            argv += [flag] if value is True else [flag, str(value)]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+        monkeypatch.setattr("adept_ray.assets._pip_download", lambda *_: pytest.fail("something was fetched"))
+        with pytest.raises(SystemExit) as exit_:
+            main(COMMANDS[command], command, "")
+        printed = capsys.readouterr().err.strip()
+        assert exit_.value.code == 2
+        assert printed.startswith("error: ") and "Traceback" not in printed
+        return printed.splitlines()[-1].removeprefix("error: ")
+
+    return run
+
+
+def space_file(folder, text):
+    """A search-space file with the given parameters."""
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ({"backbone": "smolm2-135m"}, ["smolm2-135m", "did you mean smollm2-135m"]),
+        ({"domain": "medicla"}, ["medicla", "did you mean medical"]),
+        ({"general": "/no/such/file.jsonl"}, ["/no/such/file.jsonl", "no such file"]),
+        ({"text_column": "body"}, ["no column 'body'", "text"]),
+        ({"workers": 4000}, ["--workers 4000", "CPUs"]),
+        ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "GPUs", "has"]),
+        ({"trials": 0}, ["trials", "greater than or equal to 1"]),
+        ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),
+        ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),
+        ({"storage": "nosuchscheme://bucket"}, ["nosuchscheme://bucket", "not a URI"]),
+        ({"search_space": "/no/such/space.yaml"}, ["/no/such/space.yaml", "no such file"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_flag_is_named_with_what_would_be_right(refusal, flags, parts):
+    """The sentence names the flag's value and the remedy."""
+    sentence = refusal(**flags)
+    assert all(part in sentence for part in parts), sentence
+
+
+def bad_corpus(folder, kind):
+    """Write a corpus with a fault; returns its path."""
+    path = folder / {"truncated": "text.jsonl.gz"}.get(kind, "text.jsonl")
+    rows = "".join(json.dumps({"text": f"a line of text, number {i}"}) + "\n" for i in range(50))
+    content = {
+        "empty": b"",
+        "latin-1": rows.encode() + b'{"text": "caf\xe9"}\n',
+        "truncated": gzip.compress(rows.encode())[:-20],
+        "cut": (rows + '{"text": "half').encode(),
+    }[kind]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("empty", "empty"), ("latin-1", "not UTF-8"), ("truncated", "truncated"), ("cut", "line 51")],
+)
+def test_a_damaged_corpus_is_named_with_its_fault(refusal, tmp_path, kind, part):
+    """The sentence names the file and what is wrong with it."""
+    path = bad_corpus(tmp_path, kind)
+    sentence = refusal(domain=path)
+    assert path.name in sentence and part in sentence
+
+
+def test_a_folder_without_config_is_no_backbone(refusal, tmp_path):
+    """A folder without config.json is refused by name."""
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refusal(backbone=tmp_path / "empty")
+
+
+def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, tmp_path):
+    """The family is read from the config alone, before any weight is loaded."""
+    folder = save_tiny_backbone(tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    sentence = refusal(backbone=folder)
+    assert "'gpt_neox'" in sentence and "qwen3" in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("parameters: {k: {int: [1, 9]}}", ["k is 9", "4"]),
+        ("parameters: {k: {int: [-1, 2]}}", ["k", "-1"]),
+        ("parameters: {k: {int: [3, 1]}}", ["[3, 1]", "empty"]),
+        ("parameters: {k: {int: [1, 2]}, base_lr: {log: [1e-5, 1e-3]}}", ["base_lr", "'1e-5' is a string"]),
+        ("parameters: {k: {int: [1, 2]}, bse_lr: {log: [0.1, 1.0]}}", ["bse_lr", "did you mean base_lr"]),
+        ("parameters: {base_lr: {log: [0.1, 1.0]}}", ["'k' is missing"]),
+        ("parameters: [", ["YAML"]),
+    ],
+)
+def test_a_wrong_search_space_is_refused(refusal, tmp_path, text, parts):
+    """The sentence names the file's parameter and its fault."""
+    sentence = refusal(search_space=space_file(tmp_path, text))
+    assert all(part in sentence for part in parts), sentence
+
+
+def test_a_name_that_exists_is_not_overwritten(refusal, tmp_path):
+    """Without --resume an existing results folder is left alone."""
+    folder = tmp_path / "results" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    assert "exists" in refusal(name="mine") and "--resume" in refusal(name="mine")
+    assert (folder / "run.json").read_text() == "{}"
+
+
+def test_nothing_to_resume_is_said(refusal):
+    """--resume of a name under which nothing began is refused."""
+    assert "holds no run to resume" in refusal(name="unknown", resume=True)
+
+
+def test_a_tampered_asset_is_refused(refusal, tmp_path):
+    """An asset in the cache whose bytes are not the pinned ones is never used."""
+    path = tmp_path / "cache" / "assets" / BOOLQ.member_sha256[:16] / Path(BOOLQ.member).name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"passage": "not the pinned text"}\n')
+    sentence = refusal(general="boolq")
+    assert str(path) in sentence and "sha256 differs" in sentence
+
+
+def test_a_configuration_without_its_parts_is_refused(refusal, tmp_path):
+    """train.py wants the best.yaml of a search."""
+    path = tmp_path / "best.yaml"
+    path.write_text("run: {}\n")
+    assert "no 'training' in it" in refusal("train_full", config=path, tokens=1000)

@@ -1,0 +1,252 @@
+"""The commands as their users run them: real processes, real Ray, a tiny backbone, then the real default."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from common import save_tiny_backbone, write_corpus
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parent.parent
+SPACE = """
+parameters:
+  k: {int: [1, 3]}
+  recompute_every: {choice: [2, 4]}
+  base_lr: {log: [0.0005, 0.02]}
+first:
+  - {k: 2, recompute_every: 2, base_lr: 0.01}
+"""
+SIZES = {
+    "seq-len": 32,
+    "probe-tokens": 256,
+    "remeasure-tokens": 64,
+    "validation-tokens": 256,
+    "test-tokens": 256,
+    "tokens-per-trial": 1536,
+    "trials": 4,
+}
+
+
+class Room:
+    """A folder with a tiny backbone and corpora in which scripts run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        save_tiny_backbone(folder / "backbone")
+        write_corpus(folder / "general.jsonl", seed=1)
+        write_corpus(folder / "domain.jsonl", seed=2, domain="medical")
+        (folder / "space.yaml").write_text(SPACE)
+        self.env = os.environ | {"ADEPT_RAY_CACHE": str(folder / "cache")}
+
+    def search(self, name, **changes):
+        """The command line of a search."""
+        flags = {"backbone": "backbone", "general": "general.jsonl", "domain": "domain.jsonl"}
+        flags |= {"search-space": "space.yaml", "name": name, **SIZES, **changes}
+        return ["tune_k.py", *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
+
+    def start(self, command):
+        """A script as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:]],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a process group of its own, as a terminal gives it
+        )
+
+    def run(self, command):
+        """Run a script to its end; returns what it printed. Fails unless it exits with 0."""
+        process = self.start(command)
+        printed = process.communicate()[0]
+        assert process.returncode == 0, printed
+        return printed
+
+    def results(self, name):
+        """A results folder."""
+        return self.folder / "results" / name
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """One room for all searches of this file, so that blocks and probe are built once."""
+    return Room(tmp_path_factory.mktemp("room"))
+
+
+@pytest.fixture(scope="module")
+def searched(room):
+    """A finished search named "first" and what it printed."""
+    return room.run(room.search("first"))
+
+
+def trials(folder):
+    """trials.csv without the seconds."""
+    with (folder / "trials.csv").open() as file:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
+        ]
+
+
+def ray_processes():
+    """Command lines of Ray's own processes on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if line.startswith("ray::") or "/raylet " in line or "gcs_server" in line.partition(" ")[0]:
+            found.append(line)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_search_leaves_the_whole_results_folder(room, searched):
+    """Every file that is promised is there, and the summary says k, why, the change and where."""
+    folder = room.results("first")
+    names = {"best.yaml", "trials.csv", "importance.json", "rates.jsonl", "run.json", "report.html", "model"}
+    assert names <= {path.name for path in folder.iterdir()}
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert f"k = {best['choice']['k']} " in searched and best["choice"]["reason"] in searched
+    assert "bits per byte" in searched and "report.html" in searched
+    rows = trials(folder)
+    assert [row["trial"] for row in rows] == [f"trial-00{i}" for i in (1, 2, 3, 4)]
+    assert (rows[0]["k"], rows[0]["base_lr"]) == ("2", "0.01")  # the setting under `first`
+    chosen = next(row for row in rows if row["trial"] == best["choice"]["trial"])
+    assert chosen["state"] == "finished" and int(chosen["k"]) == best["training"]["k"] == len(best["layers"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_some_trial_is_stopped_early_and_the_next_starts(room, searched):
+    """ASHA stops a trial before its tokens are spent, and a later one still runs to a report."""
+    rows = trials(room.results("first"))
+    stopped = [i for i, row in enumerate(rows) if row["state"] == "stopped"]
+    assert stopped and all(int(rows[i]["tokens"]) < 1536 for i in stopped)
+    assert all(row["state"] in ("finished", "stopped") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_exported_model_is_a_plain_hugging_face_folder(room, searched):
+    """It loads without remote code, has the layers that adept.json names, and differs from the backbone."""
+    folder = room.results("first") / "model"
+    record = json.loads((folder / "adept.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 4 + len(record["added_layers"])
+    assert AutoTokenizer.from_pretrained(folder)("some text")["input_ids"]
+    ids = torch.arange(20)[None]
+    before = AutoModelForCausalLM.from_pretrained(room.folder / "backbone")
+    assert not torch.equal(model(ids).logits, before(ids).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ray_leaves_no_process_behind(room, searched):
+    """After a command has ended nothing of Ray runs on."""
+    deadline = time.monotonic() + 20
+    while ray_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ray_processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
+    """Ctrl-C during the second trial, then --resume: trials.csv equals that of the undisturbed search."""
+    process = room.start(room.search("second"))
+    deadline = time.monotonic() + 200
+    path = room.results("second") / "trials.csv"
+    while not path.exists():  # written when the first trial is over
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(12)  # into the second trial
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the group
+    printed = process.communicate(timeout=90)[0]
+    assert process.returncode == 130, printed
+    assert "--name second --resume" in printed
+    assert ray_processes() == []
+    assert len(trials(room.results("second"))) < 4
+    room.run(["tune_k.py", "--name", "second", "--resume"])
+    assert trials(room.results("second")) == trials(room.results("first"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_training_at_full_length_takes_what_the_search_found(room, searched):
+    """train.py trains the layers of best.yaml on N tokens and exports the model."""
+    best = yaml.safe_load((room.results("first") / "best.yaml").read_text())
+    room.run(
+        [
+            "train.py",
+            "--config",
+            "results/first/best.yaml",
+            "--tokens",
+            "2048",
+            "--reports",
+            "2",
+            "--name",
+            "full",
+        ]
+    )
+    folder = room.results("full")
+    full = yaml.safe_load((folder / "best.yaml").read_text())
+    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 2048
+    record = json.loads((folder / "model" / "adept.json").read_text())
+    assert record["source_layers"] == best["layers"]
+    assert full["test"]["domain"]["delta"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_the_probe_alone_gives_what_the_search_used(room, searched):
+    """probe.py on two workers draws and writes the importance that one worker measured, to 1e-6."""
+    flags = {"backbone": "backbone", "general": "general.jsonl", "seq-len": 32, "probe-tokens": 256}
+    flags |= {"name": "probe", "workers": 2, "cache": "cache2"}
+    printed = room.run(
+        ["probe.py", *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
+    )
+    assert "nats per token" in printed
+    alone, used = (json.loads((room.results(n) / "importance.json").read_text()) for n in ("probe", "first"))
+    assert alone["order"] == used["order"]
+    for mine, theirs in zip(alone["layers"], used["layers"], strict=True):
+        assert mine["mean"] == pytest.approx(theirs["mean"], abs=1e-6)
+    assert alone["units"] == pytest.approx(used["units"], rel=1e-4)
+    assert (room.results("probe") / "importance.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_corpus_too_small_says_how_much_is_needed(room):
+    """The splits' sizes are known before any model is loaded."""
+    process = room.start(room.search("small", **{"validation-tokens": 1_000_000}))
+    printed = process.communicate()[0]
+    assert process.returncode == 2
+    assert "too small" in printed and "1000000 are needed" in printed and "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@pytest.mark.timeout(600)
+def test_the_default_backbone_and_corpora_learn_medicine(tmp_path):
+    """Two short trials on the real default assets: the domain's bits per byte fall on the test split."""
+    (tmp_path / "space.yaml").write_text("parameters: {k: {int: [1, 2]}, base_lr: {log: [0.002, 0.004]}}\n")
+    flags = {"search-space": "space.yaml", "trials": 2, "tokens-per-trial": 2048, "probe-tokens": 128}
+    flags |= {"validation-tokens": 512, "test-tokens": 512, "remeasure-tokens": 128, "name": "real"}
+    command = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+    script = str(ROOT / "scripts" / "tune_k.py")
+    done = subprocess.run([sys.executable, script, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    best = yaml.safe_load((tmp_path / "results" / "real" / "best.yaml").read_text())
+    assert best["test"]["domain"]["delta"] > 3
