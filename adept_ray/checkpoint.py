@@ -53,10 +53,14 @@ class TrainState:
         """
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
         state = cls(**{**values, "layers": tuple(values["layers"]), "added": tuple(values["added"])})
-        parameters = layer_parameters(model, state.added)
         weights = load_file(folder / WEIGHTS)
+        # Asked of the model, not of the checkpoint: else its layers would overwrite frozen ones.
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if set(weights) != set(parameters):
-            raise UserError(f"{folder}: checkpoint of other added layers than {list(state.added)}")
+            raise UserError(
+                f"{folder}: its added layers are {list(state.added)}, copies of {list(state.layers)}, and "
+                "not those of this training"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])

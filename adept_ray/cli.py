@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -18,11 +19,9 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
 
     Bad input is one sentence on stderr and status 2.
     """
-    # Unchecked here, so that our own message, not a validator's report, is what a person reads.
-    values = tyro.cli(spec, description=description)
     try:
-        checked = validated(spec, values.model_dump(), where="command line")
-        getattr(importlib.import_module("adept_ray.commands"), command)(checked)
+        given = parse(spec, description)
+        getattr(importlib.import_module("adept_ray.commands"), command)(given)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
@@ -33,3 +32,22 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
         print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def parse(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
+    """A `spec` from command-line flags (default: those of this process).
+
+    The flags are read into a plain dataclass first, so that a value that `spec` refuses is reported
+    in our one sentence. Raises :class:`UserError` for such a value.
+    """
+    fields = []
+    for name, field in spec.model_fields.items():
+        kind = Annotated[field.annotation, tyro.conf.arg(help=field.description)]  # type: ignore[name-defined]
+        if field.is_required():
+            fields.append((name, kind, dataclasses.field()))
+        else:
+            fields.append(
+                (name, kind, dataclasses.field(default=field.get_default(call_default_factory=True)))
+            )
+    flags = tyro.cli(dataclasses.make_dataclass(spec.__name__, fields), description=description, args=args)
+    return validated(spec, vars(flags), where="command line")

@@ -67,6 +67,8 @@ class BlockSet:
     fingerprint: str
     splits: Mapping[str, Mapping[str, int]]
     """Split → number of blocks, documents and bytes."""
+    shares: Mapping[str, float]
+    """Split → its share of the documents."""
 
     def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
         """Read a split in its fixed order.
@@ -75,7 +77,7 @@ class BlockSet:
         """
         have = self.splits[split]["blocks"] * seq_len
         if have < tokens:
-            share = (GENERAL_SPLITS | DOMAIN_SPLITS)[split]
+            share = self.shares[split]
             raise UserError(
                 f"corpus '{corpus}' is too small: its {split} split ({share:.0%} of the documents) "
                 f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so give about "
@@ -152,7 +154,7 @@ def build_blocks(
     if not (folder / MANIFEST).is_file():
         _write(folder, corpus, apart_from, splits, tokenizer_source, tokenizer_revision, seq_len, seed)
     manifest = json.loads((folder / MANIFEST).read_text())
-    return BlockSet(folder, name, manifest["splits"])
+    return BlockSet(folder, name, manifest["splits"], dict(splits))
 
 
 def _write(
@@ -196,9 +198,9 @@ def _write(
         (scratch / MANIFEST).write_text(
             json.dumps({"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}, indent=2)
         )
-        if folder.exists():  # without a manifest: left by a build that was cut off between two moves
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
+        if not (folder / MANIFEST).is_file():  # else another process was first, with the same blocks
+            shutil.rmtree(folder, ignore_errors=True)  # without a manifest it isn't whole
+            os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -277,7 +279,9 @@ def _pack(texts: Sequence[str], tokenizer: Any, seq_len: int, batch: int = 1000)
     tokens, sizes, starts = [], [], []
     for at in range(0, len(texts), batch):
         chunk = list(texts[at : at + batch])
-        for text, encoding in zip(chunk, tokenizer.backend_tokenizer.encode_batch(chunk, False), strict=True):
+        # EOS alone joins documents: no BOS where the tokenizer's template would put one
+        encodings = tokenizer.backend_tokenizer.encode_batch(chunk, add_special_tokens=False)
+        for text, encoding in zip(chunk, encodings, strict=True):
             tokens.append(np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.int32))
             sizes.append(np.append(token_bytes(text, encoding.offsets), 0))
             starts.append(np.arange(len(encoding.ids) + 1) == 0)

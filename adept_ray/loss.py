@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 Batch = Mapping[str, torch.Tensor]
+IGNORED = -100
 
 
 def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,8 +20,13 @@ def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor,
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
+    # The targets are shifted, not the logits: a slice of those, the largest tensor, would be copied.
+    targets = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    if mask is not None:
+        real = F.pad(mask[:, 1:] * mask[:, :-1], (0, 1), value=0)
+        targets = targets.masked_fill(real == 0, IGNORED)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    losses = losses.view(ids.shape[0], -1)
-    counted = torch.ones_like(losses) if mask is None else (mask[:, 1:] * mask[:, :-1]).to(losses.dtype)
-    return (losses * counted).sum(dim=1), counted.sum(dim=1)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return losses.view_as(ids).sum(dim=1), (targets != IGNORED).sum(dim=1).to(losses.dtype)

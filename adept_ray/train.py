@@ -101,6 +101,17 @@ def train(
     scales = unit_scales(state.importance, spec.normalization)
     loss = math.nan
 
+    def tell() -> None:
+        metrics = {**score(model, job, blocks), **trained(state, job), "loss": loss}
+        metrics["seconds"] = round(time.perf_counter() - started, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
+                state.save(Path(folder), model, optimizer if state.step < job.steps else None)
+            report(metrics, Path(folder) if rank() == 0 else None)
+
+    if state.step == job.steps:  # cut off after its last checkpoint, so maybe before that report was heard
+        tell()
+
     while state.step < job.steps:
         # Once in a while: the domain has moved the copies, so ask the general probe again.
         if added and state.step > 0 and state.step % spec.recompute_every == 0:
@@ -127,12 +138,7 @@ def train(
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
         if state.step in job.report_steps:
             state.reports += 1
-            metrics = {**score(model, job, blocks), **trained(state, job), "loss": loss}
-            metrics["seconds"] = round(time.perf_counter() - started, 1)
-            with tempfile.TemporaryDirectory() as folder:
-                if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
-                    state.save(Path(folder), model, optimizer if state.step < job.steps else None)
-                report(metrics, Path(folder) if rank() == 0 else None)
+            tell()
             if state.step < job.steps and should_stop(state.reports):
                 return
 

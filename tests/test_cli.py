@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,9 +117,9 @@ def test_a_folder_without_config_is_no_backbone(refusal, tmp_path):
     assert "no config.json" in refusal(backbone=tmp_path / "empty")
 
 
-def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, tmp_path):
+def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, room, tmp_path):
     """The family is read from the config alone, before any weight is loaded."""
-    folder = save_tiny_backbone(tmp_path / "other")
+    folder = Path(shutil.copytree(room / "backbone", tmp_path / "other"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
     sentence = refusal(backbone=folder)

@@ -1,0 +1,285 @@
+"""Corpora to blocks: every document in one split, whole, in an order that only content and seed decide."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from common import documents, save_tiny_backbone, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from adept_ray import corpus
+from adept_ray.assets import CorpusFiles, resolve_corpus
+from adept_ray.config import UserError
+from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, Blocks, build_blocks, micro_batches
+
+SEQ_LEN = 32
+EOS = "<|eos|>"
+WIDE = ["naïve 😀🚀 end", "漢字とかな", "Ω≈ç√∫ \u200b\u2028 x", "\tTabs and\n\nlines\t", "🏳️‍🌈" * 9]
+GENERAL = documents(120) + [f"{text} ({i})" for i, text in enumerate(WIDE * 4)]
+SHARED = GENERAL[20:60]
+DOMAIN = documents(120, domain="medical") + SHARED
+TOKENIZER = tiny_tokenizer()
+RAW = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a backbone, while a local Ray runs."""
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+    )
+    folder = tmp_path_factory.mktemp("corpus")
+    save_tiny_backbone(folder / "backbone", layers=1)
+    yield folder
+    ray.shutdown()
+
+
+def resolved(place, name, texts):
+    """The corpus of these texts, from a folder of two .jsonl files."""
+    folder = place / name
+    folder.mkdir(exist_ok=True)
+    for part in range(2):
+        lines = [json.dumps({"text": text}) for text in texts[part::2]]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines))
+    return resolve_corpus(str(folder), "text", place / "cache")
+
+
+def in_files(place, name, groups):
+    """The same as a corpus of several Parquet files with many row groups, which Ray reads apart."""
+    files = []
+    for number, texts in enumerate(groups):
+        files.append(place / f"{name}-{number}.parquet")
+        pq.write_table(pa.table({"text": texts}), files[-1], row_group_size=16)
+    return CorpusFiles(tuple(files), name, name, "")
+
+
+def build(place, files, splits=GENERAL_SPLITS, seed=0, **options):
+    backbone = str(place / "backbone")
+    return build_blocks(files, splits, backbone, None, SEQ_LEN, seed, place / "cache", **options)
+
+
+def in_buckets(files, monkeypatch, buckets):
+    """Have `files` packed in that many groups."""
+    size = sum(file.stat().st_size for file in files.files)
+    monkeypatch.setattr(corpus, "BUCKET_BYTES", size / (buckets - 0.5))
+
+
+@pytest.fixture(scope="module")
+def general(place):
+    """Blocks of the general corpus in one bucket."""
+    return build(place, resolved(place, "general", GENERAL))
+
+
+@pytest.fixture(scope="module")
+def domain(place, general):
+    """Blocks of a domain corpus in three buckets that repeats itself and part of the general corpus."""
+    files = resolved(place, "domain", DOMAIN + DOMAIN[::3])
+    with pytest.MonkeyPatch.context() as patch:
+        in_buckets(files, patch, 3)
+        return build(place, files, DOMAIN_SPLITS, apart_from=resolved(place, "general", GENERAL))
+
+
+def streams(made, split):
+    """The text of a split, one stream a bucket."""
+    table = pq.read_table(made.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
+    result = {}
+    for bucket, tokens in zip(table["bucket"].to_pylist(), table["tokens"].to_pylist(), strict=True):
+        result.setdefault(bucket, []).extend(tokens)
+    return [TOKENIZER.decode(tokens) for tokens in result.values()]
+
+
+def found(made, corpus_texts):
+    """Split → the documents of `corpus_texts` in it; one cut off at a stream's end counts as well."""
+    known = {text.strip() for text in corpus_texts}
+    result = {}
+    for split in made.splits:
+        result[split] = []
+        for stream in streams(made, split):
+            *whole, rest = stream.split(EOS)
+            assert set(whole) <= known
+            result[split] += whole
+            rest = rest.rstrip("\ufffd")  # the cut may go through a character
+            meant = [text for text in known if rest and text.startswith(rest)]
+            assert meant or not rest
+            result[split] += meant if len(meant) == 1 else []  # else cut too short to be told
+    return result
+
+
+def everything(made):
+    """All tokens and bytes of all splits, in order."""
+    loaded = [made.load(split, 0, SEQ_LEN, "x") for split in made.splits]
+    return [(blocks.tokens.tolist(), blocks.bytes.tolist()) for blocks in loaded]
+
+
+def test_blocks_hold_the_documents_joined_by_eos(place, general):
+    """Decoded, a split is whole documents with EOS between, and only what fills no block is left out."""
+    texts = found(general, GENERAL)
+    for split, held in texts.items():
+        assert len(held) == len(set(held))
+        assert len(held) - general.splits[split]["documents"] in (-1, 0)  # the one cut off, see found
+    lengths = [len(TOKENIZER(text.strip()).input_ids) + 1 for text in GENERAL]
+    kept = sum(len(blocks) * SEQ_LEN for blocks in (general.load(s, 0, SEQ_LEN, "x") for s in general.splits))
+    assert 0 <= sum(lengths) - kept < SEQ_LEN * len(general.splits)
+    assert any(text.startswith("naïve 😀🚀 end (") for held in texts.values() for text in held)
+
+
+def test_every_block_is_full(general, domain):
+    """A block has exactly seq_len tokens, and as many blocks are loaded as the manifest says."""
+    for made in (general, domain):
+        for split, counts in made.splits.items():
+            blocks = made.load(split, 0, SEQ_LEN, "x")
+            assert (
+                blocks.tokens.shape == (counts["blocks"], SEQ_LEN) and len(blocks.bytes) == counts["blocks"]
+            )
+            assert len(blocks.first(3 * SEQ_LEN - 5)) == 3
+
+
+def test_no_document_in_two_splits(general, domain):
+    """Splits of a corpus share no document, nor does one of domain with one of general; none comes twice."""
+    of_general, of_domain = found(general, GENERAL), found(domain, DOMAIN)
+    for texts in (of_general, of_domain):
+        held = [text for split in texts.values() for text in split]
+        assert len(held) == len(set(held))
+    apart = {text for held in of_domain.values() for text in held}
+    assert not apart & set(GENERAL)
+    assert len(apart) >= len(set(DOMAIN) - set(SHARED)) - 3 * len(domain.splits)  # a leftover per stream
+
+
+def test_splits_have_their_shares(general, domain):
+    """Documents fall to the splits in the shares asked for, as far as chance allows."""
+    for made, total in ((general, len(GENERAL)), (domain, len(DOMAIN) - len(SHARED))):
+        for split, share in made.shares.items():
+            spread = (total * share * (1 - share)) ** 0.5
+            assert abs(made.splits[split]["documents"] - total * share) < 4 * spread + 3
+
+
+def test_the_same_file_as_both_leaves_nothing_to_learn(place, general):
+    """A corpus given as general and as domain is refused, for all of it is already general."""
+    files = resolved(place, "general", GENERAL)
+    made = build(place, files, DOMAIN_SPLITS, apart_from=files)
+    assert {counts["documents"] for counts in made.splits.values()} == {0}
+    with pytest.raises(UserError, match="too small"):
+        made.load("train", SEQ_LEN, SEQ_LEN, "general")
+
+
+def test_order_files_and_repetitions_do_not_matter(place, domain, monkeypatch):
+    """The same texts in another order, in other files and row groups, some twice, give the same blocks."""
+    texts = [f"  {text}\n" for text in reversed(DOMAIN)]
+    files = in_files(place, "scattered", [texts[:7] + texts[50:], texts[:50], texts[90:110]])
+    in_buckets(files, monkeypatch, 3)
+    made = build(place, files, DOMAIN_SPLITS, apart_from=in_files(place, "g", [GENERAL[::-1]]))
+    assert made.fingerprint != domain.fingerprint
+    assert everything(made) == everything(domain)
+
+
+def test_another_seed_gives_another_split(place, general):
+    """The seed decides which documents are held out."""
+    other = build(place, resolved(place, "general", GENERAL), seed=1)
+    first, second = found(general, GENERAL), found(other, GENERAL)
+    assert all(set(first[split]) != set(second[split]) for split in GENERAL_SPLITS)
+
+
+def test_a_second_call_reads(place, general, monkeypatch):
+    """Blocks that were built are not built again."""
+    monkeypatch.setattr(corpus, "_write", None)
+    assert build(place, resolved(place, "general", GENERAL)) == general
+
+
+def test_a_half_written_folder_is_built_again(place, general):
+    """Without its manifest, the last file written, a folder is never read but replaced by the same blocks."""
+    before = everything(general)
+    (general.folder / corpus.MANIFEST).unlink()
+    (general.folder / "probe" / "rest.parquet").write_bytes(b"half a file")
+    again = build(place, resolved(place, "general", GENERAL))
+    assert again == general and everything(again) == before
+    assert [path.name for path in general.folder.parent.glob(".*")] == []  # no scratch folder stays behind
+
+
+def test_a_corpus_too_small_says_what_it_needs(general):
+    """The message names corpus and split, its share, what there is and what would do."""
+    have = general.splits["validation"]["blocks"] * SEQ_LEN
+    with pytest.raises(UserError) as problem:
+        general.load("validation", have + 1, SEQ_LEN, "notes")
+    text = str(problem.value)
+    assert "'notes'" in text and "validation split (40% of the documents)" in text
+    holds, needed, enough = map(
+        int, re.search(r"holds (\d+) tokens .* and (\d+) are .* (\d+) tokens of", text).groups()
+    )
+    assert (holds, needed) == (have, have + 1)
+    assert enough * 0.4 == pytest.approx(needed, abs=1)
+
+
+def lead_bytes(tokens):
+    """UTF-8 bytes of the characters that begin in these tokens, read off the tokens' own bytes."""
+    raw = bytes(RAW[c] for t in TOKENIZER.convert_ids_to_tokens(tokens) if t != EOS for c in t)
+    return sum(1 + (b >= 0xC0) + (b >= 0xE0) + (b >= 0xF0) for b in raw if not 0x80 <= b < 0xC0)
+
+
+def test_bytes_of_a_block_are_those_of_its_predicted_tokens(general):
+    """A block counts the UTF-8 bytes of the text behind all its tokens but the first."""
+    for split in general.splits:
+        blocks = general.load(split, 0, SEQ_LEN, "x")
+        assert blocks.bytes.tolist() == [lead_bytes(row[1:]) for row in blocks.tokens.tolist()]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_bytes_of_a_document_sum_up(text):
+    """Whatever the characters and wherever tokens part them, every byte of the text is counted once."""
+    encoding = TOKENIZER.backend_tokenizer.encode(text)
+    sizes = corpus.token_bytes(text, encoding.offsets)
+    assert sizes.sum() == len(text.encode()) and (sizes >= 0).all()
+    assert sizes.tolist() == [lead_bytes([token]) for token in encoding.ids]
+
+
+def test_nothing_but_eos_joins_documents():
+    """A tokenizer that puts a BOS before every text doesn't put one before every document."""
+    tokenizer = tiny_tokenizer()
+    special = [(EOS, tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{EOS} $A", special_tokens=special)
+    assert tokenizer("one").input_ids[0] == tokenizer.eos_token_id
+    table = corpus._pack(["one", "two two", "three three three"], tokenizer, 4)
+    flat = [token for row in table["tokens"].to_pylist() for token in row]
+    assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
+def test_every_block_once_per_epoch(blocks, size, seed):
+    """Batches run through every block before one comes again, in another order in the next epoch."""
+    order = BlockOrder(blocks, seed)
+    steps = -(-3 * blocks // size)
+    seen = [block for step in range(steps) for block in order.batch(step, size)]
+    epochs = [seen[i * blocks : (i + 1) * blocks] for i in range(3)]
+    assert all(sorted(epoch) == list(range(blocks)) for epoch in epochs)
+    if blocks > 20:
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+        assert epochs[0] != [b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).batch(step, 1)]
+
+
+@given(st.permutations(range(12)))
+def test_a_batch_depends_on_step_and_seed_alone(steps):
+    """Asked in any order, by any object, a step has its own batch: this is what resuming relies on."""
+    straight = [BlockOrder(10, 3).batch(step, 4) for step in range(12)]
+    order = BlockOrder(10, 3)
+    assert {step: order.batch(step, 4) for step in steps} == dict(enumerate(straight))
+
+
+@given(st.lists(st.integers(0, 8), max_size=20), st.integers(1, 25))
+def test_micro_batches_cover_the_ids_in_order(ids, size):
+    """However a batch is cut, its blocks come once each, in order, at most `size` at a time."""
+    tokens = np.arange(36, dtype=np.int32).reshape(9, 4)
+    batches = list(micro_batches(Blocks(tokens, np.zeros(9)), ids, size, torch.device("cpu")))
+    assert [len(batch["input_ids"]) <= size for batch in batches] == [True] * -(-len(ids) // size)
+    rows = [row for batch in batches for row in batch["input_ids"].tolist()]
+    assert rows == tokens[ids].tolist() and all(batch["input_ids"].dtype == torch.int64 for batch in batches)

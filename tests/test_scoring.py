@@ -1,0 +1,100 @@
+"""Scores: bits per byte as a plain computation has them, changes with honest errors, 0 for no change."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from common import logits, random_ids, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adept_ray.config import ScoreWeights
+from adept_ray.corpus import Blocks
+from adept_ray.scoring import Change, bits_per_byte, block_nats, change, combined
+
+MODEL = tiny_model("qwen3")
+BLOCKS = Blocks(random_ids(7, 16).numpy().astype(np.int32), np.array([40, 61, 55, 47, 80, 33, 52]))
+
+
+def made_up(seed=0, blocks=60):
+    """Losses before and after, and bytes, of unequal blocks."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(200, 600, blocks)
+    before = size * rng.gamma(30, 1 / 30, blocks)
+    return before, before * rng.normal(0.8, 0.1, blocks), size
+
+
+def plain_nats():
+    """Summed −log p of each block's tokens but the first."""
+    ids = torch.from_numpy(BLOCKS.tokens.astype(np.int64))
+    log_p = logits(MODEL, ids).double().log_softmax(-1)[:, :-1]
+    return -log_p.gather(2, ids[:, 1:, None])[..., 0].sum(1).numpy()
+
+
+def test_bits_per_byte_equal_a_plain_computation():
+    """They are −log2 p of all predicted tokens together over the bytes of their text."""
+    nats = block_nats(MODEL, BLOCKS, 3)
+    assert nats == pytest.approx(plain_nats(), rel=1e-5)
+    bits = -sum(math.log2(math.exp(-float(block))) for block in plain_nats())
+    assert bits_per_byte(nats, BLOCKS.bytes) == pytest.approx(abs(bits) / 368, rel=1e-5)
+
+
+def test_micro_batch_changes_no_result():
+    """However blocks are batched, each keeps its loss and its place."""
+    one = block_nats(MODEL, BLOCKS, 1)
+    for size in (2, 7, 100):
+        assert block_nats(MODEL, BLOCKS, size) == pytest.approx(one, rel=1e-6)
+    assert len({round(float(nats), 3) for nats in one}) == len(one)
+
+
+def test_measuring_needs_no_gradient():
+    """Scoring leaves no gradient behind and builds no graph."""
+    block_nats(MODEL, BLOCKS, 4)
+    assert all(parameter.grad is None for parameter in MODEL.parameters())
+
+
+def test_an_untouched_model_scores_exactly_zero():
+    """Without a change the delta, its error and the score are 0, not about 0."""
+    nats = block_nats(MODEL, BLOCKS, 3)
+    same = change(nats, nats.copy(), BLOCKS.bytes)
+    assert (same.delta, same.standard_error) == (0, 0) and same.bpb == same.before_bpb
+    assert combined(same, same, ScoreWeights()) == (0, 0)
+
+
+def test_delta_is_the_relative_reduction_in_percent():
+    """A quarter fewer bits is +25, a quarter more −25, whatever the blocks' sizes."""
+    before, _, size = made_up()
+    for factor, delta in ((0.75, 25), (1.25, -25)):
+        found = change(before, factor * before, size)
+        assert found.delta == pytest.approx(delta)
+        assert found.delta == pytest.approx(100 * (1 - found.bpb / found.before_bpb))
+        assert found.standard_error == pytest.approx(0, abs=1e-9)  # every block agrees
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_standard_error_is_that_of_leaving_blocks_out(seed):
+    """It agrees with the jackknife, and so says how much other blocks would have moved the delta."""
+    before, after, size = made_up(seed)
+    kept = ~np.eye(len(size), dtype=bool)
+    deltas = [change(before[k], after[k], size[k]).delta for k in kept]
+    jackknife = math.sqrt((len(size) - 1) * np.var(deltas))
+    assert change(before, after, size).standard_error == pytest.approx(jackknife, rel=0.05)
+
+
+def test_a_single_block_has_no_standard_error():
+    """One block says nothing about the spread: nan, never 0."""
+    found = change(np.array([3.0]), np.array([2.0]), np.array([4]))
+    assert math.isnan(found.standard_error) and found.delta == pytest.approx(100 / 3)
+
+
+weights = st.floats(0, 3)
+
+
+@given(weights, weights, st.floats(-50, 50), st.floats(-50, 50), st.floats(0, 9), st.floats(0, 9))
+def test_the_score_weighs_both_sides(w_general, w_domain, general, domain, error_general, error_domain):
+    """It is w_g·Δ_general + w_d·Δ_domain, and the errors of independent sides add up in squares."""
+    sides = Change(1, 1, general, error_general), Change(1, 1, domain, error_domain)
+    score, error = combined(*sides, ScoreWeights(general=w_general, domain=w_domain))
+    assert score == pytest.approx(w_general * general + w_domain * domain)
+    assert error**2 == pytest.approx((w_general * error_general) ** 2 + (w_domain * error_domain) ** 2)

@@ -1,0 +1,403 @@
+"""Stages 1 and 2 without Ray: what is frozen stays, what is stopped resumes, what is reported is true."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from common import save_tiny_backbone
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from adept_ray import train as train_module
+from adept_ray.anatomy import layer_parameters, unit_of
+from adept_ray.backbones import load_model
+from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
+from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.corpus import Blocks, micro_batches
+from adept_ray.expansion import expand
+from adept_ray.importance import unit_importance
+from adept_ray.probe import ProbeJob, layers_run, probe
+from adept_ray.train import TrainJob, conclude, train
+
+CPU = torch.device("cpu")
+SEQ_LEN, PER_STEP, STEPS = 16, 3, 8
+LAYERS = (0, 2)
+
+
+def stories(number, seed, stride):
+    """Blocks that count upwards by `stride`: easy to learn; 3 bytes a token."""
+    start = np.random.default_rng(seed).integers(0, 300, (number, 1))
+    tokens = (3 + (start + stride * np.arange(SEQ_LEN)) % 300).astype(np.int32)
+    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+
+
+BLOCKS = {
+    "probe": stories(5, 1, 2),
+    "remeasure": stories(3, 1, 2),
+    "general": stories(5, 2, 2),
+    "domain": stories(4, 3, 1),
+    "train": stories(10, 4, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+
+
+@pytest.fixture(scope="module")
+def measured(backbone):
+    """What stage 1 says, as it comes back from the cache, and the progress it told."""
+    told = []
+    job = ProbeJob(backbone, None, 2, held_out=("general", "domain"))
+    result = probe(job, BLOCKS, CPU, lambda done, of: told.append((done, of)))
+    return json.loads(json.dumps(result)), told
+
+
+@pytest.fixture(scope="module")
+def job(backbone, measured):
+    """A training of eight steps that measures again at steps 3 and 6 and reports four times."""
+    tokens = PER_STEP * SEQ_LEN
+    return TrainJob(
+        source=backbone,
+        revision=None,
+        training=TrainingSpec(
+            k=2, base_lr=1e-2, recompute_every=3, tokens=STEPS * tokens, tokens_per_step=tokens, reports=4
+        ),
+        layers=LAYERS,
+        units=measured[0]["importance"]["units"],
+        before=measured[0]["nats"],
+        weights=ScoreWeights(),
+        seq_len=SEQ_LEN,
+        micro_batch=2,
+        seed=0,
+    )
+
+
+def changed(job, **fields):
+    """`job` with other fields, of itself or of its training."""
+    own = {name: fields.pop(name) for name in list(fields) if hasattr(job, name)}
+    return replace(job, training=job.training.model_copy(update=fields), **own)
+
+
+class Run:
+    """A training and all that it reported: the metrics, and a checkpoint folder for each report."""
+
+    def __init__(self, folder, job, **options):
+        self.metrics, self.folders = [], []
+        self._folder = folder
+        train(job, BLOCKS, CPU, self.report, **options)
+
+    def report(self, metrics, folder):
+        self.metrics.append({name: value for name, value in metrics.items() if name != "seconds"})
+        self.folders.append(self._folder / str(len(self.folders)))
+        shutil.copytree(folder, self.folders[-1])
+
+    def weights(self, at=-1):
+        return load_file(self.folders[at] / WEIGHTS)
+
+    def state(self, at=-1):
+        return json.loads((self.folders[at] / STATE).read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    """The training, never stopped."""
+    return Run(tmp_path_factory.mktemp("whole"), job)
+
+
+@pytest.fixture(scope="module")
+def every_step(job, tmp_path_factory):
+    """The same with a report, and so a checkpoint, after every step."""
+    return Run(tmp_path_factory.mktemp("every"), changed(job, reports=STEPS))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def caught(monkeypatch, spoil=lambda model: None):
+    """Have train() load through here: returns the list in which its models are found."""
+    models = []
+
+    def load(*args):
+        models.append(load_model(*args))
+        spoil(models[-1])
+        return models[-1]
+
+    monkeypatch.setattr(train_module, "load_model", load)
+    return models
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def test_only_the_copies_move(job, tmp_path, monkeypatch):
+    """After training all that came from the backbone is bit-identical to it; each copy has changed."""
+    models = caught(monkeypatch)
+    run = Run(tmp_path, changed(job, reports=1, weight_decay=0.1))
+    (trained,) = models
+    fresh = load_model(job.source)
+    added = expand(fresh, job.layers)
+    copies = layer_parameters(fresh, added)
+    for (name, before), (_, after) in zip(fresh.named_parameters(), trained.named_parameters(), strict=True):
+        if name not in copies:
+            assert torch.equal(before, after), name
+    moved = {name.split(".")[2] for name, p in run.weights().items() if not torch.equal(p, copies[name])}
+    assert moved == {str(layer) for layer in added}
+    assert same(run.weights(), {n: p.detach() for n, p in layer_parameters(trained, added).items()})
+
+
+def test_training_learns(whole):
+    """On text that can be learned the training loss falls, and so do the domain's bits per byte."""
+    losses = [metrics["loss"] for metrics in whole.metrics]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    assert whole.metrics[-1]["domain_delta"] > 2
+    score = (whole.metrics[-1]["general_delta"] + whole.metrics[-1]["domain_delta"]) / 2
+    assert whole.metrics[-1]["score"] == pytest.approx(score)
+
+
+def test_same_seed_same_loss(job, whole, tmp_path):
+    """Run again, a training reports the same numbers, bit for bit; another seed gives others."""
+    again = Run(tmp_path / "again", job)
+    assert again.metrics == whole.metrics and same(again.weights(), whole.weights())
+    assert Run(tmp_path / "other", changed(job, seed=1)).metrics[0]["loss"] != whole.metrics[0]["loss"]
+
+
+@pytest.mark.parametrize("stop", [2, 3], ids=["between measurements", "where one is due"])
+def test_resumed_equals_uninterrupted(job, whole, tmp_path, stop):
+    """Stopped after a report and resumed from its checkpoint, a run ends as if it had never been stopped."""
+    asked = []
+    first = Run(
+        tmp_path / "first", job, should_stop=lambda report: bool(asked.append(report)) or report == stop
+    )
+    assert asked == list(range(1, stop + 1)) and first.metrics == whole.metrics[:stop]
+    assert (first.folders[-1] / OPTIMIZER).exists()
+    second = Run(tmp_path / "second", job, resume=first.folders[-1])
+    assert second.metrics == whole.metrics[stop:]
+    assert same(second.weights(), whole.weights()) and second.state() == whole.state()
+
+
+def test_resumed_at_its_end_reports_once_more(job, whole, tmp_path):
+    """Cut off after the last checkpoint, a run says again what it reached: that report may be lost."""
+    again = Run(tmp_path, job, resume=whole.folders[-1])
+    (metrics,) = again.metrics
+    assert {**metrics, "loss": 0} == {**whole.metrics[-1], "loss": 0}
+    assert same(again.weights(), whole.weights()) and again.state() == whole.state()
+
+
+def test_reports_come_evenly_and_at_the_end(job, whole, every_step):
+    """There are as many reports as asked for; the last, and only it, is complete; none is asked after it."""
+    assert [metrics["step"] for metrics in whole.metrics] == [2, 4, 6, 8]
+    assert [metrics["report"] for metrics in whole.metrics] == [1, 2, 3, 4]
+    assert [metrics["complete"] for metrics in whole.metrics] == [False, False, False, True]
+    assert [metrics["tokens"] for metrics in whole.metrics] == [n * PER_STEP * SEQ_LEN for n in (2, 4, 6, 8)]
+    for steps in range(1, 40):
+        for reports in range(1, 12):
+            asked = changed(job, tokens=steps * PER_STEP * SEQ_LEN, reports=reports).report_steps
+            gaps = np.diff([0, *asked])
+            assert asked[-1] == steps and len(asked) == min(reports, steps) and gaps.max() - gaps.min() <= 1
+    assert len(every_step.metrics) == STEPS
+
+
+def test_the_number_of_reports_changes_no_weight(whole, every_step):
+    """Scoring and saving leave no trace in the training."""
+    assert same(whole.weights(), every_step.weights())
+    assert whole.metrics[0] == {**every_step.metrics[1], "report": 1}
+
+
+def test_without_layers_the_score_is_exactly_zero(job, tmp_path):
+    """k = 0 trains nothing, reports and concludes like any other, and scores 0, not about 0."""
+    nothing = changed(job, layers=(), k=0)
+    run = Run(tmp_path / "run", nothing)
+    assert [(m["score"], m["score_se"]) for m in run.metrics] == [(0, 0)] * 4
+    assert run.metrics[-1]["complete"] and math.isnan(run.metrics[-1]["loss"])
+    results = []
+    conclude(nothing, BLOCKS, CPU, lambda metrics, _: results.append(metrics), run.folders[-1], {})
+    assert results[0]["score"] == 0
+
+
+def test_micro_batch_changes_no_result(job, whole, tmp_path):
+    """Accumulating gradients over smaller or larger pieces gives the same loss."""
+    for size in (1, 3):
+        run = Run(tmp_path / str(size), changed(job, micro_batch=size))
+        losses = [[metrics["loss"] for metrics in r.metrics] for r in (run, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(job, tmp_path, monkeypatch):
+    """NaN in the backbone stops the first step; a rate that blows the copies up stops the second."""
+    with pytest.raises(FloatingPointError, match=r"(inf|nan) at step 2 of 8"):
+        Run(tmp_path, changed(job, base_lr=1e30))
+
+    def spoil(model):
+        with torch.no_grad():
+            model.lm_head.weight[5] = math.nan
+
+    caught(monkeypatch, spoil)
+    with pytest.raises(FloatingPointError, match="nan at step 1 of 8"):
+        Run(tmp_path, job)
+
+
+# --- rates ----------------------------------------------------------------------------------------
+
+
+def rates_at(run, step):
+    """Unit → its recorded row at that step."""
+    return {row["unit"]: row for row in run.state()["rates"] if row["step"] == step}
+
+
+def test_rates_are_recorded_at_every_measurement(job, whole):
+    """There is one row per unit of the copies at step 0 and at each multiple of recompute_every."""
+    rows = whole.state()["rates"]
+    assert sorted({row["step"] for row in rows}) == [0, 3, 6]
+    units = {unit_of(name) for name in whole.weights()}
+    for step in (0, 3, 6):
+        assert rates_at(whole, step).keys() == units
+        assert np.mean([row["scale"] for row in rates_at(whole, step).values()]) == pytest.approx(1)
+    assert len(rows) == 3 * len(units)
+
+
+def test_first_rates_come_from_the_source_layers(job, whole):
+    """At step 0, where a copy measures 0 throughout, each of its units has its source's importance."""
+    first = rates_at(whole, 0)
+    for name, value in job.units.items():
+        for source, copy in zip(LAYERS, (1, 4), strict=True):
+            if f".layers.{source}." in name:
+                assert first[unit_of(name.replace(f".{source}.", f".{copy}."))]["importance"] == value
+    assert all(row["importance"] > 0 for row in first.values())
+
+
+def test_later_rates_come_from_the_copies(job, every_step):
+    """At a later measurement a row is the importance of that unit, as it then is, on the general text."""
+    for step in (3, 6):
+        model = load_model(job.source)
+        added = expand(model, job.layers)
+        TrainState.load(every_step.folders[step - 1], model)
+        batches = list(micro_batches(BLOCKS["remeasure"], range(3), 2, CPU))
+        expected = unit_importance(model, batches, added)
+        rows = rates_at(every_step, step)
+        assert {name: rows[unit_of(name)]["importance"] for name in expected} == expected
+
+
+def test_units_move_at_the_rates_last_recorded(every_step):
+    """The most important unit, of scale 0, stands still until others are measured to matter more."""
+    still = {}
+    for step in range(1, STEPS):
+        before, after = every_step.weights(step - 1), every_step.weights(step)
+        rows = rates_at(every_step, step // 3 * 3)
+        assert {unit_of(n) for n in before if torch.equal(before[n], after[n])} == {
+            unit for unit, row in rows.items() if row["scale"] == 0
+        }
+        still[step // 3] = max(rows, key=lambda unit: rows[unit]["importance"])
+    assert len(set(still.values())) > 1  # else this says nothing about measuring again
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def train_as_rank(rank, store, folder, job):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    reports = []
+
+    def report(metrics, checkpoint):
+        reports.append({name: value for name, value in metrics.items() if name != "seconds"})
+        assert (checkpoint is None) == (rank == 1)
+        if checkpoint and metrics["complete"]:
+            shutil.copytree(checkpoint, f"{folder}/checkpoint")
+
+    train(job, BLOCKS, CPU, report)
+    measured = probe(ProbeJob(job.source, None, 2, held_out=("general",)), BLOCKS, CPU)
+    measured["importance"].pop("seconds")
+    torch.save((reports, measured), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(job, measured, tmp_path):
+    """Shares of every batch, of the probe and of the scoring on two processes give what one gives."""
+    short = changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
+    mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
+    assert first == second
+    one = Run(tmp_path / "one", short)
+    for shared, alone in zip(first[0], one.metrics, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    weights = load_file(tmp_path / "checkpoint" / WEIGHTS)
+    moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
+    assert max((one.weights()[n] - weights[n]).abs().max().item() for n in weights) < moved / 100
+    importance = measured[0]["importance"]
+    assert first[1]["nats"]["general"] == pytest.approx(measured[0]["nats"]["general"], rel=1e-5)
+    assert first[1]["importance"]["units"] == pytest.approx(importance["units"], rel=1e-3)
+    assert first[1]["importance"]["order"] == importance["order"]
+
+
+# --- the end, and the beginning -------------------------------------------------------------------
+
+
+def plain_bpb(model, blocks):
+    """Bits per byte by a forward pass over all blocks at once."""
+    ids = torch.from_numpy(blocks.tokens.astype(np.int64))
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits.double().log_softmax(-1)
+    nats = -log_p[:, :-1].gather(2, ids[:, 1:, None]).sum().item()
+    return nats / math.log(2) / blocks.bytes.sum()
+
+
+def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
+    """Reloaded by transformers it has the bits per byte reported; adept.json says what was added."""
+    results = []
+
+    def report(metrics, folder):
+        results.append(metrics)
+        shutil.copytree(folder / "model", tmp_path / "model")
+
+    conclude(job, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
+    (result,) = results
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    plain = load_model(job.source)
+    for side in ("general", "domain"):
+        assert result[side]["bpb"] == pytest.approx(plain_bpb(exported, BLOCKS[side]), rel=1e-5)
+        assert result[side]["before_bpb"] == pytest.approx(plain_bpb(plain, BLOCKS[side]), rel=1e-5)
+        assert result[side]["delta"] == pytest.approx(whole.metrics[-1][f"{side}_delta"], rel=1e-6)
+    assert result["score"] == pytest.approx(whole.metrics[-1]["score"], rel=1e-6)
+    record = json.loads((tmp_path / "model" / "adept.json").read_text())
+    assert record == {"added_layers": [1, 4], "source_layers": [0, 2], "backbone": "tiny", "run": "a run"}
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+
+
+def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
+    """It survives JSON with a mean and an error per layer, their order, every unit, and each block's loss."""
+    result, told = measured
+    importance = result["importance"]
+    means = [row["mean"] for row in importance["layers"]]
+    assert [row["layer"] for row in importance["layers"]] == [0, 1, 2]
+    assert all(row["standard_error"] > 0 for row in importance["layers"])
+    assert importance["order"] == sorted(range(3), key=lambda layer: means[layer])
+    model = load_model(backbone)
+    assert importance["units"].keys() == layer_parameters(model, range(3)).keys()
+    total = BLOCKS["probe"].tokens[:, 1:].size
+    bits = plain_bpb(model, BLOCKS["probe"]) * BLOCKS["probe"].bytes.sum()
+    assert importance["base_loss"] == pytest.approx(bits * math.log(2) / total, rel=1e-5)
+    for side in ("general", "domain"):
+        bpb = sum(result["nats"][side]) / math.log(2) / BLOCKS[side].bytes.sum()
+        assert bpb == pytest.approx(plain_bpb(model, BLOCKS[side]), rel=1e-5)
+    done = [at for at, _ in told]
+    assert done == sorted(set(done)) and told[-1][0] == told[-1][1]  # progress only rises, to its end
+
+
+def test_progress_is_counted_in_layers_run():
+    """A probe of n layers runs n of them once and then 0 … n−1 of them behind each bypass."""
+    assert layers_run(0, 5) == 5 and layers_run(5, 5) == 5 + 4 + 3 + 2 + 1 + 0
+
+
+def test_stage_one_measures_only_what_is_missing(backbone, measured):
+    """Asked for one side's losses alone, it measures no importance and gets the same losses."""
+    result = probe(ProbeJob(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
+    assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}}
