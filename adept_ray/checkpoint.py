@@ -32,6 +32,8 @@ class TrainState:
     """Reports made."""
     importance: dict[str, float] = field(default_factory=dict)
     """Parameter name → importance of its unit, as measured last; the scales follow from it."""
+    loss: float | None = None
+    """Training loss of the last step, nats per token."""
     rates: list[dict[str, Any]] = field(default_factory=list)
     """One row per unit and measurement: step, unit, importance, scale."""
 

@@ -43,11 +43,10 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
     fields = []
     for name, field in spec.model_fields.items():
         kind = Annotated[field.annotation, tyro.conf.arg(help=field.description)]  # type: ignore[name-defined]
-        if field.is_required():
-            fields.append((name, kind, dataclasses.field()))
-        else:
-            fields.append(
-                (name, kind, dataclasses.field(default=field.get_default(call_default_factory=True)))
-            )
-    flags = tyro.cli(dataclasses.make_dataclass(spec.__name__, fields), description=description, args=args)
-    return validated(spec, vars(flags), where="command line")
+        default = dataclasses.field()
+        if not field.is_required():
+            default = dataclasses.field(default=field.get_default(call_default_factory=True))
+        fields.append((name, kind, default))
+    flags: Any = dataclasses.make_dataclass(spec.__name__, fields)
+    purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
+    return validated(spec, vars(tyro.cli(flags, description=purpose, args=args)), where="command line")

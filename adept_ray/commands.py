@@ -174,7 +174,7 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(SearchRun, begun, "run.json"), SearchRun()
-    own = ("resume", "cache", "storage", "name")
+    own = ("resume", "cache", "storage", "name", "dashboard")
     for name in (n for n in SearchRun.model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):

@@ -78,6 +78,8 @@ class RunSpec(Spec):
     """Ray Train workers per trial."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs each worker gets; 0 trains on CPUs."""
+    dashboard: bool = True
+    """Start the Ray dashboard with a local cluster."""
     seed: int = Field(0, ge=0)
     """Seed of the split, the order of blocks and the search."""
     cache: Path = Field(default_factory=default_cache)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import torch
+    from tokenizers import Tokenizer
 
     from adept_ray.assets import CorpusFiles
 
@@ -141,18 +142,19 @@ def build_blocks(
     Documents that are also in `apart_from` are left out, so that general and domain splits never
     share one. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
     """
+    tokenizer = _plain_tokenizer(tokenizer_source, tokenizer_revision)
     name = fingerprint(
         FORMAT,
         corpus.fingerprint,
         apart_from.fingerprint if apart_from else None,
-        _tokenizer_fingerprint(tokenizer_source, tokenizer_revision),
+        fingerprint(*tokenizer),
         seq_len,
         dict(splits),
         seed,
     )
     folder = cache / "blocks" / name
     if not (folder / MANIFEST).is_file():
-        _write(folder, corpus, apart_from, splits, tokenizer_source, tokenizer_revision, seq_len, seed)
+        _write(folder, corpus, apart_from, splits, tokenizer, seq_len, seed)
     manifest = json.loads((folder / MANIFEST).read_text())
     return BlockSet(folder, name, manifest["splits"], dict(splits))
 
@@ -162,8 +164,7 @@ def _write(
     corpus: CorpusFiles,
     apart_from: CorpusFiles | None,
     splits: Mapping[str, float],
-    tokenizer_source: str,
-    tokenizer_revision: str | None,
+    tokenizer: tuple[str, int],
     seq_len: int,
     seed: int,
 ) -> None:
@@ -180,7 +181,7 @@ def _write(
     pack = functools.partial(
         _pack_bucket,
         splits=dict(splits),
-        tokenizer=(tokenizer_source, tokenizer_revision),
+        tokenizer=ray.put(tokenizer),
         seq_len=seq_len,
         seed=seed,
         excluded=excluded,
@@ -227,25 +228,31 @@ def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
     """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
     texts = batch["text"].fillna("").str.strip()
     texts = texts[texts != ""]
-    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    digests = [_digest(text) for text in texts]
     return texts.to_frame("text").assign(
         digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
     )
 
 
-def _digests(corpus: CorpusFiles) -> np.ndarray:
-    """Sorted content digests of all documents of a corpus."""
-    import ray.data
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.strip().encode()).digest()
 
-    rows = ray.data.read_parquet([str(file) for file in corpus.files], columns=["text"])
-    hashed = rows.map_batches(functools.partial(_add_digest, buckets=1), batch_format="pandas")
-    return np.unique(hashed.select_columns(["digest"]).to_pandas()["digest"].to_numpy().astype("S32"))
+
+def _digests(corpus: CorpusFiles) -> np.ndarray:
+    """Content digests of all documents of a corpus, computed here: hashing is faster than starting tasks."""
+    import pyarrow.parquet as pq
+
+    found: set[bytes] = set()
+    for file in corpus.files:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+            found.update(_digest(text or "") for text in batch["text"].to_pylist())
+    return np.array(sorted(found), dtype="S32")
 
 
 def _pack_bucket(
     documents: pd.DataFrame,
     splits: Mapping[str, float],
-    tokenizer: tuple[str, str | None],
+    tokenizer: Any,
     seq_len: int,
     seed: int,
     excluded: Any,
@@ -254,6 +261,7 @@ def _pack_bucket(
     import pyarrow as pa
     import ray
 
+    text, eos = ray.get(tokenizer)
     documents = documents.drop_duplicates("digest")
     documents = documents[~np.isin(documents["digest"].to_numpy().astype("S32"), ray.get(excluded))]
     keys = [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in documents["digest"]]
@@ -264,7 +272,7 @@ def _pack_bucket(
     parts = []
     for number, split in enumerate(splits):
         texts = documents["text"].to_numpy()[chosen == number]
-        rows = _pack(texts, _tokenizer(*tokenizer), seq_len)
+        rows = _pack(texts, _tokenizer(text), eos, seq_len)
         bucket = int(documents["bucket"].iloc[0]) if len(documents) else 0
         for name, value in (("bucket", bucket), ("split", split)):
             rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
@@ -272,7 +280,7 @@ def _pack_bucket(
     return pa.concat_tables(parts)
 
 
-def _pack(texts: Sequence[str], tokenizer: Any, seq_len: int, batch: int = 1000) -> pa.Table:
+def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, batch: int = 1000) -> pa.Table:
     """Join documents by EOS and cut the stream into blocks; what is left over at the end is dropped."""
     import pyarrow as pa
 
@@ -280,9 +288,9 @@ def _pack(texts: Sequence[str], tokenizer: Any, seq_len: int, batch: int = 1000)
     for at in range(0, len(texts), batch):
         chunk = list(texts[at : at + batch])
         # EOS alone joins documents: no BOS where the tokenizer's template would put one
-        encodings = tokenizer.backend_tokenizer.encode_batch(chunk, add_special_tokens=False)
+        encodings = tokenizer.encode_batch(chunk, add_special_tokens=False)
         for text, encoding in zip(chunk, encodings, strict=True):
-            tokens.append(np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.int32))
+            tokens.append(np.array([*encoding.ids, eos], dtype=np.int32))
             sizes.append(np.append(token_bytes(text, encoding.offsets), 0))
             starts.append(np.arange(len(encoding.ids) + 1) == 0)
     count = sum(map(len, tokens)) // seq_len
@@ -312,16 +320,18 @@ def token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.diff(upto[ends], prepend=0)
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(source: str, revision: str | None) -> Any:
+def _plain_tokenizer(source: str, revision: str | None) -> tuple[str, int]:
+    """A tokenizer as JSON, and its EOS id: what workers read in no time, without importing transformers."""
     from adept_ray.backbones import load_tokenizer
 
     tokenizer = load_tokenizer(source, revision)
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents
     tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
+    return tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
 
 
-def _tokenizer_fingerprint(source: str, revision: str | None) -> str:
-    tokenizer = _tokenizer(source, revision)
-    return fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
+@functools.lru_cache(maxsize=1)
+def _tokenizer(text: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(text)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -55,16 +56,26 @@ def cluster(run: RunSpec) -> Iterator[str]:
             "address": "local",
             "num_cpus": run.workers * CPUS_PER_WORKER + SPARE_CPUS,
             "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": run.dashboard,
         }
     try:
+        if address:
+            knock(address)
         context = ray.init(**options)
-    except ConnectionError as problem:
+    except (ConnectionError, OSError) as problem:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
     try:
         check_cluster(run, ray.cluster_resources())
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Raise OSError unless something listens at `address`: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():  # not "auto"
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def check_workers(run: RunSpec) -> None:
@@ -74,13 +85,19 @@ def check_workers(run: RunSpec) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    cpus = len(os.sched_getaffinity(0))
-    if run.workers > cpus:
-        raise UserError(f"--workers {run.workers}: this machine has {cpus} CPUs, so at most {cpus} workers")
+    if run.workers > cpus():
+        raise UserError(
+            f"--workers {run.workers}: this machine has {cpus()} CPUs, so at most {cpus()} workers"
+        )
     if run.gpus_per_worker:
         import torch
 
         check_cluster(run, {"CPU": math.inf, "GPU": torch.cuda.device_count()})
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
@@ -91,10 +108,10 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
             f"--workers {run.workers} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
             f"and the cluster has {have.get('GPU', 0):g}"
         )
-    cpus = run.workers * CPUS_PER_WORKER + SPARE_CPUS
-    if cpus > have.get("CPU", 0):
+    needed = run.workers * CPUS_PER_WORKER + SPARE_CPUS
+    if needed > have.get("CPU", 0):
         raise UserError(
-            f"--workers {run.workers} needs {cpus} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
+            f"--workers {run.workers} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
             f"and the cluster has {have.get('CPU', 0):g}"
         )
 
@@ -263,7 +280,7 @@ def fit(
 
 def threads_per_worker(run: RunSpec) -> int:
     """Torch threads of one worker: the machine's CPUs shared out, since busy threads beyond them spin."""
-    return max(1, len(os.sched_getaffinity(0)) // run.workers)
+    return max(1, cpus() // run.workers)
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import optuna
 import ray
+from pyarrow import fs
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -30,18 +32,43 @@ class Verdicts(ASHAScheduler):
 
     A trial that Tune ends from outside can leave Ray Train's workers holding their CPUs; one that
     returns from its own loop frees everything. Workers wait for the verdict on each report, so
-    when a trial stops doesn't depend on timing.
+    when a trial stops doesn't depend on timing. Tune doesn't keep a scheduler's state, so scores and
+    decisions are written to `memory` (a path or URI), and read back when a search is resumed.
     """
 
-    def __init__(self, board: str, **options: Any) -> None:
+    def __init__(self, board: str, memory: str, **options: Any) -> None:
         super().__init__(**options)
-        self._board = board
+        self._board, self._memory = board, memory
+        self._decided: dict[str, bool] = {}  # "trial id/report" → stop
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
+        key = f"{trial.trial_id}/{result['report']}"
+        if key not in self._decided:  # a resumed trial repeats its last report
+            decision = super().on_trial_result(tune_controller, trial, result)
+            self._decided[key] = decision == TrialScheduler.STOP
+            self._remember()
         board = ray.get_actor(self._board)
-        board.decide.remote(trial_name(trial), result["report"], decision == TrialScheduler.STOP)
+        board.decide.remote(trial_name(trial), result["report"], self._decided[key])
         return TrialScheduler.CONTINUE
+
+    def _remember(self) -> None:
+        rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
+        filesystem, path = fs.FileSystem.from_uri(self._memory)
+        with filesystem.open_output_stream(path) as file:
+            file.write(json.dumps({"rungs": rungs, "decided": self._decided}).encode())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called when Tune restores a search: take up what was remembered since it was pickled."""
+        self.__dict__.update(state)
+        filesystem, path = fs.FileSystem.from_uri(self._memory)
+        if filesystem.get_file_info(path).type != fs.FileType.File:
+            return
+        with filesystem.open_input_file(path) as file:
+            memory = json.loads(file.read())
+        self._decided = memory["decided"]
+        for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
+            for (_, scores), remembered in zip(bracket._rungs, rungs, strict=True):
+                scores.update(remembered)
 
 
 class Proposals(OptunaSearch):
@@ -218,6 +245,7 @@ def new_tuner(
             ),
             scheduler=Verdicts(
                 board,
+                memory=f"{storage}/verdicts.json",
                 time_attr="report",
                 grace_period=1,
                 max_t=len(report_steps),

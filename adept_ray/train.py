@@ -85,7 +85,7 @@ def train(
     `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation). `report` gets the
     metrics and, on rank 0, a folder with the checkpoint; it is called equally often on every rank.
     `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder.
-    Raises FloatingPointError, naming the step, when the loss is not finite.
+    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
     model = load_model(job.source, job.revision).to(device)
@@ -99,18 +99,19 @@ def train(
         record_rates(state, spec)
     order = BlockOrder(len(blocks["train"]), job.seed)
     scales = unit_scales(state.importance, spec.normalization)
-    loss = math.nan
 
-    def tell() -> None:
-        metrics = {**score(model, job, blocks), **trained(state, job), "loss": loss}
+    def told_to_stop() -> bool:
+        metrics = {**score(model, job, blocks), **trained(state, job), "loss": state.loss}
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
             if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
                 state.save(Path(folder), model, optimizer if state.step < job.steps else None)
             report(metrics, Path(folder) if rank() == 0 else None)
+        return state.step < job.steps and should_stop(state.reports)
 
-    if state.step == job.steps:  # cut off after its last checkpoint, so maybe before that report was heard
-        tell()
+    # A checkpoint comes with a report, and who was cut off then may not have been heard: say it again.
+    if resume and told_to_stop():
+        return
 
     while state.step < job.steps:
         # Once in a while: the domain has moved the copies, so ask the general probe again.
@@ -126,10 +127,13 @@ def train(
                 optimizer, spec.base_lr, schedule(state.step, job.steps, spec.warmup, spec.final_lr), scales
             )
             ids = order.batch(state.step, job.blocks_per_step)
-            loss = gradients(model, parameters, blocks["train"], ids, job.micro_batch, device)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {state.step + 1} of {job.steps}")
-            nn.utils.clip_grad_norm_(parameters, spec.clip)
+            state.loss = gradients(model, parameters, blocks["train"], ids, job.micro_batch, device)
+            norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
+            if not math.isfinite(
+                state.loss + norm
+            ):  # clipping an infinite gradient would make every weight nan
+                at = f"step {state.step + 1} of {job.steps}"
+                raise FloatingPointError(f"the loss is {state.loss} and its gradient's norm {norm} at {at}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -138,8 +142,7 @@ def train(
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
         if state.step in job.report_steps:
             state.reports += 1
-            tell()
-            if state.step < job.steps and should_stop(state.reports):
+            if told_to_stop():
                 return
 
 

@@ -246,10 +246,10 @@ def test_bytes_of_a_document_sum_up(text):
 def test_nothing_but_eos_joins_documents():
     """A tokenizer that puts a BOS before every text doesn't put one before every document."""
     tokenizer = tiny_tokenizer()
-    special = [(EOS, tokenizer.eos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{EOS} $A", special_tokens=special)
-    assert tokenizer("one").input_ids[0] == tokenizer.eos_token_id
-    table = corpus._pack(["one", "two two", "three three three"], tokenizer, 4)
+    eos, backend = tokenizer.eos_token_id, tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, eos)])
+    assert tokenizer("one").input_ids[0] == eos
+    table = corpus._pack(["one", "two two", "three three three"], backend, eos, 4)
     flat = [token for row in table["tokens"].to_pylist() for token in row]
     assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
 

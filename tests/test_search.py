@@ -1,6 +1,8 @@
 """Choosing k, proposing trials and stopping them, without a cluster: what Ray and Optuna are told."""
 
 import math
+import pickle
+import tempfile
 from types import SimpleNamespace
 
 import optuna
@@ -139,7 +141,7 @@ def run(algorithm, numbers):
         name = f"t{number}"
         settings.append(algorithm.suggest(name))
         score = settings[-1]["k"] - 100 * settings[-1]["base_lr"]
-        result = {"score": score, "training_iteration": 1, "complete": number % 3 != 2}
+        result = {"score": score, "report": 1, "complete": number % 3 != 2}
         algorithm.on_trial_result(name, result)
         algorithm.on_trial_complete(name, result)
     return settings
@@ -179,7 +181,7 @@ def test_optuna_hears_how_each_trial_ended():
     }
     for name, (scores, complete, error) in reports.items():
         algorithm.suggest(name)
-        results = [{"score": s, "training_iteration": i + 1, "complete": False} for i, s in enumerate(scores)]
+        results = [{"score": s, "report": i + 1, "complete": False} for i, s in enumerate(scores)]
         for result in results:
             algorithm.on_trial_result(name, result)
         last = {**results[-1], "complete": complete} if results else None
@@ -210,12 +212,30 @@ def fake_trial(number, **fields):
     return SimpleNamespace(trial_id=f"id{number}", experiment_tag=f"{number}_k=2", **values | fields)
 
 
+def new_scheduler(folder, reports=3):
+    """A scheduler as a search has it, with its memory in `folder`."""
+    asha = {"metric": "score", "mode": "max", "time_attr": "report", "max_t": reports, "reduction_factor": 2}
+    return Verdicts("board x", f"{folder}/verdicts.json", stop_last_trials=False, **asha)
+
+
+def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
+    """Tune restores a scheduler as it was at the start: scores and verdicts come back from its memory."""
+    lost = new_scheduler(tmp_path)
+    beginning = pickle.dumps(lost)
+    for number, score in enumerate([5.0, 1.0], 1):
+        lost.on_trial_add(None, fake_trial(number))
+        lost.on_trial_result(None, fake_trial(number), {"score": score, "report": 1})
+    restored = pickle.loads(beginning)
+    for number in (2, 3):
+        restored.on_trial_add(None, fake_trial(number))
+    restored.on_trial_result(None, fake_trial(2), {"score": 9.0, "report": 1})  # said before: judged before
+    restored.on_trial_result(None, fake_trial(3), {"score": 2.0, "report": 1})  # worse than trial 1's 5.0
+    assert board["decide"][1:] == [("trial-002", 1, True), ("trial-002", 1, True), ("trial-003", 1, True)]
+
+
 def judged(board, scores, reports=3):
     """Run trials of these scores one after the other, each until it is stopped; trial → its verdicts."""
-    scheduler = Verdicts(
-        "board x", metric="score", mode="max", time_attr="report", max_t=reports, reduction_factor=2,
-        stop_last_trials=False,
-    )  # fmt: skip
+    scheduler = new_scheduler(tempfile.mkdtemp(), reports)
     for number, score in enumerate(scores, 1):
         trial = fake_trial(number)
         scheduler.on_trial_add(None, trial)

@@ -155,9 +155,8 @@ def test_only_the_copies_move(job, tmp_path, monkeypatch):
 
 
 def test_training_learns(whole):
-    """On text that can be learned the training loss falls, and so do the domain's bits per byte."""
-    losses = [metrics["loss"] for metrics in whole.metrics]
-    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    """On text that can be learned the loss falls, in training and on the domain's held-out blocks."""
+    assert max(metrics["loss"] for metrics in whole.metrics[1:]) < whole.metrics[0]["loss"] - 0.1
     assert whole.metrics[-1]["domain_delta"] > 2
     score = (whole.metrics[-1]["general_delta"] + whole.metrics[-1]["domain_delta"]) / 2
     assert whole.metrics[-1]["score"] == pytest.approx(score)
@@ -180,15 +179,21 @@ def test_resumed_equals_uninterrupted(job, whole, tmp_path, stop):
     assert asked == list(range(1, stop + 1)) and first.metrics == whole.metrics[:stop]
     assert (first.folders[-1] / OPTIMIZER).exists()
     second = Run(tmp_path / "second", job, resume=first.folders[-1])
-    assert second.metrics == whole.metrics[stop:]
+    assert second.metrics == whole.metrics[stop - 1 :]  # the last report may not have been heard
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
+
+
+def test_a_stop_that_was_not_heard_holds_after_resuming(job, whole, tmp_path):
+    """Cut off before the verdict on its report, a run asks again and obeys."""
+    again = Run(tmp_path, job, resume=whole.folders[1], should_stop=lambda report: report == 2)
+    assert again.metrics == [whole.metrics[1]]
 
 
 def test_resumed_at_its_end_reports_once_more(job, whole, tmp_path):
     """Cut off after the last checkpoint, a run says again what it reached: that report may be lost."""
     again = Run(tmp_path, job, resume=whole.folders[-1])
     (metrics,) = again.metrics
-    assert {**metrics, "loss": 0} == {**whole.metrics[-1], "loss": 0}
+    assert metrics == whole.metrics[-1]
     assert same(again.weights(), whole.weights()) and again.state() == whole.state()
 
 
@@ -217,7 +222,7 @@ def test_without_layers_the_score_is_exactly_zero(job, tmp_path):
     nothing = changed(job, layers=(), k=0)
     run = Run(tmp_path / "run", nothing)
     assert [(m["score"], m["score_se"]) for m in run.metrics] == [(0, 0)] * 4
-    assert run.metrics[-1]["complete"] and math.isnan(run.metrics[-1]["loss"])
+    assert run.metrics[-1]["complete"] and run.metrics[-1]["loss"] is None
     results = []
     conclude(nothing, BLOCKS, CPU, lambda metrics, _: results.append(metrics), run.folders[-1], {})
     assert results[0]["score"] == 0
@@ -232,16 +237,30 @@ def test_micro_batch_changes_no_result(job, whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(job, tmp_path, monkeypatch):
-    """NaN in the backbone stops the first step; a rate that blows the copies up stops the second."""
-    with pytest.raises(FloatingPointError, match=r"(inf|nan) at step 2 of 8"):
-        Run(tmp_path, changed(job, base_lr=1e30))
+    """The error says at which step: the first if a weight is NaN from the start, else where it became so."""
 
     def spoil(model):
         with torch.no_grad():
             model.lm_head.weight[5] = math.nan
 
-    caught(monkeypatch, spoil)
-    with pytest.raises(FloatingPointError, match="nan at step 1 of 8"):
+    with monkeypatch.context() as patch:
+        caught(patch, spoil)
+        with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 1 of 8"):
+            Run(tmp_path, job)
+    models = caught(monkeypatch)
+    with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 5 of 8"):
+        Run(tmp_path, job, progress=lambda done, _: spoil(models[0]) if done == 4 else None)
+
+
+def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
+    """A finite loss with an infinite gradient stops the training before it spoils the weights."""
+
+    def infinite(model, parameters, *args):
+        parameters[0].grad = torch.full_like(parameters[0], math.inf)
+        return 1.0
+
+    monkeypatch.setattr(train_module, "gradients", infinite)
+    with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
         Run(tmp_path, job)
 
 
@@ -389,7 +408,7 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
         bpb = sum(result["nats"][side]) / math.log(2) / BLOCKS[side].bytes.sum()
         assert bpb == pytest.approx(plain_bpb(model, BLOCKS[side]), rel=1e-5)
     done = [at for at, _ in told]
-    assert done == sorted(set(done)) and told[-1][0] == told[-1][1]  # progress only rises, to its end
+    assert done == sorted(done) and told[-1][0] == told[-1][1] == max(of for _, of in told)
 
 
 def test_progress_is_counted_in_layers_run():

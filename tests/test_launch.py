@@ -1,0 +1,56 @@
+"""What fits on a cluster is known before a run, and the board lets workers wait for a verdict."""
+
+import asyncio
+
+import pytest
+
+from adept_ray import launch
+from adept_ray.config import RunSpec, UserError
+
+
+def test_more_gpus_than_the_cluster_has_are_refused():
+    """The sentence says what was asked, what it needs and what there is."""
+    run = RunSpec(workers=4, gpus_per_worker=2)
+    with pytest.raises(UserError, match=r"--workers 4 with --gpus-per-worker 2 needs 8 GPUs .* has 1"):
+        launch.check_cluster(run, {"CPU": 64, "GPU": 1})
+
+
+def test_cpus_for_ray_itself_are_counted():
+    """A cluster with just the workers' CPUs would wait for ever, so it is refused."""
+    with pytest.raises(UserError, match=r"--workers 2 needs 4 logical CPUs .* has 3"):
+        launch.check_cluster(RunSpec(workers=2), {"CPU": 3})
+    launch.check_cluster(RunSpec(workers=2), {"CPU": 4})
+
+
+def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
+    """RAY_ADDRESS that nobody answers ends in a sentence that names it."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
+    with refused, launch.cluster(RunSpec(name="x")):
+        pass
+
+
+def test_threads_never_exceed_the_cpus(monkeypatch):
+    """Busy threads beyond the CPUs spin: each worker gets its share, and at least one."""
+    monkeypatch.setattr(launch, "cpus", lambda: 6)
+    assert [launch.threads_per_worker(RunSpec(workers=n)) for n in (1, 2, 4, 6)] == [6, 3, 1, 1]
+
+
+def test_a_worker_waits_until_its_report_is_judged():
+    """A verdict asked for before it is given arrives when it is, and only for that report."""
+
+    async def play():
+        board = launch.Board()
+        early = asyncio.create_task(board.verdict("trial-001", 1))
+        other = asyncio.create_task(board.verdict("trial-001", 2))
+        await asyncio.sleep(0)
+        assert not early.done()
+        await board.decide("trial-001", 1, True)
+        await board.decide("trial-001", 1, False)  # the first decision stands
+        await asyncio.sleep(0)
+        assert await early is True and not other.done()
+        await board.decide("trial-001", 2, False)
+        assert await other is False
+        assert await board.verdict("trial-001", 1) is True
+
+    asyncio.run(play())
