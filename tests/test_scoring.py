@@ -82,6 +82,13 @@ def test_standard_error_is_that_of_leaving_blocks_out(seed):
     assert change(before, after, size).standard_error == pytest.approx(jackknife, rel=0.05)
 
 
+def test_standard_error_of_blocks_alike_is_the_textbook_s():
+    """Where every block had the same loss before, it is s/√n of the blocks' own deltas, n small or not."""
+    after = np.array([80.0, 95.0, 90.0, 70.0])
+    found = change(np.full(4, 100.0), after, np.full(4, 50))
+    assert found.standard_error == pytest.approx(np.std(100 - after, ddof=1) / 2)
+
+
 def test_a_single_block_has_no_standard_error():
     """One block says nothing about the spread: nan, never 0."""
     found = change(np.array([3.0]), np.array([2.0]), np.array([4]))

@@ -19,7 +19,7 @@ from adept_ray.anatomy import layer_parameters, unit_of
 from adept_ray.backbones import load_model
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
-from adept_ray.corpus import Blocks, micro_batches
+from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
 from adept_ray.probe import ProbeJob, layers_run, probe
@@ -135,6 +135,15 @@ def caught(monkeypatch, spoil=lambda model: None):
     return models
 
 
+def plain_bpb(model, blocks):
+    """Bits per byte by a forward pass over all blocks at once."""
+    ids = torch.from_numpy(blocks.tokens.astype(np.int64))
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits.double().log_softmax(-1)
+    nats = -log_p[:, :-1].gather(2, ids[:, 1:, None]).sum().item()
+    return nats / math.log(2) / blocks.bytes.sum()
+
+
 # --- the loop -------------------------------------------------------------------------------------
 
 
@@ -162,6 +171,14 @@ def test_training_learns(whole):
     assert whole.metrics[-1]["score"] == pytest.approx(score)
 
 
+def test_the_loss_is_nats_per_token_of_the_global_batch(job, every_step):
+    """The first loss reported is the untouched backbone's mean over the blocks of step 0."""
+    ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(0, PER_STEP)
+    batch = Blocks(BLOCKS["train"].tokens[ids], BLOCKS["train"].bytes[ids])
+    per_token = plain_bpb(load_model(job.source), batch) * 3 * math.log(2)
+    assert every_step.metrics[0]["loss"] == pytest.approx(per_token, rel=1e-5)
+
+
 def test_same_seed_same_loss(job, whole, tmp_path):
     """Run again, a training reports the same numbers, bit for bit; another seed gives others."""
     again = Run(tmp_path / "again", job)
@@ -178,7 +195,9 @@ def test_resumed_equals_uninterrupted(job, whole, tmp_path, stop):
     )
     assert asked == list(range(1, stop + 1)) and first.metrics == whole.metrics[:stop]
     assert (first.folders[-1] / OPTIMIZER).exists()
-    second = Run(tmp_path / "second", job, resume=first.folders[-1])
+    asked.clear()
+    second = Run(tmp_path / "second", job, resume=first.folders[-1], should_stop=asked.append)
+    assert asked == list(range(stop + 1, 4))  # nobody answers after the last
     assert second.metrics == whole.metrics[stop - 1 :]  # the last report may not have been heard
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
 
@@ -358,15 +377,6 @@ def test_two_processes_equal_one(job, measured, tmp_path):
 
 
 # --- the end, and the beginning -------------------------------------------------------------------
-
-
-def plain_bpb(model, blocks):
-    """Bits per byte by a forward pass over all blocks at once."""
-    ids = torch.from_numpy(blocks.tokens.astype(np.int64))
-    with torch.no_grad():
-        log_p = model(input_ids=ids).logits.double().log_softmax(-1)
-    nats = -log_p[:, :-1].gather(2, ids[:, 1:, None]).sum().item()
-    return nats / math.log(2) / blocks.bytes.sum()
 
 
 def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
