@@ -37,8 +37,9 @@ from adept_ray.config import (
 )
 from adept_ray.display import Display
 from adept_ray.expansion import select_layers
+from adept_ray.figures import draw_importance
 from adept_ray.prepare import Prepared, Sources, check_sizes, find_sources, notes, prepare, test_blocks
-from adept_ray.report import draw_importance, write_report
+from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
 from adept_ray.storage import Results, default_name, write_json
 from adept_ray.train import SIDES, TrainJob

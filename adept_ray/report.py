@@ -1,4 +1,4 @@
-"""What a person sees of a search: one self-contained HTML page and the importance figure.
+"""``report.html``: one self-contained page about a search.
 
 Reads only a results folder (``best.yaml``, ``trials.csv``, ``importance.json``, ``rates.jsonl``,
 ``run.json``), so a report can be written again long after the run. The page needs no script and no
@@ -7,482 +7,28 @@ network, and the same folder always gives the same bytes.
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field, ValidationError
-
-from adept_ray.config import Spec, UserError, load_yaml
+from adept_ray import figures
+from adept_ray.evidence import Evidence, Rate, Side, read
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-# ---------------------------------------------------------------- the results folder
-
-
-class Record(Spec):
-    """A part of a results file; keys the report does not need are left alone."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Choice(Record):
-    """Which k was chosen and why; scores in the search's own unit."""
-
-    k: int
-    trial: str | None = None
-    reason: str
-    threshold: float | None = None
-
-
-class Side(Record):
-    """Test-split bits per byte before and after; `delta` and its error in percent, positive is better."""
-
-    before_bpb: float
-    after_bpb: float
-    delta: float
-    standard_error: float | None = None
-
-
-class Test(Record):
-    """The one look at the test split."""
-
-    __test__ = False  # the name must not make pytest collect it
-
-    general: Side
-    domain: Side
-    score: float
-
-
-class Best(Record):
-    """``best.yaml``: the winner."""
-
-    run: dict[str, Any]
-    training: dict[str, Any]
-    layers: list[int]
-    choice: Choice
-    test: Test
-
-
-class LayerImportance(Record):
-    """Loss increase in nats per token when `layer` is bypassed."""
-
-    layer: int
-    mean: float
-    standard_error: float
-
-
-class Importance(Record):
-    """``importance.json``: the layers of the untouched backbone."""
-
-    base_loss: float | None = None
-    layers: list[LayerImportance]
-    order: tuple[int, ...] = ()
-    made_from: dict[str, Any] = Field(default_factory=dict)
-    seconds: float | None = None
-
-
-class Rate(Record):
-    """A row of ``rates.jsonl``: the scale of one unit from `step` on."""
-
-    step: int
-    unit: str
-    scale: float
-
-
-class Trial(Record):
-    """The columns of ``trials.csv`` that the figures use; None where a failed trial has no number."""
-
-    trial: str
-    k: int | None
-    general_delta: float | None
-    domain_delta: float | None
-    score: float | None
-    score_se: float | None
-    state: Literal["finished", "stopped", "failed"]
-
-
-class RunRecord(Record):
-    """``run.json``: how the folder was made."""
-
-    versions: dict[str, Any]
-    fingerprints: dict[str, Any]
-    seconds: dict[str, float]
-    peak_memory_gib: float | None = None
-    command: str
-    notes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything the report reads of a results folder."""
-
-    name: str
-    best: Best
-    importance: Importance
-    trials: list[Trial]
-    rows: list[dict[str, str]]  # trials.csv as written, for the table
-    rates: list[Rate]
-    run: RunRecord
-
-
-R = TypeVar("R", bound=Record)
-
-
-def _checked(record: type[R], values: Any, where: str) -> R:
-    try:
-        return record.model_validate(values)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise UserError(f"{where}: '{key}' is missing") from None
-        raise UserError(
-            f"{where}: {key + ': ' if key else ''}{first['msg']}, not {first['input']!r}"
-        ) from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, so this is not a whole results folder") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: not readable: {problem}") from None
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as problem:
-        raise UserError(f"{where}: not JSON: {problem}") from None
-
-
-def _read_rates(path: Path) -> list[Rate]:
-    places = [
-        (f"{path}, line {i}", line) for i, line in enumerate(_text(path).splitlines(), 1) if line.strip()
-    ]
-    return [_checked(Rate, _json(line, where), where) for where, line in places]
-
-
-def _read_trials(path: Path) -> tuple[list[Trial], list[dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(_text(path)), restval="")
-    trials, rows = [], []
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
-        if None in row:
-            raise UserError(f"{where}: has more fields than the header has columns")
-        trials.append(_checked(Trial, {name: value or None for name, value in row.items()}, where))
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: holds no trial")
-    return trials, rows
-
-
-def _read(folder: Path) -> Results:
-    best = _checked(Best, load_yaml(folder / "best.yaml"), str(folder / "best.yaml"))
-    records = {}
-    for name in ("importance.json", "run.json"):
-        records[name] = _json(_text(folder / name), str(folder / name))
-    trials, rows = _read_trials(folder / "trials.csv")
-    return Results(
-        name=folder.resolve().name,
-        best=best,
-        importance=_checked(Importance, records["importance.json"], str(folder / "importance.json")),
-        trials=trials,
-        rows=rows,
-        rates=_read_rates(folder / "rates.jsonl"),
-        run=_checked(RunRecord, records["run.json"], str(folder / "run.json")),
-    )
-
-
-# ---------------------------------------------------------------- figures
-
-# Okabe and Ito's colours, told apart with any colour vision; marks differ in shape as well.
-BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#1f2933", "#7b8794"
-DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": "#52606d",
-    "axes.edgecolor": "#9aa5b1",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e8ecf0",
-    "xtick.color": "#9aa5b1",
-    "ytick.color": "#9aa5b1",
-    "xtick.labelcolor": "#52606d",
-    "ytick.labelcolor": "#52606d",
-    "legend.frameon": False,
-    "legend.handletextpad": 0.4,
-    "savefig.dpi": 160,
-    "text.parse_math": False,  # names are shown as they are, dollar signs too
-    "svg.fonttype": "none",  # text stays text: searchable, small, in the reader's own font
-    "svg.hashsalt": "adept_ray",
-}
-# Date would make every file differ; the others are Matplotlib's address and RDF namespaces.
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import style
-
-    with style.context(["default", STYLE]):  # "default" shuts out the reader's own matplotlibrc
-        yield
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _known(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-
-
-def _or_zero(value: float | None) -> float:
-    return value if _known(value) else 0.0
-
-
-def _plain(value: float, _position: float = 0) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
-def importance_figure(importance: Mapping[str, Any], chosen: Sequence[int]) -> Figure:
-    """Points per layer (nats per token ± standard error), the `chosen` layers marked.
-
-    `importance` is what ``importance.json`` holds. The axis is logarithmic, with a linear piece around
-    zero when the bypass of a layer changed next to nothing or lowered the loss.
-    Raises :class:`UserError` when a key is missing.
-    """
-    return _importance_figure(_checked(Importance, importance, "importance"), chosen)
-
-
-@_style()
-def _importance_figure(importance: Importance, chosen: Sequence[int]) -> Figure:
-    layers = [row for row in importance.layers if math.isfinite(row.mean)]
-    figure, axes = _axes(9.8, 3.4)
-    _importance_scale(axes, [row.mean for row in layers])
-    marked = [row for row in layers if row.layer in set(chosen)]
-    others = [row for row in layers if row.layer not in set(chosen)]
-    _layer_points(axes, others, "o", GREY, 5, "other layers")
-    _layer_points(axes, marked, "D", ORANGE, 7, "chosen layers")
-    for row in marked:
-        top = (row.layer, row.mean + _or_zero(row.standard_error))
-        axes.annotate(str(row.layer), top, (0, 6), textcoords="offset points", ha="center", color=ORANGE)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("loss increase when bypassed\n(nats per token)")
-    _whole_numbers(axes, 16)
-    axes.margins(x=0.02)
-    if layers:
-        figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _importance_scale(axes: Axes, means: Sequence[float]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if max(means, default=0.0) <= 0:
-        return
-    # Three decades are enough for a logarithmic axis; below them, where zero is, it becomes linear.
-    floor = 10.0 ** round(math.log10(max(means)) - 3)
-    if min(means) > floor:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_yscale("symlog", linthresh=floor, linscale=0.5)
-        axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.yaxis.set_major_formatter(_plain)
-
-
-def _layer_points(
-    axes: Axes, rows: Sequence[LayerImportance], marker: str, color: str, size: float, label: str
-) -> None:
-    if rows:
-        axes.errorbar(
-            [row.layer for row in rows],
-            [row.mean for row in rows],
-            [_or_zero(row.standard_error) for row in rows],
-            fmt=marker, color=color, markersize=size, capsize=2.5, elinewidth=1.2, label=label,
-        )  # fmt: skip
-
-
-def _whole_numbers(axes: Axes, most: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
-
-
-def draw_importance(importance: Mapping[str, Any], chosen: Sequence[int], path: Path) -> Path:
-    """Write :func:`importance_figure` to `path` and return it; the suffix says PNG or SVG.
-
-    Raises :class:`UserError` for another suffix or a missing key.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise UserError(f"{path}: a figure is written as .png or .svg, not '{path.suffix}'")
-    figure = importance_figure(importance, chosen)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _style():
-        figure.savefig(path, metadata=NO_METADATA if suffix == ".svg" else None)
-    return path
-
-
-@_style()
-def _score_figure(results: Results) -> Figure:
-    figure, axes = _axes(4.6, 3.5)
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    threshold = results.best.choice.threshold
-    if _known(threshold):
-        axes.axhline(threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
-    _trial_points(axes, [(trial.state, trial.k, trial.score) for trial in results.trials])
-    best = _best_per_k(results.trials)
-    if best:
-        scores, errors = zip(*best.values(), strict=True)
-        axes.errorbar(
-            list(best), scores, errors,
-            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
-        )  # fmt: skip
-    k = results.best.choice.k
-    if k in best or k == 0:  # the untouched backbone scores 0
-        _mark_chosen(axes, k, best.get(k, (0.0, 0.0))[0])
-    axes.set_xlabel("k, added layers")
-    axes.set_ylabel("score")
-    _whole_numbers(axes, 12)
-    axes.yaxis.set_major_formatter(_plain)
-    axes.margins(x=0.08, y=0.08)
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
-    return figure
-
-
-def _best_per_k(trials: Iterable[Trial]) -> dict[int, tuple[float, float]]:
-    """The best finished score of each k and its standard error, smallest k first."""
-    best: dict[int, tuple[float, float]] = {}
-    for trial in trials:
-        if trial.state == "finished" and trial.k is not None and _known(trial.score):
-            found = (trial.score, _or_zero(trial.score_se))
-            best[trial.k] = max(best.get(trial.k, found), found)
-    return dict(sorted(best.items()))
-
-
-def _trial_points(axes: Axes, points: Sequence[tuple[str, float | None, float | None]]) -> None:
-    for state, fill in (("finished", BLUE), ("stopped", "white")):
-        xy = [(x, y) for its_state, x, y in points if its_state == state and _known(x) and _known(y)]
-        if xy:
-            axes.plot(
-                *zip(*xy, strict=True), "o", color=BLUE, markerfacecolor=fill, markersize=5.5,
-                alpha=0.75 if state == "finished" else 1, label=state, zorder=2,
-            )  # fmt: skip
-
-
-def _mark_chosen(axes: Axes, x: float, y: float) -> None:
-    axes.plot([x], [y], "D", color=ORANGE, markersize=8.5, markeredgecolor="white", label="chosen", zorder=5)
-
-
-WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-
-
-@_style()
-def _trade_figure(results: Results) -> Figure:
-    figure, axes = _axes(4.6, 3.5)
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.axvline(0, color=GREY, linewidth=0.8)
-    _trial_points(axes, [(trial.state, trial.general_delta, trial.domain_delta) for trial in results.trials])
-    axes.plot([0], [0], "P", color=INK, markersize=7, label="untouched", zorder=6)
-    choice = results.best.choice
-    won = [(t.general_delta, t.domain_delta) for t in results.trials if t.trial == choice.trial]
-    for x, y in won or [(0.0, 0.0)] * (choice.k == 0):
-        at = (_or_zero(x), _or_zero(y))
-        _mark_chosen(axes, *at)
-        axes.annotate(f"k = {choice.k}", at, (8, 6), textcoords="offset points", color=ORANGE, bbox=WHITE_BOX)
-    axes.set_xlabel("general Δ, % (right is better)")
-    axes.set_ylabel("domain Δ, % (up is better)")
-    axes.grid(True, axis="x")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_plain)
-    axes.margins(0.12)
-    figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
-    return figure
-
-
-# ---------------------------------------------------------------- unit rates
-
-
-@dataclass(frozen=True)
-class Line:
-    """How one kind of unit is drawn in every panel."""
-
-    label: str
-    color: str
-    dashes: Literal["-", "--", ":", "-."]
-
-
-def _place(unit: str) -> tuple[int, str]:
-    """Layer number and kind of a unit: model.layers.6.mlp.up_proj → 6, mlp.up_proj."""
-    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", unit)
-    return (int(match[1]), match[2].removesuffix(".weight")) if match else (-1, unit)
-
-
-def _lines(kinds: Sequence[str]) -> dict[str, Line]:
-    """A line per kind of unit: colours cycle, dashes tell attention, mlp and norms apart."""
-    stems = [kind.rpartition(".")[0] for kind in kinds]
-    leaves = [kind.rpartition(".")[2] for kind in kinds]
-    groups = list(dict.fromkeys(stems))
-    lines = {}
-    for i, (kind, stem, leaf) in enumerate(zip(kinds, stems, leaves, strict=True)):
-        label = leaf if leaves.count(leaf) == 1 else kind  # GPT-2 has two units named c_proj
-        lines[kind] = Line(label, LINES[i % len(LINES)], DASHES[groups.index(stem) % len(DASHES)])
-    return lines
-
-
-@_style()
-def _rate_figure(rows: Mapping[str, list[Rate]], lines: Mapping[str, Line], last: int, top: float) -> Figure:
-    figure, axes = _axes(2.3, 1.9)
-    axes.axhline(1, color=GREY, linewidth=0.8)
-    for kind, history in rows.items():
-        line = lines[kind]
-        axes.plot(
-            [rate.step for rate in history], [rate.scale for rate in history],
-            color=line.color, linestyle=line.dashes, linewidth=1.4, marker="o", markersize=2.5,
-        )  # fmt: skip
-    axes.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
-    axes.set_ylim(-0.05, top)
-    _whole_numbers(axes, 5)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("scale")
-    axes.yaxis.set_major_formatter(_plain)
-    return figure
-
-
-# ---------------------------------------------------------------- numbers as text
 
 NONE = "–"
 
 
 def _signed(value: float | None, digits: int) -> str:
     """A number with its sign and a true minus; a dash when there is none."""
-    return f"{value:+.{digits}f}".replace("-", "−") if _known(value) else NONE
+    return f"{value:+.{digits}f}".replace("-", "−") if figures.known(value) else NONE
 
 
 def _duration(seconds: float) -> str:
@@ -498,7 +44,7 @@ def _layers(k: int) -> str:
 
 def _verdict(side: Side) -> str:
     """In words, whether Δ stands out of its noise (two standard errors)."""
-    if abs(side.delta) <= 2 * _or_zero(side.standard_error):
+    if abs(side.delta) <= 2 * figures.or_zero(side.standard_error):
         return "no clear change"
     return "better" if side.delta > 0 else "worse"
 
@@ -538,8 +84,8 @@ def _cell(column: str, text: str) -> str:
 def _inline(figure: Figure, name: str, label: str) -> str:
     """The figure as an SVG element; `name` keeps its ids apart from those of the other figures."""
     text = io.StringIO()
-    with _style():
-        figure.savefig(text, format="svg", metadata=NO_METADATA)
+    with figures.styled():
+        figure.savefig(text, format="svg", metadata=figures.NO_METADATA)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     opening, inner = svg[: svg.index(">")], svg[svg.index(">") + 1 :]
@@ -580,7 +126,7 @@ def _side_card(title: str, side: Side) -> str:
     return _card(title, f"{_signed(side.delta, 2)} %", f"{error}{_verdict(side)}", bpb)
 
 
-def _cards(results: Results) -> str:
+def _cards(results: Evidence) -> str:
     test, run, k = results.best.test, results.run, results.best.choice.k
     depth = len(results.importance.layers)
     total = run.seconds.get("total", sum(run.seconds.values()))
@@ -594,12 +140,12 @@ def _cards(results: Results) -> str:
     )
 
 
-def _ran(results: Results, name: str) -> str:
+def _ran(results: Evidence, name: str) -> str:
     """The run's backbone or corpus; of a path its last part, the whole is in the last section."""
     return Path(str(results.best.run.get(name, NONE))).name
 
 
-def _first_screen(results: Results) -> str:
+def _first_screen(results: Evidence) -> str:
     best = results.best
     k, layers = best.choice.k, ", ".join(map(str, best.layers))
     copied = f" {'Copy of layer' if k == 1 else 'Copies of layers'} {layers}." if k else ""
@@ -620,7 +166,7 @@ def _figure(svg: str, caption: str, css: str = "") -> str:
     return f'<figure class="{css}">{body}</figure>'
 
 
-def _importance_section(results: Results) -> str:
+def _importance_section(results: Evidence) -> str:
     importance, chosen = results.importance, results.best.layers
     source = importance.made_from
     on = (
@@ -634,18 +180,20 @@ def _importance_section(results: Results) -> str:
     order = f" Least important first: {', '.join(map(str, importance.order))}." if importance.order else ""
     label = f"Importance of {len(importance.layers)} layers; chosen: {', '.join(map(str, chosen)) or 'none'}"
     caption = f"Mean ± standard error{on}, logarithmic axis.{base}{order}"
-    return _figure(_inline(_importance_figure(importance, chosen), "importance", label), caption, "wide")
+    return _figure(_inline(figures.layer_figure(importance, chosen), "importance", label), caption, "wide")
 
 
-def _search_section(results: Results) -> str:
+def _search_section(results: Evidence) -> str:
     choice = results.best.choice
     dashed = "" if choice.threshold is None else " Dashed: what a smaller k has to reach to be preferred."
     score = _figure(
-        _inline(_score_figure(results), "score", f"Score of every trial against k; chosen k = {choice.k}"),
+        _inline(
+            figures.score_figure(results), "score", f"Score of every trial against k; chosen k = {choice.k}"
+        ),
         f"Validation score; 0 is the untouched backbone. Filled: finished, hollow: stopped early.{dashed}",
     )
     trade = _figure(
-        _inline(_trade_figure(results), "trade", "General against domain change of every trial"),
+        _inline(figures.trade_figure(results), "trade", "General against domain change of every trial"),
         "What each trial gained in the domain and what it cost in general, on the validation split. "
         "The untouched backbone is at the origin.",
     )
@@ -659,7 +207,7 @@ RATES_CAPTION = (
 )
 
 
-def _rates_section(results: Results) -> str:
+def _rates_section(results: Evidence) -> str:
     if not results.rates:
         added = results.best.choice.k > 0
         return (
@@ -667,7 +215,7 @@ def _rates_section(results: Results) -> str:
             if added
             else "<p>No layer added, so no unit has a rate.</p>"
         )
-    lines = _lines(list(dict.fromkeys(_place(rate.unit)[1] for rate in results.rates)))
+    lines = figures.lines_of(list(dict.fromkeys(figures.place(rate.unit)[1] for rate in results.rates)))
     legend = "".join(f"<li>{_sample(line)}{escape(line.label)}</li>" for line in lines.values())
     panels = f'<div class="panels">{_rate_panels(results, lines)}</div>'
     return (
@@ -675,7 +223,7 @@ def _rates_section(results: Results) -> str:
     )
 
 
-def _sample(line: Line) -> str:
+def _sample(line: figures.Line) -> str:
     """A short piece of the line, for a legend that wraps with the page."""
     dash = {"-": "none", "--": "6 3", ":": "2 2", "-.": "7 2 2 2"}[line.dashes]
     return (
@@ -684,10 +232,10 @@ def _sample(line: Line) -> str:
     )
 
 
-def _rate_panels(results: Results, lines: Mapping[str, Line]) -> str:
+def _rate_panels(results: Evidence, lines: Mapping[str, figures.Line]) -> str:
     layers: dict[int, dict[str, list[Rate]]] = {}
     for rate in sorted(results.rates, key=lambda rate: rate.step):
-        layer, kind = _place(rate.unit)
+        layer, kind = figures.place(rate.unit)
         layers.setdefault(layer, {}).setdefault(kind, []).append(rate)
     last = max(rate.step for rate in results.rates)
     top = 1.05 * max(2.0, *(rate.scale for rate in results.rates))
@@ -696,12 +244,14 @@ def _rate_panels(results: Results, lines: Mapping[str, Line]) -> str:
     panels = ""
     for layer, rows in sorted(layers.items()):
         title = f"Layer {layer}" + (f", copy of {source[layer]}" if layer in source else "")
-        svg = _inline(_rate_figure(rows, lines, last, top), f"rates{layer}", f"{title}: scale of each unit")
+        svg = _inline(
+            figures.rate_figure(rows, lines, last, top), f"rates{layer}", f"{title}: scale of each unit"
+        )
         panels += f"<div><h3>{title}</h3>{svg}</div>"
     return panels
 
 
-def _trials_section(results: Results) -> str:
+def _trials_section(results: Evidence) -> str:
     columns = list(results.rows[0])
     winner = results.best.choice.trial
     head = "".join(_field("th", name, HEADINGS.get(name, name.replace("_", " "))) for name in columns)
@@ -736,7 +286,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
     return f'<table class="stages"><tbody>{rows}</tbody></table>'
 
 
-def _making_section(results: Results) -> str:
+def _making_section(results: Evidence) -> str:
     run, best = results.run, results.best
     return (
         f"<h3>Command</h3><pre>{escape(run.command)}</pre>"
@@ -853,7 +403,7 @@ def write_report(folder: Path) -> Path:
 
     Raises :class:`UserError` that names the file when one is missing or does not hold what it should.
     """
-    results = _read(folder)
+    results = read(folder)
     parts = {
         "Importance of each layer": _importance_section(results),
         "What the search saw": _search_section(results),

@@ -13,7 +13,7 @@ FLOORS = (
     "probe train",
     "launch",
     "display prepare search",
-    "report cli commands",
+    "evidence figures report cli commands",
 )
 ORDER = " ".join(FLOORS).split()
 METHOD = FLOORS[0].split()

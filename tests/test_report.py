@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from adept_ray.config import UserError
-from adept_ray.report import draw_importance, importance_figure, write_report
+from adept_ray.figures import draw_importance, importance_figure
+from adept_ray.report import write_report
 
 LAYERS = 6
 CHOSEN = [2, 4]

@@ -1,0 +1,283 @@
+"""The figures of a report, drawn with Matplotlib's object interface: no window, no global state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from adept_ray.config import UserError
+from adept_ray.evidence import Evidence, Importance, LayerRow, Rate, Trial, checked
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's colours, told apart with any colour vision; marks differ in shape as well.
+BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#1f2933", "#7b8794"
+DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": "#52606d",
+    "axes.edgecolor": "#9aa5b1",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e8ecf0",
+    "xtick.color": "#9aa5b1",
+    "ytick.color": "#9aa5b1",
+    "xtick.labelcolor": "#52606d",
+    "ytick.labelcolor": "#52606d",
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "savefig.dpi": 160,
+    "text.parse_math": False,  # names are shown as they are, dollar signs too
+    "svg.fonttype": "none",  # text stays text: searchable, small, in the reader's own font
+    "svg.hashsalt": "adept_ray",
+}
+# Date would make every file differ; the others are Matplotlib's address and RDF namespaces.
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    from matplotlib import style
+
+    with style.context(["default", STYLE]):  # "default" shuts out the reader's own matplotlibrc
+        yield
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def or_zero(value: float | None) -> float:
+    return value if known(value) else 0.0
+
+
+def _plain(value: float, _position: float = 0) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
+def importance_figure(importance: Mapping[str, Any], chosen: Sequence[int]) -> Figure:
+    """Points per layer (nats per token ± standard error), the `chosen` layers marked.
+
+    `importance` is what ``importance.json`` holds. The axis is logarithmic, with a linear piece around
+    zero when the bypass of a layer changed next to nothing or lowered the loss.
+    Raises :class:`UserError` when a key is missing.
+    """
+    return layer_figure(checked(Importance, importance, "importance"), chosen)
+
+
+@styled()
+def layer_figure(importance: Importance, chosen: Sequence[int]) -> Figure:
+    layers = [row for row in importance.layers if math.isfinite(row.mean)]
+    figure, axes = _axes(9.8, 3.4)
+    _importance_scale(axes, [row.mean for row in layers])
+    marked = [row for row in layers if row.layer in set(chosen)]
+    others = [row for row in layers if row.layer not in set(chosen)]
+    _layer_points(axes, others, "o", GREY, 5, "other layers" if marked else "layers")
+    _layer_points(axes, marked, "D", ORANGE, 7, "chosen layers")
+    for row in marked:
+        top = (row.layer, row.mean + or_zero(row.standard_error))
+        axes.annotate(str(row.layer), top, (0, 6), textcoords="offset points", ha="center", color=ORANGE)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("loss increase when bypassed\n(nats per token)")
+    _whole_numbers(axes, 16)
+    axes.margins(x=0.02)
+    if layers:
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _importance_scale(axes: Axes, means: Sequence[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if max(means, default=0.0) <= 0:
+        return
+    # Three decades are enough for a logarithmic axis; below them, where zero is, it becomes linear.
+    floor = 10.0 ** round(math.log10(max(means)) - 3)
+    if min(means) > floor:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_yscale("symlog", linthresh=floor, linscale=0.5)
+        axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.yaxis.set_major_formatter(_plain)
+
+
+def _layer_points(
+    axes: Axes, rows: Sequence[LayerRow], marker: str, color: str, size: float, label: str
+) -> None:
+    if rows:
+        axes.errorbar(
+            [row.layer for row in rows],
+            [row.mean for row in rows],
+            [or_zero(row.standard_error) for row in rows],
+            fmt=marker, color=color, markersize=size, capsize=2.5, elinewidth=1.2, label=label,
+        )  # fmt: skip
+
+
+def _whole_numbers(axes: Axes, most: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
+
+
+def draw_importance(importance: Mapping[str, Any], chosen: Sequence[int], path: Path) -> Path:
+    """Write :func:`importance_figure` to `path` and return it; the suffix says PNG or SVG.
+
+    Raises :class:`UserError` for another suffix or a missing key.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise UserError(f"{path}: a figure is written as .png or .svg, not '{path.suffix}'")
+    figure = importance_figure(importance, chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with styled():
+        figure.savefig(path, metadata=NO_METADATA if suffix == ".svg" else None)
+    return path
+
+
+@styled()
+def score_figure(results: Evidence) -> Figure:
+    figure, axes = _axes(4.6, 3.5)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    threshold = results.best.choice.threshold
+    if known(threshold):
+        axes.axhline(threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
+    _trial_points(axes, [(trial.state, trial.k, trial.score) for trial in results.trials])
+    best = _best_per_k(results.trials)
+    if best:
+        scores, errors = zip(*best.values(), strict=True)
+        axes.errorbar(
+            list(best), scores, errors,
+            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
+        )  # fmt: skip
+    k = results.best.choice.k
+    if k in best or k == 0:  # the untouched backbone scores 0
+        _mark_chosen(axes, k, best.get(k, (0.0, 0.0))[0])
+    axes.set_xlabel("k, added layers")
+    axes.set_ylabel("score")
+    _whole_numbers(axes, 12)
+    axes.yaxis.set_major_formatter(_plain)
+    axes.margins(x=0.08, y=0.08)
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def _best_per_k(trials: Iterable[Trial]) -> dict[int, tuple[float, float]]:
+    """The best finished score of each k and its standard error, smallest k first."""
+    best: dict[int, tuple[float, float]] = {}
+    for trial in trials:
+        if trial.state == "finished" and trial.k is not None and known(trial.score):
+            found = (trial.score, or_zero(trial.score_se))
+            best[trial.k] = max(best.get(trial.k, found), found)
+    return dict(sorted(best.items()))
+
+
+def _trial_points(axes: Axes, points: Sequence[tuple[str, float | None, float | None]]) -> None:
+    for state, fill in (("finished", BLUE), ("stopped", "white")):
+        xy = [(x, y) for its_state, x, y in points if its_state == state and known(x) and known(y)]
+        if xy:
+            axes.plot(
+                *zip(*xy, strict=True), "o", color=BLUE, markerfacecolor=fill, markersize=5.5,
+                alpha=0.75 if state == "finished" else 1, label=state, zorder=2,
+            )  # fmt: skip
+
+
+def _mark_chosen(axes: Axes, x: float, y: float) -> None:
+    axes.plot([x], [y], "D", color=ORANGE, markersize=8.5, markeredgecolor="white", label="chosen", zorder=5)
+
+
+WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+
+
+@styled()
+def trade_figure(results: Evidence) -> Figure:
+    figure, axes = _axes(4.6, 3.5)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    _trial_points(axes, [(trial.state, trial.general_delta, trial.domain_delta) for trial in results.trials])
+    axes.plot([0], [0], "P", color=INK, markersize=7, label="untouched", zorder=6)
+    choice = results.best.choice
+    won = [(t.general_delta, t.domain_delta) for t in results.trials if t.trial == choice.trial]
+    for x, y in won or [(0.0, 0.0)] * (choice.k == 0):
+        at = (or_zero(x), or_zero(y))
+        _mark_chosen(axes, *at)
+        axes.annotate(f"k = {choice.k}", at, (8, 6), textcoords="offset points", color=ORANGE, bbox=WHITE_BOX)
+    axes.set_xlabel("general Δ, % (right is better)")
+    axes.set_ylabel("domain Δ, % (up is better)")
+    axes.grid(True, axis="x")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_plain)
+    axes.margins(0.12)
+    figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
+    return figure
+
+
+# ---------------------------------------------------------------- unit rates
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one kind of unit is drawn in every panel."""
+
+    label: str
+    color: str
+    dashes: Literal["-", "--", ":", "-."]
+
+
+def place(unit: str) -> tuple[int, str]:
+    """Layer number and kind of a unit: model.layers.6.mlp.up_proj → 6, mlp.up_proj."""
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", unit)
+    return (int(match[1]), match[2].removesuffix(".weight")) if match else (-1, unit)
+
+
+def lines_of(kinds: Sequence[str]) -> dict[str, Line]:
+    """A line per kind of unit: colours cycle, dashes tell attention, mlp and norms apart."""
+    stems = [kind.rpartition(".")[0] for kind in kinds]
+    leaves = [kind.rpartition(".")[2] for kind in kinds]
+    groups = list(dict.fromkeys(stems))
+    lines = {}
+    for i, (kind, stem, leaf) in enumerate(zip(kinds, stems, leaves, strict=True)):
+        label = leaf if leaves.count(leaf) == 1 else kind  # GPT-2 has two units named c_proj
+        lines[kind] = Line(label, LINES[i % len(LINES)], DASHES[groups.index(stem) % len(DASHES)])
+    return lines
+
+
+@styled()
+def rate_figure(rows: Mapping[str, list[Rate]], lines: Mapping[str, Line], last: int, top: float) -> Figure:
+    figure, axes = _axes(2.3, 1.9)
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    for kind, history in rows.items():
+        line = lines[kind]
+        axes.plot(
+            [rate.step for rate in history], [rate.scale for rate in history],
+            color=line.color, linestyle=line.dashes, linewidth=1.4, marker="o", markersize=2.5,
+        )  # fmt: skip
+    axes.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
+    axes.set_ylim(-0.05, top)
+    _whole_numbers(axes, 5)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("scale")
+    axes.yaxis.set_major_formatter(_plain)
+    return figure
