@@ -67,7 +67,7 @@ def find_k(run: SearchRun) -> str:
     with resumable("scripts/tune_k.py", run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray)
+        made = prepare(run, sources, display, board, results.ray, run.tokens_per_trial)
         check_sizes(run, made.sets)
         write_json(results.folder / "importance.json", made.importance)
         base = TrainingSpec(tokens=run.tokens_per_trial)
@@ -110,7 +110,7 @@ def train_full(args: TrainRun) -> str:
     with resumable(again, run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray)
+        made = prepare(run, sources, display, board, results.ray, args.tokens)
         check_sizes(run, made.sets)
         write_json(results.folder / "importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))

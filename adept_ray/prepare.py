@@ -15,7 +15,7 @@ from adept_ray import launch
 from adept_ray.anatomy import family_named
 from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.backbones import Backbone, resolve_backbone
-from adept_ray.config import RunSpec, fingerprint
+from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
 from adept_ray.display import Display
 from adept_ray.importance import LayerImportance
@@ -76,24 +76,34 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
     """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
     with display.stage("assets", "backbone and corpora"):
         backbone = resolve_backbone(run.backbone, run.cache)
-        layers = layer_count(backbone)
+        layers = layer_count(backbone, run.seq_len)
         general = resolve_corpus(run.general, run.text_column, run.cache)
         domain = resolve_corpus(run.domain, run.text_column, run.cache) if with_domain else None
     return Sources(backbone, layers, general, domain)
 
 
-def layer_count(backbone: Backbone) -> int:
-    """Number of layers from the config alone. Raises :class:`UserError` for an unsupported family."""
+def layer_count(backbone: Backbone, seq_len: int) -> int:
+    """Number of layers, from the config alone.
+
+    Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(backbone.source, revision=backbone.revision)
     family_named(config.model_type)
+    most = config.max_position_embeddings
+    if seq_len > most:
+        raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
     return config.num_hidden_layers
 
 
-def prepare(run: RunSpec, sources: Sources, display: Display, board: Any, ray_storage: str) -> Prepared:
+def prepare(
+    run: RunSpec, sources: Sources, display: Display, board: Any, ray_storage: str, train_tokens: int = 0
+) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
 
+    Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
+    the order of a hash, so that is a fair sample. A smaller split is gone through several times.
     Raises :class:`UserError` when a corpus is too small for its splits.
     """
     with display.stage("blocks", "token blocks"):
@@ -107,7 +117,8 @@ def prepare(run: RunSpec, sources: Sources, display: Display, board: Any, ray_st
             wanted["domain"] = ("domain", "validation", run.validation_tokens)
         blocks = held_out(run, sets, wanted)
         if sources.domain:
-            blocks["train"] = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain)
+            train = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain)
+            blocks["train"] = train.first(max(train_tokens, run.seq_len))
     with (
         display.stage("probe", "stage 1, importance of layers and units") as update,
         launch.watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),

@@ -74,6 +74,7 @@ def space_file(folder, text):
         ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "GPUs", "has"]),
         ({"trials": 0}, ["trials", "greater than or equal to 1"]),
         ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),
+        ({"seq_len": 100_000}, ["--seq-len 100000", "takes at most"]),
         ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),
         ({"storage": "nosuchscheme://bucket"}, ["nosuchscheme://bucket", "not a URI"]),
         ({"search_space": "/no/such/space.yaml"}, ["/no/such/space.yaml", "no such file"]),
