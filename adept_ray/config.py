@@ -72,7 +72,7 @@ class RunSpec(Spec):
     """Tokens of each validation split that a trial is scored on."""
     test_tokens: int = Field(2048, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = Field(8, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, never results."""
     workers: int = Field(1, ge=1)
     """Ray Train workers per trial."""

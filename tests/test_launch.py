@@ -1,6 +1,8 @@
 """What fits on a cluster is known before a run, and the board lets workers wait for a verdict."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +56,16 @@ def test_a_worker_waits_until_its_report_is_judged():
         assert await board.verdict("trial-001", 1) is True
 
     asyncio.run(play())
+
+
+def test_memory_counts_the_processes_that_were_started():
+    """A child that fills 200 MiB raises the peak by about that much."""
+    launch.Memory._peak = 0
+    launch.Memory.sample()
+    before = launch.Memory.peak_gib()
+    code = "x = bytearray(b'1') * (200 * 2**20); print('full', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"full\n"
+    launch.Memory.sample()
+    child.communicate(b"\n")
+    assert launch.Memory.peak_gib() - before == pytest.approx(0.2, abs=0.03)
