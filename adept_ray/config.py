@@ -70,7 +70,7 @@ class RunSpec(Spec):
     """General tokens (the first of the probe) on which unit importance is measured again."""
     validation_tokens: int = Field(1536, ge=16)
     """Tokens of each validation split that a trial is scored on."""
-    test_tokens: int = Field(2048, ge=16)
+    test_tokens: int = Field(4096, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
     micro_batch: int = Field(8, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, never results."""
@@ -101,7 +101,7 @@ class TrainingSpec(Spec):
     """Optimizer steps between two measurements of unit importance."""
     normalization: Normalization = "rank"
     """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
-    tokens: int = Field(4096, ge=1)
+    tokens: int = Field(6144, ge=1)
     """Domain tokens to train on."""
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
@@ -122,9 +122,9 @@ class SearchRun(RunSpec):
 
     search_space: Path = Path(__file__).parent.parent / "search_spaces" / "default.yaml"
     """File with the ranges, the score weights and the first trials."""
-    trials: int = Field(7, ge=1)
+    trials: int = Field(6, ge=1)
     """Number of trials."""
-    tokens_per_trial: int = Field(4096, ge=1)
+    tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
     resume: bool = False
     """Continue the search of that NAME, with the settings it began with."""

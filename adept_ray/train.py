@@ -129,9 +129,8 @@ def train(
             ids = order.batch(state.step, job.blocks_per_step)
             state.loss = gradients(model, parameters, blocks["train"], ids, job.micro_batch, device)
             norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
-            if not math.isfinite(
-                state.loss + norm
-            ):  # clipping an infinite gradient would make every weight nan
+            # Clipping an infinite gradient would make every weight nan.
+            if not math.isfinite(state.loss + norm):
                 at = f"step {state.step + 1} of {job.steps}"
                 raise FloatingPointError(f"the loss is {state.loss} and its gradient's norm {norm} at {at}")
             optimizer.step()
