@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.anatomy import family_of, layer_parameters, layers_of, moved, output_projections
+from adept_ray.anatomy import family_of, layer_of, layer_parameters, layers_of, moved, output_projections
 from adept_ray.config import UserError
 from adept_ray.importance import LayerImportance
 
@@ -95,8 +95,7 @@ def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict
     """
     result: dict[str, float] = {}
     for source, added in zip(sorted(layers), added_layers(layers), strict=True):
-        prefix = f".{source}."
-        found = {moved(name, added): value for name, value in units.items() if prefix in name}
+        found = {moved(name, added): value for name, value in units.items() if layer_of(name) == source}
         if not found:
             raise UserError(f"no unit importance for layer {source}: measure it before expanding")
         result |= found

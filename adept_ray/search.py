@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from adept_ray import launch
+from adept_ray.anatomy import layer_of
 from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.expansion import check_depth, select_layers
 from adept_ray.importance import LayerImportance
@@ -168,16 +169,19 @@ def trial(
     run: SearchRun,
     job: TrainJob,
     importance: LayerImportance,
-    blocks: Any,
+    blocks: tuple[Any],
     storage: str,
 ) -> None:
-    """One trial, in a process of Tune's: stage 2 on workers of its own, reports passed on to Tune."""
+    """One trial, in a process of Tune's: stage 2 on workers of its own, reports passed on to Tune.
+
+    `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
+    """
     layers = select_layers(importance, config["k"])
     job = replace(
         job,
         training=overlay(job.training, config),
         layers=layers,
-        units={n: v for n, v in job.units.items() if any(f".{layer}." in n for layer in layers)},
+        units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
     name = tune.get_context().get_trial_name()
     board = ray.get_actor(launch.board_name(run))
@@ -210,12 +214,12 @@ def search(
     else:
         tuner = new_tuner(run, space, job.report_steps, importance, trainable, storage)
     tuner.fit()
-    trials = tune.ExperimentAnalysis(experiment).trials
-    rows = sorted((final_row(trial, importance) for trial in trials), key=lambda row: row["trial"])
+    ran = tune.ExperimentAnalysis(experiment).trials
+    rows = sorted((final_row(each, importance) for each in ran), key=lambda row: row["trial"])
     if sum(row["state"] != "interrupted" for row in rows) < run.trials:
         raise KeyboardInterrupt
     if all(row["state"] == "failed" for row in rows):
-        raise UserError(f"all {len(rows)} trials failed; the first with: {cause(trials[0])}")
+        raise UserError(f"all {len(rows)} trials failed; the first with: {cause(ran[0])}")
     return rows
 
 

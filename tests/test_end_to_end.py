@@ -21,10 +21,10 @@ SPACE = """
 parameters:
   k: {int: [1, 3]}
   recompute_every: {choice: [2, 4]}
-  base_lr: {log: [0.0005, 1.0e+35]}
+  base_lr: {log: [0.0005, 3.0e+38]}
 first:
   - {k: 2, recompute_every: 2, base_lr: 0.01}
-  - {k: 1, recompute_every: 2, base_lr: 1.0e+35}
+  - {k: 1, recompute_every: 2, base_lr: 3.0e+38}
   - {k: 3, recompute_every: 4, base_lr: 0.0005}
   - {k: 1, recompute_every: 4, base_lr: 0.012}
 """
@@ -249,7 +249,7 @@ def test_the_probe_alone_gives_what_the_search_used(room, searched):
 @pytest.mark.timeout(200)
 def test_a_search_in_which_every_trial_fails_says_so(room):
     """Status 2 and one sentence with the reason; the table of failed trials is kept."""
-    (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 1.0e+35}}")
+    (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 3.0e+38}}")
     process = room.start(room.search("bad", **{"search-space": "bad.yaml", "trials": 1}))
     printed = process.communicate()[0]
     assert process.returncode == 2
