@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
@@ -235,16 +235,17 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
 
 def judged(board, scores, reports=3):
     """Run trials of these scores one after the other, each until it is stopped; trial → its verdicts."""
-    scheduler = new_scheduler(tempfile.mkdtemp(), reports)
-    for number, score in enumerate(scores, 1):
-        trial = fake_trial(number)
-        scheduler.on_trial_add(None, trial)
-        for report in range(1, reports + 1):
-            result = {"score": score, "report": report}
-            assert scheduler.on_trial_result(None, trial, result) == Verdicts.CONTINUE
-            if board["decide"][-1][2]:
-                break
-        scheduler.on_trial_complete(None, trial, result)
+    with tempfile.TemporaryDirectory() as folder:
+        scheduler = new_scheduler(folder, reports)
+        for number, score in enumerate(scores, 1):
+            trial = fake_trial(number)
+            scheduler.on_trial_add(None, trial)
+            for report in range(1, reports + 1):
+                result = {"score": score, "report": report}
+                assert scheduler.on_trial_result(None, trial, result) == Verdicts.CONTINUE
+                if board["decide"][-1][2]:
+                    break
+            scheduler.on_trial_complete(None, trial, result)
     verdicts = {}
     for name, report, stop in board["decide"]:
         verdicts.setdefault(name, []).append((report, stop))
@@ -259,6 +260,8 @@ def test_the_worst_trial_is_told_to_stop(board):
         assert verdicts[name] == [(1, False), (2, False), (3, False)]
 
 
+@settings(max_examples=30)  # each writes the scheduler's memory many times
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 @given(scores=st.lists(st.integers(-5, 5).map(float) | st.just(math.nan), min_size=1, max_size=8))
 def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
     """Workers wait for a verdict on each report: none is missing; a trial that nothing beats goes on."""
