@@ -41,7 +41,7 @@ from adept_ray.figures import draw_importance
 from adept_ray.prepare import Prepared, Sources, check_sizes, find_sources, notes, prepare, test_blocks
 from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
-from adept_ray.storage import Results, default_name, write_json
+from adept_ray.storage import Results, default_name
 from adept_ray.train import SIDES, TrainJob
 
 R = TypeVar("R", bound=RunSpec)
@@ -69,7 +69,7 @@ def find_k(run: SearchRun) -> str:
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray, run.tokens_per_trial)
         check_sizes(run, made.sets)
-        write_json(results.folder / "importance.json", made.importance)
+        results.write_json("importance.json", made.importance)
         base = TrainingSpec(tokens=run.tokens_per_trial)
         job = job_of(run, made, base, (), space.score)
         rows = run_trials(run, space, job, made, results, display, board)
@@ -112,7 +112,7 @@ def train_full(args: TrainRun) -> str:
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray, args.tokens)
         check_sizes(run, made.sets)
-        write_json(results.folder / "importance.json", made.importance)
+        results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
         with (
@@ -142,7 +142,7 @@ def probe_only(run: RunSpec) -> str:
     with launch.cluster(run):
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray)
-    write_json(results.folder / "importance.json", made.importance)
+    results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
     write_run(results, run, display, sources, made)
     display.importance(made.importance)
@@ -341,7 +341,7 @@ def write_run(
             "peak_memory_gib": launch.Memory.peak_gib(),
             "command": shlex.join(["python", *sys.argv]),
         }
-    write_json(results.folder / "run.json", about)
+    results.write_json("run.json", about)
 
 
 def versions() -> dict[str, str]:

@@ -103,8 +103,18 @@ class Results:
         shutil.copytree(folder, self.folder / name, dirs_exist_ok=True)
 
     def write(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all."""
-        return write_text(self.folder / name, text)
+        """Write a text file whole or not at all; behind a URI too, so that a cut-off run can be resumed."""
+        path = write_text(self.folder / name, text)
+        if self._remote:
+            from pyarrow import fs
+
+            filesystem, place = self.filesystem()
+            fs.copy_files(str(path), f"{place}/{name}", fs.LocalFileSystem(), filesystem)
+        return path
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
+        """Write JSON as :meth:`write` does."""
+        return self.write(name, json.dumps(data, indent=1) + "\n")
 
     def publish(self) -> str:
         """Copy what was written to its place (nothing to do for a local one); returns the place."""
