@@ -38,7 +38,7 @@ from adept_ray.config import (
 from adept_ray.display import Display
 from adept_ray.expansion import select_layers
 from adept_ray.figures import draw_importance
-from adept_ray.prepare import Prepared, Sources, check_sizes, find_sources, notes, prepare, test_blocks
+from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
 from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
 from adept_ray.storage import Results, default_name
@@ -68,7 +68,6 @@ def find_k(run: SearchRun) -> str:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray, run.tokens_per_trial)
-        check_sizes(run, made.sets)
         results.write_json("importance.json", made.importance)
         base = TrainingSpec(tokens=run.tokens_per_trial)
         job = job_of(run, made, base, (), space.score)
@@ -101,17 +100,18 @@ def train_full(args: TrainRun) -> str:
     training = validated(
         TrainingSpec, {**best["training"], "tokens": args.tokens, "reports": args.reports}, str(args.config)
     )
+    if args.resume:
+        check_same(training, json.loads((results.folder / "run.json").read_text())["training"])
     launch.check_workers(run)
     sources = find_sources(run, display)
     if best.get("backbone") not in (None, sources.backbone.fingerprint):
         raise UserError(f"{run.backbone} has changed since {args.config} was written: search again with it")
-    write_run(results, run, display, sources)
+    write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(again, run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
         made = prepare(run, sources, display, board, results.ray, args.tokens)
-        check_sizes(run, made.sets)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
@@ -122,7 +122,7 @@ def train_full(args: TrainRun) -> str:
             result = launch.fit("train", job, put(made.blocks), run, "train", results.ray, board)
         test = conclude(run, job, made, results, display, board, result.checkpoint.path)
     write_best(results, run, made, job, test, best.get("choice", {}))
-    write_run(results, run, display, sources, made)
+    write_run(results, run, display, sources, made, training)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, results)
     return results.publish()
 
@@ -182,6 +182,13 @@ def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
     return overlay(saved, {name: getattr(run, name) for name in own})
+
+
+def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
+    """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
+    for name, value in training.model_dump(mode="json").items():
+        if value != begun[name]:
+            raise UserError(f"{name} is {value}, but the training to be resumed began with {begun[name]}")
 
 
 def load_best(path: Path) -> dict[str, Any]:
@@ -329,10 +336,17 @@ def write_best(
 
 
 def write_run(
-    results: Results, run: RunSpec, display: Display, sources: Sources, made: Prepared | None = None
+    results: Results,
+    run: RunSpec,
+    display: Display,
+    sources: Sources,
+    made: Prepared | None = None,
+    training: TrainingSpec | None = None,
 ) -> None:
     """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock."""
     about: dict[str, Any] = {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    if training:
+        about["training"] = training.model_dump(mode="json")
     if made:
         about |= {
             "versions": versions(),

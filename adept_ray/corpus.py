@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.4, "test": 0.4}
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
-BUCKET_BYTES = 64 * 2**20  # documents are packed in groups of about this much Parquet
+BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
 MANIFEST = "blocks.json"
 
 
@@ -177,7 +177,7 @@ def _write(
     context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
     folder.parent.mkdir(parents=True, exist_ok=True)
     excluded = ray.put(_digests(apart_from) if apart_from else np.array([], dtype="S32"))
-    buckets = 1 + sum(file.stat().st_size for file in corpus.files) // BUCKET_BYTES
+    buckets = 1 + _text_bytes(corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
         splits=dict(splits),
@@ -187,6 +187,7 @@ def _write(
         excluded=excluded,
     )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch.chmod(0o755)  # a cache may be shared
     try:
         rows = (
             ray.data.read_parquet([str(file) for file in corpus.files], columns=["text"])
@@ -236,6 +237,15 @@ def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.strip().encode()).digest()
+
+
+def _text_bytes(corpus: CorpusFiles) -> int:
+    """UTF-8 bytes of all documents; unlike the files' sizes the same in whatever order they come."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    batches = (b for file in corpus.files for b in pq.ParquetFile(file).iter_batches(columns=["text"]))
+    return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
 
 
 def _digests(corpus: CorpusFiles) -> np.ndarray:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +216,8 @@ def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None
                 return
             if tick % MEMORY_EVERY == 0:
                 Memory.sample()
-            show(*ray.get(board.read.remote(), timeout=30))
+            with suppress(ray.exceptions.GetTimeoutError):  # a busy machine: there will be a next time
+                show(*ray.get(board.read.remote(), timeout=30))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -243,7 +244,8 @@ def fit(
 
     `blocks` is an object reference to what the loop takes as its blocks; `extra` goes to the loop.
     With `tuned` (inside a Tune trial) every report is passed on to Tune. A run of the same `name`
-    under the same `storage` resumes from its last checkpoint. Returns Ray Train's result.
+    under the same `storage` resumes from its last checkpoint (``probe`` and ``conclude`` make none that
+    they read, so they begin anew). Returns Ray Train's result.
     """
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -308,7 +310,11 @@ def worker(config: dict[str, Any]) -> None:
             board.advance.remote(name, done, of)
 
     def should_stop(reports: int) -> bool:
-        return ray.get(board.verdict.remote(name, reports), timeout=VERDICT_TIMEOUT_S)
+        try:
+            return ray.get(board.verdict.remote(name, reports), timeout=VERDICT_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            what = f"{name} waited {VERDICT_TIMEOUT_S} s for the verdict on its report {reports}"
+            raise TimeoutError(f"{what}: the search no longer answers") from None
 
     blocks = ray.get(config["blocks"])
     given = dict(config["extra"])

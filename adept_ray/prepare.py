@@ -91,8 +91,8 @@ def layer_count(backbone: Backbone, seq_len: int) -> int:
 
     config = AutoConfig.from_pretrained(backbone.source, revision=backbone.revision)
     family_named(config.model_type)
-    most = config.max_position_embeddings
-    if seq_len > most:
+    most = getattr(config, "max_position_embeddings", None)
+    if most and seq_len > most:
         raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
     return config.num_hidden_layers
 
@@ -110,7 +110,7 @@ def prepare(
         sets = token_blocks(run, sources)
         wanted = {
             "probe": ("general", "probe", run.probe_tokens),
-            "remeasure": ("general", "probe", run.remeasure_tokens),
+            "remeasure": ("general", "probe", min(run.remeasure_tokens, run.probe_tokens)),
             "general": ("general", "validation", run.validation_tokens),
         }
         if sources.domain:
@@ -119,6 +119,7 @@ def prepare(
         if sources.domain:
             train = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain)
             blocks["train"] = train.first(max(train_tokens, run.seq_len))
+            test_blocks(run, sets)  # too small a test split is said now, not after the search
     with (
         display.stage("probe", "stage 1, importance of layers and units") as update,
         launch.watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
@@ -200,11 +201,6 @@ def cached(run: RunSpec, kind: str, *parts: Any) -> Path:
 def test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
     """The test splits of both sides; only for the chosen model, once."""
     return held_out(run, sets, {side: (side, "test", run.test_tokens) for side in ("general", "domain")})
-
-
-def check_sizes(run: RunSpec, sets: Mapping[str, BlockSet]) -> None:
-    """Raise :class:`UserError` now rather than at the end when a test split is too small."""
-    test_blocks(run, sets)
 
 
 def notes(sources: Sources) -> dict[str, str]:

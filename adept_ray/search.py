@@ -55,8 +55,9 @@ class Verdicts(ASHAScheduler):
     def _remember(self) -> None:
         rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
         filesystem, path = fs.FileSystem.from_uri(self._memory)
-        with filesystem.open_output_stream(path) as file:
+        with filesystem.open_output_stream(f"{path}.new") as file:
             file.write(json.dumps({"rungs": rungs, "decided": self._decided}).encode())
+        filesystem.move(f"{path}.new", path)  # so that a kill can't leave half of it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called when Tune restores a search: take up what was remembered since it was pickled."""
@@ -214,8 +215,8 @@ def search(
     else:
         tuner = new_tuner(run, space, job.report_steps, importance, trainable, storage)
     tuner.fit()
-    ran = tune.ExperimentAnalysis(experiment).trials
-    rows = sorted((final_row(each, importance) for each in ran), key=lambda row: row["trial"])
+    ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
+    rows = [final_row(each, importance) for each in ran]
     if sum(row["state"] != "interrupted" for row in rows) < run.trials:
         raise KeyboardInterrupt
     if all(row["state"] == "failed" for row in rows):

@@ -100,7 +100,7 @@ def train(
     order = BlockOrder(len(blocks["train"]), job.seed)
     scales = unit_scales(state.importance, spec.normalization)
 
-    def told_to_stop() -> bool:
+    def stopped_after_report() -> bool:
         metrics = {**score(model, job, blocks), **trained(state, job), "loss": state.loss}
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def train(
         return state.step < job.steps and should_stop(state.reports)
 
     # A checkpoint comes with a report, and who was cut off then may not have been heard: say it again.
-    if resume and told_to_stop():
+    if resume and stopped_after_report():
         return
 
     while state.step < job.steps:
@@ -141,7 +141,7 @@ def train(
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
         if state.step in job.report_steps:
             state.reports += 1
-            if told_to_stop():
+            if stopped_after_report():
                 return
 
 

@@ -72,7 +72,7 @@ def build(place, files, splits=GENERAL_SPLITS, seed=0, **options):
 
 def in_buckets(files, monkeypatch, buckets):
     """Have `files` packed in that many groups."""
-    size = sum(file.stat().st_size for file in files.files)
+    size = corpus._text_bytes(files)
     monkeypatch.setattr(corpus, "BUCKET_BYTES", size / (buckets - 0.5))
 
 
