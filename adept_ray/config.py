@@ -240,6 +240,8 @@ class SearchSpace(Spec):
     """Weights of the two sides."""
     first: tuple[dict[str, Any], ...] = ()
     """Settings tried before the sampler proposes its own."""
+    judge_after: int = Field(3, ge=1)
+    """A trial can be stopped early only once this many others have come as far."""
 
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:

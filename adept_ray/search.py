@@ -33,20 +33,23 @@ class Verdicts(ASHAScheduler):
 
     A trial that Tune ends from outside can leave Ray Train's workers holding their CPUs; one that
     returns from its own loop frees everything. Workers wait for the verdict on each report, so
-    when a trial stops doesn't depend on timing. Tune doesn't keep a scheduler's state, so scores and
-    decisions are written to `memory` (a path or URI), and read back when a search is resumed.
+    when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
+    on whatever its score, else the first one alone would be the measure. Tune doesn't keep a scheduler's
+    state, so scores and decisions are written to `memory` (a path or URI), and read back when a search
+    is resumed.
     """
 
-    def __init__(self, board: str, memory: str, **options: Any) -> None:
+    def __init__(self, board: str, memory: str, judge_after: int, **options: Any) -> None:
         super().__init__(**options)
-        self._board, self._memory = board, memory
+        self._board, self._memory, self._judge_after = board, memory, judge_after
         self._decided: dict[str, bool] = {}  # "trial id/report" → stop
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         key = f"{trial.trial_id}/{result['report']}"
         if key not in self._decided:  # a resumed trial repeats its last report
             decision = super().on_trial_result(tune_controller, trial, result)
-            self._decided[key] = decision == TrialScheduler.STOP
+            others = sum(seen.endswith(f"/{result['report']}") for seen in self._decided)
+            self._decided[key] = decision == TrialScheduler.STOP and others >= self._judge_after
             self._remember()
         board = ray.get_actor(self._board)
         board.decide.remote(trial_name(trial), result["report"], self._decided[key])
@@ -251,6 +254,7 @@ def new_tuner(
             scheduler=Verdicts(
                 board,
                 memory=f"{storage}/verdicts.json",
+                judge_after=space.judge_after,
                 time_attr="report",
                 grace_period=1,
                 max_t=len(report_steps),

@@ -22,6 +22,7 @@ parameters:
   k: {int: [1, 3]}
   recompute_every: {choice: [2, 4]}
   base_lr: {log: [0.0005, 3.0e+38]}
+judge_after: 1
 first:
   - {k: 2, recompute_every: 2, base_lr: 0.01}
   - {k: 1, recompute_every: 2, base_lr: 3.0e+38}

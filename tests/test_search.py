@@ -212,10 +212,19 @@ def fake_trial(number, **fields):
     return SimpleNamespace(trial_id=f"id{number}", experiment_tag=f"{number}_k=2", **values | fields)
 
 
-def new_scheduler(folder, reports=3):
+def new_scheduler(folder, reports=3, judge_after=1):
     """A scheduler as a search has it, with its memory in `folder`."""
     asha = {"metric": "score", "mode": "max", "time_attr": "report", "max_t": reports, "reduction_factor": 2}
-    return Verdicts("board x", f"{folder}/verdicts.json", stop_last_trials=False, **asha)
+    return Verdicts("board x", f"{folder}/verdicts.json", judge_after, stop_last_trials=False, **asha)
+
+
+def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
+    """With judge_after 3 the second and third go on however bad; the fourth is judged."""
+    scheduler = new_scheduler(tmp_path, judge_after=3)
+    for number, score in enumerate([5.0, 1.0, 2.0, 1.5], 1):
+        scheduler.on_trial_add(None, fake_trial(number))
+        scheduler.on_trial_result(None, fake_trial(number), {"score": score, "report": 1})
+    assert [stop for _, _, stop in board["decide"]] == [False, False, False, True]
 
 
 def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
