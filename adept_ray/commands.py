@@ -263,7 +263,7 @@ def run_trials(
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write trials.csv."""
     text = io.StringIO()
-    names = [name for name in rows[0] if name != "checkpoint"]
+    names = [name for name in rows[0] if name not in ("checkpoint", "error")]
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,11 +201,13 @@ def search(
     blocks: Any,
     storage: str,
 ) -> list[dict[str, Any]]:
-    """Run (or continue) the trials; returns one row a trial, as trials.csv has them, plus ``checkpoint``.
+    """Run (or continue) the trials; returns one row a trial: see :func:`final_row`.
 
-    `job` holds what all trials share; `blocks` is an object reference. Raises :class:`UserError`
-    when every trial failed, KeyboardInterrupt when the search was interrupted.
+    `job` holds what all trials share; `blocks` is an object reference. Raises KeyboardInterrupt when
+    the search was interrupted.
     """
+    # A failed trial is a row with its state; its traceback is kept in its folder, not shown in between.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -222,8 +225,6 @@ def search(
     rows = [final_row(each, importance) for each in ran]
     if sum(row["state"] != "interrupted" for row in rows) < run.trials:
         raise KeyboardInterrupt
-    if all(row["state"] == "failed" for row in rows):
-        raise UserError(f"all {len(rows)} trials failed; the first with: {cause(ran[0])}")
     return rows
 
 
@@ -275,11 +276,12 @@ def new_tuner(
 
 
 def final_row(trial: Any, importance: LayerImportance) -> dict[str, Any]:
-    """The row of a trial after the search, with the path of its last ``checkpoint``."""
+    """The row of a trial after the search, with the path of its last ``checkpoint`` and its ``error``."""
     metrics = trial.last_result or {}
     state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
     row = describe(trial_name(trial), trial.config, metrics, state, importance)
-    return {**row, "checkpoint": metrics.get("checkpoint_path")}
+    error = cause(trial) if state == "failed" else None
+    return {**row, "checkpoint": metrics.get("checkpoint_path"), "error": error}
 
 
 def cause(trial: Any) -> str:
@@ -308,6 +310,8 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Choice:
     trial's, over validation blocks, paired with the untouched backbone. An added layer costs
     inference time for ever, so a larger k must earn it. Raises :class:`UserError` without a finished trial.
     """
+    if all(row["state"] == "failed" for row in rows):
+        raise UserError(f"all {len(rows)} trials failed; the first with: {rows[0].get('error')}")
     finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
     if not finished:
         raise UserError("no trial was trained to its end, so there is no k to choose: run more trials")

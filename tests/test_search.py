@@ -66,7 +66,8 @@ def test_the_choice_can_be_justified(rows):
     """What is chosen was finished, comes within the error of the best, and no smaller k does."""
     able = [r for r in rows if r["state"] == "finished" and not math.isnan(r["score"])]
     if not able:
-        with pytest.raises(UserError, match="no trial was trained to its end"):
+        failed = all(r["state"] == "failed" for r in rows)
+        with pytest.raises(UserError, match="trials failed" if failed else "no trial was trained to its end"):
             choose(rows)
         return
     found = choose(rows)
@@ -317,9 +318,19 @@ def test_final_states_say_how_trials_ended():
         ("RUNNING", partly),
         ("PENDING", {}),
     ]
-    rows = [final_row(fake_trial(1, status=s, last_result=m), IMPORTANCE) for s, m in ends]
+    error = RuntimeError("Traceback:\n  some/file.py\nFloatingPointError: the loss is nan at step 2 of 6\n")
+    trials = [fake_trial(1, status=s, last_result=m, get_error=lambda: error) for s, m in ends]
+    rows = [final_row(trial, IMPORTANCE) for trial in trials]
     assert [row["state"] for row in rows] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
     assert [row["checkpoint"] for row in rows[:2]] == ["c", None]
+    assert [row["error"] for row in rows[1:3]] == [None, "FloatingPointError: the loss is nan at step 2 of 6"]
+
+
+def test_when_every_trial_failed_the_first_reason_is_given():
+    """The sentence counts the trials and quotes the innermost line of the first error."""
+    rows = [{**row(k, math.nan, state="failed"), "error": f"reason {k}"} for k in (2, 3)]
+    with pytest.raises(UserError, match="all 2 trials failed; the first with: reason 2"):
+        choose(rows)
 
 
 def test_a_row_gives_back_its_training():
