@@ -25,9 +25,8 @@ parameters:
 judge_after: 1
 first:
   - {k: 2, recompute_every: 2, base_lr: 0.01}
-  - {k: 1, recompute_every: 2, base_lr: 3.0e+38}
   - {k: 3, recompute_every: 4, base_lr: 0.0005}
-  - {k: 1, recompute_every: 4, base_lr: 0.012}
+  - {k: 1, recompute_every: 2, base_lr: 3.0e+38}
 """
 SIZES = {
     "seq-len": 32,
@@ -36,7 +35,7 @@ SIZES = {
     "validation-tokens": 256,
     "test-tokens": 256,
     "tokens-per-trial": 1536,
-    "trials": 4,
+    "trials": 3,
 }
 
 
@@ -125,8 +124,8 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
     assert f"k = {best['choice']['k']} " in searched and best["choice"]["reason"] in searched
     assert "bits per byte" in searched and "report.html" in searched
     rows = trials(folder)
-    assert [row["trial"] for row in rows] == [f"trial-00{i}" for i in (1, 2, 3, 4)]
-    assert [row["k"] for row in rows] == ["2", "1", "3", "1"]  # the settings under `first`
+    assert [row["trial"] for row in rows] == [f"trial-00{i}" for i in (1, 2, 3)]
+    assert [row["k"] for row in rows] == ["2", "3", "1"]  # the settings under `first`
     chosen = next(row for row in rows if row["trial"] == best["choice"]["trial"])
     assert chosen["state"] == "finished" and int(chosen["k"]) == best["training"]["k"] == len(best["layers"])
 
@@ -134,17 +133,17 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_slow_trial_is_stopped_early_and_the_next_runs(room, searched):
-    """The third trial, at a tiny rate, is stopped before its tokens are spent; the fourth still runs."""
+    """The second trial, at a tiny rate, is stopped before its tokens are spent; the third still starts."""
     rows = trials(room.results("first"))
-    assert rows[2]["state"] == "stopped" and int(rows[2]["tokens"]) < SIZES["tokens-per-trial"]
-    assert rows[3]["state"] in ("finished", "stopped")
+    assert rows[1]["state"] == "stopped" and int(rows[1]["tokens"]) < SIZES["tokens-per-trial"]
+    assert len(rows) == SIZES["trials"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_trial_that_explodes_is_recorded_and_the_search_goes_on(room, searched):
-    """The second trial, at an absurd rate, fails alone: it has a row without a score."""
-    row = trials(room.results("first"))[1]
+    """The third trial, at an absurd rate, fails alone: it has a row without a score, and k is chosen."""
+    row = trials(room.results("first"))[2]
     assert row["state"] == "failed" and row["score"] == ""
 
 
@@ -187,13 +186,13 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(14)  # into a later trial
+    time.sleep(9)  # into the second trial
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the group
     printed = process.communicate(timeout=90)[0]
     assert process.returncode == 130, printed
     assert "--name second --resume" in printed
     assert ray_processes() == []
-    assert len(trials(room.results("second"))) < 4
+    assert len(trials(room.results("second"))) < SIZES["trials"]
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         room.run(["tune_k.py", "--name", "second", "--resume", "--no-dashboard"])
