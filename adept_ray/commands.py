@@ -23,6 +23,7 @@ from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.checkpoint import STATE
 from adept_ray.config import (
     Interrupted,
+    ProbeRun,
     RunSpec,
     ScoreWeights,
     SearchRun,
@@ -36,6 +37,7 @@ from adept_ray.config import (
     validated,
 )
 from adept_ray.display import Display
+from adept_ray.evidence import Importance, checked
 from adept_ray.expansion import select_layers
 from adept_ray.figures import draw_importance
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
@@ -67,7 +69,8 @@ def find_k(run: SearchRun) -> str:
     with resumable("scripts/tune_k.py", run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray, run.tokens_per_trial)
+        k_max = max(space.parameters["k"].values)
+        made = prepare(run, sources, display, board, results.ray, k_max, run.tokens_per_trial)
         results.write_json("importance.json", made.importance)
         base = TrainingSpec(tokens=run.tokens_per_trial)
         job = job_of(run, made, base, (), space.score)
@@ -79,10 +82,10 @@ def find_k(run: SearchRun) -> str:
         )
         test = conclude(run, job, made, results, display, board, row["checkpoint"])
         delete_checkpoints(results, rows, choice.trial)
-    write_best(results, run, made, job, test, asdict(choice))
+    write_best(results, run, made, job, test, asdict(choice), k_max)
     write_run(results, run, display, sources, made)
     write_report(results.folder)
-    summary(display, choice.reason, test, job, results)
+    summary(display, choice.reason, test, job, made, results)
     return results.publish()
 
 
@@ -111,7 +114,7 @@ def train_full(args: TrainRun) -> str:
     with resumable(again, run), launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
         board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray, args.tokens)
+        made = prepare(run, sources, display, board, results.ray, best["k_max"], args.tokens)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
@@ -121,13 +124,13 @@ def train_full(args: TrainRun) -> str:
         ):
             result = launch.fit("train", job, put(made.blocks), run, "train", results.ray, board)
         test = conclude(run, job, made, results, display, board, result.checkpoint.path)
-    write_best(results, run, made, job, test, best.get("choice", {}))
+    write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
     write_run(results, run, display, sources, made, training)
-    summary(display, f"Trained with the configuration of {args.config}.", test, job, results)
+    summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
 
 
-def probe_only(run: RunSpec) -> str:
+def probe_only(run: ProbeRun) -> str:
     """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
 
     Raises :class:`UserError` for bad input.
@@ -141,7 +144,7 @@ def probe_only(run: RunSpec) -> str:
     write_run(results, run, display, sources)
     with launch.cluster(run):
         board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray)
+        made = prepare(run, sources, display, board, results.ray, run.k_max)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
     write_run(results, run, display, sources, made)
@@ -194,7 +197,7 @@ def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
 def load_best(path: Path) -> dict[str, Any]:
     """Read a best.yaml. Raises :class:`UserError` when it lacks a part."""
     best = load_yaml(path)
-    for part in ("run", "training", "layers", "score"):
+    for part in ("run", "training", "layers", "score", "k_max"):
         if part not in best:
             raise UserError(f"{path}: no '{part}' in it; give the best.yaml that a search wrote")
     return best
@@ -320,6 +323,7 @@ def write_best(
     job: TrainJob,
     test: Mapping[str, Any],
     choice: Mapping[str, Any],
+    k_max: int,
 ) -> None:
     """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
     spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
@@ -327,6 +331,7 @@ def write_best(
         "run": spec,
         "training": job.training.model_dump(mode="json"),
         "layers": list(job.layers),
+        "k_max": k_max,
         "score": job.weights.model_dump(),
         "choice": dict(choice),
         "test": dict(test),
@@ -369,10 +374,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summary(display: Display, why: str, test: Mapping[str, Any], job: TrainJob, results: Results) -> None:
+def summary(
+    display: Display, why: str, test: Mapping[str, Any], job: TrainJob, made: Prepared, results: Results
+) -> None:
     """The last lines of a run: k, why, what it gained, where everything lies."""
     layers = " ".join(map(str, job.layers)) or "none"
     display.say(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
+    if doubt := checked(Importance, made.importance, "importance").doubt(len(job.layers)):
+        display.say(doubt)
     for side in SIDES:
         found = test[side]
         display.say(

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
+ProbeKind = Literal["exhaustive", "raced"]
 Number = int | float
 
 
@@ -66,6 +67,10 @@ class RunSpec(Spec):
     """Length of a token block, in tokens."""
     probe_tokens: int = Field(1024, ge=16)
     """General tokens on which stage 1 measures layer and unit importance."""
+    probe: ProbeKind = "exhaustive"
+    """Measure every layer on the whole probe, or give up early those that can't be chosen."""
+    probe_confidence: float = Field(0.95, gt=0, lt=1)
+    """Probability that no two layers are in the wrong order where their order is called certain."""
     remeasure_tokens: int = Field(256, ge=16)
     """General tokens (the first of the probe) on which unit importance is measured again."""
     validation_tokens: int = Field(1536, ge=16)
@@ -88,6 +93,13 @@ class RunSpec(Spec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
+
+
+class ProbeRun(RunSpec):
+    """What ``probe.py`` takes: a run and the depths of interest."""
+
+    k_max: int = Field(8, ge=1)
+    """Largest expansion depth of interest: a raced probe tells apart no layers beyond it."""
 
 
 class TrainingSpec(Spec):

@@ -69,6 +69,9 @@ class Display:
             bar = "█" * round(40 * math.sqrt(max(mean, 0) / most)) if most > 0 else ""
             table.add_row(str(layer), f"{mean:.4f} ± {error:.4f}", bar)
         self.console.print(table)
+        for group in importance["ties"]:
+            names = " ".join(map(str, group))
+            self.say(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
         self.say(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
 
     @contextmanager

@@ -72,8 +72,28 @@ class Importance(Record):
     base_loss: float | None = None
     layers: list[LayerRow]
     order: tuple[int, ...] = ()
+    probe: str = "exhaustive"
+    confidence: float = 0.95
+    settled: tuple[int, ...] = ()
+    ties: tuple[tuple[int, ...], ...] = ()
     made_from: dict[str, Any] = Field(default_factory=dict)
     seconds: float | None = None
+
+    def doubt(self, k: int) -> str:
+        """A sentence naming the layers between which the choice of k is open; empty when it is certain."""
+        if k == 0 or k in self.settled:
+            return ""
+        for group in self.ties:
+            before = self.order.index(group[0])
+            if before < k < before + len(group):
+                names = ", ".join(map(str, group))
+                tokens = self.made_from.get("tokens", "its")
+                return (
+                    f"Which {k - before} of the layers {names} belong to the {k} least important is not "
+                    f"certain: {tokens} probe tokens don't tell them apart at {self.confidence:.0%} "
+                    "confidence, more --probe-tokens may."
+                )
+        return ""
 
 
 class Rate(Record):

@@ -20,6 +20,7 @@ from adept_ray.loss import Batch, next_token_nats
 from adept_ray.ranks import summed
 
 Progress = Callable[[int, int], None]
+PROBE_BYTES = 2**30  # what the probe may hold beside the weights
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class LayerImportance:
     """Per layer, over probe sequences (ratio estimate; nan with a single sequence)."""
     base_loss: float
     """Loss of the untouched model on the probe, nats per predicted token."""
+    decided: tuple[int, ...] = ()
+    """Layer ids, least important first, where more than the means was known (see adept_ray.race)."""
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Layer ids, least important first; equal ones by id."""
-        return tuple(sorted(range(len(self.mean)), key=lambda layer: (self.mean[layer], layer)))
+        """Layer ids, least important first; by mean, equal ones by id, unless `decided` is given."""
+        by_mean = sorted(range(len(self.mean)), key=lambda layer: (self.mean[layer], layer))
+        return self.decided or tuple(by_mean)
 
 
 def layer_importance(
@@ -48,38 +52,67 @@ def layer_importance(
     left as it was. `progress` is called with (forward passes done, passes of this batch).
     Raises :class:`UserError` for an unsupported family or when no token is predicted.
     """
-    layers = layers_of(model)
+    count = len(layers_of(model))
     # Moments over sequences of d = loss increase (nats) and n = predicted tokens: Σd, Σd², Σdn per layer.
-    moments = torch.zeros(3, len(layers), dtype=torch.float64)
+    moments = torch.zeros(3, count, dtype=torch.float64)
     totals = torch.zeros(4, dtype=torch.float64)  # Σ base nats, Σn, Σn², sequences
-    with torch.inference_mode(), _evaluating(model):
-        for batch in batches:
-            inputs: list[torch.Tensor] = []
-            with _recording_inputs(layers, inputs):
-                base, tokens = next_token_nats(model, batch)
-            base, n = base.double().cpu(), tokens.double().cpu()
-            totals += torch.stack([base.sum(), n.sum(), (n * n).sum(), (n > 0).sum()])
-            for layer in range(len(layers)):
-                with _bypassed(layers, layer, inputs[layer]):
-                    d = next_token_nats(model, batch)[0].double().cpu() - base
-                moments[:, layer] += torch.stack([d.sum(), (d * d).sum(), (d * n).sum()])
-                if progress:
-                    progress(layer + 1, len(layers))
+    for batch in batches:
+        base, n, d = bypass_losses(model, batch, range(count), progress)
+        totals += torch.stack([base.sum(), n.sum(), (n * n).sum(), (n > 0).sum()])
+        moments += torch.stack([d.sum(1), (d * d).sum(1), (d * n).sum(1)])
     device = next(model.parameters()).device
     moments, totals = summed(moments, device), summed(totals, device)
     if totals[1] == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
-    return _layer_importance(moments, totals)
+    mean, error = ratio_of_sums(moments, totals[1:])
+    return LayerImportance(tuple(mean.tolist()), tuple(error.tolist()), float(totals[0] / totals[1]))
 
 
-def _layer_importance(moments: torch.Tensor, totals: torch.Tensor) -> LayerImportance:
-    """Means and their standard errors from the summed moments (ratio estimator, Cochran 1977, 6.4)."""
-    (d, dd, dn), (base, n, nn_, sequences) = moments, totals
+def bypass_losses(
+    model: nn.Module, batch: Batch, layers: Sequence[int], progress: Progress | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss of the whole model, predicted tokens, and loss increase without each of `layers`.
+
+    Returns float64 tensors on the CPU: nats [B], tokens [B], increase in nats [len(layers), B]. A bypass
+    starts from what entered the bypassed layer in the whole model's pass, so only the layers behind it run.
+    """
+    blocks = layers_of(model)
+    increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
+    with torch.inference_mode(), _evaluating(model):
+        inputs: list[torch.Tensor] = []
+        with _recording_inputs(blocks, inputs):
+            nats, tokens = next_token_nats(model, batch)
+        base = nats.double().cpu()
+        for done, layer in enumerate(layers):
+            with _bypassed(blocks, layer, inputs[layer]):
+                increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
+            if progress:
+                progress(done + 1, len(layers))
+    return base, tokens.double().cpu(), increases
+
+
+def sequences_at_once(
+    layers: int, hidden: int, vocabulary: int, seq_len: int, value_bytes: int = 4, budget: int = PROBE_BYTES
+) -> int:
+    """Largest micro-batch whose probe stays within `budget` bytes beside the weights; at least 1.
+
+    B = ⌊budget / T·(L·H·b + 3·V·4)⌋: every token keeps the input of each of the L layers, H values of b
+    bytes, and while its loss is taken three rows of V float32 (logits, their log-softmax, a copy).
+    """
+    return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
+
+
+def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean per token and its standard error from sums over sequences (ratio estimator, Cochran 1977, 6.4).
+
+    `moments` holds Σd, Σd², Σdn [3, …] and `totals` Σn, Σn² and the number of sequences [3, …]: d is a sum
+    over the tokens of a sequence and n their number. The error is nan with a single sequence.
+    """
+    (d, dd, dn), (n, nn_, sequences) = moments, totals
     mean = d / n
     residual = (dd - 2 * mean * dn + mean**2 * nn_).clamp_min(0)
-    spread = sequences / (sequences - 1) if sequences > 1 else torch.nan
-    error = (residual * spread).sqrt() / n
-    return LayerImportance(tuple(mean.tolist()), tuple(error.tolist()), float(base / n))
+    spread = torch.where(sequences > 1, sequences / (sequences - 1), torch.nan)
+    return mean, (residual * spread).sqrt() / n
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.storage import write_json
 
-PROBE_VERSION = 1  # raise when the same model and probe would give other numbers
+PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Prepared:
             tuple(row["mean"] for row in rows),
             tuple(row["standard_error"] for row in rows),
             self.importance["base_loss"],
+            tuple(self.importance["order"]),
         )
 
     @property
@@ -98,9 +99,17 @@ def layer_count(backbone: Backbone, seq_len: int) -> int:
 
 
 def prepare(
-    run: RunSpec, sources: Sources, display: Display, board: Any, ray_storage: str, train_tokens: int = 0
+    run: RunSpec,
+    sources: Sources,
+    display: Display,
+    board: Any,
+    ray_storage: str,
+    k_max: int,
+    train_tokens: int = 0,
 ) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
+
+    `k_max` is the largest depth of interest, which a raced probe goes by.
 
     Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
     the order of a hash, so that is a fair sample. A smaller split is gone through several times.
@@ -124,7 +133,7 @@ def prepare(
         display.stage("probe", "stage 1, importance of layers and units") as update,
         launch.watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
-        importance, before = stage_one(run, sources, sets, blocks, board, ray_storage)
+        importance, before = stage_one(run, sources, sets, blocks, board, ray_storage, k_max)
     return Prepared(sources, sets, blocks, importance, before)
 
 
@@ -155,10 +164,13 @@ def stage_one(
     blocks: Mapping[str, Blocks],
     board: Any,
     ray_storage: str,
+    k_max: int,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
     model = (PROBE_VERSION, sources.backbone.fingerprint, run.seq_len)
-    probe_file = cached(run, "probes", *model, sets["general"].fingerprint, run.probe_tokens)
+    race = k_max if run.probe == "raced" else None  # an exhaustive probe serves every depth
+    how = (run.probe_tokens, race, run.probe_confidence)
+    probe_file = cached(run, "probes", *model, sets["general"].fingerprint, *how)
     nats_files = {
         side: cached(run, "losses", *model, sets[side].fingerprint, run.validation_tokens) for side in sets
     }
@@ -171,6 +183,9 @@ def stage_one(
             sources.backbone.revision,
             run.micro_batch,
             importance=not probe_file.exists(),
+            raced=race is not None,
+            k_max=race,
+            confidence=run.probe_confidence,
             held_out=tuple(missing),
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from adept_ray.backbones import load_model
 from adept_ray.corpus import Blocks, micro_batches
-from adept_ray.importance import layer_importance, unit_importance
+from adept_ray.importance import sequences_at_once, unit_importance
+from adept_ray.race import rank_layers
 from adept_ray.ranks import rank, world_size
 from adept_ray.scoring import block_nats
 
@@ -28,6 +30,12 @@ class ProbeJob:
     micro_batch: int
     importance: bool = True
     """Measure layer and unit importance on the blocks named ``probe``."""
+    raced: bool = False
+    """Give up layers that can't be among the `k_max` least important (see :mod:`adept_ray.race`)."""
+    k_max: int | None = None
+    """Largest expansion depth of interest; None: every depth."""
+    confidence: float = 0.95
+    """Probability that no pair of layers is put in the wrong order where the order is called certain."""
     held_out: tuple[str, ...] = ()
     """Names of the blocks on which to record the untouched backbone's losses."""
 
@@ -46,37 +54,49 @@ def probe(
     model = load_model(job.source, job.revision).to(device)
     result: dict[str, Any] = {"nats": {}}
     if job.importance:
-        started = time.perf_counter()
-        mine = range(rank(), len(blocks["probe"]), world_size())
-        batches = list(micro_batches(blocks["probe"], mine, job.micro_batch, device))
-        # A bypass costs less the later its layer, so progress is counted in layers still run.
-        count = model.config.num_hidden_layers
-        work = [layers_run(done, count) for done in range(count + 1)]
-        batch = iter(range(len(batches)))
-        current = [0]
-
-        def tell(done: int, of: int) -> None:
-            if done == 1:
-                current[0] = next(batch)
-            progress(current[0] * work[of] + work[done], len(batches) * work[of])
-
-        layers = layer_importance(model, batches, tell)
-        units = unit_importance(model, batches, range(count))
-        result["importance"] = {
-            "base_loss": layers.base_loss,
-            "layers": [
-                {"layer": i, "mean": mean, "standard_error": error}
-                for i, (mean, error) in enumerate(zip(layers.mean, layers.standard_error, strict=True))
-            ],
-            "order": list(layers.order),
-            "units": units,
-            "seconds": round(time.perf_counter() - started, 1),
-        }
+        result["importance"] = importance(model, job, blocks["probe"], device, progress)
     for name in job.held_out:
         result["nats"][name] = block_nats(model, blocks[name], job.micro_batch).tolist()
     return result
 
 
-def layers_run(bypassed: int, layers: int) -> int:
-    """Layer passes needed for the whole model and the first `bypassed` bypasses."""
-    return layers + sum(layers - 1 - layer for layer in range(bypassed))
+def importance(
+    model: nn.Module, job: ProbeJob, blocks: Blocks, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """Rank the layers and measure their units; the content of importance.json but for where it came from."""
+    started = time.perf_counter()
+    every = range(len(blocks))
+    (probe,) = micro_batches(blocks, every, len(blocks), device)
+    config: Any = model.config
+    seq_len = blocks.tokens.shape[1]
+    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, seq_len)
+    at_once = sequences_at_once(*sizes, value_bytes=next(model.parameters()).element_size())
+    ranking = rank_layers(
+        model,
+        probe,
+        job.k_max or config.num_hidden_layers,
+        raced=job.raced,
+        confidence=job.confidence,
+        micro_batch=min(at_once, job.micro_batch),
+        progress=progress,
+    )
+    mine = every[rank() :: world_size()]
+    units = unit_importance(
+        model, micro_batches(blocks, mine, job.micro_batch, device), range(config.num_hidden_layers)
+    )
+    layers = ranking.importance
+    rows = zip(layers.mean, layers.standard_error, ranking.sequences, strict=True)
+    return {
+        "probe": "raced" if job.raced else "exhaustive",
+        "base_loss": layers.base_loss,
+        "layers": [
+            {"layer": i, "mean": mean, "standard_error": error, "sequences": sequences}
+            for i, (mean, error, sequences) in enumerate(rows)
+        ],
+        "order": list(layers.order),
+        "confidence": job.confidence,
+        "settled": list(ranking.settled),
+        "ties": [list(group) for group in ranking.ties],
+        "units": units,
+        "seconds": round(time.perf_counter() - started, 1),
+    }

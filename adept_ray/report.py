@@ -179,7 +179,13 @@ def _importance_section(results: Evidence) -> str:
     )
     order = f" Least important first: {', '.join(map(str, importance.order))}." if importance.order else ""
     label = f"Importance of {len(importance.layers)} layers; chosen: {', '.join(map(str, chosen)) or 'none'}"
-    caption = f"Mean ± standard error{on}, logarithmic axis.{base}{order}"
+    doubt = importance.doubt(len(chosen))
+    race = (
+        " Raced: layers that can't be among the least important were measured on fewer sequences."
+        if importance.probe == "raced"
+        else ""
+    )
+    caption = f"Mean ± standard error{on}, logarithmic axis.{base}{order}{race} {doubt}".rstrip()
     return _figure(_inline(figures.layer_figure(importance, chosen), "importance", label), caption, "wide")
 
 

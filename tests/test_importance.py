@@ -14,6 +14,7 @@ from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.config import UserError
 from adept_ray.expansion import added_layers, expand, source_importance
 from adept_ray.importance import layer_importance, unit_importance
+from adept_ray.race import rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 UNEQUAL = [random_ids(1, n, seed=n)[0] for n in (20, 9, 14, 3, 17)]
@@ -289,7 +290,8 @@ def measure_as_rank(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     batches = [[padded(UNEQUAL[:2])], [padded(UNEQUAL[2:4]), padded(UNEQUAL[4:])]][rank]
     model = tiny_model()
-    measured = layer_importance(model, batches), unit_importance(model, batches, (1,))
+    ranked = rank_layers(model, padded(UNEQUAL), 2, micro_batch=2)  # every rank is given all of it
+    measured = layer_importance(model, batches), unit_importance(model, batches, (1,)), ranked
     torch.save(measured, f"{results}/{rank}")
     dist.destroy_process_group()
 
@@ -305,3 +307,6 @@ def test_two_processes_equal_one(tmp_path):
     assert first[0].standard_error == pytest.approx(layers.standard_error, rel=1e-3)
     assert first[0].base_loss == pytest.approx(layers.base_loss, abs=1e-5)
     assert first[1] == pytest.approx(units, rel=1e-4)
+    ranked = rank_layers(model, padded(UNEQUAL), 2).importance
+    assert first[2].importance.mean == pytest.approx(ranked.mean, abs=1e-6)
+    assert first[2].importance.standard_error == pytest.approx(ranked.standard_error, abs=1e-6)

@@ -22,7 +22,7 @@ from adept_ray.config import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
-from adept_ray.probe import ProbeJob, layers_run, probe
+from adept_ray.probe import ProbeJob, probe
 from adept_ray.train import TrainJob, conclude, train
 
 CPU = torch.device("cpu")
@@ -419,11 +419,6 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
         assert bpb == pytest.approx(plain_bpb(model, BLOCKS[side]), rel=1e-5)
     done = [at for at, _ in told]
     assert done == sorted(done) and told[-1][0] == told[-1][1] == max(of for _, of in told)
-
-
-def test_progress_is_counted_in_layers_run():
-    """A probe of n layers runs n of them once and then 0 … n−1 of them behind each bypass."""
-    assert layers_run(0, 5) == 5 and layers_run(5, 5) == 5 + 4 + 3 + 2 + 1 + 0
 
 
 def test_stage_one_measures_only_what_is_missing(backbone, measured):
