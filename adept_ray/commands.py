@@ -36,6 +36,7 @@ from adept_ray.config import (
     overlay,
     validated,
 )
+from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, checked
 from adept_ray.expansion import select_layers
@@ -43,7 +44,7 @@ from adept_ray.figures import draw_importance
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
 from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
-from adept_ray.storage import Results, default_name
+from adept_ray.storage import Results, default_name, delete, fetched
 from adept_ray.train import SIDES, TrainJob
 
 R = TypeVar("R", bound=RunSpec)
@@ -66,11 +67,9 @@ def find_k(run: SearchRun) -> str:
     sources = find_sources(run, display)
     check_space(space, sources.layers)
     write_run(results, run, display, sources)
-    with resumable("scripts/tune_k.py", run), launch.cluster(run) as dashboard:
-        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
-        board = launch.start_board(run)
+    with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
         k_max = max(space.parameters["k"].values)
-        made = prepare(run, sources, display, board, results.ray, k_max, run.tokens_per_trial)
+        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial)
         results.write_json("importance.json", made.importance)
         base = TrainingSpec(tokens=run.tokens_per_trial)
         job = job_of(run, made, base, (), space.score)
@@ -80,8 +79,8 @@ def find_k(run: SearchRun) -> str:
         job = job_of(
             run, made, training_of(row, base), select_layers(made.layer_importance, row["k"]), space.score
         )
-        test = conclude(run, job, made, results, display, board, row["checkpoint"])
-        delete_checkpoints(results, rows, choice.trial)
+        test = conclude(run, job, made, results, display, board, row["saved"])
+        delete_checkpoints(rows, choice.trial)
     write_best(results, run, made, job, test, asdict(choice), k_max)
     write_run(results, run, display, sources, made)
     write_report(results.folder)
@@ -111,19 +110,17 @@ def train_full(args: TrainRun) -> str:
         raise UserError(f"{run.backbone} has changed since {args.config} was written: search again with it")
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
-    with resumable(again, run), launch.cluster(run) as dashboard:
-        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
-        board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray, best["k_max"], args.tokens)
+    with resumable(again, run), at_work(run, results, display) as board:
+        made = prepare(run, sources, display, board, best["k_max"], args.tokens)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
         with (
             display.stage("train", f"stage 2, {job.steps} steps") as update,
-            launch.watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),
+            watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),
         ):
-            result = launch.fit("train", job, put(made.blocks), run, "train", results.ray, board)
-        test = conclude(run, job, made, results, display, board, result.checkpoint.path)
+            last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
+        test = conclude(run, job, made, results, display, board, last["saved"])
     write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
     write_run(results, run, display, sources, made, training)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
@@ -142,9 +139,8 @@ def probe_only(run: ProbeRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
     write_run(results, run, display, sources)
-    with launch.cluster(run):
-        board = launch.start_board(run)
-        made = prepare(run, sources, display, board, results.ray, run.k_max)
+    with at_work(run, results, display) as board:
+        made = prepare(run, sources, display, board, run.k_max)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
     write_run(results, run, display, sources, made)
@@ -163,6 +159,15 @@ def placed(run: R, what: str = "") -> R:
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
     return overlay(run, changes)
+
+
+@contextmanager
+def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[Any]:
+    """A cluster and a crew on it; yields the board that takes tasks."""
+    with launch.cluster(run) as dashboard:
+        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+        with crew(run, results.ray) as board:
+            yield board
 
 
 @contextmanager
@@ -247,7 +252,7 @@ def run_trials(
     """Search under a live table; trials.csv is written as trials end."""
     over: list[str] = []
 
-    def watch(progress: launch.Progresses, rows: list[dict[str, Any]]) -> None:
+    def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:
         show(progress, rows)
         now = [row["trial"] for row in rows if row["state"] != "running"]
         if now != over:
@@ -255,7 +260,7 @@ def run_trials(
             write_trials(results, [row for row in rows if row["trial"] in now])
 
     started = time.monotonic()
-    with display.trials(run.trials) as show, launch.watching(board, watch):
+    with display.trials(run.trials) as show, watching(board, watch):
         rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray)
     display.seconds["search"] = round(time.monotonic() - started, 1)
     display.say(f"search: {display.seconds['search']:.1f} s")
@@ -266,7 +271,7 @@ def run_trials(
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write trials.csv."""
     text = io.StringIO()
-    names = [name for name in rows[0] if name not in ("checkpoint", "error")]
+    names = [name for name in rows[0] if name not in ("saved", "error")]
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -287,33 +292,30 @@ def conclude(
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
     with display.stage("test", "test splits and export"):
         blocks = put(test_blocks(run, made.sets))
-        handle = results.checkpoint(checkpoint)
-        result = launch.fit(
-            "conclude", job, blocks, run, "conclude", results.ray, board, checkpoint=handle, about=about
-        )
-        with result.checkpoint.as_directory() as folder:
-            results.take(Path(folder) / "model", "model")
-        with handle.as_directory() as folder:
-            state = json.loads((Path(folder) / STATE).read_text())
-        results.delete(result.path)
+        extra = {"checkpoint": checkpoint, "about": about}
+        found = do(board, Task("conclude", "conclude", job, blocks, results.ray, extra=extra))
+        results.adopt(f"{found['saved']}/model", "model")
+        delete(f"{results.ray}/conclude")
+        with fetched(checkpoint) as folder:
+            state = json.loads((folder / STATE).read_text())
     results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
     sides = {
         side: {
-            "before_bpb": result.metrics[side]["before_bpb"],
-            "after_bpb": result.metrics[side]["bpb"],
-            "delta": result.metrics[side]["delta"],
-            "standard_error": result.metrics[side]["standard_error"],
+            "before_bpb": found[side]["before_bpb"],
+            "after_bpb": found[side]["bpb"],
+            "delta": found[side]["delta"],
+            "standard_error": found[side]["standard_error"],
         }
         for side in SIDES
     }
-    return {**sides, "score": result.metrics["score"]}
+    return {**sides, "score": found["score"]}
 
 
-def delete_checkpoints(results: Results, rows: Sequence[Mapping[str, Any]], keep: str) -> None:
+def delete_checkpoints(rows: Sequence[Mapping[str, Any]], keep: str) -> None:
     """Delete the checkpoints of all trials but the chosen one: they are most of the folder's size."""
     for row in rows:
-        if row["checkpoint"] and row["trial"] != keep:
-            results.delete(row["checkpoint"])
+        if row["saved"] and row["trial"] != keep:
+            delete(row["saved"])
 
 
 def write_best(

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adept_ray import launch
 from adept_ray.anatomy import family_named
 from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.backbones import Backbone, resolve_backbone
 from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
+from adept_ray.crew import Task, do, watching
 from adept_ray.display import Display
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
@@ -103,7 +103,6 @@ def prepare(
     sources: Sources,
     display: Display,
     board: Any,
-    ray_storage: str,
     k_max: int,
     train_tokens: int = 0,
 ) -> Prepared:
@@ -131,9 +130,9 @@ def prepare(
             test_blocks(run, sets)  # too small a test split is said now, not after the search
     with (
         display.stage("probe", "stage 1, importance of layers and units") as update,
-        launch.watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
+        watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
-        importance, before = stage_one(run, sources, sets, blocks, board, ray_storage, k_max)
+        importance, before = stage_one(run, sources, sets, blocks, board, k_max)
     return Prepared(sources, sets, blocks, importance, before)
 
 
@@ -163,7 +162,6 @@ def stage_one(
     sets: Mapping[str, BlockSet],
     blocks: Mapping[str, Blocks],
     board: Any,
-    ray_storage: str,
     k_max: int,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
@@ -189,9 +187,7 @@ def stage_one(
             held_out=tuple(missing),
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
-        result = launch.fit("probe", job, reference, run, "probe", ray_storage, board)
-        with result.checkpoint.as_directory() as folder:
-            measured = json.loads((Path(folder) / "probe.json").read_text())
+        measured = do(board, Task("probe", "probe", job, reference))
         if job.importance:
             made_from = {
                 "backbone": sources.backbone.name,

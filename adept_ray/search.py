@@ -17,9 +17,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from adept_ray import launch
 from adept_ray.anatomy import layer_of
 from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.crew import Task, board_name, reports
 from adept_ray.expansion import check_depth, select_layers
 from adept_ray.importance import LayerImportance
 from adept_ray.train import TrainJob
@@ -177,7 +177,7 @@ def trial(
     blocks: tuple[Any],
     storage: str,
 ) -> None:
-    """One trial, in a process of Tune's: stage 2 on workers of its own, reports passed on to Tune.
+    """One trial, in a process of Tune's: stage 2 on the crew, its reports passed on to Tune.
 
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
     """
@@ -189,8 +189,9 @@ def trial(
         units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
     name = tune.get_context().get_trial_name()
-    board = ray.get_actor(launch.board_name(run))
-    launch.fit("train", job, blocks[0], run, name, storage, board, tuned=True, judged=True)
+    board = ray.get_actor(board_name(run))
+    for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True)):
+        tune.report(metrics)
 
 
 def search(
@@ -237,7 +238,7 @@ def new_tuner(
     storage: str,
 ) -> tune.Tuner:
     """The tuner of a search that begins."""
-    board = launch.board_name(run)
+    board = board_name(run)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -245,6 +246,7 @@ def new_tuner(
             mode="max",
             num_samples=run.trials,
             max_concurrent_trials=1,
+            reuse_actors=True,
             search_alg=Proposals(
                 space={name: distribution(searched) for name, searched in space.parameters.items()},
                 metric="score",
@@ -276,12 +278,12 @@ def new_tuner(
 
 
 def final_row(trial: Any, importance: LayerImportance) -> dict[str, Any]:
-    """The row of a trial after the search, with the path of its last ``checkpoint`` and its ``error``."""
+    """The row of a trial after the search, with the place of what it ``saved`` last and its ``error``."""
     metrics = trial.last_result or {}
     state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
     row = describe(trial_name(trial), trial.config, metrics, state, importance)
     error = cause(trial) if state == "failed" else None
-    return {**row, "checkpoint": metrics.get("checkpoint_path"), "error": error}
+    return {**row, "saved": metrics.get("saved"), "error": error}
 
 
 def cause(trial: Any) -> str:

@@ -8,13 +8,16 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adept_ray.config import RunSpec, UserError
 
-RAY = "ray"  # sub-folder for what Ray Train and Ray Tune keep
+RAY = "ray"  # sub-folder for what Ray and the workers keep
+REPORT = "report-"  # folders of what a training saved with its reports
+MANIFEST = "manifest.json"  # its files and their sizes, bytes
 
 
 class Results:
@@ -84,23 +87,18 @@ class Results:
         except (ValueError, OSError) as problem:
             raise UserError(f"{self.place} is not a URI that storage can be reached by: {problem}") from None
 
-    def checkpoint(self, path: str) -> Any:
-        """Ray's handle of the checkpoint that a run reported under `path`."""
-        from ray.train import Checkpoint
-
-        return Checkpoint(path, self.filesystem()[0])
-
-    def delete(self, path: str) -> None:
-        """Remove a folder of Ray's, given as Ray reports it; none is fine."""
+    def adopt(self, place: str, name: str) -> None:
+        """Move a folder that a worker saved at `place` to `name` in the results."""
+        filesystem, source = located(place)
+        if not self._remote:
+            shutil.move(source, self.folder / name)
+            return
         from pyarrow import fs
 
-        filesystem = self.filesystem()[0]
-        if filesystem.get_file_info(path).type == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-
-    def take(self, folder: Path, name: str) -> None:
-        """Copy a folder that a worker made to the place `name`."""
-        shutil.copytree(folder, self.folder / name, dirs_exist_ok=True)
+        target = f"{self.filesystem()[1]}/{name}"
+        filesystem.create_dir(target)
+        fs.copy_files(source, target, filesystem, filesystem)
+        filesystem.delete_dir(source)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all; behind a URI too, so that a cut-off run can be resumed."""
@@ -126,6 +124,85 @@ class Results:
             shutil.rmtree(self.folder)
             return self.place
         return str(self.folder)
+
+
+def located(place: str) -> tuple[Any, str]:
+    """pyarrow's file system and the path on it of an absolute path or a URI."""
+    from pyarrow import fs
+
+    return fs.FileSystem.from_uri(place)
+
+
+def save_report(folder: Path, place: str, number: int) -> str:
+    """Copy the files of `folder` to ``report-NUMBER`` under `place` (a path or URI) and delete older ones.
+
+    A manifest is written last, so that one that was cut off is never taken for whole. Returns its place.
+    """
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    target = f"{path}/{REPORT}{number}"
+    filesystem.create_dir(target)
+    fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    with filesystem.open_output_stream(f"{target}/{MANIFEST}") as stream:
+        stream.write(json.dumps(sizes).encode())
+    for older in _reports(filesystem, path):
+        if older != number:
+            filesystem.delete_dir(f"{path}/{REPORT}{older}")
+    return f"{place}/{REPORT}{number}"
+
+
+def last_report(place: str) -> str | None:
+    """The newest whole report under `place`, or None."""
+    filesystem, path = located(place)
+    for number in sorted(_reports(filesystem, path), reverse=True):
+        if _whole(filesystem, f"{path}/{REPORT}{number}"):
+            return f"{place}/{REPORT}{number}"
+    return None
+
+
+def _reports(filesystem: Any, path: str) -> list[int]:
+    from pyarrow import fs
+
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = [info.base_name for info in found if info.type == fs.FileType.Directory]
+    return [int(n.removeprefix(REPORT)) for n in names if n.removeprefix(REPORT).isdigit() and REPORT in n]
+
+
+def _whole(filesystem: Any, path: str) -> bool:
+    """Whether every file of the manifest is there in its size."""
+    from pyarrow import fs
+
+    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.File:
+        return False
+    with filesystem.open_input_file(f"{path}/{MANIFEST}") as stream:
+        sizes = json.loads(stream.read())
+    return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
+
+
+@contextmanager
+def fetched(place: str) -> Iterator[Path]:
+    """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        fs.copy_files(path, folder, filesystem, fs.LocalFileSystem())
+        yield Path(folder)
+
+
+def delete(place: str) -> None:
+    """Remove a folder behind a path or URI; none is fine."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
 
 
 def write_text(path: Path, text: str) -> Path:

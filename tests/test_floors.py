@@ -11,7 +11,7 @@ FLOORS = (
     "config ranks loss anatomy importance race expansion rates",
     "storage assets backbones corpus scoring checkpoint",
     "probe train",
-    "launch",
+    "launch crew",
     "display prepare search",
     "evidence figures report cli commands",
 )
@@ -19,10 +19,9 @@ ORDER = " ".join(FLOORS).split()
 METHOD = FLOORS[0].split()
 HOMES = {  # what may be imported only there; of two entries the longer one holds
     "ray.tune": {"search"},
-    "ray.tune.integration": {"search", "launch"},  # the callback that a trainer inside a trial must be given
     "optuna": {"search"},
     "ray.data": {"corpus", "launch"},
-    "ray.train.torch": {"launch"},
+    "ray.train.torch": {"crew"},
     "ray": set(ORDER) - set(METHOD) | {"scripts"},
 }
 FILES = [p for p in sorted((ROOT / "adept_ray").glob("*.py")) if p.stem != "__init__"]

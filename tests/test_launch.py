@@ -1,6 +1,5 @@
-"""What fits on a cluster is known before a run, and the board lets workers wait for a verdict."""
+"""What fits on a cluster is known before a run; the memory of all that was started is counted."""
 
-import asyncio
 import subprocess
 import sys
 
@@ -36,26 +35,6 @@ def test_threads_never_exceed_the_cpus(monkeypatch):
     """Busy threads beyond the CPUs spin: each worker gets its share, and at least one."""
     monkeypatch.setattr(launch, "cpus", lambda: 6)
     assert [launch.threads_per_worker(RunSpec(workers=n)) for n in (1, 2, 4, 6)] == [6, 3, 1, 1]
-
-
-def test_a_worker_waits_until_its_report_is_judged():
-    """A verdict asked for before it is given arrives when it is, and only for that report."""
-
-    async def play():
-        board = launch.Board()
-        early = asyncio.create_task(board.verdict("trial-001", 1))
-        other = asyncio.create_task(board.verdict("trial-001", 2))
-        await asyncio.sleep(0)
-        assert not early.done()
-        await board.decide("trial-001", 1, True)
-        await board.decide("trial-001", 1, False)  # the first decision stands
-        await asyncio.sleep(0)
-        assert await early is True and not other.done()
-        await board.decide("trial-001", 2, False)
-        assert await other is False
-        assert await board.verdict("trial-001", 1) is True
-
-    asyncio.run(play())
 
 
 def test_memory_counts_the_processes_that_were_started():

@@ -310,7 +310,7 @@ def test_rows_follow_a_trial_from_start_to_end(board):
 
 def test_final_states_say_how_trials_ended():
     """Only a trial that reached its last step is finished; one that Tune left running was interrupted."""
-    complete, partly = {"complete": True, "score": 1.0, "checkpoint_path": "c"}, {"complete": False}
+    complete, partly = {"complete": True, "score": 1.0, "saved": "c"}, {"complete": False}
     ends = [
         ("TERMINATED", complete),
         ("TERMINATED", partly),
@@ -322,7 +322,7 @@ def test_final_states_say_how_trials_ended():
     trials = [fake_trial(1, status=s, last_result=m, get_error=lambda: error) for s, m in ends]
     rows = [final_row(trial, IMPORTANCE) for trial in trials]
     assert [row["state"] for row in rows] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
-    assert [row["checkpoint"] for row in rows[:2]] == ["c", None]
+    assert [row["saved"] for row in rows[:2]] == ["c", None]
     assert [row["error"] for row in rows[1:3]] == [None, "FloatingPointError: the loss is nan at step 2 of 6"]
 
 

@@ -2,12 +2,20 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
 from adept_ray.config import RunSpec, UserError
-from adept_ray.storage import Results, default_name, write_json, write_text
+from adept_ray.storage import (
+    Results,
+    default_name,
+    delete,
+    fetched,
+    last_report,
+    save_report,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -28,9 +36,10 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     """After publishing, text and folders are under STORAGE/NAME, and that is what is answered."""
     results = begun(storage)
     results.write("trials.csv", "a,ä\n")
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "config.json").write_text("{}")
-    results.take(tmp_path / "made", "model")
+    (tmp_path / "made" / "model").mkdir(parents=True)
+    (tmp_path / "made" / "model" / "config.json").write_text("{}")
+    saved = save_report(tmp_path / "made", f"{results.ray}/conclude", 0)
+    results.adopt(f"{saved}/model", "model")
     place = results.publish()
     assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
     assert (tmp_path / "run" / "trials.csv").read_text(encoding="utf-8") == "a,ä\n"
@@ -77,17 +86,49 @@ def test_a_folder_without_settings_is_not_a_run(storage, tmp_path):
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_checkpoint_is_found_where_ray_left_it(storage, tmp_path):
-    """A path as Ray reports it gives back the checkpoint's files, and can be deleted, also twice."""
-    results = begun(storage)
-    folder = tmp_path / "run" / "ray" / "trial-001" / "checkpoint"
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
-    with results.checkpoint(str(folder)).as_directory() as found:
-        assert (Path(found) / "state.json").read_text() == "{}"
-    results.delete(str(folder))
-    assert not folder.exists() and folder.parent.exists()
-    results.delete(str(folder))
+@pytest.fixture
+def made(tmp_path):
+    """A folder as a training saves it: files, one of them in a sub-folder."""
+    (tmp_path / "made" / "model").mkdir(parents=True)
+    (tmp_path / "made" / "state.json").write_text("{}")
+    (tmp_path / "made" / "model" / "weights").write_bytes(bytes(1000))
+    return tmp_path / "made"
+
+
+def test_the_last_report_is_found_and_older_ones_go(storage, tmp_path, made):
+    """A report gives back its files; the one before it is deleted; deleting twice is fine."""
+    place = f"{storage}/ray/trial-001"
+    assert last_report(place) is None
+    first = save_report(made, place, 1)
+    assert last_report(place) == first == f"{place}/report-1"
+    (made / "state.json").write_text("[2]")
+    tenth = save_report(made, place, 10)
+    assert last_report(place) == tenth
+    with fetched(tenth) as found:
+        assert (found / "state.json").read_text() == "[2]"
+        assert (found / "model" / "weights").stat().st_size == 1000
+    assert [path.name for path in (tmp_path / "ray" / "trial-001").iterdir()] == ["report-10"]
+    delete(tenth)
+    delete(tenth)
+    assert last_report(place) is None
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "a file cut off", "a file missing"])
+def test_a_report_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatch, harm):
+    """What a kill left half-written is never resumed from: the one before it is."""
+    place = str(tmp_path / "trial")
+    before = save_report(made, place, 1)
+    monkeypatch.setattr("adept_ray.storage._reports", lambda *_: [])  # killed before the older one went
+    save_report(made, place, 2)
+    monkeypatch.undo()
+    weights = tmp_path / "trial" / "report-2" / "model" / "weights"
+    if harm == "no manifest":
+        (tmp_path / "trial" / "report-2" / "manifest.json").unlink()
+    elif harm == "a file missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(bytes(999))
+    assert last_report(place) == before
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,0 +1,322 @@
+"""The crew: Ray Train's workers, started once a run, that do task after task; and the board in between.
+
+A worker group takes longer to start than a short trial takes to train: half a dozen processes, each with its
+imports. So stage 1, every trial and the export run on the same warm workers, as tasks that they take from
+the board. A worker that dies takes its group with it; Ray Train starts a new one, and that goes on with the
+unfinished task at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adept_ray.config import RunSpec
+from adept_ray.launch import CPUS_PER_WORKER, Memory, threads_per_worker
+from adept_ray.storage import fetched, last_report, save_report
+
+if TYPE_CHECKING:
+    import torch
+
+    from adept_ray.probe import ProbeJob
+    from adept_ray.train import TrainJob
+
+VERDICT_TIMEOUT_S = 600
+ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
+RESTARTS = 100  # worker groups that may die in a run; every one of them has cost a task an attempt
+MEMORY_EVERY = 5  # seconds between two looks at the memory in use
+TOLD_EVERY = 0.5  # seconds between two reports of progress
+
+
+class TaskFailed(RuntimeError):
+    """A task ended with an error; the message is the worker's traceback."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work for the whole crew."""
+
+    name: str
+    """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
+    loop: Literal["probe", "train", "conclude"]
+    job: ProbeJob | TrainJob
+    blocks: Any
+    """Object reference to what the loop takes as its blocks."""
+    storage: str = ""
+    """Path or URI; a training that saved something there goes on from it."""
+    judged: bool = False
+    """Wait for a verdict on every report but the last."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More for ``conclude``: the place of the ``checkpoint``, and what it is ``about``."""
+
+
+class Board:
+    """A small actor between the run's processes: tasks, their reports and verdicts, progress, trials' rows.
+
+    A task is kept as it came, a reference in a list, so that this process needn't import what it is made of.
+    """
+
+    def __init__(self) -> None:
+        self._progress: dict[str, tuple[int, int]] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._verdicts: dict[tuple[str, int], bool] = {}
+        self._tasks: list[Any] = []
+        self._reports: list[list[dict[str, Any]]] = []
+        self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
+        self._begun: Counter[int] = Counter()
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def submit(self, task: Any) -> int:
+        """Hand in a task; returns its number."""
+        self._tasks.append(task)
+        self._reports.append([])
+        await self._tell()
+        return len(self._tasks) - 1
+
+    async def task(self, done: int, first: bool) -> tuple[int, Any] | None:
+        """Wait for the next unfinished task with a number above `done`; None when the run is over.
+
+        Every worker asks, and only the `first` one's asking counts as an attempt.
+        """
+
+        def waiting() -> int | None:
+            return next((n for n in range(done + 1, len(self._tasks)) if n not in self._ends), None)
+
+        while True:
+            await self._until(lambda: self._closed or waiting() is not None)
+            number = waiting()
+            if self._closed or number is None:
+                return None
+            self._begun[number] += first
+            if self._begun[number] <= ATTEMPTS:
+                return number, self._tasks[number]
+            await self.end(number, f"the workers died {ATTEMPTS} times at this task")
+
+    async def report(self, number: int, metrics: dict[str, Any]) -> None:
+        """Add a report to a task."""
+        self._reports[number].append(metrics)
+        await self._tell()
+
+    async def end(self, number: int, error: str = "") -> None:
+        """Say that a task is over; the first to say so is heard."""
+        self._ends.setdefault(number, error)
+        await self._tell()
+
+    async def reports(self, number: int, seen: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Wait for more than `seen` reports of a task or its end: what is new, and how it ended."""
+        await self._until(lambda: len(self._reports[number]) > seen or number in self._ends)
+        return self._reports[number][seen:], self._ends.get(number)
+
+    async def close(self, error: str = "the run is over") -> None:
+        """Send the crew home; what is unfinished ends with `error`."""
+        self._closed = True
+        for number in range(len(self._tasks)):
+            self._ends.setdefault(number, error)
+        await self._tell()
+
+    async def decide(self, trial: str, report: int, stop: bool) -> None:
+        """Give the verdict on a trial's report; the first one stands."""
+        self._verdicts.setdefault((trial, report), stop)
+        await self._tell()
+
+    async def verdict(self, trial: str, report: int) -> bool:
+        """Wait for the verdict on a trial's report: whether to stop."""
+        await self._until(lambda: (trial, report) in self._verdicts)
+        return self._verdicts[trial, report]
+
+    async def advance(self, task: str, done: int, of: int) -> None:
+        """Say that the task of that name has done so much of so much."""
+        self._progress[task] = (done, of)
+
+    async def note(self, row: dict[str, Any]) -> None:
+        """Keep the latest row of a trial."""
+        self._rows[row["trial"]] = row
+
+    async def read(self) -> tuple[dict[str, tuple[int, int]], list[dict[str, Any]]]:
+        """(done, of) of every task, and the trials' rows."""
+        return self._progress, list(self._rows.values())
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(ready)
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def board_name(run: RunSpec) -> str:
+    """The name under which any process of the run finds its board."""
+    return f"board {run.name}"
+
+
+@contextmanager
+def crew(run: RunSpec, storage: str) -> Iterator[Any]:
+    """Start the workers in the background; yields the board that takes their tasks.
+
+    `storage` is where Ray Train keeps its own records. What goes wrong for good ends all tasks.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    board: Any = ray.remote(num_cpus=0)(Board).options(name=board_name(run)).remote()
+    resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
+    if run.gpus_per_worker:
+        resources["GPU"] = run.gpus_per_worker
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"board": board, "threads": threads_per_worker(run)},
+        scaling_config=ScalingConfig(
+            num_workers=run.workers, use_gpu=run.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="crew", storage_path=storage, failure_config=FailureConfig(max_failures=RESTARTS)
+        ),
+    )
+
+    def serve() -> None:
+        try:
+            trainer.fit()
+            problem = "the workers went home"
+        except Exception as error:
+            problem = f"the workers can't be kept running: {error}"
+        with suppress(Exception):  # Ray may be gone already
+            ray.get(board.close.remote(problem))
+
+    # In a thread, also because Ray Train in the main thread would take Ctrl-C for itself.
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield board
+    ray.get(board.close.remote())
+    thread.join(timeout=30)  # so that the workers' resources are free again
+
+
+def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
+    """Hand `task` to the crew and yield its reports as they come. Raises :class:`TaskFailed`."""
+    import ray
+
+    number, seen = ray.get(board.submit.remote([ray.put(task)])), 0
+    while True:
+        new, end = ray.get(board.reports.remote(number, seen))
+        yield from new
+        seen += len(new)
+        if end:
+            raise TaskFailed(end)
+        if end is not None:
+            return
+
+
+def do(board: Any, task: Task) -> dict[str, Any]:
+    """Hand `task` to the crew and wait for its end; returns its last report. Raises :class:`TaskFailed`."""
+    *_, last = reports(board, task)
+    return last
+
+
+Progresses = dict[str, tuple[int, int]]
+
+
+@contextmanager
+def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None]) -> Iterator[None]:
+    """Call `show` with what the board holds about once a second, from another thread, and at the end."""
+    import ray
+
+    done = threading.Event()
+
+    def poll() -> None:
+        for tick in itertools.count():
+            if done.wait(1.0):
+                return
+            if tick % MEMORY_EVERY == 0:
+                Memory.sample()
+            with suppress(ray.exceptions.GetTimeoutError):  # a busy machine: there will be a next time
+                show(*ray.get(board.read.remote(), timeout=30))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=35)
+    show(*ray.get(board.read.remote(), timeout=30))
+
+
+def worker(config: dict[str, Any]) -> None:
+    """What Ray Train starts on every worker: take tasks from the board until the run is over."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    board, device = config["board"], ray.train.torch.get_device()
+    first = ray.train.get_context().get_world_rank() == 0
+    number = -1
+    while taken := ray.get(board.task.remote(number, first)):
+        number, (reference,) = taken
+        try:
+            perform(ray.get(reference), number, board, first, device)
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # else a slow worker could find the task over and miss it
+        except FloatingPointError:  # raised on every worker alike
+            ray.get(board.end.remote(number, traceback.format_exc()))
+        except Exception:
+            # Others may wait for this one in a collective: let Ray Train start the whole group anew.
+            ray.get(board.end.remote(number, traceback.format_exc()))
+            raise
+        if first:
+            ray.get(board.end.remote(number))
+
+
+def perform(task: Task, number: int, board: Any, first: bool, device: torch.device) -> None:
+    """Call the loop of a task on this worker and pass its reports on; only the `first` worker speaks."""
+    import ray
+
+    told = [0.0]
+
+    def progress(done: int, of: int) -> None:
+        if first and (done == of or time.monotonic() - told[0] > TOLD_EVERY):
+            told[0] = time.monotonic()
+            board.advance.remote(task.name, done, of)
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        if first:
+            saved = {"saved": save_report(folder, place, metrics.get("report", 0))} if folder else {}
+            ray.get(board.report.remote(number, {**metrics, **saved}))
+
+    def should_stop(reports: int) -> bool:
+        try:
+            return ray.get(board.verdict.remote(task.name, reports), timeout=VERDICT_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            what = f"{task.name} waited {VERDICT_TIMEOUT_S} s for the verdict on its report {reports}"
+            raise TimeoutError(f"{what}: the search no longer answers") from None
+
+    place = f"{task.storage}/{task.name}"
+    blocks: Any = ray.get(task.blocks)
+    if task.loop == "probe":
+        from adept_ray.probe import probe
+
+        report(probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
+    elif task.loop == "train":
+        from adept_ray.train import train
+
+        asks = {"should_stop": should_stop} if task.judged else {}
+        last = last_report(place)
+        with fetched(last) if last else nullcontext() as resume:
+            train(task.job, blocks, device, report, resume=resume, progress=progress, **asks)  # type: ignore[arg-type]
+    else:
+        from adept_ray.train import conclude
+
+        with fetched(task.extra["checkpoint"]) as checkpoint:
+            conclude(task.job, blocks, device, report, checkpoint, task.extra["about"])  # type: ignore[arg-type]

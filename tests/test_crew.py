@@ -1,0 +1,217 @@
+"""The board gives tasks out once, to all workers; a crew that loses a worker ends as one that did not."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from common import save_tiny_backbone
+from safetensors.torch import load_file
+
+from adept_ray import launch
+from adept_ray.checkpoint import WEIGHTS
+from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.corpus import Blocks
+from adept_ray.crew import ATTEMPTS, Board, Task, TaskFailed, crew, do, reports
+from adept_ray.probe import ProbeJob
+from adept_ray.train import TrainJob, train
+
+SEQ_LEN, STEPS = 16, 150
+
+
+def play(scene):
+    """Run a scene with a board and, for what has to wait, a function that starts it."""
+
+    async def act():
+        def start(coroutine):
+            return asyncio.create_task(coroutine)
+
+        await scene(Board(), start)
+
+    asyncio.run(act())
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_worker_waits_until_its_report_is_judged():
+    """A verdict asked for before it is given arrives when it is, and only for that report."""
+
+    async def scene(board, start):
+        early, other = start(board.verdict("trial-001", 1)), start(board.verdict("trial-001", 2))
+        await settle()
+        assert not early.done()
+        await board.decide("trial-001", 1, True)
+        await board.decide("trial-001", 1, False)  # the first decision stands
+        await settle()
+        assert await early is True and not other.done()
+        await board.decide("trial-001", 2, False)
+        assert await other is False
+        assert await board.verdict("trial-001", 1) is True
+
+    play(scene)
+
+
+def test_every_worker_gets_every_task_once():
+    """A worker that asks early waits; one that asks late gets the same task; nobody gets a finished one."""
+
+    async def scene(board, start):
+        early = start(board.task(-1, True))
+        await settle()
+        assert not early.done()
+        assert await board.submit(["a"]) == 0
+        assert await early == (0, ["a"]) == await board.task(-1, False)
+        await board.end(0)
+        second = start(board.task(0, True)), start(board.task(0, False))
+        await board.submit(["b"])
+        assert [await one for one in second] == [(1, ["b"])] * 2
+
+    play(scene)
+
+
+def test_reports_come_in_order_and_then_the_end():
+    """Whoever waits gets what is new since the last look, each once, and how it ended."""
+
+    async def scene(board, start):
+        await board.submit(["a"])
+        waiting = start(board.reports(0, 0))
+        await settle()
+        assert not waiting.done()
+        await board.report(0, {"report": 1})
+        assert await waiting == ([{"report": 1}], None)
+        await board.report(0, {"report": 2})
+        await board.end(0, "why")
+        await board.end(0, "another worker's later reason")
+        assert await board.reports(0, 1) == ([{"report": 2}], "why")
+
+    play(scene)
+
+
+def test_a_task_that_kills_its_workers_is_given_up():
+    """It is begun so many times, then it has failed and the next one's turn comes; others don't count."""
+
+    async def scene(board, start):
+        await board.submit(["deadly"])
+        await board.submit(["harmless"])
+        for _ in range(ATTEMPTS):
+            assert (await board.task(-1, True))[0] == (await board.task(-1, False))[0] == 0
+        assert await board.task(-1, True) == (1, ["harmless"])
+        _, end = await board.reports(0, 0)
+        assert end == f"the workers died {ATTEMPTS} times at this task"
+
+    play(scene)
+
+
+def test_closing_sends_everyone_home():
+    """Workers get no more tasks, and who waits for reports hears why there will be none."""
+
+    async def scene(board, start):
+        await board.submit(["a"])
+        worker, trial = start(board.task(0, True)), start(board.reports(0, 0))
+        await settle()
+        await board.close("the cluster is gone")
+        assert await worker is None
+        assert await trial == ([], "the cluster is gone")
+
+    play(scene)
+
+
+# --- with Ray -------------------------------------------------------------------------------------
+
+
+def blocks(number, seed):
+    tokens = 3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN), dtype=np.int32)
+    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+
+
+BLOCKS = {
+    name: blocks(4, seed) for seed, name in enumerate(("probe", "remeasure", "general", "domain", "train"))
+}
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    run = RunSpec(name="a run", dashboard=False)
+    with launch.cluster(run), crew(run, str(tmp_path_factory.mktemp("ray"))) as board:
+        yield board
+
+
+@pytest.fixture(scope="module")
+def job(board, tmp_path_factory):
+    """A training of many short steps on what the crew measured."""
+    backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
+    measured = do(board, Task("probe", "probe", asked, ray.put(BLOCKS)))
+    return TrainJob(
+        source=backbone,
+        revision=None,
+        training=TrainingSpec(
+            k=1, base_lr=1e-3, tokens=STEPS * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=5, recompute_every=40
+        ),
+        layers=(1,),
+        units=measured["importance"]["units"],
+        before=measured["nats"],
+        weights=ScoreWeights(),
+        seq_len=SEQ_LEN,
+        micro_batch=4,
+        seed=0,
+    )
+
+
+def processes(name):
+    """Ids of Ray's processes of that name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(f"ray::{name}".encode()):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_with_the_same_weights(board, job, tmp_path):
+    """SIGKILL in mid-training: the new group goes on at the last report, and no bit is another."""
+    plain = tmp_path / "plain"
+
+    def keep(metrics, folder):
+        plain.mkdir(exist_ok=True)
+        (plain / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(launch.threads_per_worker(RunSpec()))
+    train(job, BLOCKS, torch.device("cpu"), keep)
+    torch.set_num_threads(threads)
+    seen = []
+    for metrics in reports(board, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path))):
+        seen.append(metrics["report"])
+        if len(seen) == 2:
+            (worker,) = processes("RayTrainWorker")
+            os.kill(worker, signal.SIGKILL)
+    assert seen[-1] == 5 and len(seen) > 5  # the resumed training says its last report again
+    killed, undisturbed = load_file(tmp_path / "killed" / "report-5" / WEIGHTS), load_file(plain / WEIGHTS)
+    assert all(torch.equal(killed[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.slow
+def test_a_failed_task_says_why_and_the_crew_goes_on(board, job):
+    """A diverged training keeps the workers warm, a broken one costs them their group: both end in words."""
+    (before,) = processes("RayTrainWorker")
+    hot = replace(job, training=job.training.model_copy(update={"base_lr": 1e38}))
+    with pytest.raises(TaskFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
+        do(board, Task("hot", "train", hot, ray.put(BLOCKS), "/tmp"))
+    assert processes("RayTrainWorker") == [before]
+    with pytest.raises(TaskFailed, match="nowhere"):
+        do(board, Task("lost", "probe", ProbeJob("nowhere", None, 4), ray.put(BLOCKS)))
+    measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
+    assert measured["importance"]["units"].keys() >= job.units.keys() and processes("RayTrainWorker") != [
+        before
+    ]
