@@ -39,6 +39,7 @@ FORMAT = 1  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.4, "test": 0.4}
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
+READ_ROWS = 10_000  # documents that a reading task holds at a time
 MANIFEST = "blocks.json"
 
 
@@ -190,8 +191,8 @@ def _write(
     scratch.chmod(0o755)  # a cache may be shared
     try:
         rows = (
-            ray.data.read_parquet([str(file) for file in corpus.files], columns=["text"])
-            .map_batches(functools.partial(_add_digest, buckets=buckets), batch_format="pandas")
+            ray.data.from_items(_pieces(corpus))
+            .map_batches(functools.partial(_read, buckets=buckets), batch_size=1, batch_format="pandas")
             .groupby("bucket")
             .map_groups(pack, batch_format="pandas")
         )
@@ -223,6 +224,24 @@ def _settle(folder: Path, split: str) -> dict[str, int]:
     table = pq.read_table(target, columns=["bytes", "documents"])
     total = {name: int(pc.sum(table[name]).as_py() or 0) for name in ("documents", "bytes")}
     return {"blocks": table.num_rows, **total}
+
+
+def _pieces(corpus: CorpusFiles) -> list[dict[str, Any]]:
+    """Row groups of the corpus, a task each; Ray's own Parquet reader starts processes for their footers."""
+    import pyarrow.parquet as pq
+
+    groups = {str(file): pq.ParquetFile(file).num_row_groups for file in corpus.files}
+    return [{"file": file, "group": group} for file, count in groups.items() for group in range(count)]
+
+
+def _read(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
+    """Read row groups, a part at a time, into documents with their digests and buckets."""
+    import pyarrow.parquet as pq
+
+    for piece in pieces.itertuples():
+        parts = pq.ParquetFile(piece.file).iter_batches(READ_ROWS, [piece.group], ["text"])
+        for part in parts:
+            yield _add_digest(part.to_pandas(), buckets)
 
 
 def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
