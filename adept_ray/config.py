@@ -65,13 +65,13 @@ class RunSpec(Spec):
     """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
     seq_len: int = Field(128, ge=8)
     """Length of a token block, in tokens."""
-    probe_tokens: int = Field(1024, ge=16)
+    probe_tokens: int = Field(2048, ge=16)
     """General tokens on which stage 1 measures layer and unit importance."""
     probe: ProbeKind = "exhaustive"
     """Measure every layer on the whole probe, or give up early those that can't be chosen."""
     probe_confidence: float = Field(0.95, gt=0, lt=1)
     """Probability that no two layers are in the wrong order where their order is called certain."""
-    remeasure_tokens: int = Field(256, ge=16)
+    remeasure_tokens: int = Field(128, ge=16)
     """General tokens (the first of the probe) on which unit importance is measured again."""
     validation_tokens: int = Field(1536, ge=16)
     """Tokens of each validation split that a trial is scored on."""
@@ -109,7 +109,7 @@ class TrainingSpec(Spec):
     """Expansion depth: how many layers are added."""
     base_lr: float = Field(3e-3, gt=0)
     """Learning rate of a unit of average importance."""
-    recompute_every: int = Field(8, ge=1)
+    recompute_every: int = Field(16, ge=1)
     """Optimizer steps between two measurements of unit importance."""
     normalization: Normalization = "rank"
     """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
@@ -134,7 +134,7 @@ class SearchRun(RunSpec):
 
     search_space: Path = Path(__file__).parent.parent / "search_spaces" / "default.yaml"
     """File with the ranges, the score weights and the first trials."""
-    trials: int = Field(6, ge=1)
+    trials: int = Field(8, ge=1)
     """Number of trials."""
     tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import boolq, in_turn, prepare_torch, smollm2, table
+from rivals import boolq, in_turn, prepare_torch, smollm2, table
 from torch import nn
 
 from adept_ray.anatomy import layers_of

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from common import Timed, boolq, prepare_torch, smollm2, table
+from rivals import Timed, boolq, prepare_torch, smollm2, table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -66,7 +66,7 @@ def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Te
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return run
 

@@ -92,7 +92,7 @@ def boolq(tokens: int, seq_len: int) -> torch.Tensor:
     return torch.tensor(ids[: tokens // seq_len * seq_len]).view(-1, seq_len)
 
 
-def random_llama(layers: int, hidden: int = 256, vocabulary: int = 1024) -> PreTrainedModel:
+def random_llama(layers: int, hidden: int = 128, vocabulary: int = 1024) -> PreTrainedModel:
     """A random model with as many layers as asked for and a small head, so that layers are what costs."""
     config = AutoConfig.for_model(
         "llama",
