@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
-RESTARTS = 100  # worker groups that may die in a run; every one of them has cost a task an attempt
+RESTARTS = 30  # worker groups that may die in a run; one that can never start is not tried for ever
+OVER = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
 
@@ -83,8 +84,8 @@ class Board:
         await self._tell()
         return len(self._tasks) - 1
 
-    async def task(self, done: int, first: bool) -> tuple[int, Any] | None:
-        """Wait for the next unfinished task with a number above `done`; None when the run is over.
+    async def task(self, done: int, first: bool) -> int:
+        """Wait for the next unfinished task with a number above `done`; OVER when the run is over.
 
         Every worker asks, and only the `first` one's asking counts as an attempt.
         """
@@ -96,11 +97,15 @@ class Board:
             await self._until(lambda: self._closed or waiting() is not None)
             number = waiting()
             if self._closed or number is None:
-                return None
+                return OVER
             self._begun[number] += first
             if self._begun[number] <= ATTEMPTS:
-                return number, self._tasks[number]
+                return number
             await self.end(number, f"the workers died {ATTEMPTS} times at this task")
+
+    async def read_task(self, number: int) -> Any:
+        """A task as it was handed in."""
+        return self._tasks[number]
 
     async def report(self, number: int, metrics: dict[str, Any]) -> None:
         """Add a report to a task."""
@@ -263,12 +268,10 @@ def worker(config: dict[str, Any]) -> None:
     board, device = config["board"], ray.train.torch.get_device()
     first = ray.train.get_context().get_world_rank() == 0
     number = -1
-    while taken := ray.get(board.task.remote(number, first)):
-        number, (reference,) = taken
+    while (number := agreed(ray.get(board.task.remote(number, first)), device)) != OVER:
         try:
-            perform(ray.get(reference), number, board, first, device)
-            if torch.distributed.is_initialized():
-                torch.distributed.barrier()  # else a slow worker could find the task over and miss it
+            (task,) = ray.get(board.read_task.remote(number))
+            perform(ray.get(task), number, board, first, device)
         except FloatingPointError:  # raised on every worker alike
             ray.get(board.end.remote(number, traceback.format_exc()))
         except Exception:
@@ -277,6 +280,20 @@ def worker(config: dict[str, Any]) -> None:
             raise
         if first:
             ray.get(board.end.remote(number))
+
+
+def agreed(number: int, device: torch.device) -> int:
+    """The number of the task that all workers begin now.
+
+    One that asked before a task was given up, and one that asked after it, were given different ones.
+    """
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return number
+    numbers = torch.tensor([number], device=device)
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+    return int(numbers)
 
 
 def perform(task: Task, number: int, board: Any, first: bool, device: torch.device) -> None:

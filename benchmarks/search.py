@@ -60,11 +60,12 @@ def numbers(row: dict[str, str]) -> dict[str, object]:
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     flags.add_argument("--alone", type=int, help="how many of the trials to run alone; default: all")
+    flags.add_argument("--folder", type=Path, help="where to work and keep the results folders")
     flags.add_argument("tune_k", nargs="*", help="flags for tune_k.py, after --")
     args = flags.parse_args()
     prepare_torch(2)
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+        folder = (args.folder or Path(made)).resolve()
         together, rows = timed_search(folder, "together", fresh_cache(folder, "cache"), *args.tune_k)
         print(f"together: {together:.0f} s", flush=True)
         alone, found = [], []

@@ -17,7 +17,7 @@ from adept_ray import launch
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.corpus import Blocks
-from adept_ray.crew import ATTEMPTS, Board, Task, TaskFailed, crew, do, reports
+from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, reports
 from adept_ray.probe import ProbeJob
 from adept_ray.train import TrainJob, train
 
@@ -67,11 +67,12 @@ def test_every_worker_gets_every_task_once():
         await settle()
         assert not early.done()
         assert await board.submit(["a"]) == 0
-        assert await early == (0, ["a"]) == await board.task(-1, False)
+        assert await early == 0 == await board.task(-1, False)
+        assert await board.read_task(0) == ["a"]
         await board.end(0)
         second = start(board.task(0, True)), start(board.task(0, False))
         await board.submit(["b"])
-        assert [await one for one in second] == [(1, ["b"])] * 2
+        assert [await one for one in second] == [1, 1]
 
     play(scene)
 
@@ -101,8 +102,8 @@ def test_a_task_that_kills_its_workers_is_given_up():
         await board.submit(["deadly"])
         await board.submit(["harmless"])
         for _ in range(ATTEMPTS):
-            assert (await board.task(-1, True))[0] == (await board.task(-1, False))[0] == 0
-        assert await board.task(-1, True) == (1, ["harmless"])
+            assert await board.task(-1, True) == await board.task(-1, False) == 0
+        assert await board.task(-1, True) == 1
         _, end = await board.reports(0, 0)
         assert end == f"the workers died {ATTEMPTS} times at this task"
 
@@ -117,7 +118,7 @@ def test_closing_sends_everyone_home():
         worker, trial = start(board.task(0, True)), start(board.reports(0, 0))
         await settle()
         await board.close("the cluster is gone")
-        assert await worker is None
+        assert await worker == OVER
         assert await trial == ([], "the cluster is gone")
 
     play(scene)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from adept_ray.config import UserError
+from adept_ray.evidence import Importance
 from adept_ray.figures import draw_importance, importance_figure
 from adept_ray.report import write_report
 
@@ -256,6 +257,27 @@ def test_text_is_escaped(folder: Path) -> None:
     assert not {"b", "i", "u", "s", "em"} & {tag for tag, attributes in Outline(page).tags if not attributes}
     for text in ("<b>bold</b>", "tune '<u>&amp;' $title ${first}", "of <em>", '<s>"$x_$'):
         assert text in text_of(page)
+
+
+@pytest.mark.parametrize(
+    "k, doubt", [(0, ""), (1, "Which 1 of the layers 2, 4 "), (2, ""), (3, "Which 1 of the layers 1, 3 ")]
+)
+def test_a_doubtful_choice_names_the_layers_in_question(k: int, doubt: str) -> None:
+    """The sentence comes when a tie crosses k: how many of which layers, on how much text."""
+    found = importance() | {"settled": [2, 4, 5, 6], "ties": [[2, 4], [1, 3]]}
+    sentence = Importance.model_validate(found).doubt(k)
+    assert sentence.startswith(doubt) and bool(sentence) == bool(doubt)
+    if doubt:
+        assert f"belong to the {k} least important" in sentence and "2048 probe tokens" in sentence
+
+
+def test_a_tie_is_told_in_the_report(folder: Path) -> None:
+    """A reader of the report sees which layers could as well have been chosen."""
+    tied = importance() | {"settled": [1], "ties": [[4, 1, 3]], "probe": "raced"}
+    (folder / "importance.json").write_text(json.dumps(tied))
+    text = text_of(write_report(folder).read_text(encoding="utf-8"))
+    assert "Which 1 of the layers 4, 1, 3 belong to the 2 least important is not certain" in text
+    assert "on fewer sequences" in text
 
 
 def test_no_layer_added(folder: Path) -> None:

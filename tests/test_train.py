@@ -421,6 +421,35 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
     assert done == sorted(done) and told[-1][0] == told[-1][1] == max(of for _, of in told)
 
 
+def test_stage_one_can_race(backbone, measured):
+    """On as few sequences as one look takes, a race is the exhaustive probe; its settings are recorded."""
+    job = ProbeJob(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
+    raced, whole = probe(job, BLOCKS, CPU)["importance"], measured[0]["importance"]
+    assert (raced["probe"], raced["confidence"], whole["probe"]) == ("raced", 0.9, "exhaustive")
+    means = [[row["mean"] for row in found["layers"]] for found in (raced, whole)]
+    assert means[0] == pytest.approx(means[1]) and raced["order"] == whole["order"]
+    assert set(raced["settled"]) <= {1}
+
+
+def test_nothing_frozen_gets_a_gradient_or_a_state(job, tmp_path, monkeypatch):
+    """After training, gradients and AdamW's moments exist for the copies at most."""
+    optimizers = []
+    make = torch.optim.AdamW
+
+    def made(*args, **options):
+        optimizers.append(make(*args, **options))
+        return optimizers[-1]
+
+    models = caught(monkeypatch)
+    monkeypatch.setattr(torch.optim, "AdamW", made)
+    Run(tmp_path, job)
+    trained = {id(p) for p in layer_parameters(models[0], (1, 4)).values()}
+    assert {id(p) for p in optimizers[0].state} == trained
+    for parameter in models[0].parameters():
+        assert parameter.requires_grad == (id(parameter) in trained)
+        assert parameter.requires_grad or parameter.grad is None
+
+
 def test_stage_one_measures_only_what_is_missing(backbone, measured):
     """Asked for one side's losses alone, it measures no importance and gets the same losses."""
     result = probe(ProbeJob(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
