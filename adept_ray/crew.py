@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config import RunSpec
 from adept_ray.launch import CPUS_PER_WORKER, Memory, threads_per_worker
-from adept_ray.storage import fetched, last_report, save_report
+from adept_ray.storage import NONE, fetched, last_report, report_at, save_report
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
-RESTARTS = 30  # worker groups that may die in a run; one that can never start is not tried for ever
+RESTARTS = 30  # worker groups that may die in a run
+START_TRIES = 10  # of a minute each, on a cluster that others keep busy
 OVER = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
@@ -73,42 +74,50 @@ class Board:
         self._tasks: list[Any] = []
         self._reports: list[list[dict[str, Any]]] = []
         self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
-        self._begun: Counter[int] = Counter()
-        self._closed = False
+        self._begun: Counter[int] = Counter()  # attempts since the last new report
+        self._faults: dict[int, str] = {}
+        self._closed = ""  # why there will be no more tasks
         self._changed = asyncio.Condition()
 
     async def submit(self, task: Any) -> int:
         """Hand in a task; returns its number."""
         self._tasks.append(task)
         self._reports.append([])
+        number = len(self._tasks) - 1
+        if self._closed:
+            self._ends[number] = self._closed
         await self._tell()
-        return len(self._tasks) - 1
+        return number
 
-    async def task(self, done: int, first: bool) -> int:
-        """Wait for the next unfinished task with a number above `done`; OVER when the run is over.
-
-        Every worker asks, and only the `first` one's asking counts as an attempt.
-        """
+    async def task(self, done: int) -> int:
+        """Wait for the next unfinished task with a number above `done`; OVER when the run is over."""
 
         def waiting() -> int | None:
             return next((n for n in range(done + 1, len(self._tasks)) if n not in self._ends), None)
 
         while True:
-            await self._until(lambda: self._closed or waiting() is not None)
+            await self._until(lambda: bool(self._closed) or waiting() is not None)
             number = waiting()
             if self._closed or number is None:
                 return OVER
-            self._begun[number] += first
-            if self._begun[number] <= ATTEMPTS:
+            if self._begun[number] < ATTEMPTS:
                 return number
-            await self.end(number, f"the workers died {ATTEMPTS} times at this task")
+            why = self._faults.get(number, "")
+            await self.end(number, f"the workers died {ATTEMPTS} times at this task\n{why}".strip())
 
-    async def read_task(self, number: int) -> Any:
-        """A task as it was handed in."""
+    async def begin(self, number: int, first: bool) -> Any:
+        """A task as it was handed in, to begin with it now; the `first` worker's word is an attempt."""
+        self._begun[number] += first
         return self._tasks[number]
 
+    async def fault(self, number: int, error: str) -> None:
+        """Keep what a worker died of: the reason to be given if the task is given up."""
+        self._faults[number] = error
+
     async def report(self, number: int, metrics: dict[str, Any]) -> None:
-        """Add a report to a task."""
+        """Add a report to a task; one that comes further than all before clears it of killing its workers."""
+        if metrics.get("report", 0) > max((m.get("report", 0) for m in self._reports[number]), default=0):
+            self._begun[number] = 1
         self._reports[number].append(metrics)
         await self._tell()
 
@@ -123,10 +132,10 @@ class Board:
         return self._reports[number][seen:], self._ends.get(number)
 
     async def close(self, error: str = "the run is over") -> None:
-        """Send the crew home; what is unfinished ends with `error`."""
-        self._closed = True
+        """Send the crew home; what is unfinished, and what is still handed in, ends with `error`."""
+        self._closed = self._closed or error
         for number in range(len(self._tasks)):
-            self._ends.setdefault(number, error)
+            self._ends.setdefault(number, self._closed)
         await self._tell()
 
     async def decide(self, trial: str, report: int, stop: bool) -> None:
@@ -186,9 +195,13 @@ def crew(run: RunSpec, storage: str) -> Iterator[Any]:
             num_workers=run.workers, use_gpu=run.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="crew", storage_path=storage, failure_config=FailureConfig(max_failures=RESTARTS)
+            name="crew",
+            storage_path=storage,
+            failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
         ),
     )
+
+    leaving = threading.Event()
 
     def serve() -> None:
         try:
@@ -196,13 +209,18 @@ def crew(run: RunSpec, storage: str) -> Iterator[Any]:
             problem = "the workers went home"
         except Exception as error:
             problem = f"the workers can't be kept running: {error}"
-        with suppress(Exception):  # Ray may be gone already
+        if not leaving.is_set():  # else Ray may be gone, and any call would start it again
             ray.get(board.close.remote(problem))
 
     # In a thread, also because Ray Train in the main thread would take Ctrl-C for itself.
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    yield board
+    try:
+        yield board
+    except BaseException:  # what runs now is not worth waiting for: the cluster ends it
+        leaving.set()
+        raise
+    leaving.set()
     ray.get(board.close.remote())
     thread.join(timeout=30)  # so that the workers' resources are free again
 
@@ -268,24 +286,26 @@ def worker(config: dict[str, Any]) -> None:
     board, device = config["board"], ray.train.torch.get_device()
     first = ray.train.get_context().get_world_rank() == 0
     number = -1
-    while (number := agreed(ray.get(board.task.remote(number, first)), device)) != OVER:
+    while (number := agreed(ray.get(board.task.remote(number)), device)) != OVER:
         try:
-            (task,) = ray.get(board.read_task.remote(number))
+            (task,) = ray.get(board.begin.remote(number, first))
             perform(ray.get(task), number, board, first, device)
         except FloatingPointError:  # raised on every worker alike
             ray.get(board.end.remote(number, traceback.format_exc()))
         except Exception:
-            # Others may wait for this one in a collective: let Ray Train start the whole group anew.
-            ray.get(board.end.remote(number, traceback.format_exc()))
+            # Others may wait for this one in a collective, or it may have failed because another one died:
+            # let Ray Train start the whole group anew. A worker without others is itself to blame.
+            alone = ray.train.get_context().get_world_size() == 1
+            ray.get((board.end if alone else board.fault).remote(number, traceback.format_exc()))
             raise
         if first:
             ray.get(board.end.remote(number))
 
 
 def agreed(number: int, device: torch.device) -> int:
-    """The number of the task that all workers begin now.
+    """The largest `number` that any worker says.
 
-    One that asked before a task was given up, and one that asked after it, were given different ones.
+    Of tasks: one that asked before a task was given up and one that asked afterwards were given others.
     """
     import torch
 
@@ -309,8 +329,14 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         if first:
-            saved = {"saved": save_report(folder, place, metrics.get("report", 0))} if folder else {}
-            ray.get(board.report.remote(number, {**metrics, **saved}))
+            if folder:
+                number_of_report = metrics.get("report", 0)
+                if number_of_report == resumed:  # said once more; what is resumed from is never written over
+                    saved = report_at(place, resumed)
+                else:
+                    saved = save_report(folder, place, number_of_report)
+                metrics = {**metrics, "saved": saved}
+            ray.get(board.report.remote(number, metrics))
 
     def should_stop(reports: int) -> bool:
         try:
@@ -320,6 +346,7 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
             raise TimeoutError(f"{what}: the search no longer answers") from None
 
     place = f"{task.storage}/{task.name}"
+    resumed = NONE
     blocks: Any = ray.get(task.blocks)
     if task.loop == "probe":
         from adept_ray.probe import probe
@@ -329,8 +356,9 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
         from adept_ray.train import train
 
         asks = {"should_stop": should_stop} if task.judged else {}
-        last = last_report(place)
-        with fetched(last) if last else nullcontext() as resume:
+        # The first worker's word holds: another one's view of a shared folder may be older.
+        resumed = agreed(last_report(place) if first else NONE, device)
+        with fetched(report_at(place, resumed)) if resumed != NONE else nullcontext() as resume:
             train(task.job, blocks, device, report, resume=resume, progress=progress, **asks)  # type: ignore[arg-type]
     else:
         from adept_ray.train import conclude

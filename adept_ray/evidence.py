@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from adept_ray.config import Spec, UserError, load_yaml
 
+NAMED = 8  # layers that a sentence lists before it counts the rest
+
 
 class Record(Spec):
     """A part of a results file; keys the report does not need are left alone."""
@@ -64,6 +66,8 @@ class LayerRow(Record):
     layer: int
     mean: float
     standard_error: float
+    places: tuple[int, int] | None = None
+    """Lowest and highest place in the order that the probe leaves open."""
 
 
 class Importance(Record):
@@ -80,20 +84,18 @@ class Importance(Record):
     seconds: float | None = None
 
     def doubt(self, k: int) -> str:
-        """A sentence naming the layers between which the choice of k is open; empty when it is certain."""
-        if k == 0 or k in self.settled:
+        """A sentence saying which of the k chosen layers could as well be others; empty when none could."""
+        doubtful = {row.layer for row in self.layers if row.places and row.places[0] < k <= row.places[1]}
+        chosen = [layer for layer in self.order[:k] if layer in doubtful]
+        others = [layer for layer in self.order[k:] if layer in doubtful]
+        if not chosen:
             return ""
-        for group in self.ties:
-            before = self.order.index(group[0])
-            if before < k < before + len(group):
-                names = ", ".join(map(str, group))
-                tokens = self.made_from.get("tokens", "its")
-                return (
-                    f"Which {k - before} of the layers {names} belong to the {k} least important is not "
-                    f"certain: {tokens} probe tokens don't tell them apart at {self.confidence:.0%} "
-                    "confidence, more --probe-tokens may."
-                )
-        return ""
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        return (
+            f"At {self.confidence:.0%} confidence the probe doesn't tell the chosen layers "
+            f"{' '.join(map(str, chosen))} from {' '.join(map(str, others[:NAMED]))}{more}; a longer one "
+            "(--probe-tokens) may."
+        )
 
 
 class Rate(Record):

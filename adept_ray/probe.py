@@ -85,13 +85,19 @@ def importance(
         model, micro_batches(blocks, mine, job.micro_batch, device), range(config.num_hidden_layers)
     )
     layers = ranking.importance
-    rows = zip(layers.mean, layers.standard_error, ranking.sequences, strict=True)
+    rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {
         "probe": "raced" if job.raced else "exhaustive",
         "base_loss": layers.base_loss,
         "layers": [
-            {"layer": i, "mean": mean, "standard_error": error, "sequences": sequences}
-            for i, (mean, error, sequences) in enumerate(rows)
+            {
+                "layer": i,
+                "mean": mean,
+                "standard_error": error,
+                "sequences": sequences,
+                "places": list(places),
+            }
+            for i, (mean, error, sequences, places) in enumerate(rows)
         ],
         "order": list(layers.order),
         "confidence": job.confidence,

@@ -47,6 +47,8 @@ class Ranking:
     """The depths k, 1 … k_max, whose S_k is certain at the confidence asked for."""
     ties: tuple[tuple[int, ...], ...]
     """Groups of layers, least important first, among which the choice of some S_k, k ≤ k_max, is open."""
+    places: tuple[tuple[int, int], ...]
+    """Per layer the lowest and the highest place (0-based) that it can have in the order."""
 
 
 def rank_layers(
@@ -112,7 +114,9 @@ def rank_layers(
         tuple(mean.tolist()), tuple(error.tolist()), float(base.sum() / tokens.sum()), order
     )
     settled = settled_depths(below, k_max)
-    return Ranking(importance, tuple(measured.tolist()), settled, tied(order, below, settled, k_max))
+    ties = tied(order, below, settled, k_max)
+    span = tuple(zip(*(each.tolist() for each in places(below)), strict=True))
+    return Ranking(importance, tuple(measured.tolist()), settled, ties, span)
 
 
 def looks(sequences: int) -> list[int]:
@@ -174,15 +178,17 @@ def decide(
         return below
     first, second = torch.tensor(pairs).T
     mean, error = averages((increase[first] - increase[second]), tokens, measured[first])
-    p = torch.from_numpy(2 * stdtr(latest - 1, -(mean / error).abs().numpy())).nan_to_num(1.0)
+    degrees = int((tokens[:latest] > 0).sum()) - 1
+    p = torch.from_numpy(2 * stdtr(degrees, -(mean / error).abs().numpy())).nan_to_num(1.0)
     below = below.clone()
     for step, pair in enumerate(torch.argsort(p).tolist()):
         if p[pair] > level / (remaining - step):
             break
         a, b = pairs[pair] if mean[pair] < 0 else pairs[pair][::-1]
-        below[a, b] = True
-    for middle in range(len(below)):  # transitive closure (Warshall)
-        below |= below[:, middle, None] & below[middle]
+        if not (below[a, b] or below[b, a]):  # else it followed from others meanwhile
+            up_to_a, from_b = below[:, a].clone(), below[b].clone()
+            up_to_a[a] = from_b[b] = True
+            below |= up_to_a[:, None] & from_b
     return below
 
 

@@ -181,7 +181,8 @@ def _importance_section(results: Evidence) -> str:
     label = f"Importance of {len(importance.layers)} layers; chosen: {', '.join(map(str, chosen)) or 'none'}"
     doubt = importance.doubt(len(chosen))
     race = (
-        " Raced: layers that can't be among the least important were measured on fewer sequences."
+        " Raced: layers whose place is clear were measured on fewer sequences; the order goes by differences "
+        "on the same ones."
         if importance.probe == "raced"
         else ""
     )

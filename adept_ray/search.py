@@ -32,8 +32,8 @@ EXPERIMENT = "search"
 class Verdicts(ASHAScheduler):
     """ASHA that never ends a trial itself: it posts its decision for the trial's workers to act on.
 
-    A trial that Tune ends from outside can leave Ray Train's workers holding their CPUs; one that
-    returns from its own loop frees everything. Workers wait for the verdict on each report, so
+    A trial that Tune ends from outside would leave the crew at work on it; one that returns from its own
+    loop leaves it free for the next. Workers wait for the verdict on each report, so
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
     on whatever its score, else the first one alone would be the measure. Tune doesn't keep a scheduler's
     state, so scores and decisions are written to `memory` (a path or URI), and read back when a search

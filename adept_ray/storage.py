@@ -17,6 +17,7 @@ from adept_ray.config import RunSpec, UserError
 
 RAY = "ray"  # sub-folder for what Ray and the workers keep
 REPORT = "report-"  # folders of what a training saved with its reports
+NONE = -1  # number of no report
 MANIFEST = "manifest.json"  # its files and their sizes, bytes
 
 
@@ -91,10 +92,12 @@ class Results:
         """Move a folder that a worker saved at `place` to `name` in the results."""
         filesystem, source = located(place)
         if not self._remote:
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # of an earlier attempt
             shutil.move(source, self.folder / name)
             return
         from pyarrow import fs
 
+        delete(f"{self.place}/{name}")
         target = f"{self.filesystem()[1]}/{name}"
         filesystem.create_dir(target)
         fs.copy_files(source, target, filesystem, filesystem)
@@ -142,6 +145,7 @@ def save_report(folder: Path, place: str, number: int) -> str:
 
     filesystem, path = located(place)
     target = f"{path}/{REPORT}{number}"
+    delete(report_at(place, number))  # what was cut off
     filesystem.create_dir(target)
     fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -151,16 +155,21 @@ def save_report(folder: Path, place: str, number: int) -> str:
     for older in _reports(filesystem, path):
         if older != number:
             filesystem.delete_dir(f"{path}/{REPORT}{older}")
+    return report_at(place, number)
+
+
+def report_at(place: str, number: int) -> str:
+    """Where :func:`save_report` puts a report."""
     return f"{place}/{REPORT}{number}"
 
 
-def last_report(place: str) -> str | None:
-    """The newest whole report under `place`, or None."""
+def last_report(place: str) -> int:
+    """Number of the newest whole report under `place`, or NONE."""
     filesystem, path = located(place)
     for number in sorted(_reports(filesystem, path), reverse=True):
         if _whole(filesystem, f"{path}/{REPORT}{number}"):
-            return f"{place}/{REPORT}{number}"
-    return None
+            return number
+    return NONE
 
 
 def _reports(filesystem: Any, path: str) -> list[int]:
@@ -178,7 +187,10 @@ def _whole(filesystem: Any, path: str) -> bool:
     if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.File:
         return False
     with filesystem.open_input_file(f"{path}/{MANIFEST}") as stream:
-        sizes = json.loads(stream.read())
+        try:
+            sizes = json.loads(stream.read())
+        except ValueError:
+            return False
     return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
 
 

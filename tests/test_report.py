@@ -259,25 +259,35 @@ def test_text_is_escaped(folder: Path) -> None:
         assert text in text_of(page)
 
 
+def tied() -> dict[str, Any]:
+    """Layers 2, 4 and 1 of the order 2 4 1 3 5 0 could be any of the second to fourth, as could 3."""
+    found = importance()
+    for layer, places in {2: [0, 0], 4: [1, 3], 1: [1, 2], 3: [2, 3], 5: [4, 4], 0: [5, 5]}.items():
+        found["layers"][layer]["places"] = places
+    return found
+
+
 @pytest.mark.parametrize(
-    "k, doubt", [(0, ""), (1, "Which 1 of the layers 2, 4 "), (2, ""), (3, "Which 1 of the layers 1, 3 ")]
+    "k, pair", [(0, ""), (1, ""), (2, "chosen layers 4 from 1;"), (3, "chosen layers 4 from 3;"), (4, "")]
 )
-def test_a_doubtful_choice_names_the_layers_in_question(k: int, doubt: str) -> None:
-    """The sentence comes when a tie crosses k: how many of which layers, on how much text."""
-    found = importance() | {"settled": [2, 4, 5, 6], "ties": [[2, 4], [1, 3]]}
-    sentence = Importance.model_validate(found).doubt(k)
-    assert sentence.startswith(doubt) and bool(sentence) == bool(doubt)
-    if doubt:
-        assert f"belong to the {k} least important" in sentence and "2048 probe tokens" in sentence
+def test_a_doubtful_choice_names_the_layers_in_question(k: int, pair: str) -> None:
+    """Of the layers whose place may lie on either side of k, the chosen ones and the others."""
+    sentence = Importance.model_validate(tied()).doubt(k)
+    assert pair in sentence and bool(sentence) == bool(pair)
+
+
+def test_a_long_list_of_doubtful_layers_is_cut() -> None:
+    """With nothing decided, eight others are named and the rest counted."""
+    rows = [{"layer": i, "mean": float(i), "standard_error": 0.0, "places": [0, 19]} for i in range(20)]
+    found = Importance.model_validate({"layers": rows, "order": list(range(20))})
+    assert "layers 0 1 from 2 3 4 5 6 7 8 9 and 10 more;" in found.doubt(2)
 
 
 def test_a_tie_is_told_in_the_report(folder: Path) -> None:
     """A reader of the report sees which layers could as well have been chosen."""
-    tied = importance() | {"settled": [1], "ties": [[4, 1, 3]], "probe": "raced"}
-    (folder / "importance.json").write_text(json.dumps(tied))
+    (folder / "importance.json").write_text(json.dumps(tied() | {"probe": "raced"}))
     text = text_of(write_report(folder).read_text(encoding="utf-8"))
-    assert "Which 1 of the layers 4, 1, 3 belong to the 2 least important is not certain" in text
-    assert "on fewer sequences" in text
+    assert "doesn't tell the chosen layers 4 from 1;" in text and "on fewer sequences" in text
 
 
 def test_no_layer_added(folder: Path) -> None:

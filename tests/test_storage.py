@@ -7,11 +7,13 @@ import pytest
 
 from adept_ray.config import RunSpec, UserError
 from adept_ray.storage import (
+    NONE,
     Results,
     default_name,
     delete,
     fetched,
     last_report,
+    report_at,
     save_report,
     write_json,
     write_text,
@@ -39,11 +41,13 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
     saved = save_report(tmp_path / "made", f"{results.ray}/conclude", 0)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("of an attempt that was cut off")
     results.adopt(f"{saved}/model", "model")
     place = results.publish()
     assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
     assert (tmp_path / "run" / "trials.csv").read_text(encoding="utf-8") == "a,ä\n"
-    assert (tmp_path / "run" / "model" / "config.json").exists()
+    assert (tmp_path / "run" / "model" / "config.json").read_text() == "{}"
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": 3}
 
 
@@ -98,37 +102,39 @@ def made(tmp_path):
 def test_the_last_report_is_found_and_older_ones_go(storage, tmp_path, made):
     """A report gives back its files; the one before it is deleted; deleting twice is fine."""
     place = f"{storage}/ray/trial-001"
-    assert last_report(place) is None
+    assert last_report(place) == NONE
     first = save_report(made, place, 1)
-    assert last_report(place) == first == f"{place}/report-1"
+    assert last_report(place) == 1 and first == report_at(place, 1) == f"{place}/report-1"
     (made / "state.json").write_text("[2]")
     tenth = save_report(made, place, 10)
-    assert last_report(place) == tenth
+    assert last_report(place) == 10 and tenth == report_at(place, 10)
     with fetched(tenth) as found:
         assert (found / "state.json").read_text() == "[2]"
         assert (found / "model" / "weights").stat().st_size == 1000
     assert [path.name for path in (tmp_path / "ray" / "trial-001").iterdir()] == ["report-10"]
     delete(tenth)
     delete(tenth)
-    assert last_report(place) is None
+    assert last_report(place) == NONE
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "a file cut off", "a file missing"])
+@pytest.mark.parametrize("harm", ["no manifest", "manifest cut off", "a file cut off", "a file missing"])
 def test_a_report_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatch, harm):
     """What a kill left half-written is never resumed from: the one before it is."""
     place = str(tmp_path / "trial")
-    before = save_report(made, place, 1)
+    save_report(made, place, 1)
     monkeypatch.setattr("adept_ray.storage._reports", lambda *_: [])  # killed before the older one went
     save_report(made, place, 2)
     monkeypatch.undo()
     weights = tmp_path / "trial" / "report-2" / "model" / "weights"
     if harm == "no manifest":
         (tmp_path / "trial" / "report-2" / "manifest.json").unlink()
+    elif harm == "manifest cut off":
+        (tmp_path / "trial" / "report-2" / "manifest.json").write_text('{"state')
     elif harm == "a file missing":
         weights.unlink()
     else:
         weights.write_bytes(bytes(999))
-    assert last_report(place) == before
+    assert last_report(place) == 1
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
