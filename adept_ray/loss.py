@@ -9,6 +9,9 @@ import torch.nn.functional as F
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
+# Logits become losses piece by piece. One large temporary would be fresh memory for every batch, and on a CPU
+# getting that takes as long as the loss itself; a piece fits its cache.
+CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
 
 
 def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +29,13 @@ def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor,
         real = F.pad(mask[:, 1:] * mask[:, :-1], (0, 1), value=0)
         targets = targets.masked_fill(real == 0, IGNORED)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+    rows, wanted = logits.flatten(0, 1), targets.flatten()
+    piece_bytes = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE
+    at_once = max(1, piece_bytes // (4 * rows.shape[1]))
+    losses = torch.cat(
+        [
+            F.cross_entropy(piece.float(), goal, reduction="none", ignore_index=IGNORED)
+            for piece, goal in zip(rows.split(at_once), wanted.split(at_once), strict=True)
+        ]
     )
     return losses.view_as(ids).sum(dim=1), (targets != IGNORED).sum(dim=1).to(losses.dtype)

@@ -14,7 +14,6 @@ from torch import nn
 
 from adept_ray.anatomy import layers_of
 from adept_ray.importance import sequences_at_once
-from adept_ray.loss import next_token_nats
 from adept_ray.race import rank_layers
 
 
@@ -26,14 +25,12 @@ class Skipped(nn.Module):
 
 
 def whole_passes(model: nn.Module, ids: torch.Tensor, micro_batch: int) -> list[float]:
-    """The plain way: the whole model, then the whole model once more without each layer."""
+    """The plain way: transformers' own loss of the whole model, then without each of its layers."""
     layers = layers_of(model)
 
     def loss() -> float:
-        return sum(
-            float(next_token_nats(model, {"input_ids": piece})[0].double().sum())
-            for piece in ids.split(micro_batch)
-        ) / (ids.numel() - len(ids))
+        means = [(len(piece), float(model(piece, labels=piece).loss)) for piece in ids.split(micro_batch)]
+        return sum(sequences * mean for sequences, mean in means) / len(ids)
 
     with torch.inference_mode():
         base, without = loss(), []

@@ -50,11 +50,11 @@ def in_turn(rivals: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 def table(timed: Mapping[str, Timed], against: str) -> None:
     """Print median, spread and the ratio to one of the rivals. Ratios are taken round by round."""
-    print(f"\n{'':32}{'median s':>10}{'spread':>16}{'ratio':>8}")
+    print(f"\n{'':38}{'median s':>10}{'spread':>16}{'ratio':>8}")
     for name, times in timed.items():
         pairs = zip(times.seconds, timed[against].seconds, strict=True)
         ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-        print(f"{name:32}{times.median:10.2f}{times.spread:>16}{ratio:8.3f}")
+        print(f"{name:38}{times.median:10.2f}{times.spread:>16}{ratio:8.3f}")
 
 
 def prepare_torch(threads: int) -> None:

@@ -51,10 +51,13 @@ def adept(model: PreTrainedModel, layers: Sequence[int]) -> torch.optim.Optimize
     return torch.optim.AdamW(parameter_groups(model, added), lr=1e-4)
 
 
-def full(model: PreTrainedModel) -> torch.optim.Optimizer:
+def full(model: PreTrainedModel, layers: Sequence[int]) -> torch.optim.Optimizer:
     """Every parameter of the backbone is trained."""
     model.requires_grad_(True)
     return torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+
+RIVALS = {"ADEPT": adept, "full-parameter": full}
 
 
 def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> Callable[[], float]:
@@ -78,27 +81,37 @@ def flops(run: Callable[[], float]) -> int:
     return counter.get_total_flops()
 
 
-class Memory:
-    """Memory of this process (or on its GPU) beyond what was in use when this was made, GiB."""
-
-    def __init__(self, device: str) -> None:
+def peak_memory(name: str, args: argparse.Namespace, ids: torch.Tensor) -> float:
+    """Most memory of two steps, weights and optimizer included, GiB; on a CPU in a process of its own."""
+    if args.device == "cuda":
         gc.collect()
-        self._cuda = device == "cuda"
-        if self._cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
-        self._before = self._read("VmRSS", torch.cuda.memory_allocated)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        two_steps(name, args, ids)
+        return (torch.cuda.max_memory_allocated() - before) / GIB
+    with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(resident, (name, args, ids))
 
-    def peak(self) -> float:
-        """Most of it since then."""
-        return (self._read("VmHWM", torch.cuda.max_memory_allocated) - self._before) / GIB
 
-    def _read(self, name: str, on_gpu: Callable[[], int]) -> int:
-        if self._cuda:
-            return on_gpu()
-        return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
+def two_steps(name: str, args: argparse.Namespace, ids: torch.Tensor) -> None:
+    """Build a rival and let it make two steps: the optimizer has its state in the second."""
+    model = backbone(args)
+    run = step(model, RIVALS[name](model, args.layers), ids)
+    run()
+    run()
+
+
+def resident(name: str, args: argparse.Namespace, ids: torch.Tensor) -> float:
+    """What this fresh process needs for two steps beyond its imports, GiB."""
+
+    def status(what: str) -> int:
+        return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) * 1024
+
+    torch.set_num_threads(args.threads)
+    before = status("VmRSS")
+    two_steps(name, args, ids)
+    return (status("VmHWM") - before) / GIB
 
 
 def check(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
@@ -139,18 +152,17 @@ def main() -> None:
         ids = boolq(args.blocks * args.seq_len, args.seq_len).to(args.device)
     print(f"{ids.numel()} tokens a step, copies of layers {' '.join(map(str, args.layers))}")
 
-    seconds: dict[str, list[float]] = {"ADEPT": [], "full-parameter": []}
-    counted, memory = {}, {}
+    memory = {name: peak_memory(name, args, ids) for name in RIVALS}
+    seconds: dict[str, list[float]] = {name: [] for name in RIVALS}
+    counted = {}
     for turn in range(args.rounds):  # one at a time in memory, in turn
         for name, times in seconds.items():
-            used = Memory(args.device)
             model = backbone(args)
-            optimizer = adept(model, args.layers) if name == "ADEPT" else full(model)
+            optimizer = RIVALS[name](model, args.layers)
             check(model, optimizer)
             run = step(model, optimizer, ids)
             counted[name] = flops(run)  # and the optimizer makes its state
             times += [timed(run) for _ in range(args.steps)]
-            memory[name] = used.peak()
             print(f"  round {turn + 1} of {args.rounds}, {name}: {times[-1]:.2f} s a step", flush=True)
             del model, optimizer, run
     table({name: Timed(times, None) for name, times in seconds.items()}, "full-parameter")
