@@ -113,7 +113,7 @@ def draw(
         left.plot(
             [passes[n] for n in LAYERS], [probes[n, tokens] for n in LAYERS], "o-", label=f"{tokens} tokens"
         )
-    left.set(xlabel="layer passes a token, about L²/2 + 2L", ylabel="probe, s", xlim=0, ylim=0)
+    left.set(xlabel="layer passes a token, about L²/2 + L", ylabel="probe, s", xlim=0, ylim=0)
     for layers in LAYERS:
         right.plot(TOKENS, [steps[layers, t] for t in TOKENS], "o-", label=f"{layers} layers")
     right.set(xlabel="tokens a step", ylabel="step, s", xlim=0, ylim=0)
