@@ -79,6 +79,18 @@ class Board:
         self._closed = ""  # why there will be no more tasks
         self._changed = asyncio.Condition()
 
+    async def lead(self, board: Any, run: RunSpec, storage: str) -> None:
+        """Keep the workers running; when they are gone for good, so are the tasks. `board` is its own handle.
+
+        It is done here and not in the run's own process, where it would take a thread: one that still waits
+        for Ray when the run is interrupted ends the process with Ray's status in place of ours.
+        """
+        try:
+            await asyncio.to_thread(keep_workers, board, run, storage)
+            await self.close("the workers went home")
+        except Exception as error:
+            await self.close(f"the workers can't be kept running: {error}")
+
     async def submit(self, task: Any) -> int:
         """Hand in a task; returns its number."""
         self._tasks.append(task)
@@ -181,14 +193,28 @@ def crew(run: RunSpec, storage: str) -> Iterator[Any]:
     `storage` is where Ray Train keeps its own records. What goes wrong for good ends all tasks.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(num_cpus=0)(Board)
+    board = actor.options(name=board_name(run), scheduling_strategy=here).remote()
+    leading = board.lead.remote(board, run, storage)
+    # When this raises, what runs now is not worth waiting for: the cluster ends it.
+    yield board
+    ray.get(board.close.remote())
+    with suppress(ray.exceptions.GetTimeoutError):
+        ray.get(leading, timeout=30)  # so that the workers' resources are free again
+
+
+def keep_workers(board: Any, run: RunSpec, storage: str) -> None:
+    """Start the workers and keep them running until the board sends them home. Raises Ray Train's errors."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    board: Any = ray.remote(num_cpus=0)(Board).options(name=board_name(run)).remote()
     resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
-    trainer = TorchTrainer(
+    TorchTrainer(
         worker,
         train_loop_config={"board": board, "threads": threads_per_worker(run)},
         scaling_config=ScalingConfig(
@@ -199,30 +225,7 @@ def crew(run: RunSpec, storage: str) -> Iterator[Any]:
             storage_path=storage,
             failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
         ),
-    )
-
-    leaving = threading.Event()
-
-    def serve() -> None:
-        try:
-            trainer.fit()
-            problem = "the workers went home"
-        except Exception as error:
-            problem = f"the workers can't be kept running: {error}"
-        if not leaving.is_set():  # else Ray may be gone, and any call would start it again
-            ray.get(board.close.remote(problem))
-
-    # In a thread, also because Ray Train in the main thread would take Ctrl-C for itself.
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield board
-    except BaseException:  # what runs now is not worth waiting for: the cluster ends it
-        leaving.set()
-        raise
-    leaving.set()
-    ray.get(board.close.remote())
-    thread.join(timeout=30)  # so that the workers' resources are free again
+    ).fit()
 
 
 def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
