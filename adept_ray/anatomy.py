@@ -79,6 +79,11 @@ def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Pa
     }
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by their full name; shared ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def unit_of(parameter: str) -> str:
     """The unit a parameter belongs to: the module that owns it (a weight and its bias are one unit)."""
     return parameter.rpartition(".")[0]
@@ -92,6 +97,17 @@ def layer_of(name: str) -> int:
 def is_norm(unit: str) -> bool:
     """Whether a unit is a normalisation (scales a vector) rather than a projection matrix."""
     return "norm" in unit.rpartition(".")[2]
+
+
+def block_of(parameter: str) -> str:
+    """The part of a layer that a parameter belongs to: its attention, its mlp, or all its norms together.
+
+    A norm inside of the attention (of queries, of keys) is one of the norms.
+    """
+    parts = parameter.split(".")
+    layer = next(i for i, part in enumerate(parts) if part.isdigit())
+    kind = "norm" if is_norm(unit_of(parameter)) else parts[layer + 1]
+    return ".".join([*parts[: layer + 1], kind])
 
 
 def moved(name: str, layer: int) -> str:

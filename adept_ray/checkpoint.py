@@ -1,4 +1,4 @@
-"""Everything a resumed training needs: the added layers, the optimizer, the rates and the step."""
+"""Everything a resumed training needs: what is trained, the optimizer, the rates and the step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adept_ray.anatomy import layer_parameters
+from adept_ray.anatomy import trainable
 from adept_ray.config import UserError
 
-WEIGHTS, OPTIMIZER, STATE = "added.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass
@@ -38,8 +38,8 @@ class TrainState:
     """One row per unit and measurement: step, unit, importance, scale."""
 
     def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write state, added layers and, for a training that goes on, the optimizer. Nothing is pickled."""
-        parameters = layer_parameters(model, self.added)
+        """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles."""
+        parameters = trainable(model)
         save_file({name: p.detach().contiguous() for name, p in parameters.items()}, folder / WEIGHTS)
         if optimizer is not None:
             save_file(_optimizer_tensors(parameters, optimizer), folder / OPTIMIZER)
@@ -49,15 +49,15 @@ class TrainState:
     def load(
         cls, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> TrainState:
-        """Read a state and put weights and optimizer state into the already expanded `model`.
+        """Read a state and put weights and optimizer state into the `model` made ready for training.
 
-        Raises :class:`UserError` when the checkpoint was made for other added layers.
+        Raises :class:`UserError` when the checkpoint was made for other parameters.
         """
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
         state = cls(**{**values, "layers": tuple(values["layers"]), "added": tuple(values["added"])})
         weights = load_file(folder / WEIGHTS)
         # Asked of the model, not of the checkpoint: else its layers would overwrite frozen ones.
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = trainable(model)
         if set(weights) != set(parameters):
             raise UserError(
                 f"{folder}: its added layers are {list(state.added)}, copies of {list(state.layers)}, and "

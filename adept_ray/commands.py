@@ -39,8 +39,8 @@ from adept_ray.config import (
 from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, checked
-from adept_ray.expansion import select_layers
 from adept_ray.figures import draw_importance
+from adept_ray.placement import placed
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
 from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
@@ -57,7 +57,7 @@ def find_k(run: SearchRun) -> str:
     Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
     """
     display = Display()
-    run = placed(run)
+    run = settled(run)
     results = Results(run.storage, run.name)
     results.open(run.resume)
     if run.resume:
@@ -65,20 +65,19 @@ def find_k(run: SearchRun) -> str:
     space = load_search_space(run.search_space)
     launch.check_workers(run)
     sources = find_sources(run, display)
-    check_space(space, sources.layers)
+    base = TrainingSpec(tokens=run.tokens_per_trial)
+    check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
         k_max = max(space.parameters["k"].values)
         made = prepare(run, sources, display, board, k_max, run.tokens_per_trial)
         results.write_json("importance.json", made.importance)
-        base = TrainingSpec(tokens=run.tokens_per_trial)
         job = job_of(run, made, base, (), space.score)
         rows = run_trials(run, space, job, made, results, display, board)
         choice = choose(rows)
         row = next(row for row in rows if row["trial"] == choice.trial)
-        job = job_of(
-            run, made, training_of(row, base), select_layers(made.layer_importance, row["k"]), space.score
-        )
+        training = training_of(row, base)
+        job = job_of(run, made, training, placed(made.layer_importance, training, run.seed), space.score)
         test = conclude(run, job, made, results, display, board, row["saved"])
         delete_checkpoints(rows, choice.trial)
     write_best(results, run, made, job, test, asdict(choice), k_max)
@@ -96,7 +95,7 @@ def train_full(args: TrainRun) -> str:
     display = Display()
     best = load_best(args.config)
     run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
-    run = placed(run, "train")
+    run = settled(run, "train")
     results = Results(run.storage, run.name)
     results.open(args.resume)
     training = validated(
@@ -111,7 +110,7 @@ def train_full(args: TrainRun) -> str:
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(again, run), at_work(run, results, display) as board:
-        made = prepare(run, sources, display, board, best["k_max"], args.tokens)
+        made = prepare(run, sources, display, board, best["k_max"], args.tokens, training.replay > 0)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
@@ -133,7 +132,7 @@ def probe_only(run: ProbeRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display()
-    run = placed(run, "probe")
+    run = settled(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)
     launch.check_workers(run)
@@ -150,7 +149,7 @@ def probe_only(run: ProbeRun) -> str:
     return place
 
 
-def placed(run: R, what: str = "") -> R:
+def settled(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
     changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
     presets = {*BACKBONES, *CORPORA}
@@ -382,7 +381,7 @@ def summary(
     """The last lines of a run: k, why, what it gained, where everything lies."""
     layers = " ".join(map(str, job.layers)) or "none"
     display.say(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
-    if doubt := checked(Importance, made.importance, "importance").doubt(len(job.layers)):
+    if doubt := checked(Importance, made.importance, "importance").doubt(job.layers):
         display.say(doubt)
     for side in SIDES:
         found = test[side]

@@ -20,6 +20,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
+Granularity = Literal["tensor", "block"]
+Sign = Literal["protect", "reverse"]
+Placement = Literal["guided", "stratified", "uniform", "deepest", "random"]
+Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
+Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]
 Number = int | float
 
@@ -107,12 +112,28 @@ class TrainingSpec(Spec):
 
     k: int = Field(4, ge=0)
     """Expansion depth: how many layers are added."""
+    tunes: Tunes = "copies"
+    """What is trained: copies of the placed layers, those layers themselves, all parameters, or LoRA."""
+    placement: Placement = "guided"
+    """Which layers are copied (see adept_ray.placement)."""
+    offset: int = Field(0, ge=0)
+    """Layers by which a placement is moved or that it leaves out (see adept_ray.placement)."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the LoRA matrices; alpha is twice that."""
+    text: Text = "domain"
+    """Corpus to train on; ``general`` is the control that shows what any plain text would do."""
+    replay: float = Field(0.0, ge=0, lt=1)
+    """Share of general text mixed into the training text."""
     base_lr: float = Field(3e-3, gt=0)
     """Learning rate of a unit of average importance."""
     recompute_every: int = Field(16, ge=1)
     """Optimizer steps between two measurements of unit importance."""
     normalization: Normalization = "rank"
     """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
+    granularity: Granularity = "tensor"
+    """What shares a rate: each tensor's module, or a layer's attention, its mlp, its norms."""
+    sign: Sign = "protect"
+    """``protect`` slows the units that matter to general text, as the paper does; ``reverse`` is a control."""
     tokens: int = Field(6144, ge=1)
     """Domain tokens to train on."""
     tokens_per_step: int = Field(256, ge=1)
@@ -165,6 +186,37 @@ class TrainRun(Spec):
     """Name of the results folder; empty makes one from backbone, domain and time."""
     resume: bool = False
     """Continue the training of that NAME from its last checkpoint."""
+
+
+class CompareRun(RunSpec):
+    """What ``compare.py`` takes: a run, the rivals, and how thoroughly to compare them."""
+
+    methods: tuple[str, ...] = ()
+    """Methods to compare; none means all. A variant is NAME:key=value, such as adept:placement=uniform."""
+    k: int = Field(4, ge=0)
+    """Expansion depth of the methods that add or choose layers."""
+    recompute_every: int = Field(16, ge=1)
+    """Optimizer steps between two measurements of unit importance."""
+    tokens: int = Field(6144, ge=1)
+    """Tokens that each method trains on, the same number and the same blocks for all."""
+    tokens_per_step: int = Field(256, ge=1)
+    """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
+    rate_trials: int = Field(4, ge=1)
+    """Base rates tried for each method, on the validation splits."""
+    seeds: int = Field(3, ge=1)
+    """Trainings of each method at its best rate, each on other blocks, scored on the test splits."""
+    replay: float = 0.2
+    """Share of general text that the method ``replay`` mixes in."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the LoRA matrices of ``lora`` and ``tasl``."""
+    resume: bool = False
+    """Continue the comparison of that NAME; trainings that ended aren't run again."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareRun:
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"replay must be at least 0 and below 1, not {self.replay}")
+        return self
 
 
 class ScoreWeights(Spec):
@@ -240,7 +292,8 @@ class Range(Spec):
         return self
 
 
-SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in ("tokens", "reports"))
+UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank")  # set by the run or by a compared method
+SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
 
 
 class SearchSpace(Spec):

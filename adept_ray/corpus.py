@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from adept_ray.assets import CorpusFiles
 
 FORMAT = 1  # raise when the same inputs would give other blocks
-GENERAL_SPLITS = {"probe": 0.2, "validation": 0.4, "test": 0.4}
+GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
 READ_ROWS = 10_000  # documents that a reading task holds at a time
 MANIFEST = "blocks.json"
+EPSILON = 1e-9  # so that ten tenths are one
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,42 @@ class BlockOrder:
 
     The global batch of a step depends on the step alone, so a resumed run needs no more than its
     step number, and every number of workers shares out the same batches.
+
+    With `replayed` blocks of other text behind the first `blocks`, every place goes to the side that has
+    fallen behind its share: the rule of Ray Data's ``Dataset.mix``, here in a form that any step can be
+    looked up in.
     """
 
     blocks: int
     seed: int
+    replayed: int = 0
+    share: float = 0.0
+    """Share of the `replayed` blocks, 0…1."""
 
     def batch(self, step: int, size: int) -> list[int]:
-        """Ids of the `size` blocks of `step` (0-based)."""
-        places = range(step * size, (step + 1) * size)
-        return [int(self._epoch(place // self.blocks)[place % self.blocks]) for place in places]
+        """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
+        return [self._block(place) for place in range(step * size, (step + 1) * size)]
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        return _permutation(self.blocks, self.seed, epoch)
+    def _block(self, place: int) -> int:
+        before = int(place * self.share + EPSILON)  # replayed blocks so far
+        if int((place + 1) * self.share + EPSILON) > before:
+            return self.blocks + _shuffled(before, self.replayed, self.seed)
+        return _shuffled(place - before, self.blocks, self.seed)
 
 
-@functools.lru_cache(maxsize=2)
+def _shuffled(place: int, blocks: int, seed: int) -> int:
+    """The block at a place of joined permutations of `blocks`."""
+    return int(_permutation(blocks, seed, place // blocks)[place % blocks])
+
+
+@functools.lru_cache(maxsize=4)
 def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(blocks)
+
+
+def joined(first: Blocks, second: Blocks) -> Blocks:
+    """The blocks of both, those of `second` behind."""
+    return Blocks(np.concatenate([first.tokens, second.tokens]), np.concatenate([first.bytes, second.bytes]))
 
 
 def micro_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -83,8 +84,14 @@ class Importance(Record):
     made_from: dict[str, Any] = Field(default_factory=dict)
     seconds: float | None = None
 
-    def doubt(self, k: int) -> str:
-        """A sentence saying which of the k chosen layers could as well be others; empty when none could."""
+    def doubt(self, layers: Collection[int]) -> str:
+        """A sentence saying which of the chosen layers could as well be others.
+
+        Empty when none could, and when it was not their importance that chose them.
+        """
+        k = len(layers)
+        if set(layers) != set(self.order[:k]):
+            return ""
         doubtful = {row.layer for row in self.layers if row.places and row.places[0] < k <= row.places[1]}
         chosen = [layer for layer in self.order[:k] if layer in doubtful]
         others = [layer for layer in self.order[k:] if layer in doubtful]

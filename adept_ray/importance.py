@@ -7,7 +7,7 @@ all-reduced and every rank returns the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -160,11 +160,23 @@ def unit_importance(model: nn.Module, batches: Iterable[Batch], layers: Sequence
 
     First-order Taylor, the paper's "Unit-wise Neuron Decoupling".
     L is the mean next-token loss over the whole probe. Returns full parameter name → importance of
-    the unit it belongs to, so a weight and its bias share one number. Gradients are taken with
-    ``torch.autograd.grad``: nothing is written to ``.grad``, so none can reach an optimizer.
+    the unit it belongs to, so a weight and its bias share one number.
     Raises :class:`UserError` for an unsupported family, an unknown layer or when no token is predicted.
     """
-    parameters = layer_parameters(model, layers)
+    return taylor_importance(model, batches, layer_parameters(model, layers), unit_of)
+
+
+def taylor_importance(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    parameters: Mapping[str, nn.Parameter],
+    group_of: Callable[[str], str],
+) -> dict[str, float]:
+    """:func:`unit_importance` of any `parameters` (by full name), in groups that their names fall into.
+
+    Gradients are taken with ``torch.autograd.grad``: nothing is written to ``.grad``, so none can reach an
+    optimizer. Raises :class:`UserError` when no token is predicted.
+    """
     if not parameters:
         return {}
     gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters.values()]
@@ -180,14 +192,14 @@ def unit_importance(model: nn.Module, batches: Iterable[Batch], layers: Sequence
     total = summed(total, gradients[0].device)
     if total == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
-    sums: dict[str, list[float]] = {}  # unit → [Σ|θ g|, number of scalars]
+    sums: dict[str, list[float]] = {}  # group → [Σ|θ g|, number of scalars]
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         gradient = summed(gradient) / total.item()
         contribution = (parameter.detach().float() * gradient).abs().sum(dtype=torch.float64).item()
-        unit = sums.setdefault(unit_of(name), [0.0, 0.0])
-        unit[0] += contribution
-        unit[1] += parameter.numel()
-    return {name: sums[unit_of(name)][0] / sums[unit_of(name)][1] for name in parameters}
+        group = sums.setdefault(group_of(name), [0.0, 0.0])
+        group[0] += contribution
+        group[1] += parameter.numel()
+    return {name: sums[group_of(name)][0] / sums[group_of(name)][1] for name in parameters}
 
 
 @contextmanager

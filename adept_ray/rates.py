@@ -7,32 +7,50 @@ scale = 2·(1 − Ĩ), where Ĩ is the unit's importance brought into [0, 1] amo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from adept_ray.anatomy import is_norm, layer_parameters, unit_of
-from adept_ray.config import Normalization, UserError
+from adept_ray.anatomy import block_of, is_norm, trainable, unit_of
+from adept_ray.config import Normalization, Sign, UserError
 
 UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1
 
 
-def unit_scales(importance: Mapping[str, float], normalization: Normalization = "rank") -> dict[str, float]:
+def unit_scales(
+    importance: Mapping[str, float], normalization: Normalization = "rank", sign: Sign = "protect"
+) -> dict[str, float]:
     """Scale (0…2) of every parameter, from parameter name → importance of its unit.
 
     ``rank`` (default): the unit's average rank among all units, so the mean scale over units is
     exactly 1. ``minmax``: linear between the least and the most important unit (the authors' code);
     ``minmax_by_kind``: the same, norms and matrices apart. ``none``: every scale is 1. Equal
-    importances get equal scales. Raises :class:`UserError` for an importance that isn't finite.
+    importances get equal scales. `sign` "reverse" gives the most important unit the largest scale, a
+    control: scale 2·Ĩ. Raises :class:`UserError` for an importance that isn't finite.
     """
     units = {unit_of(name): value for name, value in importance.items()}
     for unit, value in units.items():
         if not math.isfinite(value):
             raise UserError(f"the importance of {unit} is {value}: the probe must give finite numbers")
     normalized = _normalized(units, normalization)
-    return {name: 2 * (1 - normalized[unit_of(name)]) for name in importance}
+    slowed = {unit: value if sign == "protect" else 1 - value for unit, value in normalized.items()}
+    return {name: 2 * (1 - slowed[unit_of(name)]) for name in importance}
+
+
+def by_block(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Importances coarsened to granularity ``block``: one for a layer's attention, its mlp and its norms each.
+
+    As for a unit, it is the mean over all scalars: each unit's importance counts by its `sizes` (parameter
+    name → number of scalars). Parameter names stay, so rates and groups follow as they do without.
+    """
+    sums: dict[str, list[float]] = {}
+    for name, value in importance.items():
+        block = sums.setdefault(block_of(name), [0.0, 0])
+        block[0] += value * sizes[name]
+        block[1] += sizes[name]
+    return {name: sums[block_of(name)][0] / sums[block_of(name)][1] for name in importance}
 
 
 def unit_rates(
@@ -74,24 +92,14 @@ def _minmax(units: Mapping[str, float]) -> dict[str, float]:
     return {unit: (value - low) / (high - low) for unit, value in units.items()}
 
 
-def parameter_groups(
-    model: nn.Module, added: Sequence[int], weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """One optimizer group per unit of the added layers, each with its ``unit`` name.
+def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """One optimizer group per unit of what `model` trains, each with its ``unit`` name.
 
     Norms and biases get no weight decay; where that parts a bias from its matrix, the unit has a
-    second group of the same name and rate. Raises :class:`UserError` if a trainable parameter of the
-    model lies outside the added layers, or one inside is frozen: every trainable parameter is in
-    exactly one group.
+    second group of the same name and rate. Every trainable parameter is in exactly one group.
     """
-    inside = layer_parameters(model, added)
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    if stray := trainable ^ set(inside):
-        raise UserError(
-            f"trainable parameters and added layers disagree about {', '.join(sorted(stray)[:3])}"
-        )
     groups: dict[tuple[str, float], dict[str, Any]] = {}
-    for name, parameter in inside.items():
+    for name, parameter in trainable(model).items():
         unit, decay = unit_of(name), weight_decay if parameter.ndim > 1 else 0.0
         group = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
         groups.setdefault((unit, decay), group)["params"].append(parameter)

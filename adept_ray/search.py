@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,15 @@ from ray.tune.search.optuna import OptunaSearch
 from adept_ray.anatomy import layer_of
 from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.crew import Task, board_name, reports
-from adept_ray.expansion import check_depth, select_layers
+from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
+from adept_ray.placement import place, placed
 from adept_ray.train import TrainJob
 
 STARTUP_TRIALS = 4  # proposed at random (after the settings under `first`) before TPE models the score
 HALVING = 2  # a report below the better half of its rung ends the trial
 EXPERIMENT = "search"
+LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 
 
 class Verdicts(ASHAScheduler):
@@ -128,7 +130,7 @@ def ended(metrics: Mapping[str, Any] | None) -> str:
 
 
 def describe(
-    name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, importance: LayerImportance
+    name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, layers_for: LayersFor
 ) -> dict[str, Any]:
     """A row of trials.csv; numbers are None before the first report."""
     names = (
@@ -141,22 +143,31 @@ def describe(
         "tokens",
         "seconds",
     )
-    layers = select_layers(importance, config["k"])
     return {
         "trial": name,
         "k": config["k"],
-        "layers": " ".join(map(str, layers)),
+        "layers": " ".join(map(str, layers_for(config))),
         **{key: value for key, value in config.items() if key != "k"},
         **{key: metrics.get(key) for key in names},
         "state": state,
     }
 
 
-def check_space(space: SearchSpace, layers: int) -> None:
-    """Raise :class:`UserError` when the range of k leaves 0 … number of layers."""
-    values = space.parameters["k"].values + tuple(setting["k"] for setting in space.first)
-    for k in values:
+def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> None:
+    """Raise :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
+
+    What holds for the largest k and offset of the ranges holds for the others.
+    """
+
+    def values(name: str) -> tuple[Any, ...]:
+        ranges = space.parameters
+        return ranges[name].values if name in ranges else (getattr(base, name),)
+
+    for k in values("k"):
         check_depth(k, layers)
+    unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0)
+    for placement in values("placement"):
+        place(unknown, max(values("k")), placement, max(values("offset")))
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
@@ -181,10 +192,11 @@ def trial(
 
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
     """
-    layers = select_layers(importance, config["k"])
+    training = overlay(job.training, config)
+    layers = placed(importance, training, job.seed)
     job = replace(
         job,
-        training=overlay(job.training, config),
+        training=training,
         layers=layers,
         units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
@@ -216,14 +228,18 @@ def search(
         ),
         {"CPU": 0.01},
     )
+
+    def layers_for(config: Mapping[str, Any]) -> tuple[int, ...]:
+        return placed(importance, overlay(job.training, config), job.seed)
+
     experiment = f"{storage}/{EXPERIMENT}"
     if run.resume and tune.Tuner.can_restore(experiment):
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True)
     else:
-        tuner = new_tuner(run, space, job.report_steps, importance, trainable, storage)
+        tuner = new_tuner(run, space, job.report_steps, layers_for, trainable, storage)
     tuner.fit()
     ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
-    rows = [final_row(each, importance) for each in ran]
+    rows = [final_row(each, layers_for) for each in ran]
     if sum(row["state"] != "interrupted" for row in rows) < run.trials:
         raise KeyboardInterrupt
     return rows
@@ -233,7 +249,7 @@ def new_tuner(
     run: SearchRun,
     space: SearchSpace,
     report_steps: Sequence[int],
-    importance: LayerImportance,
+    layers_for: LayersFor,
     trainable: Any,
     storage: str,
 ) -> tune.Tuner:
@@ -271,17 +287,17 @@ def new_tuner(
             name=EXPERIMENT,
             storage_path=storage,
             verbose=0,
-            callbacks=[Rows(board, functools.partial(describe, importance=importance))],
+            callbacks=[Rows(board, functools.partial(describe, layers_for=layers_for))],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
 
 
-def final_row(trial: Any, importance: LayerImportance) -> dict[str, Any]:
+def final_row(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
     """The row of a trial after the search, with the place of what it ``saved`` last and its ``error``."""
     metrics = trial.last_result or {}
     state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
-    row = describe(trial_name(trial), trial.config, metrics, state, importance)
+    row = describe(trial_name(trial), trial.config, metrics, state, layers_for)
     error = cause(trial) if state == "failed" else None
     return {**row, "saved": metrics.get("saved"), "error": error}
 

@@ -1,4 +1,4 @@
-"""Stage 2, what every Ray Train worker runs: expand, tune with unit-wise rates, measure again, score.
+"""Stage 2, what every Ray Train worker runs: make ready, tune with unit-wise rates, measure again, score.
 
 :func:`train` is the loop; :func:`conclude` looks once at the test splits and exports the model. Both
 are ordinary functions of their arguments: Ray, the command line and the tests call the same ones.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.anatomy import layer_parameters, unit_of
+from adept_ray.anatomy import unit_of
 from adept_ray.backbones import load_model, load_tokenizer
 from adept_ray.checkpoint import TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
-from adept_ray.corpus import BlockOrder, Blocks, micro_batches
-from adept_ray.expansion import expand, export, source_importance
+from adept_ray.corpus import BlockOrder, Blocks, joined, micro_batches
+from adept_ray.expansion import export
 from adept_ray.importance import unit_importance
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, summed, world_size
-from adept_ray.rates import parameter_groups, schedule, set_rates, unit_scales
+from adept_ray.rates import parameter_groups, schedule, set_rates
 from adept_ray.scoring import block_nats, change, combined
+from adept_ray.tuning import Tuning, make_ready
 
 Report = Callable[[dict[str, Any], Path | None], None]
 Progress = Callable[[int, int], None]
@@ -44,7 +45,7 @@ class TrainJob:
     revision: str | None
     training: TrainingSpec
     layers: tuple[int, ...]
-    """S_k: source layer ids, ascending."""
+    """The placed layers (S_k where the placement is guided): ids in the backbone, ascending."""
     units: Mapping[str, float]
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
@@ -53,6 +54,11 @@ class TrainJob:
     seq_len: int
     micro_batch: int
     seed: int
+
+    @property
+    def replayed(self) -> float:
+        """Share of general text in the training text."""
+        return 1.0 if self.training.text == "general" else self.training.replay
 
     @property
     def blocks_per_step(self) -> int:
@@ -82,26 +88,36 @@ def train(
 ) -> None:
     """Run stage 2 on this rank.
 
-    `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation). `report` gets the
+    `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation), and ``replay`` where
+    general text is trained on. `report` gets the
     metrics and, on rank 0, a folder with the checkpoint; it is called equally often on every rank.
     `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder.
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
     model = load_model(job.source, job.revision).to(device)
-    added = expand(model, job.layers)
-    parameters = list(layer_parameters(model, added).values())
-    optimizer = torch.optim.AdamW(parameter_groups(model, added, spec.weight_decay)) if added else None
+    tuning = make_ready(model, spec, job.layers, job.units, job.seed)
+    parameters = list(tuning.parameters.values())
+    groups = parameter_groups(model, spec.weight_decay)
+    optimizer = torch.optim.AdamW(groups) if groups else None
     if resume:
         state = TrainState.load(resume, model, optimizer)
     else:
-        state = TrainState(job.layers, added, importance=source_importance(job.units, job.layers))
-        record_rates(state, spec)
-    order = BlockOrder(len(blocks["train"]), job.seed)
-    scales = unit_scales(state.importance, spec.normalization)
+        state = TrainState(job.layers, tuning.added, importance=tuning.importance)
+        record_rates(state, tuning, spec)
+    scales = tuning.scales(state.importance, spec)
+    text, order = blocks["train"], BlockOrder(len(blocks["train"]), job.seed)
+    if job.replayed:
+        text = joined(text, blocks["replay"])
+        order = BlockOrder(len(blocks["train"]), job.seed, len(blocks["replay"]), job.replayed)
+
+    def probe_batches() -> Iterator[dict[str, torch.Tensor]]:
+        mine = range(rank(), len(blocks["remeasure"]), world_size())
+        return micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
 
     def stopped_after_report() -> bool:
         metrics = {**score(model, job, blocks), **trained(state, job), "loss": state.loss}
+        metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
             if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
@@ -113,30 +129,32 @@ def train(
     if resume and stopped_after_report():
         return
 
+    measures = tuning.rated and spec.normalization != "none"  # else there is nothing to be asked for
     while state.step < job.steps:
-        # Once in a while: the domain has moved the copies, so ask the general probe again.
-        if added and state.step > 0 and state.step % spec.recompute_every == 0:
-            mine = range(rank(), len(blocks["remeasure"]), world_size())
-            batches = micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
-            state.importance = unit_importance(model, batches, added)
-            record_rates(state, spec)
-            scales = unit_scales(state.importance, spec.normalization)
+        # Once in a while: the domain has moved what is trained, so ask the general probe again.
+        if measures and state.step > 0 and state.step % spec.recompute_every == 0:
+            state.importance = unit_importance(model, probe_batches(), tuning.rated)
+            record_rates(state, tuning, spec)
+            scales = tuning.scales(state.importance, spec)
 
         if optimizer is not None:
             set_rates(
                 optimizer, spec.base_lr, schedule(state.step, job.steps, spec.warmup, spec.final_lr), scales
             )
             ids = order.batch(state.step, job.blocks_per_step)
-            state.loss = gradients(model, parameters, blocks["train"], ids, job.micro_batch, device)
+            state.loss = gradients(model, parameters, text, ids, job.micro_batch, device)
             norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
             # Clipping an infinite gradient would make every weight nan.
             if not math.isfinite(state.loss + norm):
                 at = f"step {state.step + 1} of {job.steps}"
                 raise FloatingPointError(f"the loss is {state.loss} and its gradient's norm {norm} at {at}")
             optimizer.step()
+            tuning.observe(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
         progress(state.step, job.steps)
+        if optimizer is not None and state.step == job.steps:
+            tuning.conclude(optimizer, probe_batches())
 
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
         if state.step in job.report_steps:
@@ -172,9 +190,11 @@ def gradients(
     return float(summed(nats, device))
 
 
-def record_rates(state: TrainState, spec: TrainingSpec) -> None:
-    """Append a row per unit to the state's history of rates."""
-    scales = unit_scales(state.importance, spec.normalization)
+def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:
+    """Append a row per unit with a rate of its own to the state's history of rates."""
+    if not tuning.rated:
+        return
+    scales = tuning.scales(state.importance, spec)
     rows = {
         unit_of(name): {"step": state.step, "unit": unit_of(name), "importance": value, "scale": scales[name]}
         for name, value in state.importance.items()
@@ -220,7 +240,7 @@ def conclude(
     """
     model = load_model(job.source, job.revision).to(device)
     before = {side: block_nats(model, blocks[side], job.micro_batch) for side in SIDES}
-    added = expand(model, job.layers)
+    tuning = make_ready(model, job.training, job.layers, job.units, job.seed)
     TrainState.load(checkpoint, model)
     changes = {}
     for side in SIDES:
@@ -230,6 +250,6 @@ def conclude(
     result = {side: asdict(found) for side, found in changes.items()}
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
-            record = {"added_layers": list(added), "source_layers": list(job.layers), **about}
-            export(model, Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
+            record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}
+            export(tuning.merged(), Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
         report({**result, "score": value, "score_se": error}, Path(folder) if rank() == 0 else None)

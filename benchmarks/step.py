@@ -48,7 +48,7 @@ def adept(model: PreTrainedModel, layers: Sequence[int]) -> torch.optim.Optimize
         for name, parameter in layer_parameters(model, added).items():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.normal_(std=1e-3)
-    return torch.optim.AdamW(parameter_groups(model, added), lr=1e-4)
+    return torch.optim.AdamW(parameter_groups(model), lr=1e-4)
 
 
 def full(model: PreTrainedModel, layers: Sequence[int]) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ def fresh(layers=(0, 2)):
     """An expanded model and its optimizer, as a training begins."""
     model = tiny_model(layers=3)
     added = expand(model, layers)
-    return model, added, torch.optim.AdamW(parameter_groups(model, added, 0.1), lr=1e-3)
+    return model, added, torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3)
 
 
 def step(model, optimizer, seed):

@@ -139,7 +139,7 @@ def test_training_moves_the_copies_and_nothing_else(family):
     model = tiny_model(family)
     added = expand(model, (0, 3))
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(parameter_groups(model, added, weight_decay=0.1))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     for step in range(3):

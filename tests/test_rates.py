@@ -9,7 +9,7 @@ from common import random_ids, tiny_model
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adept_ray.anatomy import FAMILIES, is_norm, layer_parameters, unit_of
+from adept_ray.anatomy import FAMILIES, is_norm, unit_of
 from adept_ray.config import UserError
 from adept_ray.expansion import expand, source_importance
 from adept_ray.importance import unit_importance
@@ -107,7 +107,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(family, decay):
     """The groups hold the trainable parameters, each once, and every group is one unit."""
     model = tiny_model(family)
     added = expand(model, (0, 2))
-    groups = parameter_groups(model, added, decay)
+    groups = parameter_groups(model, decay)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -120,22 +120,20 @@ def test_every_trainable_parameter_is_in_exactly_one_group(family, decay):
 def test_only_matrices_decay(family):
     """Weight decay pulls at matrices, never at norms and biases."""
     model = tiny_model(family)
-    for group in parameter_groups(model, expand(model, (1,)), weight_decay=0.1):
+    expand(model, (1,))
+    for group in parameter_groups(model, weight_decay=0.1):
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0)
 
 
-def test_a_stray_trainable_parameter_is_refused():
-    """What is trainable outside the added layers, or frozen inside, is an error that names it."""
+def test_the_whole_model_can_be_grouped():
+    """Outside the layers too every trainable parameter is in exactly one group; what is frozen is in none."""
     model = tiny_model()
-    added = expand(model, (1,))
-    model.lm_head.weight.requires_grad_(True)
-    with pytest.raises(UserError, match=r"lm_head\.weight"):
-        parameter_groups(model, added)
+    model.requires_grad_(True)
     model.lm_head.weight.requires_grad_(False)
-    next(iter(layer_parameters(model, added).values())).requires_grad_(False)
-    with pytest.raises(UserError, match=r"layers\.2\.self_attn\.q_proj\.weight"):
-        parameter_groups(model, added)
+    grouped = [p for group in parameter_groups(model) for p in group["params"]]
+    wanted = [p for name, p in model.named_parameters() if name != "lm_head.weight"]
+    assert sorted(map(id, grouped)) == sorted(map(id, wanted))
 
 
 def prepared(weight_decay=0.0):
@@ -143,7 +141,7 @@ def prepared(weight_decay=0.0):
     units = unit_importance(model, [{"input_ids": random_ids()}], range(4))
     added = expand(model, (1, 3))
     scales = unit_scales(source_importance(units, (1, 3)))
-    return model, torch.optim.AdamW(parameter_groups(model, added, weight_decay)), scales
+    return model, torch.optim.AdamW(parameter_groups(model, weight_decay)), scales
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from adept_ray import search
-from adept_ray.config import Range, SearchSpace, TrainingSpec, UserError
+from adept_ray.config import Range, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.importance import LayerImportance
+from adept_ray.placement import placed
 from adept_ray.search import Proposals, Rows, Verdicts, check_space, choose, describe, distribution, final_row
 
 SPACE = {
@@ -24,6 +25,10 @@ SPACE = {
     "clip": Range(fixed=1.0),
 }
 IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.5, 0.4, 0.6), (0.01,) * 6, 3.0)
+
+
+def layers_for(config):
+    return placed(IMPORTANCE, overlay(TrainingSpec(), config), seed=0)
 
 
 # --- choosing k -----------------------------------------------------------------------------------
@@ -101,8 +106,8 @@ def test_k_beyond_the_backbone_is_refused():
     """The message names the k asked for and the number of layers, for ranges, choices and first trials."""
     for k in (Range(int=(1, 7)), Range(choice=(2, 7)), Range(fixed=7)):
         with pytest.raises(UserError, match=r"k is 7: .* layers, 6"):
-            check_space(SearchSpace(parameters={"k": k}), 6)
-    check_space(SearchSpace(parameters={"k": Range(int=(0, 6))}, first=({"k": 6},)), 6)
+            check_space(SearchSpace(parameters={"k": k}), 6, TrainingSpec())
+    check_space(SearchSpace(parameters={"k": Range(int=(0, 6))}, first=({"k": 6},)), 6, TrainingSpec())
 
 
 @pytest.mark.parametrize("name", SPACE)
@@ -291,7 +296,7 @@ def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
 
 def test_rows_follow_a_trial_from_start_to_end(board):
     """The board hears a trial's row when it starts, reports and ends; a stopped one isn't called finished."""
-    rows = Rows("board x", lambda *args: describe(*args, importance=IMPORTANCE))
+    rows = Rows("board x", lambda *args: describe(*args, layers_for=layers_for))
     trial = fake_trial(7)
     rows.on_trial_start(0, [], trial)
     rows.on_trial_result(0, [], trial, {"score": 2.5, "complete": False})
@@ -320,7 +325,7 @@ def test_final_states_say_how_trials_ended():
     ]
     error = RuntimeError("Traceback:\n  some/file.py\nFloatingPointError: the loss is nan at step 2 of 6\n")
     trials = [fake_trial(1, status=s, last_result=m, get_error=lambda: error) for s, m in ends]
-    rows = [final_row(trial, IMPORTANCE) for trial in trials]
+    rows = [final_row(trial, layers_for) for trial in trials]
     assert [row["state"] for row in rows] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
     assert [row["saved"] for row in rows[:2]] == ["c", None]
     assert [row["error"] for row in rows[1:3]] == [None, "FloatingPointError: the loss is nan at step 2 of 6"]
@@ -336,5 +341,5 @@ def test_when_every_trial_failed_the_first_reason_is_given():
 def test_a_row_gives_back_its_training():
     """The settings of a row make the specification it was trained with, at the search's token budget."""
     base = TrainingSpec(tokens=999)
-    row = describe("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", IMPORTANCE)
+    row = describe("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
     assert search.training_of(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})

@@ -1,0 +1,107 @@
+"""LoRA, and TaSL on top of it: rivals of the paper (pure torch and peft).
+
+TaSL, *Task Skill Localization and Consolidation* (arXiv 2408.05200; first as arXiv 2408.09857), is a method
+for a sequence of tasks. Here there are two: general text, which the untouched backbone stands for, and the
+domain. Its steps, by the paper's headings:
+
+- *Skill units*: the LoRA pair (A, B) of one projection.
+- *Skill localization*: while training, the sensitivity |w·∂L/∂w| of every weight is smoothed over steps,
+  and so is its distance from that mean; their product, averaged over a unit, is the unit's importance to
+  the domain: :func:`observe`. The importance to general text is the plain mean sensitivity on the general
+  probe, since no training on it was there to be watched.
+- *Skill consolidation*: a unit among the most important to general text alone goes back to what it was, one
+  to the domain alone stays as trained, one to both is a weighted average, one to neither the plain average:
+  :func:`consolidate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
+TOP = 0.2  # share of the units that count as important
+KEPT = 0.5  # weight of the backbone's unit where it matters to both; the paper leaves it to be tuned
+SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
+
+
+def add_lora(model: nn.Module, rank: int, seed: int) -> Any:
+    """Put LoRA (arXiv 2106.09685) beside every projection of every layer, in place, and freeze all the rest.
+
+    A is drawn with `seed`, B is zero, alpha is twice the rank. Returns peft's model, which can merge it.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LoraModel(model, config, "default")
+
+
+def skill_of(parameter: str) -> str:
+    """The skill unit of a LoRA matrix: the projection that it stands beside."""
+    return parameter.partition(".lora_")[0]
+
+
+def observe(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Smooth the sensitivity and its uncertainty of every weight; call it between a step and ``zero_grad``.
+
+    They are kept in the optimizer's state, and so in every checkpoint.
+    """
+    for parameter in parameters.values():
+        assert parameter.grad is not None
+        now = (parameter.detach() * parameter.grad).abs()
+        state = optimizer.state[parameter]
+        if SENSITIVITY not in state:
+            state[SENSITIVITY], state[UNCERTAINTY] = torch.zeros_like(now), torch.zeros_like(now)
+        state[SENSITIVITY].lerp_(now, 1 - SMOOTHING)
+        state[UNCERTAINTY].lerp_((now - state[SENSITIVITY]).abs(), 1 - SMOOTHING)
+
+
+def domain_importance(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    """Importance of every skill unit to what was trained on: mean of sensitivity times uncertainty."""
+    states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
+    return by_skill({name: (s[SENSITIVITY] * s[UNCERTAINTY]) for name, s in states.items()})
+
+
+def by_skill(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Mean over all scalars of each skill unit's matrices."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, value in values.items():
+        found.setdefault(skill_of(name), []).append(value.flatten())
+    return {skill: float(torch.cat(parts).mean(dtype=torch.float64)) for skill, parts in found.items()}
+
+
+def consolidate(
+    parameters: Mapping[str, nn.Parameter],
+    before: Mapping[str, torch.Tensor],
+    domain: Mapping[str, float],
+    general: Mapping[str, float],
+) -> dict[str, float]:
+    """Average trained skill units with what they were `before`, by their importance; in place.
+
+    Returns skill unit → the weight of the trained side, 0, ½, 1 - KEPT or 1.
+    """
+    to_domain, to_general = top(domain), top(general)
+    weights = {}
+    for skill in domain:
+        if skill in to_domain:
+            weights[skill] = 1 - KEPT if skill in to_general else 1.0
+        else:
+            weights[skill] = 0.0 if skill in to_general else 0.5
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.lerp(before[name], parameter, weights[skill_of(name)]))
+    return weights
+
+
+def top(importance: Mapping[str, float]) -> set[str]:
+    """The most important skill units: a share TOP of them, at least one."""
+    count = max(1, round(TOP * len(importance)))
+    return set(sorted(importance, key=lambda skill: (-importance[skill], skill))[:count])

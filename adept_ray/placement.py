@@ -1,0 +1,59 @@
+"""Which layers are copied: the paper's choice, and the rivals it has to be compared with (pure torch)."""
+
+from __future__ import annotations
+
+import random
+
+from adept_ray.config import Placement, TrainingSpec, UserError
+from adept_ray.expansion import check_depth, select_layers
+from adept_ray.importance import LayerImportance
+
+
+def place(
+    importance: LayerImportance, k: int, placement: Placement = "guided", offset: int = 0, seed: int = 0
+) -> tuple[int, ...]:
+    """Ids of the k layers to copy, ascending.
+
+    - ``guided``: the k least important, S_k (the paper's).
+    - ``stratified``: the least important layer of each of k equal bands of depth (ours).
+    - ``uniform``: the last layer of each of k equal bands, as LLaMA-Pro (arXiv 2401.02415, section 3.1).
+    - ``deepest``: the last k layers.
+    - ``random``: k layers drawn with `seed`.
+
+    `offset` moves ``uniform`` that many layers towards the input and keeps ``deepest`` as far from the
+    output; ``stratified``, ``guided`` and ``random`` choose among the layers from `offset` on.
+    Raises :class:`UserError` when that leaves fewer than k layers.
+    """
+    layers = len(importance.mean)
+    check_depth(k, layers)
+    left = layers - offset
+    if k and (left < k or (placement == "uniform" and offset > band_end(0, k, layers))):
+        what = (
+            "a band without a layer" if placement in ("stratified", "uniform") else f"{left} to choose from"
+        )
+        raise UserError(f"placement {placement} of {k} copies with offset {offset} leaves {what} of {layers}")
+    allowed = range(offset, layers)
+    if placement == "guided" and not offset:
+        return select_layers(importance, k)
+    if placement == "guided":
+        chosen = [layer for layer in importance.order if layer in allowed][:k]
+    elif placement == "stratified":
+        bands = [range(offset + band * left // k, offset + (band + 1) * left // k) for band in range(k)]
+        chosen = [next(layer for layer in importance.order if layer in band) for band in bands]
+    elif placement == "uniform":
+        chosen = [band_end(band, k, layers) - offset for band in range(k)]
+    elif placement == "deepest":
+        chosen = list(range(left - k, left))
+    else:
+        chosen = random.Random(f"placement {seed}").sample(allowed, k)
+    return tuple(sorted(chosen))
+
+
+def band_end(band: int, k: int, layers: int) -> int:
+    """Last layer of a band (0-based) of k equal ones; ends that fall between two layers go to the upper."""
+    return int((band + 1) * layers / k - 0.5)
+
+
+def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
+    """The layers that `training` copies (or tunes): :func:`place` with its settings."""
+    return place(importance, training.k, training.placement, training.offset, seed)

@@ -1,0 +1,109 @@
+"""What a training trains: the one place where methods differ for the training loop (pure torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adept_ray import lora
+from adept_ray.anatomy import layer_of, layer_parameters, trainable
+from adept_ray.config import TrainingSpec
+from adept_ray.expansion import expand, source_importance
+from adept_ray.importance import taylor_importance
+from adept_ray.loss import Batch
+from adept_ray.rates import by_block, unit_scales
+
+
+class Tuning:
+    """A model made ready for training; everything but :attr:`parameters` is frozen."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        added: Sequence[int] = (),
+        rated: Sequence[int] = (),
+        importance: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model = model
+        self.added = tuple(added)
+        """Ids of the copies in the expanded model, ascending."""
+        self.rated = tuple(rated)
+        """Ids of the layers whose units get rates by importance."""
+        self.parameters = trainable(model)
+        """What is trained, by full name."""
+        # Where nothing is asked of the probe all are alike, and equal importances give equal rates.
+        self.importance = dict(importance if importance is not None else dict.fromkeys(self.parameters, 0.0))
+        """Parameter name → importance of its unit before the first step."""
+
+    def scales(self, importance: Mapping[str, float], spec: TrainingSpec) -> dict[str, float]:
+        """Scale of every trained parameter at these importances."""
+        if spec.granularity == "block" and self.rated:
+            importance = by_block(importance, {name: p.numel() for name, p in self.parameters.items()})
+        return unit_scales(importance, spec.normalization, spec.sign)
+
+    def observe(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after every step, while its gradients are still there."""
+
+    def conclude(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
+        """Called once after the last step; `general` is this rank's share of the general probe."""
+
+    def merged(self) -> Any:
+        """The model as it is exported."""
+        return self.model
+
+
+class Lora(Tuning):
+    """LoRA on every projection."""
+
+    def __init__(self, model: nn.Module, rank: int, seed: int) -> None:
+        self._adapter = lora.add_lora(model, rank, seed)
+        super().__init__(model)
+
+    def merged(self) -> Any:
+        return self._adapter.merge_and_unload()
+
+
+class Tasl(Lora):
+    """LoRA whose skill units are consolidated at the end."""
+
+    def __init__(self, model: nn.Module, rank: int, seed: int) -> None:
+        super().__init__(model, rank, seed)
+        self._before = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def observe(self, optimizer: torch.optim.Optimizer) -> None:
+        lora.observe(self.parameters, optimizer)
+
+    def conclude(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
+        found = taylor_importance(self.model, general, self.parameters, lora.skill_of)
+        by_skill = {lora.skill_of(name): value for name, value in found.items()}
+        lora.consolidate(
+            self.parameters, self._before, lora.domain_importance(self.parameters, optimizer), by_skill
+        )
+
+
+def make_ready(
+    model: nn.Module, spec: TrainingSpec, layers: Sequence[int], units: Mapping[str, float], seed: int
+) -> Tuning:
+    """Change `model` in place into what `spec` trains, and freeze the rest.
+
+    `layers` are the placed layers of the backbone, `units` its unit importances (parameter name → value),
+    `seed` draws what has to be drawn. Raises :class:`UserError` for layers that don't exist.
+    """
+    if spec.tunes == "copies":
+        added = expand(model, layers)
+        return Tuning(model, added, added, source_importance(units, layers))
+    if spec.tunes == "lora":
+        return Lora(model, spec.lora_rank, seed)
+    if spec.tunes == "tasl":
+        return Tasl(model, spec.lora_rank, seed)
+    if spec.tunes == "all":
+        model.requires_grad_(True)
+        return Tuning(model)
+    model.requires_grad_(False)
+    for parameter in layer_parameters(model, layers).values():
+        parameter.requires_grad_(True)
+    own = {name: value for name, value in units.items() if layer_of(name) in layers}
+    return Tuning(model, (), layers, own)
