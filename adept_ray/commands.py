@@ -70,7 +70,8 @@ def find_k(run: SearchRun) -> str:
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
         k_max = max(space.parameters["k"].values)
-        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial)
+        replays = "replay" in space.parameters
+        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays)
         results.write_json("importance.json", made.importance)
         job = job_of(run, made, base, (), space.score)
         rows = run_trials(run, space, job, made, results, display, board)

@@ -133,7 +133,7 @@ class TrainingSpec(Spec):
     granularity: Granularity = "tensor"
     """What shares a rate: each tensor's module, or a layer's attention, its mlp, its norms."""
     sign: Sign = "protect"
-    """``protect`` slows the units that matter to general text, as the paper does; ``reverse`` is a control."""
+    """``protect`` slows the units that matter to general text, as the paper does; ``reverse`` doesn't."""
     tokens: int = Field(6144, ge=1)
     """Domain tokens to train on."""
     tokens_per_step: int = Field(256, ge=1)

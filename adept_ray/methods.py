@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method("LoRA on every projection (arXiv 2106.09685)", LORA_RATE, {"tunes": "lora", "k": 0}),
     "tasl": Method(
-        "LoRA, skill units consolidated by importance (arXiv 2408.05200)",
+        "LoRA, skill units consolidated at the end (arXiv 2408.05200)",
         LORA_RATE,
         {"tunes": "tasl", "k": 0},
     ),

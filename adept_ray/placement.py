@@ -28,10 +28,12 @@ def place(
     check_depth(k, layers)
     left = layers - offset
     if k and (left < k or (placement == "uniform" and offset > band_end(0, k, layers))):
-        what = (
-            "a band without a layer" if placement in ("stratified", "uniform") else f"{left} to choose from"
+        banded = placement in ("stratified", "uniform")
+        left_over = "a band without a layer" if banded else f"{max(left, 0)} layers to choose from"
+        raise UserError(
+            f"placement {placement} of {k} copies with offset {offset} leaves {left_over}: the model has "
+            f"{layers} layers, so give fewer copies or a smaller offset"
         )
-        raise UserError(f"placement {placement} of {k} copies with offset {offset} leaves {what} of {layers}")
     allowed = range(offset, layers)
     if placement == "guided" and not offset:
         return select_layers(importance, k)

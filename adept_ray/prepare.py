@@ -44,7 +44,7 @@ class Prepared:
     sets: Mapping[str, BlockSet]
     """``general`` and ``domain`` → all blocks of the corpus."""
     blocks: Mapping[str, Blocks]
-    """The blocks this run uses: probe, remeasure, general, domain (validation), train."""
+    """The blocks this run uses: probe, remeasure, general, domain (validation), train, maybe replay."""
     importance: Mapping[str, Any]
     """Content of importance.json."""
     before: Mapping[str, list[float]]
@@ -105,10 +105,12 @@ def prepare(
     board: Any,
     k_max: int,
     train_tokens: int = 0,
+    replay: bool = False,
 ) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
 
-    `k_max` is the largest depth of interest, which a raced probe goes by.
+    `k_max` is the largest depth of interest, which a raced probe goes by. With `replay` the blocks hold
+    general text to train on, too.
 
     Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
     the order of a hash, so that is a fair sample. A smaller split is gone through several times.
@@ -125,8 +127,10 @@ def prepare(
             wanted["domain"] = ("domain", "validation", run.validation_tokens)
         blocks = held_out(run, sets, wanted)
         if sources.domain:
-            train = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain)
-            blocks["train"] = train.first(max(train_tokens, run.seq_len))
+            texts = {"train": "domain", "replay": "general"} if replay else {"train": "domain"}
+            for name, side in texts.items():
+                train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
+                blocks[name] = train.first(max(train_tokens, run.seq_len))
             test_blocks(run, sets)  # too small a test split is said now, not after the search
     with (
         display.stage("probe", "stage 1, importance of layers and units") as update,

@@ -40,7 +40,7 @@ def unit_scales(
 
 
 def by_block(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Importances coarsened to granularity ``block``: one for a layer's attention, its mlp and its norms each.
+    """Importances at granularity ``block``: a layer's attention, its mlp, its norms.
 
     As for a unit, it is the mean over all scalars: each unit's importance counts by its `sizes` (parameter
     name → number of scalars). Parameter names stay, so rates and groups follow as they do without.

@@ -106,7 +106,7 @@ def test_an_unknown_rule_is_refused():
 def test_every_trainable_parameter_is_in_exactly_one_group(family, decay):
     """The groups hold the trainable parameters, each once, and every group is one unit."""
     model = tiny_model(family)
-    added = expand(model, (0, 2))
+    expand(model, (0, 2))
     groups = parameter_groups(model, decay)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -139,7 +139,7 @@ def test_the_whole_model_can_be_grouped():
 def prepared(weight_decay=0.0):
     model = tiny_model()
     units = unit_importance(model, [{"input_ids": random_ids()}], range(4))
-    added = expand(model, (1, 3))
+    expand(model, (1, 3))
     scales = unit_scales(source_importance(units, (1, 3)))
     return model, torch.optim.AdamW(parameter_groups(model, weight_decay)), scales
 
