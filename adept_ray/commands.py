@@ -1,4 +1,4 @@
-"""The three commands: find k, probe only, train at full length. Arguments in, results folder out."""
+"""The commands: find k, probe only, train at full length, compare. Arguments in, results folder out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from adept_ray import launch
 from adept_ray.assets import CORPORA
 from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.checkpoint import STATE
+from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
+from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import (
+    CompareRun,
     Interrupted,
     ProbeRun,
     RunSpec,
@@ -40,14 +43,17 @@ from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, checked
 from adept_ray.figures import draw_importance
-from adept_ray.placement import placed
+from adept_ray.methods import Entrant, entrants
+from adept_ray.placement import check_placement, placed
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
+from adept_ray.probe import ProbeJob
 from adept_ray.report import write_report
 from adept_ray.search import check_space, choose, search, training_of
 from adept_ray.storage import Results, default_name, delete, fetched
 from adept_ray.train import SIDES, TrainJob
 
 R = TypeVar("R", bound=RunSpec)
+Begun = TypeVar("Begun", SearchRun, CompareRun)
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf")
 
 
@@ -127,6 +133,89 @@ def train_full(args: TrainRun) -> str:
     return results.publish()
 
 
+def compare_methods(run: CompareRun) -> str:
+    """Train and score the rivals on the same blocks; write the comparison; returns the results' place.
+
+    Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
+    """
+    display = Display()
+    run = settled(run, "compare")
+    results = Results(run.storage, run.name)
+    results.open(run.resume)
+    if run.resume:
+        run = as_begun(run, json.loads((results.folder / "run.json").read_text())["run"])
+    rivals = entrants(run)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    for rival in rivals:
+        check_placement(rival.training, sources.layers)
+    write_run(results, run, display, sources)
+    with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
+        made = prepare(run, sources, display, board, max(run.k, 1), run.tokens * run.seeds, replay=True)
+        results.write_json("importance.json", made.importance)
+        field = field_of(run, made, results, display, board)
+        rows = run_comparison(run, rivals, field, results, display)
+    write_run(results, run, display, sources, made)
+    about = {rival.label: rival.about for rival in rivals}
+    summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
+    display.say(f"\n{verdict(summaries)}")
+    display.comparison(summaries)
+    for name in ("comparison.html", "comparison.csv", "runs.csv"):
+        display.say(f"{name + ':':16} {results.place}/{name}")
+    return results.publish()
+
+
+def field_of(run: CompareRun, made: Prepared, results: Results, display: Display, board: Any) -> Field:
+    """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
+    backbone, tests = made.sources.backbone, test_blocks(run, made.sets)
+    with (
+        display.stage("untouched", "the untouched backbone on the test splits"),
+    ):
+        job = ProbeJob(
+            backbone.source, backbone.revision, run.micro_batch, importance=False, held_out=tuple(SIDES)
+        )
+        nats = do(board, Task("untouched", "probe", job, put(tests)))["nats"]
+    judged = {"rate": {side: made.blocks[side] for side in SIDES}, "test": tests}
+    return Field(
+        board,
+        job_of(run, made, TrainingSpec(), (), ScoreWeights()),
+        made.layer_importance,
+        {phase: put({**made.blocks, **blocks}) for phase, blocks in judged.items()},
+        {"rate": made.before, "test": nats},
+        judged,
+        f"{results.ray}/trainings",
+    )
+
+
+def run_comparison(
+    run: CompareRun, rivals: Sequence[Entrant], field: Field, results: Results, display: Display
+) -> list[Training]:
+    """Run the trainings under a progress bar; runs.csv is written as they end."""
+    file = results.folder / "runs.csv"
+    known = from_csv(file.read_text()) if file.exists() else []
+    total = trainings(rivals, run.rate_trials, run.seeds)
+    now = ("", 0)  # the task that runs, and how many are over
+
+    def ended(rows: list[Training], name: str) -> None:
+        nonlocal now
+        now = (name, len(rows))
+        if rows:
+            # Those of an earlier attempt that are still to come stay in the file.
+            later = [row for row in known if row.key not in {r.key for r in rows}]
+            results.write("runs.csv", to_csv([asdict(row) for row in [*rows, *later]]))
+            display.training(asdict(rows[-1]))
+
+    with display.stage("compare", f"{total} trainings") as update:
+
+        def show(progress: Progresses, _: object) -> None:
+            name, over = now
+            done, of = progress.get(name, (0, 1))
+            update(round(1000 * (over + done / of)), 1000 * total)
+
+        with watching(field.board, show):
+            return compare(rivals, field, run.rate_trials, run.seeds, known, ended)
+
+
 def probe_only(run: ProbeRun) -> str:
     """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
 
@@ -180,11 +269,11 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
         raise Interrupted(f"python {command} --name {run.name} --resume{elsewhere}") from None
 
 
-def as_begun(run: SearchRun, begun: Mapping[str, Any]) -> SearchRun:
+def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
-    saved, defaults = validated(SearchRun, begun, "run.json"), SearchRun()
+    saved, defaults = validated(type(run), begun, "run.json"), type(run)()
     own = ("resume", "cache", "storage", "name", "dashboard")
-    for name in (n for n in SearchRun.model_fields if n not in own):
+    for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):
             flag = "--" + name.replace("_", "-")

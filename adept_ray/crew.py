@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config import RunSpec
-from adept_ray.launch import CPUS_PER_WORKER, Memory, threads_per_worker
+from adept_ray.launch import CPUS_PER_WORKER, Memory, forget_peak, peak_gib, threads_per_worker
 from adept_ray.storage import NONE, fetched, last_report, report_at, save_report
 
 if TYPE_CHECKING:
@@ -332,6 +332,7 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         if first:
+            metrics = {**metrics, "peak_gib": peak_gib(device)}
             if folder:
                 number_of_report = metrics.get("report", 0)
                 if number_of_report == resumed:  # said once more; what is resumed from is never written over
@@ -348,6 +349,7 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
             what = f"{task.name} waited {VERDICT_TIMEOUT_S} s for the verdict on its report {reports}"
             raise TimeoutError(f"{what}: the search no longer answers") from None
 
+    forget_peak(device)
     place = f"{task.storage}/{task.name}"
     resumed = NONE
     blocks: Any = ray.get(task.blocks)

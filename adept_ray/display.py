@@ -74,6 +74,32 @@ class Display:
             self.say(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
         self.say(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
 
+    def training(self, row: Mapping[str, Any]) -> None:
+        """A line about a training of a comparison that ended."""
+        rate = f"  rate {row['base_lr']:.1e}" if row["base_lr"] else ""
+        deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
+        end = (
+            f"failed: {row['error']}"
+            if row["error"]
+            else "general {} %  domain {} %  score {}".format(*deltas)
+        )
+        self.say(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
+
+    def comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The methods of a comparison with their means and intervals, best first."""
+        numbers = ("score", "general_delta", "domain_delta", "against_adept")
+        table = Table("method", "score", "general Δ %", "domain Δ %", "score − adept", box=None)
+        for row in sorted(
+            rows, key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
+        ):
+            halves = [row[f"{name}_ci"] for name in numbers]
+            texts = [
+                signed(row[n]) + (f" ± {h:.2f}" if h is not None else "")
+                for n, h in zip(numbers, halves, strict=True)
+            ]
+            table.add_row(row["method"], *texts)
+        self.console.print(table)
+
     @contextmanager
     def trials(
         self, total: int

@@ -234,6 +234,55 @@ def trade_figure(results: Evidence) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- comparisons
+
+Point = tuple[float, float | None]  # a mean and half of its interval
+
+
+@styled()
+def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -> Figure:
+    """Means with their intervals, one below the other in the order given; `own` stands out."""
+    figure, axes = _axes(4.6, 0.9 + 0.28 * len(points))
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for row, (name, mean, half) in enumerate(points):
+        color = ORANGE if name == own else BLUE
+        axes.errorbar([mean], [-row], xerr=[or_zero(half)], fmt="o", color=color, capsize=3, markersize=5)
+    axes.set_yticks([-row for row in range(len(points))], [name for name, _, _ in points])
+    axes.set_xlabel("score (right is better)")
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_formatter(_plain)
+    return figure
+
+
+@styled()
+def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure:
+    """General against domain change with intervals on both; every point carries its name."""
+    figure, axes = _axes(4.6, max(3.5, 0.9 + 0.28 * len(points)))
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for name, (x, half_x), (y, half_y) in points:
+        color = ORANGE if name == own else BLUE
+        axes.errorbar(
+            [x],
+            [y],
+            xerr=[or_zero(half_x)],
+            yerr=[or_zero(half_y)],
+            fmt="o",
+            color=color,
+            capsize=2,
+            alpha=0.8,
+        )
+        axes.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=color)
+    axes.set_xlabel("general Δ, % (right is better)")
+    axes.set_ylabel("domain Δ, % (up is better)")
+    axes.grid(True, axis="x")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_plain)
+    axes.margins(0.15)
+    return figure
+
+
 # ---------------------------------------------------------------- unit rates
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adept_ray.config import RunSpec, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CPUS_PER_WORKER = 1
 SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
@@ -133,6 +138,31 @@ class Memory:
     def peak_gib(cls) -> float | None:
         """Largest sample so far, GiB."""
         return round(cls._peak / 2**20, 2) or None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin anew to watch the memory of this process (on a GPU: what torch takes of it)."""
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier tasks left with the allocator
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Largest memory since :func:`forget_peak`, GiB; None where it can't be known."""
+    if device.type == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    with suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)
+    return None
 
 
 def threads_per_worker(run: RunSpec) -> int:

@@ -10,7 +10,7 @@ import yaml
 
 from adept_ray.config import CompareRun, TrainingSpec, UserError, nearest, overlay
 
-COPIES_RATE, FULL_RATE, LORA_RATE = 3e-3, 1e-4, 1e-3
+COPIES_RATE, FULL_RATE, FEW_RATE = 3e-3, 3e-4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,14 @@ METHODS: dict[str, Method] = {
         COPIES_RATE,
         {"placement": "uniform", "normalization": "none"},
     ),
-    "lora": Method("LoRA on every projection (arXiv 2106.09685)", LORA_RATE, {"tunes": "lora", "k": 0}),
+    "lora": Method("LoRA on every projection (arXiv 2106.09685)", FEW_RATE, {"tunes": "lora", "k": 0}),
     "tasl": Method(
         "LoRA, skill units consolidated at the end (arXiv 2408.05200)",
-        LORA_RATE,
+        FEW_RATE,
         {"tunes": "tasl", "k": 0},
     ),
     "adept": Method("copies of the least important layers, unit-wise rates", COPIES_RATE),
-    "adept-no-expansion": Method(
-        "stage 2 on the chosen layers themselves", FULL_RATE, {"tunes": "originals"}
-    ),
+    "adept-no-expansion": Method("stage 2 on the chosen layers themselves", FEW_RATE, {"tunes": "originals"}),
     "adept-one-rate": Method("stage 1 only: guided copies, one rate", COPIES_RATE, {"normalization": "none"}),
     "adept-uniform": Method(
         "stage 2 only: evenly spaced copies, unit-wise rates", COPIES_RATE, {"placement": "uniform"}

@@ -59,3 +59,9 @@ def band_end(band: int, k: int, layers: int) -> int:
 def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
     """The layers that `training` copies (or tunes): :func:`place` with its settings."""
     return place(importance, training.k, training.placement, training.offset, seed)
+
+
+def check_placement(training: TrainingSpec, layers: int) -> None:
+    """Raise :class:`UserError` unless `training` can be placed in a model of so many layers."""
+    unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0)
+    placed(unknown, training, seed=0)

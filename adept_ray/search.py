@@ -22,7 +22,7 @@ from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserEr
 from adept_ray.crew import Task, board_name, reports
 from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
-from adept_ray.placement import place, placed
+from adept_ray.placement import check_placement, placed
 from adept_ray.train import TrainJob
 
 STARTUP_TRIALS = 4  # proposed at random (after the settings under `first`) before TPE models the score
@@ -165,9 +165,9 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> None:
 
     for k in values("k"):
         check_depth(k, layers)
-    unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0)
+    largest = {"k": max(values("k")), "offset": max(values("offset"))}
     for placement in values("placement"):
-        place(unknown, max(values("k")), placement, max(values("offset")))
+        check_placement(overlay(base, {**largest, "placement": placement}), layers)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:

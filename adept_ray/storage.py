@@ -73,7 +73,7 @@ class Results:
             stream.write(b"")
         filesystem.delete_file(f"{path}/.writable")
         if download:
-            for name in ("run.json", "importance.json"):
+            for name in ("run.json", "importance.json", "runs.csv"):
                 if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
                     fs.copy_files(f"{path}/{name}", str(self.folder / name), filesystem, fs.LocalFileSystem())
 

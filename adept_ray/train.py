@@ -115,8 +115,11 @@ def train(
         mine = range(rank(), len(blocks["remeasure"]), world_size())
         return micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
 
+    training_seconds = 0.0  # of this process: what ran before a resume is not known
+
     def stopped_after_report() -> bool:
         metrics = {**score(model, job, blocks), **trained(state, job), "loss": state.loss}
+        metrics["training_seconds"] = round(training_seconds, 2)
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
@@ -131,6 +134,7 @@ def train(
 
     measures = tuning.rated and spec.normalization != "none"  # else there is nothing to be asked for
     while state.step < job.steps:
+        step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
             state.importance = unit_importance(model, probe_batches(), tuning.rated)
@@ -155,6 +159,7 @@ def train(
         progress(state.step, job.steps)
         if optimizer is not None and state.step == job.steps:
             tuning.conclude(optimizer, probe_batches())
+        training_seconds += time.perf_counter() - step_began
 
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
         if state.step in job.report_steps:

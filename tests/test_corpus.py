@@ -267,6 +267,26 @@ def test_every_block_once_per_epoch(blocks, size, seed):
         assert epochs[0] != [b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).batch(step, 1)]
 
 
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(1, 6), st.integers(0, 3))
+def test_replayed_blocks_keep_their_share(blocks, replayed, share, size, seed):
+    """After any number of places each side has its share to within one block, and goes through its epochs."""
+    order = BlockOrder(blocks, seed, replayed, share)
+    seen = [block for step in range(60 // size) for block in order.batch(step, size)]
+    counts = np.cumsum([block >= blocks for block in seen])
+    assert all(abs(count - share * (place + 1)) < 1 + 1e-6 for place, count in enumerate(counts))
+    own = [block for block in seen if block < blocks]
+    other = [block - blocks for block in seen if block >= blocks]
+    alone = [BlockOrder(n, seed).batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))]
+    assert [own, other] == alone
+
+
+def test_the_same_documents_are_held_out_with_and_without_text_to_replay():
+    """The first blocks of probe, validation and test lie where they lay before there was a train split."""
+    edges = np.cumsum([0, *GENERAL_SPLITS.values()])
+    starts = dict(zip(GENERAL_SPLITS, edges, strict=False))
+    assert (starts["probe"], starts["validation"], starts["test"]) == pytest.approx((0.0, 0.2, 0.6))
+
+
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_step_and_seed_alone(steps):
     """Asked in any order, by any object, a step has its own batch: this is what resuming relies on."""

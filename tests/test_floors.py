@@ -12,8 +12,8 @@ FLOORS = (
     "storage assets backbones corpus scoring checkpoint",
     "probe train",
     "launch crew",
-    "display prepare search",
-    "evidence figures page report cli commands",
+    "methods display prepare search compare",
+    "evidence figures page report comparison_report cli commands",
 )
 ORDER = " ".join(FLOORS).split()
 METHOD = FLOORS[0].split()

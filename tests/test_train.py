@@ -43,6 +43,7 @@ BLOCKS = {
     "general": stories(5, 2, 2),
     "domain": stories(4, 3, 1),
     "train": stories(10, 4, 1),
+    "replay": stories(6, 5, 2),
 }
 
 
@@ -95,7 +96,7 @@ class Run:
         train(job, BLOCKS, CPU, self.report, **options)
 
     def report(self, metrics, folder):
-        self.metrics.append({name: value for name, value in metrics.items() if name != "seconds"})
+        self.metrics.append({name: value for name, value in metrics.items() if "seconds" not in name})
         self.folders.append(self._folder / str(len(self.folders)))
         shutil.copytree(folder, self.folders[-1])
 
@@ -281,6 +282,53 @@ def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "gradients", infinite)
     with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
         Run(tmp_path, job)
+
+
+# --- other methods --------------------------------------------------------------------------------
+
+METHODS = {
+    "all": {"tunes": "all"},
+    "originals": {"tunes": "originals"},
+    "lora": {"tunes": "lora", "lora_rank": 2},
+    "tasl": {"tunes": "tasl", "lora_rank": 2},
+    "replay": {"replay": 0.4},
+    "general": {"text": "general"},
+    "block": {"granularity": "block", "sign": "reverse"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_resumes_and_concludes(job, method, tmp_path):
+    """It lowers the loss, ends with the same weights when resumed, and exports what it was scored with."""
+    job = changed(job, **METHODS[method], reports=2)
+    straight = Run(tmp_path / "straight", job)
+    side = "general" if method == "general" else "domain"
+    assert straight.metrics[-1][f"{side}_delta"] > 0.2
+    resumed = Run(tmp_path / "resumed", job, resume=straight.folders[0])
+    assert same(resumed.weights(), straight.weights()) and resumed.metrics[-1] == straight.metrics[-1]
+    results = []
+
+    def keep(metrics, folder):
+        results.append(metrics)
+        shutil.copytree(folder / "model", tmp_path / "model")
+
+    conclude(job, BLOCKS, CPU, keep, straight.folders[-1], {})
+    assert results[0]["domain"]["bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain"]["bpb"], rel=1e-4)
+
+
+def test_one_rate_asks_the_probe_nothing(job, tmp_path, monkeypatch):
+    """Without unit-wise rates the probe isn't measured again, so the method doesn't pay for it."""
+    monkeypatch.setattr(train_module, "unit_importance", None)
+    run = Run(tmp_path, changed(job, normalization="none", reports=1))
+    assert {row["scale"] for row in run.state()["rates"]} == {1.0}
+
+
+def test_replayed_text_is_trained_on(job, tmp_path):
+    """Half of the blocks being general text, general text is learned better than from the domain alone."""
+    runs = [Run(tmp_path / str(share), changed(job, replay=share, reports=1)) for share in (0.0, 0.5)]
+    assert runs[1].metrics[-1]["general_delta"] > runs[0].metrics[-1]["general_delta"] + 0.1
 
 
 # --- rates ----------------------------------------------------------------------------------------

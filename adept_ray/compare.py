@@ -1,0 +1,283 @@
+"""ADEPT against its rivals: every method on the same blocks, with a base rate searched for each alike.
+
+A comparison is a list of trainings. For each method some tries of the base rate, all of one seed and judged
+on the validation splits; then, at the best of them, a training for each further seed, judged on the test
+splits. A seed decides the order of the blocks and what else is drawn, and all methods share it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from adept_ray.config import TrainingSpec, UserError, overlay
+from adept_ray.corpus import Blocks
+from adept_ray.crew import Task, TaskFailed, do
+from adept_ray.importance import LayerImportance
+from adept_ray.methods import Entrant
+from adept_ray.placement import placed
+from adept_ray.scoring import bits_per_byte
+from adept_ray.storage import delete
+from adept_ray.train import SIDES, TrainJob
+
+APART = 3.0  # factor between base rates until the best one is enclosed
+MEASURE = "adept"  # the method that the others' scores are set against
+CONFIDENCE = 0.95
+Phase = str  # "rate" or "test"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row of runs.csv: one training of one method.
+
+    Changes and score are in percent of the untouched backbone's bits per byte; positive is better.
+    """
+
+    method: str
+    phase: Phase
+    """``rate``: tries a base rate, on the validation splits; ``test``: counts, on the test splits."""
+    seed: int
+    base_lr: float | None
+    layers: str = ""
+    general_bpb: float | None = None
+    domain_bpb: float | None = None
+    general_delta: float | None = None
+    domain_delta: float | None = None
+    score: float | None = None
+    trained_parameters: int = 0
+    tokens: int = 0
+    training_seconds: float = 0.0
+    """Wall clock of its steps, measuring again included, loading and scoring not."""
+    peak_gib: float | None = None
+    """Largest memory of a worker in that training."""
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int, float | None]:
+        """What makes it the same training when a comparison is resumed."""
+        return self.method, self.phase, self.seed, self.base_lr
+
+
+def next_rate(tried: Mapping[float, float], start: float) -> float:
+    """The base rate to try next, from rate → score (-inf for one that failed).
+
+    Steps by the factor APART towards better scores until the best rate has a worse one on either side, then
+    halves the larger gap (on a logarithmic scale) beside the best, on the side of the better neighbour first.
+    So every method gets the same number of tries whatever range it needs.
+    """
+    if not tried:
+        return start
+    rates = sorted(tried)
+    best = max(rates, key=lambda rate: (tried[rate], -rate))
+    at = rates.index(best)
+    if at == len(rates) - 1 and math.isfinite(tried[best]):
+        return rounded(best * APART)
+    if at == 0:
+        return rounded(best / APART)
+    below, above = rates[at - 1], rates[at + 1]
+    near = below if tried[below] >= tried[above] else above
+    return rounded(math.sqrt(best * near))
+
+
+def rounded(rate: float) -> float:
+    """A rate to two digits, so that a table can give it in full."""
+    return float(f"{rate:.1e}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """What all trainings of a comparison share."""
+
+    board: Any
+    job: TrainJob
+    """Settings; its training, layers and seed are replaced."""
+    importance: LayerImportance
+    references: Mapping[Phase, Any]
+    """Phase → object reference to the blocks: training text, and the splits to be judged on."""
+    before: Mapping[Phase, Mapping[str, Sequence[float]]]
+    """Phase → side → the untouched backbone's loss of each block, nats."""
+    judged: Mapping[Phase, Mapping[str, Blocks]]
+    """Phase → side → the blocks that those losses are of."""
+    storage: str
+
+    def train(self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str) -> Training:
+        """Run one training; one that fails is a row with its error."""
+        row = Training(entrant.label, phase, seed, base_lr)
+        if base_lr is None:
+            return replace(row, **self.untouched(phase))
+        spec = overlay(entrant.training, {"base_lr": base_lr})
+        layers = placed(self.importance, spec, seed) if spec.k else ()
+        job = replace(self.job, training=spec, layers=layers, seed=seed, before=self.before[phase])
+        row = replace(row, layers=" ".join(map(str, layers)))
+        try:
+            found = do(self.board, Task(name, "train", job, self.references[phase], self.storage))
+        except TaskFailed as problem:
+            return replace(row, error=str(problem).strip().splitlines()[-1])
+        delete(f"{self.storage}/{name}")  # all parameters of a model, for some methods
+        kept = {each.name for each in fields(Training)} & set(found)
+        return replace(row, **{each: found[each] for each in kept})
+
+    def untouched(self, phase: Phase) -> dict[str, Any]:
+        """Numbers of the untouched backbone, which needs no training."""
+        import numpy as np
+
+        sides = {
+            f"{side}_bpb": bits_per_byte(np.array(self.before[phase][side]), self.judged[phase][side].bytes)
+            for side in SIDES
+        }
+        return {**sides, "general_delta": 0.0, "domain_delta": 0.0, "score": 0.0}
+
+
+def trains(spec: TrainingSpec) -> bool:
+    """Whether a training with `spec` trains anything."""
+    return spec.k > 0 or spec.tunes not in ("copies", "originals")
+
+
+def trainings(entrants: Sequence[Entrant], rate_trials: int, seeds: int) -> int:
+    """How many trainings a comparison takes."""
+    return sum(rate_trials + seeds if trains(entrant.training) else 1 for entrant in entrants)
+
+
+def compare(
+    entrants: Sequence[Entrant],
+    field: Field,
+    rate_trials: int,
+    seeds: int,
+    known: Sequence[Training] = (),
+    ended: Callable[[list[Training], str], None] = lambda rows, name: None,
+) -> list[Training]:
+    """Run all trainings that aren't among the `known` ones; returns every row, in the order they were run.
+
+    `ended` gets all rows after each training, and the name of the task that comes next. The first seed tries
+    the rates, the `seeds` after it count. Raises :class:`UserError` when every rate of a method failed.
+    """
+    had = {row.key: row for row in known}
+    rows: list[Training] = []
+    first = field.job.seed
+
+    def run(entrant: Entrant, phase: Phase, base_lr: float | None, seed: int) -> Training:
+        number = len(rows) + 1
+        name = f"training-{number:03d}"
+        ended(rows, name)
+        key = (entrant.label, phase, seed, base_lr)
+        row = had[key] if key in had else field.train(entrant, phase, base_lr, seed, name)
+        rows.append(row)
+        return row
+
+    for entrant in entrants:
+        if not trains(entrant.training):
+            run(entrant, "test", None, first)
+            continue
+        tried: dict[float, float] = {}
+        for _ in range(rate_trials):
+            row = run(entrant, "rate", next_rate(tried, entrant.rate), first)
+            assert row.base_lr is not None
+            tried[row.base_lr] = row.score if row.score is not None else -math.inf
+        best = max(tried, key=lambda rate: (tried[rate], -rate))
+        if not math.isfinite(tried[best]):
+            ended(rows, "")
+            raise UserError(f"{entrant.label}: all its trainings failed, the last with: {rows[-1].error}")
+        for seed in range(first + 1, first + 1 + seeds):
+            run(entrant, "test", best, seed)
+    ended(rows, "")
+    return rows
+
+
+# ---------------------------------------------------------------- what it comes to
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95 % confidence interval (Student's t); None for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    from scipy.stats import t
+
+    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, float(half)
+
+
+def summarise(rows: Sequence[Training]) -> list[dict[str, Any]]:
+    """A row of comparison.csv for each method, in the order of `rows`; means over seeds, 95 % intervals.
+
+    ``against_adept`` is the mean difference in score to ADEPT on the same seeds, with the interval of that
+    difference. ``rate_at_edge``: the best base rate has no worse one on one side, so more tries may help.
+    """
+    methods = list(dict.fromkeys(row.method for row in rows))
+    measure = {row.seed: row.score for row in counting(rows, MEASURE) if row.score is not None}
+    return [summary_of(method, rows, measure) for method in methods]
+
+
+def counting(rows: Sequence[Training], method: str) -> list[Training]:
+    """The trainings of a method that count and didn't fail."""
+    return [row for row in rows if (row.method, row.phase) == (method, "test") and row.score is not None]
+
+
+def summary_of(method: str, rows: Sequence[Training], measure: Mapping[int, float]) -> dict[str, Any]:
+    """One row of :func:`summarise`; `measure` is seed → ADEPT's score."""
+    counted = counting(rows, method)
+    tried = {r.base_lr: r.score for r in rows if (r.method, r.phase) == (method, "rate") and r.base_lr}
+    found: dict[str, Any] = {
+        "method": method,
+        "seeds": len(counted),
+        "failed": sum(bool(row.error) for row in rows if row.method == method and row.phase == "test"),
+        "base_lr": counted[0].base_lr if counted else None,
+        "rate_at_edge": bool(tried) and bool(counted) and at_edge(counted[0].base_lr, tried),
+        "layers": " or ".join(dict.fromkeys(row.layers for row in counted)),
+    }
+    for name in ("general_delta", "domain_delta", "score"):
+        values = [getattr(row, name) for row in counted]
+        found[name], found[f"{name}_ci"] = interval(values) if values else (None, None)
+    pairs = differences(counted, measure) if method != MEASURE else []
+    found["against_adept"], found["against_adept_ci"] = interval(pairs) if pairs else (None, None)
+    found["trained_parameters"] = counted[0].trained_parameters if counted else None
+    found["tokens"] = counted[0].tokens if counted else None
+    found["training_seconds"] = statistics.fmean(r.training_seconds for r in counted) if counted else None
+    found["peak_gib"] = max((row.peak_gib for row in counted if row.peak_gib), default=None)
+    return found
+
+
+def differences(counted: Sequence[Training], measure: Mapping[int, float]) -> list[float]:
+    """Scores minus ADEPT's (`measure`: seed → its score) on the same seeds."""
+    if any(row.base_lr is None for row in counted):  # the untouched backbone is the same at every seed
+        return [-score for score in measure.values()]
+    return [row.score - measure[row.seed] for row in counted if row.seed in measure and row.score is not None]
+
+
+def at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:
+    """Whether `rate` is the lowest or the highest of the rates that were tried."""
+    return rate in (min(tried), max(tried))
+
+
+# ---------------------------------------------------------------- files
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as CSV text; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def from_csv(text: str) -> list[Training]:
+    """The rows of a runs.csv."""
+    kinds = {each.name: str(each.type) for each in fields(Training)}
+
+    def value(name: str, field_text: str) -> Any:
+        if "None" in kinds[name] and not field_text:
+            return None
+        if kinds[name].startswith("int"):
+            return int(field_text)
+        return float(field_text) if kinds[name].startswith("float") else field_text
+
+    return [
+        Training(**{name: value(name, field_text) for name, field_text in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    ]

@@ -1,0 +1,203 @@
+"""``comparison.html``: one self-contained page that sets the methods of a comparison side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from adept_ray import figures
+from adept_ray.compare import MEASURE, Training, summarise, to_csv
+from adept_ray.page import NONE, card, figure_html, inline, pairs, signed, write_page
+
+COLUMNS = {
+    "method": "method",
+    "score": "score",
+    "against_adept": "score − adept",
+    "general_delta": "general Δ %",
+    "domain_delta": "domain Δ %",
+    "base_lr": "base rate",
+    "layers": "layers",
+    "trained_parameters": "trained",
+    "training_seconds": "seconds",
+    "peak_gib": "peak GiB",
+    "seeds": "seeds",
+}
+WORDS = ("method", "layers")
+
+
+def write_comparison(
+    folder: Path, rows: Sequence[Training], about: Mapping[str, str], made: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Write comparison.csv and comparison.html into `folder`; returns the summaries, a row a method.
+
+    `about` says in words what each method is, `made` how the comparison was made (nested values are fine).
+    """
+    summaries = summarise(rows)
+    (folder / "comparison.csv").write_text(to_csv(summaries), encoding="utf-8")
+    sections = {
+        "Score": figures_of(summaries),
+        "All methods": table(summaries, about),
+        "Base rates tried": rates_of(rows),
+        "How this was made": pairs(made),
+    }
+    write_page(folder / "comparison.html", "Comparison: adept_ray", first_screen(summaries, made), sections)
+    return summaries
+
+
+def first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+    """Who won, and where ADEPT stands."""
+    ranked = ranking(summaries)
+    best = ranked[0]
+    cards = card("Best score", f"{best['method']}", with_interval(best, "score"))
+    for row in ranked:
+        if row["method"] == MEASURE and row is not best:
+            cards += card("ADEPT", f"{signed(row['score'], 2)}", f"place {place_of(row, ranked)}")
+    cards += card(
+        "Tokens each", f"{best['tokens'] or ranked[-1]['tokens'] or 0:,}", "the same for every method"
+    )
+    where = f"{made.get('backbone', '')} on {made.get('domain', '')}"
+    return (
+        f'<p class="eyebrow">adept_ray · comparison</p><h1>{escape(str(best["method"]))} leads</h1>'
+        f'<p class="lead">{escape(verdict(summaries))}</p>'
+        f'<p>{escape(where)}</p><div class="cards">{cards}</div>'
+        '<p class="note">Score: weighted reduction of bits per byte in percent of the untouched backbone, on '
+        "the test splits; positive is better. ± is half of a 95 % confidence interval over seeds (Student’s "
+        "t): it says what another draw of training blocks would change, not what another test text would.</p>"
+    )
+
+
+def ranking(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The methods with a score, best first."""
+    scored = [row for row in summaries if row["score"] is not None]
+    return sorted(scored, key=lambda row: -row["score"])
+
+
+def place_of(row: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> str:
+    """ "2 of 11"."""
+    return f"{ranked.index(row) + 1} of {len(ranked)}"
+
+
+def verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Sentences: ADEPT's place, and which rivals are better or worse beyond the noise over seeds."""
+    ranked = ranking(summaries)
+    own = next((row for row in ranked if row["method"] == MEASURE), None)
+    if own is None:
+        return f"{ranked[0]['method']} has the best mean score of {len(ranked)} methods."
+    rivals = [row for row in ranked if row["against_adept"] is not None]
+    beyond = [r for r in rivals if abs(r["against_adept"]) > (r["against_adept_ci"] or float("inf"))]
+    better = [str(r["method"]) for r in beyond if r["against_adept"] > 0]
+    worse = [str(r["method"]) for r in beyond if r["against_adept"] < 0]
+    open_ = [str(r["method"]) for r in rivals if r not in beyond]
+    parts = (
+        ("Better beyond the noise over seeds: ", better),
+        ("Worse: ", worse),
+        ("Not told apart: ", open_),
+    )
+    told = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+    return f"ADEPT is number {place_of(own, ranked)} by mean score. {told}".strip()
+
+
+def with_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
+    """A mean with half its interval, or a dash."""
+    if row[name] is None:
+        return NONE
+    half = row.get(f"{name}_ci")
+    return signed(row[name], digits) + (f" ± {half:.{digits}f}" if half is not None else "")
+
+
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """A field of the table as text."""
+    value = row[name]
+    if f"{name}_ci" in row:
+        return with_interval(row, name)
+    if value is None or value == "":
+        return NONE
+    if name == "base_lr":
+        return f"{value:.1e}" + (" (edge)" if row["rate_at_edge"] else "")
+    if name == "trained_parameters":
+        return f"{value / 1e6:.1f} M"
+    if name == "seeds":
+        return f"{value}" + (f" ({row['failed']} failed)" if row["failed"] else "")
+    return (
+        f"{value:.2f}" if name == "peak_gib" else f"{value:.0f}" if name == "training_seconds" else str(value)
+    )
+
+
+def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+    """All methods, best first."""
+
+    def field(tag: str, name: str, text: str) -> str:
+        css = f' class="words {name}"' if name in WORDS else ""
+        return f"<{tag}{css}>{escape(text)}</{tag}>"
+
+    failed = [row for row in summaries if row["score"] is None]
+    head = "".join(field("th", name, text) for name, text in COLUMNS.items())
+    body = "".join(
+        f'<tr class="{"won" if row["method"] == MEASURE else ""}">'
+        + "".join(field("td", name, cell(row, name)) for name in COLUMNS)
+        + "</tr>\n"
+        for row in [*ranking(summaries), *failed]
+    )
+    notes = pairs({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
+    return (
+        '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed. '
+        "(edge): the best rate has no worse one on one side, so more tries may still help that method. "
+        "Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
+        f'</p><div class="scroll"><table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        f"</table></div><h3>The methods</h3>{notes}"
+    )
+
+
+def figures_of(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Scores with their intervals, and the trade between the two sides."""
+    ranked = ranking(summaries)
+    points = [(str(r["method"]), r["score"], r["score_ci"]) for r in ranked]
+    trade = [
+        (
+            str(r["method"]),
+            (r["general_delta"], r["general_delta_ci"]),
+            (r["domain_delta"], r["domain_delta_ci"]),
+        )
+        for r in ranked
+    ]
+    return (
+        '<div class="two">'
+        + "".join(
+            (
+                figure_html(
+                    inline(figures.ranked_figure(points, MEASURE), "score", "Score of every method"),
+                    "Mean score over seeds with its 95 % interval.",
+                ),
+                figure_html(
+                    inline(figures.sides_figure(trade, MEASURE), "sides", "General against domain change"),
+                    "What each method gained in the domain and what it cost, or brought, in general.",
+                ),
+            )
+        )
+        + "</div>"
+    )
+
+
+def rates_of(rows: Sequence[Training]) -> str:
+    """The validation score of every base rate that was tried."""
+    tried: dict[str, list[Training]] = {}
+    for row in rows:
+        if row.phase == "rate":
+            tried.setdefault(row.method, []).append(row)
+    if not tried:
+        return "<p>No method has a base rate.</p>"
+    body = ""
+    for method, tries in tried.items():
+        texts = [
+            f"{row.base_lr:.1e}: {signed(row.score, 2) if row.score is not None else 'failed'}"
+            for row in sorted(tries, key=lambda row: row.base_lr or 0.0)
+        ]
+        body += (
+            f'<tr><td class="words">{escape(method)}</td>' + "".join(f"<td>{t}</td>" for t in texts) + "</tr>"
+        )
+    return (
+        '<p class="note">Base rate and validation score, a training each, all of the same seed.</p>'
+        f'<div class="scroll"><table class="trials"><tbody>{body}</tbody></table></div>'
+    )

@@ -1,0 +1,13 @@
+"""Compare ADEPT with its rivals at equal tokens: train, score, and say who wins.
+
+python scripts/compare.py                                             # all methods, two CPUs, about an hour
+python scripts/compare.py --methods adept full lora --seeds 2 --rate-trials 3
+python scripts/compare.py --methods adept adept:placement=stratified adept:normalization=minmax
+python scripts/compare.py --name NAME --resume                        # after Ctrl-C or a crash
+"""
+
+from adept_ray.cli import main
+from adept_ray.config import CompareRun
+
+if __name__ == "__main__":
+    main(CompareRun, "compare_methods", __doc__)

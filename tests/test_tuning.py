@@ -1,0 +1,153 @@
+"""What each method trains, how LoRA merges, and TaSL's steps one by one."""
+
+import copy
+from typing import get_args
+
+import pytest
+import torch
+from common import logits, random_ids, tiny_model
+from transformers import AutoModelForCausalLM
+
+from adept_ray import lora
+from adept_ray.anatomy import block_of, layer_parameters, trainable, unit_of
+from adept_ray.config import TrainingSpec, Tunes
+from adept_ray.expansion import export
+from adept_ray.importance import taylor_importance, unit_importance
+from adept_ray.loss import next_token_nats
+from adept_ray.tuning import make_ready
+
+LAYERS = (0, 2)
+BATCH = {"input_ids": random_ids(3, 12)}
+
+
+def ready(tunes, **settings):
+    """A tiny model and its tuning."""
+    model = tiny_model()
+    units = unit_importance(model, [BATCH], range(4))
+    spec = TrainingSpec(k=2, tunes=tunes, lora_rank=2, **settings)
+    return model, make_ready(model, spec, LAYERS, units, seed=3)
+
+
+@pytest.mark.parametrize("tunes", get_args(Tunes))
+def test_before_the_first_step_nothing_has_changed(tunes):
+    """Copies are identities and LoRA's B is zero: every method starts out as the backbone, bit for bit."""
+    model, _ = ready(tunes)
+    ids = random_ids()
+    assert torch.equal(logits(model, ids), logits(tiny_model(), ids))
+
+
+def test_what_is_trained():
+    """Copies, the chosen layers, every parameter, or two matrices a projection; and nothing else."""
+    backbone = tiny_model()
+    everything = dict(backbone.named_parameters())
+    assert set(ready("all")[1].parameters) == set(everything)
+    assert set(ready("originals")[1].parameters) == set(layer_parameters(backbone, LAYERS))
+    model, tuning = ready("copies")
+    assert set(tuning.parameters) == set(layer_parameters(model, (1, 4))) and tuning.added == (1, 4)
+    for tunes in ("lora", "tasl"):
+        names = set(ready(tunes)[1].parameters)
+        projections = {unit_of(n) for n in everything if "_proj" in n}
+        assert {lora.skill_of(name) for name in names} == projections and len(names) == 2 * len(projections)
+
+
+@pytest.mark.parametrize("tunes", get_args(Tunes))
+def test_scales_cover_what_is_trained(tunes):
+    """Where importance isn't measured every scale is 1; where it is, rank scales average 1 over units."""
+    _, tuning = ready(tunes)
+    scales = tuning.scales(tuning.importance, TrainingSpec())
+    assert scales.keys() == tuning.parameters.keys()
+    if tuning.rated:
+        assert len(set(scales.values())) > 3
+    else:
+        assert set(scales.values()) == {1.0}
+
+
+def test_a_block_is_the_mean_over_its_scalars():
+    """Granularity ``block`` gives what a measurement of whole blocks gives, before the rates are made."""
+    model, tuning = ready("originals")
+    measured = taylor_importance(model, [BATCH], tuning.parameters, block_of)
+    by_block = tuning.scales(tuning.importance, TrainingSpec(granularity="block"))
+    order = sorted(measured, key=lambda name: measured[name])
+    found = [by_block[name] for name in order]
+    assert found == sorted(found, reverse=True)
+    groups = {block_of(name): by_block[name] for name in order}
+    assert len(groups) == 6 and all(by_block[name] == groups[block_of(name)] for name in order)
+    assert {name.rpartition(".")[2] for name in groups} == {"self_attn", "mlp", "norm"}
+
+
+def test_a_merged_lora_computes_the_same(tmp_path):
+    """Merged, exported and loaded without peft it gives the logits it had with its adapters."""
+    model, tuning = ready("lora")
+    with torch.no_grad():
+        for parameter in tuning.parameters.values():
+            parameter.normal_(std=0.1)
+    ids = random_ids()
+    before = logits(model, ids)
+    assert not torch.allclose(before, logits(tiny_model(), ids), atol=1e-2)
+    loaded = AutoModelForCausalLM.from_pretrained(export(tuning.merged(), tmp_path))
+    torch.testing.assert_close(logits(loaded, ids), before, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_goes_by_the_seed_and_leaves_the_generator_alone():
+    """The same seed draws the same A, another seed another one; the random state outside is untouched."""
+    torch.manual_seed(0)
+    drawn = [trainable(lora.add_lora(tiny_model(), 2, seed)) for seed in (1, 1, 2)]
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    tiny_model(), tiny_model(), tiny_model()
+    assert torch.equal(after, torch.rand(1))
+    first, again, other = (next(p for n, p in d.items() if "lora_A" in n) for d in drawn)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_sensitivity_is_smoothed_over_steps():
+    """Mean sensitivity, its distance from what is seen, and their product, against the definition."""
+    model, tuning = ready("tasl")
+    optimizer = torch.optim.AdamW(tuning.parameters.values(), lr=1e-2)
+    means = {name: 0.0 for name in tuning.parameters}
+    spreads = dict(means)
+    for _ in range(3):
+        next_token_nats(model, BATCH)[0].sum().backward()
+        optimizer.step()
+        tuning.observe(optimizer)
+        for name, p in tuning.parameters.items():
+            now = (p * p.grad).abs().detach()
+            means[name] = 0.85 * means[name] + 0.15 * now
+            spreads[name] = 0.85 * spreads[name] + 0.15 * (now - means[name]).abs()
+        optimizer.zero_grad()
+    found = lora.domain_importance(tuning.parameters, optimizer)
+    skill = "model.layers.1.mlp.up_proj"
+    own = [name for name in means if name.startswith(f"{skill}.")]
+    values = torch.cat([(means[name] * spreads[name]).flatten() for name in own])
+    assert found[skill] == pytest.approx(values.mean().item(), rel=1e-4) and found[skill] > 0
+
+
+def test_consolidation_keeps_mixes_and_gives_back():
+    """Of ten units two count as important to each side: one to both, one to each, the rest to neither."""
+    names = [f"u{i}.lora_{m}.weight" for i in range(10) for m in "AB"]
+    trained = {name: torch.nn.Parameter(torch.full((2,), 4.0)) for name in names}
+    before = {name: torch.zeros(2) for name in names}
+    domain = {f"u{i}": float(i in (0, 1)) for i in range(10)}
+    general = {f"u{i}": float(i in (1, 2)) for i in range(10)}
+    weights = lora.consolidate(trained, before, domain, general)
+    assert [weights[f"u{i}"] for i in range(4)] == [1.0, 1 - lora.KEPT, 0.0, 0.5]
+    for name, parameter in trained.items():
+        assert parameter.tolist() == [4 * weights[lora.skill_of(name)]] * 2
+
+
+def test_tasl_ends_with_a_consolidation():
+    """After the last step every unit lies between what it was and what was trained, at one of the weights."""
+    model, tuning = ready("tasl")
+    before = {name: p.detach().clone() for name, p in tuning.parameters.items()}
+    optimizer = torch.optim.AdamW(tuning.parameters.values(), lr=1e-2)
+    next_token_nats(model, BATCH)[0].sum().backward()
+    optimizer.step()
+    tuning.observe(optimizer)
+    after = copy.deepcopy({name: p.detach() for name, p in tuning.parameters.items()})
+    tuning.conclude(optimizer, [BATCH])
+    shares = set()
+    for name, p in tuning.parameters.items():
+        moved = (after[name] - before[name]).norm()
+        if moved > 0:
+            shares.add(round(((p.detach() - before[name]).norm() / moved).item(), 3))
+    assert {0.0, 0.5, 1.0} <= shares | {0.0} and shares <= {0.0, 0.5, 1.0}
