@@ -146,7 +146,7 @@ class TrainingSpec(Spec):
     """Decoupled weight decay of matrices (never of norms and biases)."""
     clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
-    reports: int = Field(3, ge=1)
+    reports: int = Field(2, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
 
 

@@ -37,7 +37,9 @@ class Verdicts(ASHAScheduler):
     A trial that Tune ends from outside would leave the crew at work on it; one that returns from its own
     loop leaves it free for the next. Workers wait for the verdict on each report, so
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
-    on whatever its score, else the first one alone would be the measure. Tune doesn't keep a scheduler's
+    on whatever its score, else the first one alone would be the measure. And it goes on while it lies
+    within one standard error of the best that came as far: such a trial may still be chosen, by the rule of
+    :func:`choose`, so ending it could change the answer. Tune doesn't keep a scheduler's
     state, so scores and decisions are written to `memory` (a path or URI), and read back when a search
     is resumed.
     """
@@ -46,23 +48,34 @@ class Verdicts(ASHAScheduler):
         super().__init__(**options)
         self._board, self._memory, self._judge_after = board, memory, judge_after
         self._decided: dict[str, bool] = {}  # "trial id/report" → stop
+        self._best: dict[str, list[float]] = {}  # report → score and standard error of the best so far
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         key = f"{trial.trial_id}/{result['report']}"
         if key not in self._decided:  # a resumed trial repeats its last report
             decision = super().on_trial_result(tune_controller, trial, result)
             others = sum(seen.endswith(f"/{result['report']}") for seen in self._decided)
-            self._decided[key] = decision == TrialScheduler.STOP and others >= self._judge_after
+            hopeless = self._beyond_noise(result) and others >= self._judge_after
+            self._decided[key] = decision == TrialScheduler.STOP and hopeless
             self._remember()
         board = ray.get_actor(self._board)
         board.decide.remote(trial_name(trial), result["report"], self._decided[key])
         return TrialScheduler.CONTINUE
 
+    def _beyond_noise(self, result: Mapping[str, Any]) -> bool:
+        """Whether a report lies more than one standard error below the best one before it."""
+        report, score, error = str(result["report"]), result["score"], result["score_se"]
+        best, noise = self._best.get(report, (-math.inf, 0.0))
+        if score > best:
+            self._best[report] = [score, error if math.isfinite(error) else 0.0]
+        return bool(score < best - noise)
+
     def _remember(self) -> None:
         rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
         filesystem, path = fs.FileSystem.from_uri(self._memory)
         with filesystem.open_output_stream(f"{path}.new") as file:
-            file.write(json.dumps({"rungs": rungs, "decided": self._decided}).encode())
+            memory = {"rungs": rungs, "decided": self._decided, "best": self._best}
+            file.write(json.dumps(memory).encode())
         filesystem.move(f"{path}.new", path)  # so that a kill can't leave half of it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +86,7 @@ class Verdicts(ASHAScheduler):
             return
         with filesystem.open_input_file(path) as file:
             memory = json.loads(file.read())
-        self._decided = memory["decided"]
+        self._decided, self._best = memory["decided"], memory["best"]
         for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
             for (_, scores), remembered in zip(bracket._rungs, rungs, strict=True):
                 scores.update(remembered)

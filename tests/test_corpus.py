@@ -213,12 +213,12 @@ def test_a_corpus_too_small_says_what_it_needs(general):
     with pytest.raises(UserError) as problem:
         general.load("validation", have + 1, SEQ_LEN, "notes")
     text = str(problem.value)
-    assert "'notes'" in text and "validation split (40% of the documents)" in text
+    assert "'notes'" in text and "validation split (20% of the documents)" in text
     holds, needed, enough = map(
         int, re.search(r"holds (\d+) tokens .* and (\d+) are .* (\d+) tokens of", text).groups()
     )
     assert (holds, needed) == (have, have + 1)
-    assert enough * 0.4 == pytest.approx(needed, abs=1)
+    assert enough * 0.2 == pytest.approx(needed, abs=1)
 
 
 def lead_bytes(tokens):

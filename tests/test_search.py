@@ -229,7 +229,17 @@ def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
     scheduler = new_scheduler(tmp_path, judge_after=3)
     for number, score in enumerate([5.0, 1.0, 2.0, 1.5], 1):
         scheduler.on_trial_add(None, fake_trial(number))
-        scheduler.on_trial_result(None, fake_trial(number), {"score": score, "report": 1})
+        scheduler.on_trial_result(None, fake_trial(number), {"score": score, "score_se": 0.5, "report": 1})
+    assert [stop for _, _, stop in board["decide"]] == [False, False, False, True]
+
+
+def test_a_trial_that_may_still_be_chosen_is_not_stopped(board, tmp_path):
+    """Within one standard error of the best at the same report it goes on, though it is in the worse half."""
+    scheduler = new_scheduler(tmp_path)
+    for number, (score, error) in enumerate([(9.0, 3.0), (10.0, 1.0), (9.1, 1.0), (8.9, 5.0)], 1):
+        scheduler.on_trial_add(None, fake_trial(number))
+        report = {"score": score, "score_se": error, "report": 1}
+        scheduler.on_trial_result(None, fake_trial(number), report)
     assert [stop for _, _, stop in board["decide"]] == [False, False, False, True]
 
 
@@ -239,12 +249,16 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
     beginning = pickle.dumps(lost)
     for number, score in enumerate([5.0, 1.0], 1):
         lost.on_trial_add(None, fake_trial(number))
-        lost.on_trial_result(None, fake_trial(number), {"score": score, "report": 1})
+        lost.on_trial_result(None, fake_trial(number), {"score": score, "score_se": 0.5, "report": 1})
     restored = pickle.loads(beginning)
     for number in (2, 3):
         restored.on_trial_add(None, fake_trial(number))
-    restored.on_trial_result(None, fake_trial(2), {"score": 9.0, "report": 1})  # said before: judged before
-    restored.on_trial_result(None, fake_trial(3), {"score": 2.0, "report": 1})  # worse than trial 1's 5.0
+    restored.on_trial_result(
+        None, fake_trial(2), {"score": 9.0, "score_se": 0.5, "report": 1}
+    )  # said before: judged before
+    restored.on_trial_result(
+        None, fake_trial(3), {"score": 2.0, "score_se": 0.5, "report": 1}
+    )  # worse than trial 1's 5.0
     assert board["decide"][1:] == [("trial-002", 1, True), ("trial-002", 1, True), ("trial-003", 1, True)]
 
 
@@ -256,7 +270,7 @@ def judged(board, scores, reports=3):
             trial = fake_trial(number)
             scheduler.on_trial_add(None, trial)
             for report in range(1, reports + 1):
-                result = {"score": score, "report": report}
+                result = {"score": score, "score_se": 0.0, "report": report}
                 assert scheduler.on_trial_result(None, trial, result) == Verdicts.CONTINUE
                 if board["decide"][-1][2]:
                     break
