@@ -67,7 +67,7 @@ def next_rate(tried: Mapping[float, float], start: float) -> float:
     """The base rate to try next, from rate → score (-inf for one that failed).
 
     Steps by the factor APART towards better scores until the best rate has a worse one on either side, then
-    halves the larger gap (on a logarithmic scale) beside the best, on the side of the better neighbour first.
+    halves the wider gap (on a logarithmic scale) beside the best; of equal ones that to the better neighbour.
     So every method gets the same number of tries whatever range it needs.
     """
     if not tried:
@@ -80,13 +80,14 @@ def next_rate(tried: Mapping[float, float], start: float) -> float:
     if at == 0:
         return rounded(best / APART)
     below, above = rates[at - 1], rates[at + 1]
-    near = below if tried[below] >= tried[above] else above
+    gaps = {side: (round(abs(math.log(best / side)), 1), tried[side]) for side in (below, above)}
+    near = max(gaps, key=lambda side: gaps[side])
     return rounded(math.sqrt(best * near))
 
 
 def rounded(rate: float) -> float:
-    """A rate to two digits, so that a table can give it in full."""
-    return float(f"{rate:.1e}")
+    """A rate to three digits, so that a table can give it in full."""
+    return float(f"{rate:.2e}")
 
 
 @dataclass(frozen=True)

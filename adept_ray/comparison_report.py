@@ -115,9 +115,9 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     if value is None or value == "":
         return NONE
     if name == "base_lr":
-        return f"{value:.1e}" + (" (edge)" if row["rate_at_edge"] else "")
+        return f"{value:.3g}" + (" (edge)" if row["rate_at_edge"] else "")
     if name == "trained_parameters":
-        return f"{value / 1e6:.1f} M"
+        return f"{value / 1e6:.3g} M"
     if name == "seeds":
         return f"{value}" + (f" ({row['failed']} failed)" if row["failed"] else "")
     return (
@@ -191,7 +191,7 @@ def rates_of(rows: Sequence[Training]) -> str:
     body = ""
     for method, tries in tried.items():
         texts = [
-            f"{row.base_lr:.1e}: {signed(row.score, 2) if row.score is not None else 'failed'}"
+            f"{row.base_lr:.3g}: {signed(row.score, 2) if row.score is not None else 'failed'}"
             for row in sorted(tries, key=lambda row: row.base_lr or 0.0)
         ]
         body += (

@@ -76,7 +76,7 @@ class Display:
 
     def training(self, row: Mapping[str, Any]) -> None:
         """A line about a training of a comparison that ended."""
-        rate = f"  rate {row['base_lr']:.1e}" if row["base_lr"] else ""
+        rate = f"  rate {row['base_lr']:.3g}" if row["base_lr"] else ""
         deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
         end = (
             f"failed: {row['error']}"

@@ -34,8 +34,6 @@ SIZES = {
     "remeasure-tokens": 64,
     "validation-tokens": 256,
     "test-tokens": 256,
-    "tokens-per-trial": 1536,
-    "trials": 3,
 }
 
 
@@ -50,11 +48,15 @@ class Room:
         (folder / "space.yaml").write_text(SPACE)
         self.env = os.environ | {"ADEPT_RAY_CACHE": str(folder / "cache")}
 
+    def command(self, script, **flags):
+        """A command line on the room's backbone and corpora."""
+        flags = {"backbone": "backbone", "general": "general.jsonl", "domain": "domain.jsonl", **flags}
+        return [script, *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
+
     def search(self, name, **changes):
         """The command line of a search."""
-        flags = {"backbone": "backbone", "general": "general.jsonl", "domain": "domain.jsonl"}
-        flags |= {"search-space": "space.yaml", "name": name, **SIZES, **changes}
-        return ["tune_k.py", *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
+        searched = {"search-space": "space.yaml", "tokens-per-trial": 1536, "trials": 3}
+        return self.command("tune_k.py", name=name, **{**SIZES, **searched, **changes})
 
     def start(self, command):
         """A script as a process of its own."""
@@ -173,12 +175,12 @@ def test_ray_leaves_no_process_behind(room, searched):
     assert ray_processes() == []
 
 
-def interrupted(process):
+def interrupted(process, name="second"):
     """Send Ctrl-C, as a terminal does: to every process of the group. Returns what was printed."""
     os.killpg(process.pid, signal.SIGINT)
     printed = process.communicate(timeout=90)[0]
     assert process.returncode == 130, printed
-    assert "--name second --resume" in printed
+    assert f"--name {name} --resume" in printed
     assert ray_processes() == []
     return printed
 
@@ -208,6 +210,35 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
     finally:
         ray.shutdown()
     assert trials(room.results("second")) == trials(room.results("first"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_comparison_goes_on_where_it_was_interrupted(room, searched):
+    """Ctrl-C after four trainings, then on: those four stay as they were, the rest are run, the page is there."""
+    sizes = {"tokens": 1536, "rate-trials": 2, "seeds": 2, "k": 2, "recompute-every": 2}
+    command = room.command("compare.py", name="rivals", **SIZES, **sizes)
+    methods = ["vanilla", "tasl", "replay", "adept", "adept:placement=stratified"]
+    process = room.start([*command, "--methods", *methods])
+    while not (line := process.stdout.readline()).startswith("tasl"):
+        assert line, process.communicate()
+    interrupted(process, "rivals")
+    before = (room.results("rivals") / "runs.csv").read_text().splitlines()
+    printed = room.run(["compare.py", "--name", "rivals", "--resume"])
+    after = (room.results("rivals") / "runs.csv").read_text().splitlines()
+    assert 2 < len(before) < len(after) == 1 + 1 + 4 * 4 and after[: len(before)] == before
+    with (room.results("rivals") / "comparison.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == methods and "ADEPT is number" in printed
+    assert {row["tokens"] for name, row in rows.items() if name != "vanilla"} == {"1536"}
+    assert float(rows["adept"]["domain_delta"]) > 0 and rows["vanilla"]["score"] == "0.0"
+    layers = layer_count(room.folder / "backbone")
+    assert all(0 <= int(layer) < layers for layer in rows["adept:placement=stratified"]["layers"].split())
+    assert "adept:placement=stratified" in (room.results("rivals") / "comparison.html").read_text()
+
+
+def layer_count(folder):
+    return json.loads((folder / "config.json").read_text())["num_hidden_layers"]
 
 
 @pytest.mark.slow

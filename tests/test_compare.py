@@ -1,0 +1,215 @@
+"""The comparison's arithmetic: rates that are tried, seeds that count, intervals, files and the page."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adept_ray.compare import (
+    APART,
+    Training,
+    compare,
+    differences,
+    from_csv,
+    interval,
+    next_rate,
+    summarise,
+    to_csv,
+    trainings,
+    trains,
+)
+from adept_ray.comparison_report import verdict, write_comparison
+from adept_ray.config import CompareRun, UserError
+from adept_ray.methods import METHODS, entrants
+
+# --- base rates -----------------------------------------------------------------------------------
+
+
+def tried(score, start, number):
+    """Rates in the order in which they are tried, and their scores."""
+    found = {}
+    for _ in range(number):
+        rate = next_rate(found, start)
+        assert rate not in found
+        found[rate] = score(rate)
+    return found
+
+
+@given(st.floats(-4, -2), st.floats(-1.4, 1.4))
+def test_the_best_rate_is_found_wherever_it_lies(peak, off):
+    """On a score with one peak eight tries come within a factor of two of it, from 25 times off."""
+    found = tried(lambda rate: -abs(math.log10(rate) - peak), 10 ** (peak + off), 8)
+    best = max(found, key=found.get)
+    assert abs(math.log10(best) - peak) < math.log10(2)
+
+
+def test_a_rate_that_fails_is_not_passed():
+    """Where trainings diverge above a rate the search goes down, even if the very first one failed."""
+    found = tried(lambda rate: -math.inf if rate > 2e-4 else rate, 1e-2, 6)
+    rates = list(found)
+    assert rates[1] == pytest.approx(1e-2 / APART, rel=0.05) and max(found.values()) > 5e-5
+
+
+def test_rates_are_told_in_three_digits():
+    """What a table prints is what was trained with."""
+    found = tried(lambda rate: -abs(math.log(rate / 1e-3)), 3.3e-3, 6)
+    assert all(rate == float(f"{rate:.3g}") for rate in found)
+
+
+# --- who takes part -------------------------------------------------------------------------------
+
+
+def test_all_methods_train_on_the_same_number_of_tokens():
+    """Whatever a method is, its tokens, its steps' size and its reports are the run's."""
+    run = CompareRun(tokens=999, tokens_per_step=77, k=3)
+    found = entrants(run)
+    assert [entrant.label for entrant in found] == list(METHODS)
+    sizes = {(e.training.tokens, e.training.tokens_per_step, e.training.reports) for e in found}
+    assert sizes == {(999, 77, 1)}
+    assert [e.label for e in found if not trains(e.training)] == ["vanilla"]
+    assert {e.training.replay for e in found if e.label == "replay"} == {0.2}
+
+
+def test_a_variant_changes_its_settings():
+    """After the name come settings of the training, checked as everywhere."""
+    (found,) = entrants(CompareRun(methods=("adept:placement=stratified:offset=2",)))
+    assert (found.training.placement, found.training.offset) == ("stratified", 2)
+    assert "placement=stratified" in found.about
+
+
+@pytest.mark.parametrize(
+    "methods, words",
+    [
+        (("adpt",), "unknown method 'adpt': did you mean adept"),
+        (("adept", "adept"), "'adept' is given twice"),
+        (("adept:placment=uniform",), "unknown key 'placment': did you mean placement"),
+        (("adept:placement=even",), "placement"),
+        (("adept:uniform",), "a variant is NAME:key=value"),
+        (("lora:tokens=5",), "tokens is not for a method to choose"),
+    ],
+)
+def test_bad_methods_are_refused(methods, words):
+    with pytest.raises(UserError, match=words):
+        entrants(CompareRun(methods=methods))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 2.0])
+def test_a_replay_ratio_outside_of_0_to_1_is_refused(ratio):
+    with pytest.raises(ValueError, match="replay must be at least 0 and below 1"):
+        CompareRun(replay=ratio)
+
+
+# --- the trainings --------------------------------------------------------------------------------
+
+
+class Pretended:
+    """A field on which a training's score follows from method, rate and seed; it counts what is run."""
+
+    def __init__(self, fails=lambda entrant, rate: False):
+        self.job = type("job", (), {"seed": 5})
+        self.ran = []
+        self._fails = fails
+
+    def train(self, entrant, phase, base_lr, seed, name):
+        self.ran.append((entrant.label, phase, base_lr, seed))
+        row = Training(entrant.label, phase, seed, base_lr)
+        if self._fails(entrant, base_lr):
+            return replace(row, error="it diverged")
+        gain = 0.0 if base_lr is None else 10 - abs(math.log(base_lr / 2e-3)) + seed / 10
+        return replace(row, general_delta=gain, domain_delta=gain, score=gain, tokens=64)
+
+
+RIVALS = entrants(CompareRun(methods=("vanilla", "full", "adept")))
+
+
+def test_every_method_gets_the_same_number_of_tries_and_seeds():
+    """The untouched backbone needs none; rates are tried on the first seed, the others count."""
+    field = Pretended()
+    rows = compare(RIVALS, field, rate_trials=4, seeds=3)
+    assert len(rows) == len(field.ran) == trainings(RIVALS, 4, 3) == 15
+    for method in ("full", "adept"):
+        own = [row for row in rows if row.method == method]
+        assert [(row.phase, row.seed) for row in own] == [("rate", 5)] * 4 + [("test", s) for s in (6, 7, 8)]
+        best = max(own[:4], key=lambda row: row.score)
+        assert {row.base_lr for row in own[4:]} == {best.base_lr}
+
+
+def test_what_was_run_is_not_run_again():
+    """A comparison that goes on with the rows of runs.csv ends as one that was never stopped."""
+    whole = compare(RIVALS, Pretended(), 4, 3)
+    for kept in (0, 1, 6, len(whole)):
+        field = Pretended()
+        known = from_csv(to_csv([vars(row) for row in whole[:kept]])) if kept else []
+        assert compare(RIVALS, field, 4, 3, known) == whole
+        assert len(field.ran) == len(whole) - kept
+
+
+def test_a_method_that_always_fails_is_named():
+    with pytest.raises(UserError, match="full: all its trainings failed, the last with: it diverged"):
+        compare(RIVALS, Pretended(lambda entrant, rate: entrant.label == "full"), 2, 1)
+
+
+# --- what it comes to -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=8))
+def test_the_interval_is_students(values):
+    """Half the width is t times the standard error; t of two degrees of freedom is 4.303."""
+    mean, half = interval(values)
+    assert mean == pytest.approx(statistics.fmean(values))
+    if len(values) == 3:
+        assert half == pytest.approx(4.302653 * statistics.stdev(values) / math.sqrt(3), rel=1e-6, abs=1e-9)
+    assert interval(values[:1])[1] is None
+
+
+def scored(method, scores, rate=1e-3):
+    return [Training(method, "test", s, rate, general_delta=v, domain_delta=v, score=v) for s, v in scores]
+
+
+def test_differences_go_seed_by_seed():
+    """A seed that one of the two lacks is left out; the untouched backbone counts at every seed."""
+    measure = {1: 5.0, 2: 7.0}
+    assert differences(scored("full", [(1, 6.0), (3, 99.0)]), measure) == [1.0]
+    assert differences(scored("vanilla", [(0, 0.0)], rate=None), measure) == [-5.0, -7.0]
+
+
+def test_a_loser_is_shown_losing():
+    """ADEPT behind a rival by more than the noise: the sentence and the table's difference say so."""
+    rows = (
+        scored("vanilla", [(0, 0.0)], rate=None)
+        + scored("full", [(1, 9.0), (2, 10.0), (3, 11.0)])
+        + scored("lora", [(1, 1.0), (2, 7.0), (3, 5.0)])
+        + scored("adept", [(1, 4.0), (2, 5.0), (3, 6.1)])
+    )
+    summaries = {row["method"]: row for row in summarise(rows)}
+    assert summaries["full"]["against_adept"] == pytest.approx(14.9 / 3)
+    assert summaries["full"]["against_adept_ci"] < 1
+    text = verdict(list(summaries.values()))
+    assert "number 2 of 4" in text
+    assert "Better beyond the noise over seeds: full. Worse: vanilla. Not told apart: lora." in text
+
+
+def test_a_rate_at_the_edge_is_marked():
+    """The best of the rates tried is the highest one: the table says so."""
+    rows = [Training("full", "rate", 0, rate, score=rate) for rate in (1e-4, 3e-4)]
+    rows += scored("full", [(1, 1.0)], rate=3e-4)
+    assert summarise(rows)[0]["rate_at_edge"] is True
+    middle = [*rows, Training("full", "rate", 0, 9e-4, score=0.0)]
+    assert summarise(middle)[0]["rate_at_edge"] is False
+
+
+def test_the_page_holds_every_method_and_number(tmp_path):
+    """Names, means, intervals and differences; no address of another machine."""
+    rows = scored("full", [(1, 2.0), (2, 3.0)]) + scored("adept", [(1, 4.0), (2, 5.0)])
+    rows.append(Training("full", "rate", 0, 1e-3, error="it <diverged>"))
+    write_comparison(tmp_path, rows, {"full": "all & everything"}, {"backbone": "tiny", "domain": "texts"})
+    page = (tmp_path / "comparison.html").read_text()
+    for text in ("adept leads", "+2.50 ± 6.35", "−2.00 ± 0.00", "all &amp; everything", "0.001: failed"):
+        assert text in page, text
+    assert "http" not in page.replace("http://www.w3.org", "")
+    lines = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert lines[0].startswith("method,seeds")
+    assert [line.split(",")[0] for line in lines[1:]] == ["full", "adept"]
