@@ -241,13 +241,15 @@ Point = tuple[float, float | None]  # a mean and half of its interval
 
 @styled()
 def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -> Figure:
-    """Means with their intervals, one below the other in the order given; `own` stands out."""
+    """Means with their intervals, one below the other in the order given, numbered; `own` stands out."""
     figure, axes = _axes(4.6, 0.9 + 0.28 * len(points))
     axes.axvline(0, color=GREY, linewidth=0.8)
     for row, (name, mean, half) in enumerate(points):
         color = ORANGE if name == own else BLUE
         axes.errorbar([mean], [-row], xerr=[or_zero(half)], fmt="o", color=color, capsize=3, markersize=5)
-    axes.set_yticks([-row for row in range(len(points))], [name for name, _, _ in points])
+    axes.set_yticks(
+        [-row for row in range(len(points))], [f"{name}  {row}" for row, (name, _, _) in enumerate(points, 1)]
+    )
     axes.set_xlabel("score (right is better)")
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
@@ -257,11 +259,11 @@ def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -
 
 @styled()
 def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure:
-    """General against domain change with intervals on both; every point carries its name."""
+    """General against domain change with intervals on both; numbers as in :func:`ranked_figure`."""
     figure, axes = _axes(4.6, max(3.5, 0.9 + 0.28 * len(points)))
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    for name, (x, half_x), (y, half_y) in points:
+    for number, (name, (x, half_x), (y, half_y)) in enumerate(points, 1):
         color = ORANGE if name == own else BLUE
         axes.errorbar(
             [x],
@@ -273,7 +275,7 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
             capsize=2,
             alpha=0.8,
         )
-        axes.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=color)
+        axes.annotate(str(number), (x, y), (5, 4), textcoords="offset points", fontsize=7, color=color)
     axes.set_xlabel("general Δ, % (right is better)")
     axes.set_ylabel("domain Δ, % (up is better)")
     axes.grid(True, axis="x")

@@ -215,7 +215,7 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_comparison_goes_on_where_it_was_interrupted(room, searched):
-    """Ctrl-C after four trainings, then on: those four stay as they were, the rest are run, the page is there."""
+    """Ctrl-C after some trainings, then on: those stay as they were, the rest are run, the page is there."""
     sizes = {"tokens": 1536, "rate-trials": 2, "seeds": 2, "k": 2, "recompute-every": 2}
     command = room.command("compare.py", name="rivals", **SIZES, **sizes)
     methods = ["vanilla", "tasl", "replay", "adept", "adept:placement=stratified"]
