@@ -247,9 +247,8 @@ def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -
     for row, (name, mean, half) in enumerate(points):
         color = ORANGE if name == own else BLUE
         axes.errorbar([mean], [-row], xerr=[or_zero(half)], fmt="o", color=color, capsize=3, markersize=5)
-    axes.set_yticks(
-        [-row for row in range(len(points))], [f"{name}  {row}" for row, (name, _, _) in enumerate(points, 1)]
-    )
+    names = [f"{name}  {number}" for number, (name, _, _) in enumerate(points, 1)]
+    axes.set_yticks([-row for row in range(len(points))], names)
     axes.set_xlabel("score (right is better)")
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
