@@ -39,12 +39,13 @@ from adept_ray.config import (
     overlay,
     validated,
 )
+from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, checked
 from adept_ray.figures import draw_importance
 from adept_ray.methods import Entrant, entrants
-from adept_ray.placement import check_placement, placed
+from adept_ray.placement import check_placement, placed, ranks_needed
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
 from adept_ray.probe import ProbeJob
 from adept_ray.report import write_report
@@ -72,10 +73,9 @@ def find_k(run: SearchRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display)
     base = TrainingSpec(tokens=run.tokens_per_trial)
-    check_space(space, sources.layers, base)
+    k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
-        k_max = max(space.parameters["k"].values)
         replays = "replay" in space.parameters
         made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays)
         results.write_json("importance.json", made.importance)
@@ -149,9 +149,10 @@ def compare_methods(run: CompareRun) -> str:
     sources = find_sources(run, display)
     for rival in rivals:
         check_placement(rival.training, sources.layers)
+    k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
     with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
-        made = prepare(run, sources, display, board, max(run.k, 1), run.tokens * run.seeds, replay=True)
+        made = prepare(run, sources, display, board, k_max, run.tokens * (run.seeds + 1), replay=True)
         results.write_json("importance.json", made.importance)
         field = field_of(run, made, results, display, board)
         rows = run_comparison(run, rivals, field, results, display)
@@ -180,11 +181,29 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
         board,
         job_of(run, made, TrainingSpec(), (), ScoreWeights()),
         made.layer_importance,
-        {phase: put({**made.blocks, **blocks}) for phase, blocks in judged.items()},
+        [
+            put(own_blocks(run, made, number, judged["test" if number else "rate"]))
+            for number in range(run.seeds + 1)
+        ],
         {"rate": made.before, "test": nats},
         judged,
         f"{results.ray}/trainings",
     )
+
+
+def own_blocks(
+    run: CompareRun, made: Prepared, number: int, judged: Mapping[str, Blocks]
+) -> dict[str, Blocks]:
+    """The blocks of one seed: no two seeds train on a common one, unless there are too few.
+
+    Then all train on all of them, each in an order of its own.
+    """
+    blocks = {**made.blocks, **judged}
+    needed = run.tokens * (run.seeds + 1) // run.seq_len
+    for name in ("train", "replay"):
+        if len(blocks[name]) >= needed:
+            blocks[name] = blocks[name].piece(number, run.seeds + 1)
+    return blocks
 
 
 def run_comparison(

@@ -17,7 +17,7 @@ from typing import Any
 
 from adept_ray.config import TrainingSpec, UserError, overlay
 from adept_ray.corpus import Blocks
-from adept_ray.crew import Task, TaskFailed, do
+from adept_ray.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.importance import LayerImportance
 from adept_ray.methods import Entrant
 from adept_ray.placement import placed
@@ -98,8 +98,8 @@ class Field:
     job: TrainJob
     """Settings; its training, layers and seed are replaced."""
     importance: LayerImportance
-    references: Mapping[Phase, Any]
-    """Phase → object reference to the blocks: training text, and the splits to be judged on."""
+    references: Sequence[Any]
+    """Number of a seed (0 tries the rates) → object reference to its training text and judged splits."""
     before: Mapping[Phase, Mapping[str, Sequence[float]]]
     """Phase → side → the untouched backbone's loss of each block, nats."""
     judged: Mapping[Phase, Mapping[str, Blocks]]
@@ -107,7 +107,7 @@ class Field:
     storage: str
 
     def train(self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str) -> Training:
-        """Run one training; one that fails is a row with its error."""
+        """Run one training; one that fails is a row with its error. Raises :class:`CrewGone`."""
         row = Training(entrant.label, phase, seed, base_lr)
         if base_lr is None:
             return replace(row, **self.untouched(phase))
@@ -116,7 +116,13 @@ class Field:
         job = replace(self.job, training=spec, layers=layers, seed=seed, before=self.before[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
-            found = do(self.board, Task(name, "train", job, self.references[phase], self.storage))
+            delete(
+                f"{self.storage}/{name}"
+            )  # cut off: it would end at once, without time or memory to report
+            blocks = self.references[seed - self.job.seed]
+            found = do(self.board, Task(name, "train", job, blocks, self.storage))
+        except CrewGone:
+            raise
         except TaskFailed as problem:
             return replace(row, error=str(problem).strip().splitlines()[-1])
         delete(f"{self.storage}/{name}")  # all parameters of a model, for some methods
@@ -152,12 +158,13 @@ def compare(
     known: Sequence[Training] = (),
     ended: Callable[[list[Training], str], None] = lambda rows, name: None,
 ) -> list[Training]:
-    """Run all trainings that aren't among the `known` ones; returns every row, in the order they were run.
+    """Run all trainings that aren't `known` without an error; returns every row, in the order they were run.
 
     `ended` gets all rows after each training, and the name of the task that comes next. The first seed tries
-    the rates, the `seeds` after it count. Raises :class:`UserError` when every rate of a method failed.
+    the rates, the `seeds` after it count. A method of which every rate fails is left at that.
+    Raises :class:`UserError` when no method could be trained and scored, :class:`CrewGone` without workers.
     """
-    had = {row.key: row for row in known}
+    had = {row.key: row for row in known if not row.error}
     rows: list[Training] = []
     first = field.job.seed
 
@@ -181,11 +188,12 @@ def compare(
             tried[row.base_lr] = row.score if row.score is not None else -math.inf
         best = max(tried, key=lambda rate: (tried[rate], -rate))
         if not math.isfinite(tried[best]):
-            ended(rows, "")
-            raise UserError(f"{entrant.label}: all its trainings failed, the last with: {rows[-1].error}")
+            continue
         for seed in range(first + 1, first + 1 + seeds):
             run(entrant, "test", best, seed)
     ended(rows, "")
+    if not any(row.phase == "test" and row.score is not None for row in rows):
+        raise UserError(f"all {len(rows)} trainings failed, the last with: {rows[-1].error}")
     return rows
 
 
@@ -226,7 +234,7 @@ def summary_of(method: str, rows: Sequence[Training], measure: Mapping[int, floa
     found: dict[str, Any] = {
         "method": method,
         "seeds": len(counted),
-        "failed": sum(bool(row.error) for row in rows if row.method == method and row.phase == "test"),
+        "failed": sum(bool(row.error) for row in rows if row.method == method),
         "base_lr": counted[0].base_lr if counted else None,
         "rate_at_edge": bool(tried) and bool(counted) and at_edge(counted[0].base_lr, tried),
         "layers": " or ".join(dict.fromkeys(row.layers for row in counted)),

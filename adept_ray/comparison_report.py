@@ -86,7 +86,7 @@ def verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
     if own is None:
         return f"{ranked[0]['method']} has the best mean score of {len(ranked)} methods."
     rivals = [row for row in ranked if row["against_adept"] is not None]
-    beyond = [r for r in rivals if abs(r["against_adept"]) > (r["against_adept_ci"] or float("inf"))]
+    beyond = [r for r in rivals if stands_out(r)]
     better = [str(r["method"]) for r in beyond if r["against_adept"] > 0]
     worse = [str(r["method"]) for r in beyond if r["against_adept"] < 0]
     open_ = [str(r["method"]) for r in rivals if r not in beyond]
@@ -97,6 +97,12 @@ def verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
     )
     told = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
     return f"ADEPT is number {place_of(own, ranked)} by mean score. {told}".strip()
+
+
+def stands_out(row: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference leaves out 0; not known of a single seed."""
+    half = row["against_adept_ci"]
+    return half is not None and abs(row["against_adept"]) > half
 
 
 def with_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
@@ -142,7 +148,8 @@ def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> s
     )
     notes = pairs({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
     return (
-        '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed. '
+        '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed, '
+        "each interval for itself: of twenty rivals that are no different one would stand out. "
         "(edge): the best rate has no worse one on one side, so more tries may still help that method. "
         "Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
         f'</p><div class="scroll"><table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'

@@ -193,12 +193,12 @@ class CompareRun(RunSpec):
 
     methods: tuple[str, ...] = ()
     """Methods to compare; none means all. A variant is NAME:key=value, such as adept:placement=uniform."""
-    k: int = Field(4, ge=0)
+    k: int = Field(4, ge=1)
     """Expansion depth of the methods that add or choose layers."""
     recompute_every: int = Field(16, ge=1)
     """Optimizer steps between two measurements of unit importance."""
     tokens: int = Field(6144, ge=1)
-    """Tokens that each method trains on, the same number and the same blocks for all."""
+    """Tokens that each method trains on."""
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
     rate_trials: int = Field(4, ge=1)

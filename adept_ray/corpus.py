@@ -56,6 +56,11 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def piece(self, number: int, of: int) -> Blocks:
+        """One of so many equal pieces without a block in common (0-based); what is left over is in none."""
+        size = len(self) // of
+        return Blocks(self.tokens[number * size :][:size], self.bytes[number * size :][:size])
+
     def first(self, tokens: int) -> Blocks:
         """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
         count = -(-tokens // self.tokens.shape[1])

@@ -43,6 +43,10 @@ class TaskFailed(RuntimeError):
     """A task ended with an error; the message is the worker's traceback."""
 
 
+class CrewGone(TaskFailed):
+    """There are no workers any more; the message says why. It is no task's fault."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A piece of work for the whole crew."""
@@ -150,6 +154,10 @@ class Board:
             self._ends.setdefault(number, self._closed)
         await self._tell()
 
+    async def closed(self) -> str:
+        """Why there will be no more tasks; empty while there may be some."""
+        return self._closed
+
     async def decide(self, trial: str, report: int, stop: bool) -> None:
         """Give the verdict on a trial's report; the first one stands."""
         self._verdicts.setdefault((trial, report), stop)
@@ -229,7 +237,10 @@ def keep_workers(board: Any, run: RunSpec, storage: str) -> None:
 
 
 def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
-    """Hand `task` to the crew and yield its reports as they come. Raises :class:`TaskFailed`."""
+    """Hand `task` to the crew and yield its reports as they come.
+
+    Raises :class:`TaskFailed`, and :class:`CrewGone` when it isn't the task that failed.
+    """
     import ray
 
     number, seen = ray.get(board.submit.remote([ray.put(task)])), 0
@@ -238,7 +249,7 @@ def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
         yield from new
         seen += len(new)
         if end:
-            raise TaskFailed(end)
+            raise (CrewGone if ray.get(board.closed.remote()) else TaskFailed)(end)
         if end is not None:
             return
 

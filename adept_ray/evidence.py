@@ -87,7 +87,7 @@ class Importance(Record):
     def doubt(self, layers: Collection[int]) -> str:
         """A sentence saying which of the chosen layers could as well be others.
 
-        Empty when none could, and when it was not their importance that chose them.
+        Empty when none could, and when they aren't the least important of all, as other placements choose.
         """
         k = len(layers)
         if set(layers) != set(self.order[:k]):

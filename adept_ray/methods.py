@@ -102,4 +102,7 @@ def parsed(label: str, changes: Iterable[str]) -> Iterable[tuple[str, Any]]:
         if not separator or key in FIXED:
             why = f"{key} is not for a method to choose" if separator else "a variant is NAME:key=value"
             raise UserError(f"--methods {label}: '{change}' can't be used: {why}")
-        yield key, yaml.safe_load(value)
+        try:
+            yield key, yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--methods {label}: '{value}' can't be read as a value of {key}") from None

@@ -61,6 +61,13 @@ def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tu
     return place(importance, training.k, training.placement, training.offset, seed)
 
 
+def ranks_needed(training: TrainingSpec, layers: int) -> int:
+    """How many of the least important layers have to be in the right order to place those of `training`."""
+    if training.placement == "stratified":
+        return layers  # the least important one of a band may be anywhere in the order
+    return min(layers, max(1, training.k + training.offset))
+
+
 def check_placement(training: TrainingSpec, layers: int) -> None:
     """Raise :class:`UserError` unless `training` can be placed in a model of so many layers."""
     unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0)

@@ -22,7 +22,7 @@ from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserEr
 from adept_ray.crew import Task, board_name, reports
 from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
-from adept_ray.placement import check_placement, placed
+from adept_ray.placement import check_placement, placed, ranks_needed
 from adept_ray.train import TrainJob
 
 STARTUP_TRIALS = 4  # proposed at random (after the settings under `first`) before TPE models the score
@@ -166,8 +166,10 @@ def describe(
     }
 
 
-def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> None:
-    """Raise :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
+def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> int:
+    """How many of the least important layers the space needs in order.
+
+    Raises :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
 
     What holds for the largest k and offset of the ranges holds for the others.
     """
@@ -178,9 +180,13 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> None:
 
     for k in values("k"):
         check_depth(k, layers)
-    largest = {"k": max(values("k")), "offset": max(values("offset"))}
-    for placement in values("placement"):
-        check_placement(overlay(base, {**largest, "placement": placement}), layers)
+    deepest = [
+        overlay(base, {"k": max(values("k")), "offset": max(values("offset")), "placement": placement})
+        for placement in values("placement")
+    ]
+    for training in deepest:
+        check_placement(training, layers)
+    return max(ranks_needed(training, layers) for training in deepest)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:

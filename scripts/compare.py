@@ -1,6 +1,6 @@
 """Compare ADEPT with its rivals at equal tokens: train, score, and say who wins.
 
-python scripts/compare.py                                             # all methods, two CPUs, about an hour
+python scripts/compare.py                                             # all methods, two CPUs, an hour or two
 python scripts/compare.py --methods adept full lora --seeds 2 --rate-trials 3
 python scripts/compare.py --methods adept adept:placement=stratified adept:normalization=minmax
 python scripts/compare.py --name NAME --resume                        # after Ctrl-C or a crash

@@ -88,6 +88,7 @@ def test_a_variant_changes_its_settings():
         (("adept:placment=uniform",), "unknown key 'placment': did you mean placement"),
         (("adept:placement=even",), "placement"),
         (("adept:uniform",), "a variant is NAME:key=value"),
+        (("adept:k=[",), r"'\[' can't be read as a value of k"),
         (("lora:tokens=5",), "tokens is not for a method to choose"),
     ],
 )
@@ -147,9 +148,22 @@ def test_what_was_run_is_not_run_again():
         assert len(field.ran) == len(whole) - kept
 
 
-def test_a_method_that_always_fails_is_named():
-    with pytest.raises(UserError, match="full: all its trainings failed, the last with: it diverged"):
-        compare(RIVALS, Pretended(lambda entrant, rate: entrant.label == "full"), 2, 1)
+def test_a_method_that_always_fails_spoils_no_other():
+    """Its tries are rows with their error, the others are compared; resumed, what failed is tried again."""
+    rows = compare(RIVALS, Pretended(lambda entrant, rate: entrant.label == "full"), 2, 1)
+    assert [row.error for row in rows if row.method == "full"] == ["it diverged"] * 2
+    summaries = {row["method"]: row for row in summarise(rows)}
+    assert (summaries["full"]["failed"], summaries["full"]["score"]) == (2, None)
+    assert summaries["adept"]["score"] > 0
+    again = Pretended()
+    compare(RIVALS, again, 2, 1, rows)
+    assert {method for method, *_ in again.ran} == {"full"}
+
+
+def test_when_every_training_fails_the_reason_is_given():
+    rivals = entrants(CompareRun(methods=("full", "adept")))
+    with pytest.raises(UserError, match="all 4 trainings failed, the last with: it diverged"):
+        compare(rivals, Pretended(lambda *_: True), 2, 1)
 
 
 # --- what it comes to -----------------------------------------------------------------------------
@@ -207,7 +221,14 @@ def test_the_page_holds_every_method_and_number(tmp_path):
     rows.append(Training("full", "rate", 0, 1e-3, error="it <diverged>"))
     write_comparison(tmp_path, rows, {"full": "all & everything"}, {"backbone": "tiny", "domain": "texts"})
     page = (tmp_path / "comparison.html").read_text()
-    for text in ("adept leads", "+2.50 ± 6.35", "−2.00 ± 0.00", "all &amp; everything", "0.001: failed"):
+    for text in (
+        "adept leads",
+        "+2.50 ± 6.35",
+        "−2.00 ± 0.00",
+        "Worse: full.",
+        "all &amp; everything",
+        "0.001: failed",
+    ):
         assert text in page, text
     assert "http" not in page.replace("http://www.w3.org", "")
     lines = (tmp_path / "comparison.csv").read_text().splitlines()

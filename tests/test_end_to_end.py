@@ -35,6 +35,7 @@ SIZES = {
     "validation-tokens": 256,
     "test-tokens": 256,
 }
+TRIALS = {"tokens-per-trial": 1536, "trials": 3}
 
 
 class Room:
@@ -55,8 +56,8 @@ class Room:
 
     def search(self, name, **changes):
         """The command line of a search."""
-        searched = {"search-space": "space.yaml", "tokens-per-trial": 1536, "trials": 3}
-        return self.command("tune_k.py", name=name, **{**SIZES, **searched, **changes})
+        flags = {"search-space": "space.yaml", **SIZES, **TRIALS, **changes}
+        return self.command("tune_k.py", name=name, **flags)
 
     def start(self, command):
         """A script as a process of its own."""
@@ -137,7 +138,7 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
 def test_a_slow_trial_is_stopped_early_and_the_next_runs(room, searched):
     """The second trial, at a tiny rate, is stopped before its tokens are spent; the third still starts."""
     rows = trials(room.results("first"))
-    assert rows[1]["state"] == "stopped" and int(rows[1]["tokens"]) < SIZES["tokens-per-trial"]
+    assert rows[1]["state"] == "stopped" and int(rows[1]["tokens"]) < TRIALS["tokens-per-trial"]
     assert len(rows) == SIZES["trials"]
 
 

@@ -108,6 +108,9 @@ def test_k_beyond_the_backbone_is_refused():
         with pytest.raises(UserError, match=r"k is 7: .* layers, 6"):
             check_space(SearchSpace(parameters={"k": k}), 6, TrainingSpec())
     check_space(SearchSpace(parameters={"k": Range(int=(0, 6))}, first=({"k": 6},)), 6, TrainingSpec())
+    both = {"k": Range(int=(0, 3)), "placement": Range(choice=("guided", "stratified"))}
+    assert check_space(SearchSpace(parameters={"k": Range(int=(0, 3))}), 6, TrainingSpec(offset=1)) == 4
+    assert check_space(SearchSpace(parameters=both), 6, TrainingSpec()) == 6
 
 
 @pytest.mark.parametrize("name", SPACE)
