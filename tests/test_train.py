@@ -394,7 +394,7 @@ def train_as_rank(rank, store, folder, job):
     reports = []
 
     def report(metrics, checkpoint):
-        reports.append({name: value for name, value in metrics.items() if name != "seconds"})
+        reports.append({name: value for name, value in metrics.items() if "seconds" not in name})
         assert (checkpoint is None) == (rank == 1)
         if checkpoint and metrics["complete"]:
             shutil.copytree(checkpoint, f"{folder}/checkpoint")
