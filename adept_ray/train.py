@@ -89,8 +89,8 @@ def train(
     """Run stage 2 on this rank.
 
     `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation), and ``replay`` where
-    general text is trained on. `report` gets the
-    metrics and, on rank 0, a folder with the checkpoint; it is called equally often on every rank.
+    general text is trained on. `report` gets the metrics and, on rank 0, a folder with the checkpoint; it is
+    called equally often on every rank.
     `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder.
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
@@ -106,15 +106,7 @@ def train(
         state = TrainState(job.layers, tuning.added, importance=tuning.importance)
         record_rates(state, tuning, spec)
     scales = tuning.scales(state.importance, spec)
-    text, order = blocks["train"], BlockOrder(len(blocks["train"]), job.seed)
-    if job.replayed:
-        text = joined(text, blocks["replay"])
-        order = BlockOrder(len(blocks["train"]), job.seed, len(blocks["replay"]), job.replayed)
-
-    def probe_batches() -> Iterator[dict[str, torch.Tensor]]:
-        mine = range(rank(), len(blocks["remeasure"]), world_size())
-        return micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
-
+    text, order = training_text(job, blocks)
     training_seconds = 0.0  # of this process: what ran before a resume is not known
 
     def stopped_after_report() -> bool:
@@ -137,7 +129,7 @@ def train(
         step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            state.importance = unit_importance(model, probe_batches(), tuning.rated)
+            state.importance = unit_importance(model, probe_batches(job, blocks, device), tuning.rated)
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
@@ -147,18 +139,14 @@ def train(
             )
             ids = order.batch(state.step, job.blocks_per_step)
             state.loss = gradients(model, parameters, text, ids, job.micro_batch, device)
-            norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
-            # Clipping an infinite gradient would make every weight nan.
-            if not math.isfinite(state.loss + norm):
-                at = f"step {state.step + 1} of {job.steps}"
-                raise FloatingPointError(f"the loss is {state.loss} and its gradient's norm {norm} at {at}")
+            clip_gradients(parameters, spec.clip, state.loss, f"step {state.step + 1} of {job.steps}")
             optimizer.step()
             tuning.observe(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
         progress(state.step, job.steps)
         if optimizer is not None and state.step == job.steps:
-            tuning.conclude(optimizer, probe_batches())
+            tuning.conclude(optimizer, probe_batches(job, blocks, device))
         training_seconds += time.perf_counter() - step_began
 
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
@@ -166,6 +154,31 @@ def train(
             state.reports += 1
             if stopped_after_report():
                 return
+
+
+def training_text(job: TrainJob, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
+    """The blocks to train on and the order in which they come, replayed ones among them."""
+    text = blocks["train"]
+    if not job.replayed:
+        return text, BlockOrder(len(text), job.seed)
+    replay = blocks["replay"]
+    return joined(text, replay), BlockOrder(len(text), job.seed, len(replay), job.replayed)
+
+
+def probe_batches(
+    job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This rank's share of the general text on which importance is measured again."""
+    mine = range(rank(), len(blocks["remeasure"]), world_size())
+    return micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], clip: float, loss: float, at: str) -> None:
+    """Clip the global norm; raises FloatingPointError, naming where, when it or the loss isn't finite."""
+    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    # Clipping an infinite gradient would make every weight nan.
+    if not math.isfinite(loss + norm):
+        raise FloatingPointError(f"the loss is {loss} and its gradient's norm {norm} at {at}")
 
 
 def gradients(
