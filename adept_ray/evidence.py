@@ -33,12 +33,31 @@ class Choice(Record):
 
 
 class Side(Record):
-    """Test-split bits per byte before and after; `delta` and its error in percent, positive is better."""
+    """Test split before and after: bits per byte, and accuracy on the side's tasks if it has any.
+
+    `delta` and its error are of `measure`: percent of bits per byte, or points of accuracy;
+    positive is better.
+    """
 
     before_bpb: float
     after_bpb: float
+    before_accuracy: float | None = None
+    after_accuracy: float | None = None
+    measure: Literal["bpb", "accuracy"] = "bpb"
     delta: float
     standard_error: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """What `delta` is in."""
+        return "%" if self.measure == "bpb" else "points"
+
+    def levels(self, bpb: str) -> str:
+        """Before and after in words; `bpb` is what to call bits per byte."""
+        said = f"{self.before_bpb:.4f} → {self.after_bpb:.4f} {bpb}"
+        if self.before_accuracy is None or self.after_accuracy is None:
+            return said
+        return f"accuracy {self.before_accuracy:.1%} → {self.after_accuracy:.1%}, {said}"
 
 
 class Test(Record):

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from adept_ray.anatomy import family_named
 from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.backbones import Backbone, resolve_backbone
+from adept_ray.benchmarks import Items, at_chance, draw
 from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
 from adept_ray.crew import Task, do, watching
 from adept_ray.display import Display
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
+from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.storage import write_json
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
@@ -34,6 +37,12 @@ class Sources:
     """Number of layers of the backbone."""
     general: CorpusFiles
     domain: CorpusFiles | None
+    items: Mapping[str, Mapping[str, Items]] = field(default_factory=dict)
+    """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
+
+    def items_of(self, split: str) -> dict[str, Items]:
+        """Side → its items of that split."""
+        return {side: splits[split] for side, splits in self.items.items()}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Prepared:
     importance: Mapping[str, Any]
     """Content of importance.json."""
     before: Mapping[str, list[float]]
-    """``general`` and ``domain`` → the backbone's loss of each validation block, nats."""
+    """``general`` and ``domain`` → the backbone's loss of each validation block, nats; under the names of
+    :func:`~adept_ray.scoring.tasks_of` its answers to the validation items."""
 
     @property
     def layer_importance(self) -> LayerImportance:
@@ -80,7 +90,16 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
         layers = layer_count(backbone, run.seq_len)
         general = resolve_corpus(run.general, run.text_column, run.cache)
         domain = resolve_corpus(run.domain, run.text_column, run.cache) if with_domain else None
-    return Sources(backbone, layers, general, domain)
+    tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
+    items = {}
+    if any(tasks.values()):
+        with display.stage("tasks", "benchmark tasks"):
+            items = {
+                side: draw(names, run.task_items, run.seed, run.cache)
+                for side, names in tasks.items()
+                if names
+            }
+    return Sources(backbone, layers, general, domain, items)
 
 
 def layer_count(backbone: Backbone, seq_len: int) -> int:
@@ -137,6 +156,9 @@ def prepare(
         watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
         importance, before = stage_one(run, sources, sets, blocks, board, k_max)
+    for side, items in sources.items_of("validation").items():
+        for sentence in at_chance(items, before[tasks_of(side)]):
+            display.say(f"warning: {side} task {sentence}")
     return Prepared(sources, sets, blocks, importance, before)
 
 
@@ -176,8 +198,14 @@ def stage_one(
     nats_files = {
         side: cached(run, "losses", *model, sets[side].fingerprint, run.validation_tokens) for side in sets
     }
+    items = sources.items_of("validation")
+    answer_files = {
+        side: cached(run, "answers", *model[:2], version("lm_eval"), dict(each.numbers))
+        for side, each in items.items()
+    }
     missing = [side for side, file in nats_files.items() if not file.exists()]
-    if missing or not probe_file.exists():
+    unanswered = {side: items[side] for side, file in answer_files.items() if not file.exists()}
+    if missing or unanswered or not probe_file.exists():
         import ray
 
         job = ProbeJob(
@@ -189,6 +217,7 @@ def stage_one(
             k_max=race,
             confidence=run.probe_confidence,
             held_out=tuple(missing),
+            items=unanswered,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
         measured = do(board, Task("probe", "probe", job, reference))
@@ -204,7 +233,11 @@ def stage_one(
             write_json(probe_file, {**measured["importance"], "made_from": made_from})
         for side, nats in measured["nats"].items():
             write_json(nats_files[side], {"nats": nats})
+        for side, answers in measured["correct"].items():
+            write_json(answer_files[side], {"correct": answers})
     before = {side: json.loads(file.read_text())["nats"] for side, file in nats_files.items()}
+    for side, file in answer_files.items():
+        before[tasks_of(side)] = json.loads(file.read_text())["correct"]
     return json.loads(probe_file.read_text()), before
 
 
@@ -215,7 +248,7 @@ def cached(run: RunSpec, kind: str, *parts: Any) -> Path:
 
 def test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
     """The test splits of both sides; only for the chosen model, once."""
-    return held_out(run, sets, {side: (side, "test", run.test_tokens) for side in ("general", "domain")})
+    return held_out(run, sets, {side: (side, "test", run.test_tokens) for side in SIDES})
 
 
 def notes(sources: Sources) -> dict[str, str]:

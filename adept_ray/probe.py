@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from adept_ray.backbones import load_model
+from adept_ray.backbones import load_model, load_tokenizer
+from adept_ray.benchmarks import Items, correct
 from adept_ray.corpus import Blocks, micro_batches
 from adept_ray.importance import sequences_at_once, unit_importance
 from adept_ray.race import rank_layers
@@ -38,6 +39,8 @@ class ProbeJob:
     """Probability that no pair of layers is put in the wrong order where the order is called certain."""
     held_out: tuple[str, ...] = ()
     """Names of the blocks on which to record the untouched backbone's losses."""
+    items: Mapping[str, Items] = field(default_factory=dict)
+    """Name → benchmark items on which to record its answers."""
 
 
 def probe(
@@ -49,14 +52,19 @@ def probe(
     """Measure `job` on this rank's share of `blocks`; every rank returns the same result.
 
     Keys: ``importance`` (the content of importance.json: nats per token, see
-    :mod:`adept_ray.importance`) and ``nats`` (block name → summed loss of each block), as asked for.
+    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each block) and ``correct`` (name of
+    items → 1 or 0 for each), as asked for.
     """
     model = load_model(job.source, job.revision).to(device)
-    result: dict[str, Any] = {"nats": {}}
+    result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
         result["importance"] = importance(model, job, blocks["probe"], device, progress)
     for name in job.held_out:
         result["nats"][name] = block_nats(model, blocks[name], job.micro_batch).tolist()
+    if job.items:
+        tokenizer = load_tokenizer(job.source, job.revision)
+        for name, items in job.items.items():
+            result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
     return result
 
 

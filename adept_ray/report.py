@@ -33,11 +33,21 @@ HEADINGS = {
     "base_lr": "base rate",
     "general_bpb": "general bpb",
     "domain_bpb": "domain bpb",
+    "general_accuracy": "general accuracy",
+    "domain_accuracy": "domain accuracy",
     "general_delta": "general Δ %",
     "domain_delta": "domain Δ %",
     "score_se": "±\u00a0s.e.",
 }
-DIGITS = {"general_bpb": ".4f", "domain_bpb": ".4f", "score_se": ".3f", "tokens": ",.0f", "seconds": ".0f"}
+DIGITS = {
+    "general_bpb": ".4f",
+    "domain_bpb": ".4f",
+    "general_accuracy": ".1%",
+    "domain_accuracy": ".1%",
+    "score_se": ".3f",
+    "tokens": ",.0f",
+    "seconds": ".0f",
+}
 WORDS = ("trial", "layers", "normalization", "granularity", "sign", "placement", "state")
 SIGNED = {"general_delta": 2, "domain_delta": 2, "score": 3}
 
@@ -59,8 +69,7 @@ def _cell(column: str, text: str) -> str:
 
 def _side_card(title: str, side: Side) -> str:
     error = "" if side.standard_error is None else f"± {side.standard_error:.2f}, "
-    bpb = f"{side.before_bpb:.4f} → {side.after_bpb:.4f} bpb"
-    return card(title, f"{signed(side.delta, 2)} %", f"{error}{_verdict(side)}", bpb)
+    return card(title, f"{signed(side.delta, 2)} {side.unit}", f"{error}{_verdict(side)}", side.levels("bpb"))
 
 
 def _cards(results: Evidence) -> str:
@@ -93,8 +102,9 @@ def _first_screen(results: Evidence) -> str:
         f"<p>{escape(best.choice.reason)}</p>"
         f'<div class="cards">{_cards(results)}</div>'
         f'<p class="note">Measured once, on the test split, against the untouched backbone: the reduction of '
-        f"bits per byte (bpb) in percent ± one standard error, so positive is better; less than two standard "
-        f"errors is called no clear change. Test score {signed(best.test.score, 3)}.</p>"
+        f"bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in points, ± one "
+        f"standard error, so positive is better; less than two of them is called no clear change. "
+        f"Test score {signed(best.test.score, 3)}.</p>"
     )
 
 

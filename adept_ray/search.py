@@ -149,6 +149,8 @@ def describe(
     names = (
         "general_bpb",
         "domain_bpb",
+        "general_accuracy",
+        "domain_accuracy",
         "general_delta",
         "domain_delta",
         "score",

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from adept_ray.anatomy import unit_of
 from adept_ray.backbones import load_model, load_tokenizer
+from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, joined, micro_batches
@@ -28,12 +29,11 @@ from adept_ray.importance import unit_importance
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.rates import parameter_groups, schedule, set_rates
-from adept_ray.scoring import block_nats, change, combined
+from adept_ray.scoring import SIDES, block_nats, judged, tasks_of
 from adept_ray.tuning import Tuning, make_ready
 
 Report = Callable[[dict[str, Any], Path | None], None]
 Progress = Callable[[int, int], None]
-SIDES = ("general", "domain")
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,16 @@ class TrainJob:
     units: Mapping[str, float]
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
-    """``general`` and ``domain`` → the untouched backbone's loss of each validation block, nats."""
+    """``general`` and ``domain`` → the untouched backbone's loss of each validation block, nats; under the
+    names of :func:`~adept_ray.scoring.tasks_of` its answers to the items."""
     weights: ScoreWeights
     seq_len: int
     micro_batch: int
     seed: int
+    items: Mapping[str, Items] = field(default_factory=dict)
+    """Side → validation items of its benchmark tasks, if it has any."""
+    by_tasks: bool = True
+    """Whether the answers to those count, in place of bits per byte."""
 
     @property
     def replayed(self) -> float:
@@ -110,7 +115,9 @@ def train(
     training_seconds = 0.0  # of this process: what ran before a resume is not known
 
     def stopped_after_report() -> bool:
-        metrics = {**score(model, job, blocks), **trained(state, job), "loss": state.loss}
+        after = measured(model, job, blocks)
+        metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
+        metrics |= {**trained(state, job), "loss": state.loss}
         metrics["training_seconds"] = round(training_seconds, 2)
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
@@ -231,17 +238,14 @@ def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
     }
 
 
-def score(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, float]:
-    """Bits per byte, change and combined score on the validation blocks (percent, see scoring)."""
-    changes = {}
-    for side in SIDES:
-        after = block_nats(model, blocks[side], job.micro_batch)
-        changes[side] = change(np.array(job.before[side]), after, blocks[side].bytes)
-    value, error = combined(changes["general"], changes["domain"], job.weights)
-    metrics = {"score": value, "score_se": error}
-    for side, found in changes.items():
-        metrics |= {f"{side}_bpb": found.bpb, f"{side}_delta": found.delta}
-    return metrics
+def measured(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
+    """The loss of each held-out block of both sides, and the answers to the items of a side's tasks."""
+    found = {side: block_nats(model, blocks[side], job.micro_batch) for side in SIDES}
+    if job.items:
+        tokenizer = load_tokenizer(job.source, job.revision)
+        for side, items in job.items.items():
+            found[tasks_of(side)] = correct(model, tokenizer, items, job.micro_batch)
+    return found
 
 
 def conclude(
@@ -252,22 +256,17 @@ def conclude(
     checkpoint: Path,
     about: dict,
 ) -> None:
-    """Score backbone and trained model on the test splits (``general``, ``domain``) and export the model.
+    """Score backbone and trained model on the test splits and export the model.
 
-    `report` gets the two changes and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
+    `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
     model = load_model(job.source, job.revision).to(device)
-    before = {side: block_nats(model, blocks[side], job.micro_batch) for side in SIDES}
+    before = measured(model, job, blocks)
     tuning = make_ready(model, job.training, job.layers, job.units, job.seed)
     TrainState.load(checkpoint, model)
-    changes = {}
-    for side in SIDES:
-        after = block_nats(model, blocks[side], job.micro_batch)
-        changes[side] = change(before[side], after, blocks[side].bytes)
-    value, error = combined(changes["general"], changes["domain"], job.weights)
-    result = {side: asdict(found) for side, found in changes.items()}
+    metrics = judged(before, measured(model, job, blocks), blocks, job.by_tasks, job.weights)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}
             export(tuning.merged(), Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
-        report({**result, "score": value, "score_se": error}, Path(folder) if rank() == 0 else None)
+        report(metrics, Path(folder) if rank() == 0 else None)

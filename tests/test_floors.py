@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import only those before it.
 FLOORS = (
     "config ranks loss anatomy importance race expansion placement rates lora tuning",
-    "storage assets backbones corpus scoring checkpoint",
+    "storage assets backbones corpus benchmarks scoring checkpoint",
     "probe train",
     "launch crew",
     "methods display prepare search compare",

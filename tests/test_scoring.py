@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adept_ray.config import ScoreWeights
 from adept_ray.corpus import Blocks
-from adept_ray.scoring import Change, bits_per_byte, block_nats, change, combined
+from adept_ray.scoring import Change, bits_per_byte, block_nats, change, combined, judged, points
 
 MODEL = tiny_model("qwen3")
 BLOCKS = Blocks(random_ids(7, 16).numpy().astype(np.int32), np.array([40, 61, 55, 47, 80, 33, 52]))
@@ -58,7 +58,7 @@ def test_an_untouched_model_scores_exactly_zero():
     """Without a change the delta, its error and the score are 0, not about 0."""
     nats = block_nats(MODEL, BLOCKS, 3)
     same = change(nats, nats.copy(), BLOCKS.bytes)
-    assert (same.delta, same.standard_error) == (0, 0) and same.bpb == same.before_bpb
+    assert (same.delta, same.standard_error) == (0, 0) and same.after == same.before
     assert combined(same, same, ScoreWeights()) == (0, 0)
 
 
@@ -68,7 +68,7 @@ def test_delta_is_the_relative_reduction_in_percent():
     for factor, delta in ((0.75, 25), (1.25, -25)):
         found = change(before, factor * before, size)
         assert found.delta == pytest.approx(delta)
-        assert found.delta == pytest.approx(100 * (1 - found.bpb / found.before_bpb))
+        assert found.delta == pytest.approx(100 * (1 - found.after / found.before))
         assert found.standard_error == pytest.approx(0, abs=1e-9)  # every block agrees
 
 
@@ -105,3 +105,33 @@ def test_the_score_weighs_both_sides(w_general, w_domain, general, domain, error
     score, error = combined(*sides, ScoreWeights(general=w_general, domain=w_domain))
     assert score == pytest.approx(w_general * general + w_domain * domain)
     assert error**2 == pytest.approx((w_general * error_general) ** 2 + (w_domain * error_domain) ** 2)
+
+
+def test_points_are_the_gain_in_accuracy_with_a_paired_error():
+    """Items right both before and after say nothing about the change: only those that moved do."""
+    before = np.array([1.0] * 50 + [0.0] * 50)
+    after = before.copy()
+    after[50:60], after[:4] = 1, 0
+    found = points(before, after)
+    assert (found.before, found.after, found.delta) == (0.5, 0.56, pytest.approx(6))
+    moved = [1] * 10 + [-1] * 4 + [0] * 86
+    assert found.standard_error == pytest.approx(100 * np.std(moved, ddof=1) / 10)
+    assert points(before, before).delta == points(before, before).standard_error == 0
+    assert math.isnan(points(before[:1], after[:1]).standard_error)
+
+
+def test_tasks_count_where_a_side_has_them_unless_bits_per_byte_are_asked_for():
+    """The score takes points on one side and percent on the other; both measures stay in sight."""
+    nats = np.linspace(40, 60, len(BLOCKS))
+    right = np.array([0.0, 1, 0, 1, 1, 0, 0, 0])
+    before = {"general": nats, "domain": nats, "general tasks": right}
+    after = {"general": 0.9 * nats, "domain": 0.8 * nats, "general tasks": 1 - right}
+    blocks, weights = {"general": BLOCKS, "domain": BLOCKS}, ScoreWeights(general=0.5, domain=0.25)
+    by_tasks = judged(before, after, blocks, True, weights)
+    by_text = judged(before, after, blocks, False, weights)
+    assert by_tasks["score"] == pytest.approx(0.5 * 25 + 0.25 * 20)
+    assert by_text["score"] == pytest.approx(0.5 * 10 + 0.25 * 20)
+    for found in (by_tasks, by_text):
+        assert (found["general_accuracy_before"], found["general_accuracy"]) == (0.375, 0.625)
+        assert found["general_bpb"] == pytest.approx(0.9 * found["general_bpb_before"])
+        assert "domain_accuracy" not in found

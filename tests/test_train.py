@@ -440,9 +440,9 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     plain = load_model(job.source)
     for side in ("general", "domain"):
-        assert result[side]["bpb"] == pytest.approx(plain_bpb(exported, BLOCKS[side]), rel=1e-5)
-        assert result[side]["before_bpb"] == pytest.approx(plain_bpb(plain, BLOCKS[side]), rel=1e-5)
-        assert result[side]["delta"] == pytest.approx(whole.metrics[-1][f"{side}_delta"], rel=1e-6)
+        assert result[f"{side}_bpb"] == pytest.approx(plain_bpb(exported, BLOCKS[side]), rel=1e-5)
+        assert result[f"{side}_bpb_before"] == pytest.approx(plain_bpb(plain, BLOCKS[side]), rel=1e-5)
+        assert result[f"{side}_delta"] == pytest.approx(whole.metrics[-1][f"{side}_delta"], rel=1e-6)
     assert result["score"] == pytest.approx(whole.metrics[-1]["score"], rel=1e-6)
     record = json.loads((tmp_path / "model" / "adept.json").read_text())
     assert record == {"added_layers": [1, 4], "source_layers": [0, 2], "backbone": "tiny", "run": "a run"}

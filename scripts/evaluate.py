@@ -1,0 +1,12 @@
+"""Score a model on benchmarks: accuracy on lm-eval tasks, beside what guessing gives.
+
+python scripts/evaluate.py results/NAME/model                       # all tasks that need no hub
+python scripts/evaluate.py qwen3-1.7b --tasks mmlu,cmmlu,gsm8k --items 500
+python scripts/evaluate.py smollm2-135m --tasks offline_piqa --output piqa.json
+"""
+
+from adept_ray.cli import main
+from adept_ray.config import EvaluateRun
+
+if __name__ == "__main__":
+    main(EvaluateRun, "evaluate", __doc__)

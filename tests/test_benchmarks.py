@@ -1,0 +1,181 @@
+"""Benchmarks as scores: answers as a plain computation has them, splits with no common item, refusals."""
+
+import io
+import json
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import DOMAINS, logits, tiny_model, tiny_tokenizer
+
+from adept_ray import benchmarks
+from adept_ray.benchmarks import Items, accuracies, at_chance, correct, draw
+from adept_ray.config import RunSpec, UserError
+
+TOKENIZER = tiny_tokenizer()
+MODEL = tiny_model(vocab_size=len(TOKENIZER))
+PLACES = [part.strip() for part in DOMAINS["general"].strip().splitlines()[2].split(",")]
+OPTIONS = {"words": 3, "letters": 4, "few": 2}  # made-up task → options of each question
+MANY = 40
+
+
+def made_up(name):
+    """Questions of a made-up task; the right answers to ``letters`` are A three times in four."""
+    number = OPTIONS[name]
+    return [
+        {
+            "question": f"Question {at}: where does the baker walk to?",
+            "choices": list("ABCD") if name == "letters" else [PLACES[(at + i) % 6] for i in range(number)],
+            "answer": 0 if name == "letters" and at % 4 else at // 4 % number,
+        }
+        for at in range(3 if name == "few" else MANY)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def tasks(tmp_path_factory, monkeypatch):
+    """Made-up tasks in place of ours: one of words, one of letters, one small, one without data, a group."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in (*OPTIONS, "empty"):
+        data = folder / f"{name}.jsonl"
+        if name != "empty":
+            data.write_text("".join(json.dumps(row) + "\n" for row in made_up(name)))
+        (folder / f"{name}.yaml").write_text(f"""
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+""")
+    (folder / "both.yaml").write_text("group: both\ntask: [words, letters]\n")
+    monkeypatch.setattr(benchmarks, "TASKS", folder)
+    monkeypatch.setattr(benchmarks, "OWN", frozenset(path.stem for path in folder.glob("*.yaml")))
+    benchmarks.load_each.cache_clear()
+    yield
+    benchmarks.load_each.cache_clear()
+
+
+def items(name, numbers, tmp_path):
+    """Those items of a task."""
+    return Items({name: tuple(numbers)}, {name: None}, tmp_path)
+
+
+def plainly_right(row):
+    """Whether the right option has the largest sum of log-probabilities after the question."""
+    sums = []
+    for choice in row["choices"]:
+        start = TOKENIZER(row["question"])["input_ids"]
+        whole = TOKENIZER(f"{row['question']} {choice}")["input_ids"]
+        assert whole[: len(start)] == start
+        log_p = logits(MODEL, torch.tensor([whole])).double().log_softmax(-1)[0]
+        sums.append(sum(float(log_p[at - 1, whole[at]]) for at in range(len(start), len(whole))))
+    return float(int(np.argmax(sums)) == row["answer"])
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_answers_equal_a_plain_computation(tmp_path):
+    """An item is right where its option is the likeliest continuation; each keeps its place."""
+    numbers = (1, 4, 6, 11, 12, 20, 33)
+    found = correct(MODEL, TOKENIZER, items("words", numbers, tmp_path), 3)
+    rows = made_up("words")
+    assert found.tolist() == [plainly_right(rows[number]) for number in numbers]
+    assert 0 < found.mean() < 1  # else every order of them would be the same
+
+
+def test_ranks_share_the_items(tmp_path, monkeypatch):
+    """The answers of two ranks, each to its own items, add up to those of one."""
+    both = Items({"words": tuple(range(9)), "letters": tuple(range(6))}, {}, tmp_path)
+    whole = correct(MODEL, TOKENIZER, both, 4)
+    parts, asked = [], []
+    monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
+    monkeypatch.setattr(benchmarks, "summed", lambda values, device: values)
+    plain = benchmarks.language_model
+    monkeypatch.setattr(benchmarks, "language_model", lambda *a: asked.append(a) or plain(*a))
+    for rank in range(2):
+        monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
+        parts.append(correct(MODEL, TOKENIZER, both, 4))
+    assert (parts[0] + parts[1]).tolist() == whole.tolist() and len(asked) == 2
+    assert parts[0][1::2].sum() == parts[1][::2].sum() == 0 < whole.sum()
+
+
+def test_scoring_leaves_the_model_and_the_dice_as_they_were(tmp_path):
+    """Weights, the mode, which parameters are trained, and the random numbers to come don't change."""
+    model = tiny_model(vocab_size=len(TOKENIZER)).train()
+    next(model.parameters()).requires_grad_(False)
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    dice = torch.get_rng_state()
+    said = io.StringIO()
+    with redirect_stderr(said):
+        correct(model, TOKENIZER, items("words", range(5), tmp_path), 2)
+    assert model.training and torch.equal(dice, torch.get_rng_state())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
+        assert parameter.grad is None
+    assert said.getvalue() == ""
+
+
+# --- which items ----------------------------------------------------------------------------------
+
+
+def test_validation_and_test_share_no_item(tmp_path):
+    """They are drawn by the seed, as many as asked for, or half each where there aren't as many."""
+    drawn = draw(["words", "few"], 15, 0, tmp_path)
+    for task, sizes in (("words", (15, 15)), ("few", (1, 1))):
+        parts = [drawn[split].numbers[task] for split in ("validation", "test")]
+        assert tuple(map(len, parts)) == sizes and not set(parts[0]) & set(parts[1])
+        assert all(list(part) == sorted(part) for part in parts)
+    assert draw(["words", "few"], 15, 0, tmp_path) == drawn
+    assert draw(["words", "few"], 15, 1, tmp_path)["test"].numbers != drawn["test"].numbers
+
+
+def test_a_group_spreads_its_items_over_its_tasks(tmp_path):
+    """Ten items of a group of two tasks are five of each."""
+    drawn = draw(["both"], 10, 0, tmp_path)["validation"]
+    assert {task: len(numbers) for task, numbers in drawn.numbers.items()} == {"words": 5, "letters": 5}
+    assert correct(MODEL, TOKENIZER, drawn, 4).shape == (10,) == (len(drawn),)
+
+
+def test_chance_is_what_takes_no_knowledge(tmp_path):
+    """One in three where options differ from item to item, the commonest letter where they don't."""
+    chance = draw(["words", "letters"], 5, 0, tmp_path)["test"].chance
+    assert chance == {"words": pytest.approx(1 / 3), "letters": 33 / 40}
+
+
+def test_a_model_at_chance_is_warned_of():
+    """Of a task on which guessing does as well a sentence says so; of one well above it none does."""
+    both = Items(
+        {"noise": tuple(range(100)), "sound": tuple(range(100))}, {"noise": 0.25, "sound": 0.25}, Path()
+    )
+    right = np.array([1] * 30 + [0] * 70 + [1] * 60 + [0] * 40)
+    (sentence,) = at_chance(both, right)
+    assert sentence.startswith("noise: right on 30.0% of 100 items, where 25.0%") and "noise" in sentence
+    generated = replace(both, chance={"noise": None, "sound": None})
+    assert at_chance(generated, right) == [] != at_chance(generated, np.zeros(200))
+    rows = accuracies(both, right)
+    assert [(row["task"], row["accuracy"]) for row in rows] == [("noise", 0.3), ("sound", 0.6)]
+    assert rows[0]["standard_error"] == pytest.approx((0.3 * 0.7 / 99) ** 0.5)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_a_task_without_data_is_refused(tmp_path):
+    """The sentence names it among others, and what would help."""
+    with pytest.raises(UserError, match=r"task 'empty' can't be had .* access to the hub") as refused:
+        draw(["words", "empty"], 5, 0, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_tasks_may_be_given_with_commas():
+    """As lm-eval's own command takes them, or apart, or both."""
+    assert RunSpec(general_tasks="mmlu,cmmlu").general_tasks == ("mmlu", "cmmlu")
+    assert RunSpec(domain_tasks=("a", "b, c")).domain_tasks == ("a", "b", "c")

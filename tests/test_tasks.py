@@ -1,0 +1,78 @@
+"""Our benchmark tasks and lm-eval's own: definitions of all that the paper has, sound questions, refusals."""
+
+import pytest
+from openpyxl import Workbook
+
+from adept_ray import benchmarks
+from adept_ray.assets import resolve_corpus
+from adept_ray.benchmarks import draw
+from adept_ray.config import UserError, default_cache
+from adept_ray.tasks import questions
+
+CACHE = default_cache()
+
+
+def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
+    """Its own definitions are found beside ours; without a hub the sentence says what works without."""
+    with pytest.raises(UserError, match=r"task 'medqa_4options' can't be had.*offline_piqa"):
+        draw(["medqa_4options"], 5, 0, CACHE)
+    with pytest.raises(UserError, match="unknown task 'medqa_4option': did you mean medqa_4options"):
+        draw(["medqa_4option"], 5, 0, CACHE)
+
+
+def test_every_task_of_the_paper_has_a_definition():
+    """lm-eval or we define each, under the name that the table gives."""
+    known = benchmarks.task_manager(benchmarks.TASKS, True, CACHE).all_tasks
+    for names in benchmarks.PAPER.values():
+        assert {task for tasks in names.values() for task in tasks} <= set(known)
+
+
+@pytest.mark.assets
+def test_offline_tasks_hold_sound_questions():
+    """Every item has distinct letters, an answer among its options, and a question."""
+    for name, least in (("mmlu", 2800), ("medqa", 1270), ("medmcqa", 4100), ("openbookqa", 499)):
+        rows = getattr(questions, name)()["test"]
+        assert len(rows) >= least
+        for row in rows:
+            assert row["question"] and 0 <= row["answer"] < len(row["choices"]) == len(row["letters"])
+            assert all(choice and choice[:3] != "A. " for choice in row["choices"])
+    assert {len(row["choices"]) for row in questions.medqa()["test"]} == {5}
+    assert {len(row["choices"]) for row in questions.piqa()["test"]} == {2}
+
+
+@pytest.mark.assets
+def test_pubmedqa_and_the_medical_corpus_share_no_abstract():
+    """What is trained on is not what is asked about."""
+    import pyarrow.parquet as pq
+
+    contexts = {row["context"] for row in questions.pubmedqa()["test"]}
+    corpus = resolve_corpus("medical", "text", CACHE)
+    texts = {text for file in corpus.files for text in pq.read_table(file)["text"].to_pylist()}
+    assert len(contexts) == 500 and not contexts & texts
+
+
+def test_mmcu_is_read_from_the_workbook_its_authors_hand_out(tmp_path):
+    """All sheets, questions with one right answer; without the file the sentence says where to lay it."""
+    with pytest.raises(UserError, match=r"lay the workbook of .*MMCU.* down as .*MMCU-Medical\.xlsx"):
+        questions.mmcu_medical(str(tmp_path))
+    book = Workbook()
+    sheets = {
+        "一": [["题", "甲", "乙", "丙", "丁", "b"]],
+        "二": [["问", 1, 2, 3, 4, "ABC"], ["x", 1, 2, 3, 4, "D"]],
+    }
+    for sheet, rows in sheets.items():
+        page = book.create_sheet(sheet)
+        for row in [["题目", "A", "B", "C", "D", "正确答案"], *rows]:
+            page.append(row)
+    (tmp_path / "benchmarks").mkdir()
+    book.save(tmp_path / "benchmarks" / questions.MMCU_FILE)
+    found = questions.mmcu_medical(str(tmp_path))["test"]
+    assert [(row["question"], row["answer"]) for row in found] == [("题", 1), ("x", 3)]
+    assert found[1]["choices"] == ["1", "2", "3", "4"] and found[0]["letters"] == list("ABCD")
+
+
+def test_cmb_keeps_questions_with_one_right_answer():
+    """Null and blank options go, and the answer is counted among those that stay."""
+    option = {"A": "甲", "B": " ", "C": "丙", "D": None}
+    rows = [{"question": "问", "answer": answer, "option": option} for answer in ("C", "AC", "B")]
+    assert list(questions.cmb_rows(rows)) == [{"question": "问", "choices": ["甲", "丙"], "answer": 1}]
