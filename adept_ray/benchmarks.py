@@ -1,7 +1,8 @@
 """Benchmarks as scores: accuracy on lm-eval tasks, kept item by item so that changes get honest errors.
 
-A task is any name that lm-eval (0.4.13) knows, or one of ours in the folder ``tasks``. Its items are drawn at
-random into two halves without one in common: ``validation``, by which a search chooses, and ``test``.
+A task is any name that lm-eval (0.4.13) knows, one of ours in the folder ``tasks``, or a .yaml file. Its
+items are drawn at random into two parts without one in common: ``validation``, by which a search chooses, and
+``test``.
 """
 
 from __future__ import annotations
@@ -26,15 +27,11 @@ from adept_ray.config import UserError, nearest
 from adept_ray.ranks import rank, summed, world_size
 
 TASKS = Path(__file__).parent / "tasks"
-OWN = frozenset(path.stem for path in TASKS.glob("*.yaml"))
+PAPER = ("paper_general", "paper_math", "paper_medical")
+"""Groups of the paper's own benchmarks, most of which lm-eval defines."""
+OWN = frozenset(path.stem for path in TASKS.glob("*.yaml")).difference(PAPER)
 OFFLINE = tuple(sorted(name for name in OWN if name.startswith("offline_")))
 """Tasks made from pinned packages: they need no hub."""
-PAPER = {
-    "general": {"MMLU": ("mmlu",), "CMMLU": ("cmmlu",)},
-    "math": {"GSM8K": ("gsm8k",), "ARC": ("arc_easy", "arc_challenge")},
-    "medical": {"MedQA": ("medqa_4options",), "MMCU-Medical": ("mmcu_medical",), "CMB": ("cmb_exam",)},
-}
-"""The paper's benchmarks (section 4.1): subject → name there → lm-eval tasks."""
 METRICS = ("acc", "exact_match")
 """What counts as right, the first of them that a task has."""
 FEWSHOT_SEED = 1234  # lm-eval's own
@@ -45,6 +42,8 @@ ERRORS = 2.0  # standard errors above chance from which on a task says something
 class Items:
     """The questions that a side is judged by."""
 
+    names: tuple[str, ...]
+    """Tasks and groups as they were asked for."""
     numbers: Mapping[str, tuple[int, ...]]
     """lm-eval task → numbers of the items in the split that it is scored on, ascending."""
     chance: Mapping[str, float | None]
@@ -81,7 +80,7 @@ def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, I
             numbers["validation"][task] = tuple(sorted(shuffled[:size]))
             numbers["test"][task] = tuple(sorted(shuffled[size : 2 * size]))
             chance[task] = guessing(each)
-    return {split: Items(drawn, chance, cache) for split, drawn in numbers.items()}
+    return {split: Items(tuple(names), drawn, chance, cache) for split, drawn in numbers.items()}
 
 
 def guessing(task: Any, most: int = 1000) -> float | None:
@@ -116,10 +115,10 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
     if mine:
         training = model.training
         with hushed(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
-            found = load_each(tuple(items.numbers), items.cache)
+            found = {k: v for tasks in load_each(items.names, items.cache).values() for k, v in tasks.items()}
             scores: Any = evaluate(
                 language_model(model, tokenizer, batch),
-                {"tasks": {task: found[task][task] for task in mine}},
+                {"tasks": {task: found[task] for task in mine}},
                 samples=mine,
                 bootstrap_iters=0,
             )
@@ -155,11 +154,16 @@ def language_model(model: Any, tokenizer: Any, batch: int) -> Any:
 def load_each(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
     """Name → its lm-eval tasks by name (a group has several). Raises as :func:`draw` does."""
     with hushed():
-        manager = task_manager(TASKS, not set(names) <= OWN, cache)
-        if unknown := [name for name in names if name not in manager.all_tasks]:
-            known = manager.all_tasks if set(names) - OWN else OWN
-            raise UserError(f"unknown task '{unknown[0]}': {nearest(unknown[0], known)}")
+        others = {name for name in names if not is_file(name)} - OWN
+        manager = task_manager(TASKS, bool(others), cache)
+        if unknown := sorted(others.difference(manager.all_tasks)):
+            raise UserError(f"unknown task '{unknown[0]}': {nearest(unknown[0], manager.all_tasks)}")
         return {name: load_one(manager, name) for name in names}
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is given as a definition of the user's own."""
+    return name.endswith((".yaml", ".yml")) and Path(name).exists()
 
 
 @lru_cache(maxsize=4)

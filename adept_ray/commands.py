@@ -21,7 +21,7 @@ from adept_ray import launch
 from adept_ray.assets import CORPORA
 from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
-from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
+from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw, is_file
 from adept_ray.checkpoint import STATE
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
 from adept_ray.comparison_report import verdict, write_comparison
@@ -301,6 +301,9 @@ def settled(run: R, what: str = "") -> R:
         value = getattr(run, field, "")
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
+    for field in ("general_tasks", "domain_tasks"):
+        names = getattr(run, field)
+        changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]
     return overlay(run, changes)
 
 

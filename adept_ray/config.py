@@ -93,9 +93,9 @@ class RunSpec(Spec):
     test_tokens: int = Field(4096, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
     general_tasks: Tasks = ()
-    """lm-eval tasks that judge the general side, such as mmlu cmmlu."""
+    """lm-eval tasks, groups or .yaml definitions that judge the general side, such as mmlu cmmlu."""
     domain_tasks: Tasks = ()
-    """lm-eval tasks that judge the domain side, such as medqa_4options."""
+    """lm-eval tasks, groups or .yaml definitions that judge the domain side, such as medqa_4options."""
     task_items: int = Field(200, ge=1)
     """Items of each task or group for validation, and as many others for the test."""
     score: Measure = "tasks"
@@ -243,7 +243,7 @@ class EvaluateRun(Spec):
     model: str = Field(json_schema_extra={"positional": True})
     """Results folder's model, any folder, hub id, preset or GGUF file."""
     tasks: Tasks = ()
-    """lm-eval tasks or groups, or ours; none means all of ours that need no hub."""
+    """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
     items: int = Field(100, ge=1)
     """Items of each task or group, drawn at random."""
     seed: int = Field(0, ge=0)

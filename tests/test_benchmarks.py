@@ -58,13 +58,13 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     monkeypatch.setattr(benchmarks, "TASKS", folder)
     monkeypatch.setattr(benchmarks, "OWN", frozenset(path.stem for path in folder.glob("*.yaml")))
     benchmarks.load_each.cache_clear()
-    yield
+    yield folder
     benchmarks.load_each.cache_clear()
 
 
 def items(name, numbers, tmp_path):
     """Those items of a task."""
-    return Items({name: tuple(numbers)}, {name: None}, tmp_path)
+    return Items((name,), {name: tuple(numbers)}, {name: None}, tmp_path)
 
 
 def plainly_right(row):
@@ -93,7 +93,7 @@ def test_answers_equal_a_plain_computation(tmp_path):
 
 def test_ranks_share_the_items(tmp_path, monkeypatch):
     """The answers of two ranks, each to its own items, add up to those of one."""
-    both = Items({"words": tuple(range(9)), "letters": tuple(range(6))}, {}, tmp_path)
+    both = Items(("both",), {"words": tuple(range(9)), "letters": tuple(range(6))}, {}, tmp_path)
     whole = correct(MODEL, TOKENIZER, both, 4)
     parts, asked = [], []
     monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
@@ -152,9 +152,8 @@ def test_chance_is_what_takes_no_knowledge(tmp_path):
 
 def test_a_model_at_chance_is_warned_of():
     """Of a task on which guessing does as well a sentence says so; of one well above it none does."""
-    both = Items(
-        {"noise": tuple(range(100)), "sound": tuple(range(100))}, {"noise": 0.25, "sound": 0.25}, Path()
-    )
+    numbers = tuple(range(100))
+    both = Items((), {"noise": numbers, "sound": numbers}, {"noise": 0.25, "sound": 0.25}, Path())
     right = np.array([1] * 30 + [0] * 70 + [1] * 60 + [0] * 40)
     (sentence,) = at_chance(both, right)
     assert sentence.startswith("noise: right on 30.0% of 100 items, where 25.0%") and "noise" in sentence
@@ -163,6 +162,15 @@ def test_a_model_at_chance_is_warned_of():
     rows = accuracies(both, right)
     assert [(row["task"], row["accuracy"]) for row in rows] == [("noise", 0.3), ("sound", 0.6)]
     assert rows[0]["standard_error"] == pytest.approx((0.3 * 0.7 / 99) ** 0.5)
+
+
+def test_a_definition_of_the_users_own_is_a_task(tmp_path, tasks):
+    """A .yaml file stands for the task that it defines."""
+    own = tmp_path / "mine.yaml"
+    own.write_text((tasks / "words.yaml").read_text().replace("task: words", "task: mine"))
+    drawn = draw([str(own)], 5, 0, tmp_path)["test"]
+    assert list(drawn.numbers) == ["mine"]
+    assert correct(MODEL, TOKENIZER, drawn, 4).shape == (5,)
 
 
 # --- refusals -------------------------------------------------------------------------------------

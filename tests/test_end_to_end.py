@@ -28,6 +28,17 @@ first:
   - {k: 3, recompute_every: 4, base_lr: 0.0005}
   - {k: 1, recompute_every: 2, base_lr: 1.0e+37}
 """
+TASK = """
+task: reports
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/task.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
 SIZES = {
     "seq-len": 32,
     "probe-tokens": 256,
@@ -77,6 +88,13 @@ class Room:
         printed = process.communicate()[0]
         assert process.returncode == 0, printed
         return printed
+
+    def task(self):
+        """A definition of a benchmark task."""
+        rows = [{"question": "Who reports?", "choices": ["the nurse", "the baker"], "answer": 0}] * 8
+        (self.folder / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (self.folder / "task.yaml").write_text(TASK.format(folder=self.folder))
+        return "task.yaml"
 
     def results(self, name):
         """A results folder."""
@@ -217,20 +235,36 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
 @pytest.mark.timeout(400)
 def test_a_comparison_leaves_its_tables_and_its_page(room, searched):
     """Every method trains on the same tokens; who wins is said, and all three files hold every method."""
-    sizes = {"tokens": 1536, "rate-trials": 1, "seeds": 2, "k": 2, "recompute-every": 2}
-    command = room.command("compare.py", name="rivals", **SIZES, **sizes)
-    methods = ["vanilla", "tasl", "replay", "adept:placement=stratified", "adept"]
+    sizes = {"tokens": 1536, "rate-trials": 2, "seeds": 2, "k": 2, "recompute-every": 2}
+    tasks = {"domain-tasks": room.task(), "task-items": 4, "score": "bpb"}
+    command = room.command("compare.py", name="rivals", **SIZES, **sizes, **tasks)
+    methods = ["vanilla", "replay", "adept:placement=stratified", "adept"]
     printed = room.run([*command, "--no-dashboard", "--methods", *methods])
     folder = room.results("rivals")
-    assert len((folder / "runs.csv").read_text().splitlines()) == 1 + 1 + 4 * 3
+    assert len((folder / "runs.csv").read_text().splitlines()) == 1 + 1 + 3 * 4
     with (folder / "comparison.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert list(rows) == methods and "ADEPT is number" in printed
     assert {row["tokens"] for name, row in rows.items() if name != "vanilla"} == {"1536"}
     assert float(rows["adept"]["domain_delta"]) > 0 and rows["vanilla"]["score"] == "0.0"
+    assert all(
+        0 <= float(row["domain_accuracy"]) <= 1 and not row["general_accuracy"] for row in rows.values()
+    )
     layers = [int(layer) for layer in rows["adept:placement=stratified"]["layers"].split()]
     assert len(layers) == 2 and set(layers) < set(range(layer_count(room.folder / "backbone")))
     assert all(name in (folder / "comparison.html").read_text() for name in methods)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_trained_model_is_scored_on_benchmarks(room, searched):
+    """evaluate.py takes the exported folder, prints a line a task, warns of chance, and writes what it found."""
+    found = room.folder / "scores" / "table.json"
+    flags = ["--tasks", room.task(), "--items", "4", "--output", str(found)]
+    printed = room.run(["evaluate.py", str(room.results("first") / "model"), *flags])
+    (row,) = json.loads(found.read_text())["tasks"]
+    assert row["task"] == "reports" and row["items"] == 4 and row["chance"] == 0.5
+    assert f"{100 * row['accuracy']:.1f}" in printed and "reports" in printed
 
 
 def layer_count(folder):

@@ -313,9 +313,9 @@ def test_every_method_learns_resumes_and_concludes(job, method, tmp_path):
         shutil.copytree(folder / "model", tmp_path / "model")
 
     conclude(job, BLOCKS, CPU, keep, straight.folders[-1], {})
-    assert results[0]["domain"]["bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
+    assert results[0]["domain_bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain"]["bpb"], rel=1e-4)
+    assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain_bpb"], rel=1e-4)
 
 
 def test_one_rate_asks_the_probe_nothing(job, tmp_path, monkeypatch):
@@ -501,4 +501,4 @@ def test_nothing_frozen_gets_a_gradient_or_a_state(job, tmp_path, monkeypatch):
 def test_stage_one_measures_only_what_is_missing(backbone, measured):
     """Asked for one side's losses alone, it measures no importance and gets the same losses."""
     result = probe(ProbeJob(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
-    assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}}
+    assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}, "correct": {}}
