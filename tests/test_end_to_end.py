@@ -258,7 +258,7 @@ def test_a_comparison_leaves_its_tables_and_its_page(room, searched):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_trained_model_is_scored_on_benchmarks(room, searched):
-    """evaluate.py takes the exported folder, prints a line a task, warns of chance, and writes what it found."""
+    """evaluate.py takes the exported folder, prints a line a task, and writes what it found."""
     found = room.folder / "scores" / "table.json"
     flags = ["--tasks", room.task(), "--items", "4", "--output", str(found)]
     printed = room.run(["evaluate.py", str(room.results("first") / "model"), *flags])

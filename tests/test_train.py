@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from adept_ray import train as train_module
 from adept_ray.anatomy import layer_parameters, unit_of
 from adept_ray.backbones import load_model
+from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
@@ -447,6 +448,39 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
     record = json.loads((tmp_path / "model" / "adept.json").read_text())
     assert record == {"added_layers": [1, 4], "source_layers": [0, 2], "backbone": "tiny", "run": "a run"}
     assert (tmp_path / "model" / "tokenizer.json").exists()
+
+
+def test_tasks_are_scored_in_training_and_at_the_end(job, whole, tmp_path):
+    """Their accuracy takes the place of bits per byte on its side; nothing else of the training changes."""
+    choices = ["the nurse", "the baker"]
+    rows = [{"question": "Who reports?", "choices": choices, "answer": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(f"""
+task: reports
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+""")
+    items = draw([str(tmp_path / "task.yaml")], 4, 0, tmp_path)
+    asked = ProbeJob(job.source, None, 2, importance=False, items={"domain": items["validation"]})
+    found = probe(asked, {}, CPU)
+    before = {**job.before, "domain tasks": found["correct"]["domain"]}
+    tested = replace(job, items={"domain": items["validation"]}, before=before)
+    by_tasks = Run(tmp_path / "run", tested).metrics[-1]
+    plain = whole.metrics[-1]
+    assert by_tasks["domain_bpb"] == plain["domain_bpb"] and by_tasks["loss"] == plain["loss"]
+    moved = by_tasks["domain_accuracy"] - by_tasks["domain_accuracy_before"]
+    assert by_tasks["domain_delta"] == pytest.approx(100 * moved)
+    assert by_tasks["score"] == pytest.approx(0.5 * plain["general_delta"] + 0.5 * 100 * moved)
+    results = []
+    ended = replace(tested, items={"domain": items["test"]}, by_tasks=False)
+    conclude(ended, BLOCKS, CPU, lambda metrics, _: results.append(metrics), whole.folders[-1], {})
+    assert results[0]["score"] == pytest.approx(plain["score"]) and "domain_accuracy" in results[0]
 
 
 def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
