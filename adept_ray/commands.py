@@ -26,6 +26,7 @@ from adept_ray.checkpoint import STATE
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import (
+    ActivationsRun,
     CompareRun,
     EvaluateRun,
     Interrupted,
@@ -46,7 +47,8 @@ from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, crew, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
-from adept_ray.figures import draw_importance
+from adept_ray.expansion import RECORD
+from adept_ray.figures import draw_importance, save, separation_figure
 from adept_ray.methods import Entrant, entrants
 from adept_ray.placement import check_placement, placed, ranks_needed
 from adept_ray.prepare import Prepared, Sources, find_sources, notes, prepare, test_blocks
@@ -59,6 +61,7 @@ from adept_ray.train import TrainJob
 
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", SearchRun, CompareRun)
+SHOWN = 4  # layers whose densities are drawn
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
@@ -245,6 +248,79 @@ def run_comparison(
             return compare(rivals, field, run.rate_trials, run.seeds, known, ended)
 
 
+def draw_activations(args: ActivationsRun) -> str:
+    """Measure and draw how far apart three models keep both kinds of text; returns the results' place.
+
+    The models: the untouched backbone, its chosen layers tuned as they are (trained here, with the settings
+    of the search but for the rate), and the expanded one that the search exported.
+    Raises :class:`UserError` for bad input.
+    """
+    display = Display()
+    best = load_best(args.config)
+    changes = {**given(args), **({"test_tokens": args.test_tokens} if args.test_tokens else {})}
+    run = settled(validated(RunSpec, {**best["run"], **changes}, str(args.config)), "activations")
+    expanded = args.config.parent / "model"
+    if not best["layers"] or not (expanded / RECORD).exists():
+        raise UserError(f"{args.config}: there is no expanded model beside it, in {expanded}")
+    results = Results(run.storage, run.name)
+    results.open(resume=False)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    write_run(results, run, display, sources)
+    training = validated(
+        TrainingSpec,
+        best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1},
+        str(args.config),
+    )
+    with at_work(run, results, display) as board:
+        made = prepare(run, sources, display, board, best["k_max"], training.tokens, training.replay > 0)
+        job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
+        with display.stage("train", f"tuning without expansion, {job.steps} steps"):
+            last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
+        conclude(run, job, made, results, display, board, last["saved"])
+        with display.stage("activations", "activations of three models"):
+            models = separations(run, made, results, expanded, board)
+    results.write_json("activations.json", {"layers": best["layers"], "models": models})
+    rows = [
+        {"model": name, "layer": row["layer"], "copy": row["copy"], "overlap": row["overlap"]}
+        for name, rows in models.items()
+        for row in rows
+    ]
+    results.write("activations.csv", to_csv(rows))
+    save(separation_figure(models, best["layers"][:SHOWN]), results.folder / "activations.png")
+    write_run(results, run, display, sources, made, training)
+    display.overlaps(models, best["layers"])
+    place = results.publish()
+    display.say(f"activations.png, activations.csv and activations.json are in {place}")
+    return place
+
+
+def separations(
+    run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Name of a model → a row a layer (see :func:`adept_ray.figures.separation_figure`)."""
+    tests = test_blocks(run, made.sets)
+    if (fewest := min(map(len, tests.values()))) < max(8, run.workers):
+        raise UserError(f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few to compare")
+    backbone = made.sources.backbone
+    folders = {
+        "untouched": (backbone.source, backbone.revision),
+        "without expansion": (str(results.folder / "model"), None),
+        "expanded": (str(expanded.resolve()), None),
+    }
+    blocks = put(tests)
+    found = {}
+    for name, (source, revision) in folders.items():
+        job = ProbeJob(source, revision, run.micro_batch, importance=False, separation=True)
+        measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
+        added = json.loads((expanded / RECORD).read_text())["added_layers"] if name == "expanded" else []
+        found[name] = [
+            {"layer": at - sum(a <= at for a in added), "copy": at in added, **row}
+            for at, row in enumerate(measured)
+        ]
+    return found
+
+
 def evaluate(run: EvaluateRun) -> None:
     """Score a model on benchmark tasks and print the table. Raises :class:`UserError` for bad input."""
     import torch
@@ -354,8 +430,8 @@ def load_best(path: Path) -> dict[str, Any]:
     return best
 
 
-def given(args: TrainRun) -> dict[str, Any]:
-    """The fields of the run that ``train.py`` was given anew."""
+def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
+    """The fields of the run that a command which goes on from a best.yaml was given anew."""
     names = ("workers", "gpus_per_worker", "micro_batch", "cache", "storage", "name")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 

@@ -237,6 +237,29 @@ class CompareRun(RunSpec):
         return self
 
 
+class ActivationsRun(Spec):
+    """What ``activations.py`` takes: what a search found, and how to train the same without expansion."""
+
+    config: Path
+    """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
+    originals_lr: float = Field(1e-3, gt=0)
+    """Base learning rate of the chosen layers when they are tuned themselves, without expansion."""
+    test_tokens: int | None = Field(None, ge=64)
+    """Tokens of each test split to look at; default: as the search had."""
+    workers: int | None = Field(None, ge=1)
+    """Ray Train workers; default: as the search had."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs each worker gets; default: as the search had."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Blocks per forward pass on one worker; default: as the search had."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder for assets, token blocks and probes, shared by all runs."""
+    storage: str = "results"
+    """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
+    name: str = ""
+    """Name of the results folder; empty makes one from backbone, domain and time."""
+
+
 class EvaluateRun(Spec):
     """What ``evaluate.py`` takes: a model and the benchmarks to score it on."""
 

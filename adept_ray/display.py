@@ -100,6 +100,15 @@ class Display:
             table.add_row(row["method"], *texts)
         self.console.print(table)
 
+    def overlaps(self, models: Mapping[str, Sequence[Mapping[str, Any]]], layers: Sequence[int]) -> None:
+        """How far the densities of both kinds of text overlap: mean over layers, and at the chosen ones."""
+        table = Table("model", "mean overlap", *(f"layer {layer}" for layer in layers), box=None)
+        for name, rows in models.items():
+            mean = sum(row["overlap"] for row in rows) / len(rows)
+            chosen = [[row["overlap"] for row in rows if row["layer"] == layer] for layer in layers]
+            table.add_row(name, f"{mean:.3f}", *(" → ".join(f"{o:.3f}" for o in each) for each in chosen))
+        self.console.print(table)
+
     def accuracies(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Accuracy of each benchmark task beside that of guessing."""
         table = Table("task", "items", "accuracy %", "chance %", box=None)

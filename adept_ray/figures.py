@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+from adept_ray.activations import densities
 from adept_ray.config import UserError
 from adept_ray.evidence import Evidence, Importance, LayerRow, Rate, Trial, checked
 
@@ -143,14 +144,18 @@ def _whole_numbers(axes: Axes, most: int) -> None:
 
 
 def draw_importance(importance: Mapping[str, Any], chosen: Sequence[int], path: Path) -> Path:
-    """Write :func:`importance_figure` to `path` and return it; the suffix says PNG or SVG.
+    """Write :func:`importance_figure` to `path` and return it; raises as :func:`save` does."""
+    return save(importance_figure(importance, chosen), path)
 
-    Raises :class:`UserError` for another suffix or a missing key.
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure to `path` and return it; the suffix says PNG or SVG.
+
+    Raises :class:`UserError` for another suffix.
     """
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
         raise UserError(f"{path}: a figure is written as .png or .svg, not '{path.suffix}'")
-    figure = importance_figure(importance, chosen)
     path.parent.mkdir(parents=True, exist_ok=True)
     with styled():
         figure.savefig(path, metadata=NO_METADATA if suffix == ".svg" else None)
@@ -282,6 +287,56 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
         axis.set_major_formatter(_plain)
     axes.margins(0.15)
     return figure
+
+
+# ---------------------------------------------------------------- activations
+
+
+@styled()
+def separation_figure(models: Mapping[str, Sequence[Mapping[str, Any]]], shown: Sequence[int]) -> Figure:
+    """Overlap per layer of every model, and both densities at the `shown` layers of the backbone.
+
+    `models`: name → rows with ``layer`` (of the backbone; that of its source for a copy), ``copy``,
+    ``overlap``, and ``general`` and ``domain`` (a place for each block). Where there is a copy of a shown
+    layer, it is the copy's densities that are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.1 * max(len(shown), 3), 2.6 + 1.25 * len(models)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.4, 1.25 * len(models)])
+    above, below = parts
+    axes = above.subplots()
+    for color, marker, (name, rows) in zip(LINES, "osD^v<>", models.items(), strict=False):
+        places = [row["layer"] + 0.5 * row["copy"] for row in rows]
+        overlaps = [row["overlap"] for row in rows]
+        axes.plot(places, overlaps, color=color, linewidth=1.2, marker=marker, markersize=3, label=name)
+    for layer in shown:
+        axes.axvline(layer, color=GREY, linewidth=0.6, linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer of the backbone; a copy stands half a step behind its source")
+    axes.set_ylabel("overlap of densities")
+    above.legend(loc="outside upper left", ncols=len(models), columnspacing=1.2)
+    panels = below.subplots(len(models), len(shown), squeeze=False, sharex="col")
+    for line, (name, rows) in zip(panels, models.items(), strict=True):
+        for panel, layer in zip(line, shown, strict=True):
+            _densities(panel, [row for row in rows if row["layer"] == layer][-1])
+        line[0].set_ylabel(name, fontsize=8)
+    for panel, layer in zip(panels[0], shown, strict=True):
+        panel.set_title(f"layer {layer}", fontsize=9)
+    below.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return figure
+
+
+def _densities(axes: Axes, row: Mapping[str, Any]) -> None:
+    """Both kernel densities of a layer."""
+    grid, general, domain = densities(row["general"], row["domain"])
+    for density, color, label in ((general, BLUE, "general"), (domain, ORANGE, "domain")):
+        axes.fill_between(grid, density, color=color, alpha=0.25, linewidth=0)
+        axes.plot(grid, density, color=color, linewidth=1.2, label=label)
+    words = f"{row['overlap']:.2f}" + (", copy" if row["copy"] else "")
+    axes.annotate(words, (0.97, 0.93), xycoords="axes fraction", ha="right", va="top", fontsize=7)
+    axes.set_yticks([])
+    axes.grid(False)
 
 
 # ---------------------------------------------------------------- unit rates

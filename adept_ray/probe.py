@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from adept_ray.activations import pooled, separation
 from adept_ray.backbones import load_model, load_tokenizer
 from adept_ray.benchmarks import Items, correct
 from adept_ray.corpus import Blocks, micro_batches
 from adept_ray.importance import sequences_at_once, unit_importance
 from adept_ray.race import rank_layers
-from adept_ray.ranks import rank, world_size
-from adept_ray.scoring import block_nats
+from adept_ray.ranks import rank, summed, world_size
+from adept_ray.scoring import SIDES, block_nats
 
 Progress = Callable[[int, int], None]
 
@@ -41,6 +42,8 @@ class ProbeJob:
     """Names of the blocks on which to record the untouched backbone's losses."""
     items: Mapping[str, Items] = field(default_factory=dict)
     """Name → benchmark items on which to record its answers."""
+    separation: bool = False
+    """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
 
 
 def probe(
@@ -53,7 +56,7 @@ def probe(
 
     Keys: ``importance`` (the content of importance.json: nats per token, see
     :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each block) and ``correct`` (name of
-    items → 1 or 0 for each), as asked for.
+    items → 1 or 0 for each) and ``separation`` (see :mod:`adept_ray.activations`), as asked for.
     """
     model = load_model(job.source, job.revision).to(device)
     result: dict[str, Any] = {"nats": {}, "correct": {}}
@@ -65,7 +68,19 @@ def probe(
         tokenizer = load_tokenizer(job.source, job.revision)
         for name, items in job.items.items():
             result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
+    if job.separation:
+        general, domain = (whole_pooled(model, blocks[side], job.micro_batch, device) for side in SIDES)
+        result["separation"] = separation(general.numpy(), domain.numpy())
     return result
+
+
+def whole_pooled(model: nn.Module, blocks: Blocks, micro_batch: int, device: torch.device) -> torch.Tensor:
+    """Mean output of every layer on every block; ranks share the work and get it all."""
+    mine = range(rank(), len(blocks), world_size())
+    found = pooled(model, micro_batches(blocks, mine, micro_batch, device))
+    every = torch.zeros(len(blocks), *found.shape[1:])
+    every[list(mine)] = found
+    return summed(every, device)
 
 
 def importance(

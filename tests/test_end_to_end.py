@@ -91,7 +91,8 @@ class Room:
 
     def task(self):
         """A definition of a benchmark task."""
-        rows = [{"question": "Who reports?", "choices": ["the nurse", "the baker"], "answer": 0}] * 8
+        asked = {"question": "Who reports?", "choices": ["the nurse", "the baker"]}
+        rows = [asked | {"answer": number % 2} for number in range(8)]
         (self.folder / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (self.folder / "task.yaml").write_text(TASK.format(folder=self.folder))
         return "task.yaml"

@@ -1,0 +1,86 @@
+"""Where a model keeps general and domain text apart: the densities of its activations, layer by layer.
+
+The paper draws kernel densities of activations for both kinds of text; it doesn't say along which direction.
+Here every block of text is the mean of a layer's output over its tokens, and the direction is that between
+the means of both kinds (each feature in units of its spread within a kind), found on one half of the blocks
+and applied to the other, so that many features and few blocks can't feign a distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adept_ray.loss import Batch
+
+GRID = 512  # points on which two densities are compared
+MARGIN = 0.5  # how far that grid goes beyond the values, as a share of their range
+TINY = 1e-6
+Places = Sequence[float] | np.ndarray
+
+
+def pooled(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
+    """Mean output of every layer over each block's tokens: float32 [blocks, layers, features], on the CPU.
+
+    A block's first token is left out: its activations are a hundred times those of others in many models,
+    whatever the text. Blocks have no padding.
+    """
+    rows = []
+    with torch.inference_mode():
+        for batch in batches:
+            found: Any = model(**batch, output_hidden_states=True, use_cache=False)
+            # The first is the embedding; the last one has passed the final norm, as what the head sees.
+            layers = torch.stack([states[:, 1:].float().mean(1) for states in found.hidden_states[1:]], 1)
+            rows.append(layers.cpu())
+    return torch.cat(rows)
+
+
+def projected(general: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place of every block between the two kinds, in a layer: [N] and [M] from [N, d] and [M, d].
+
+    0 is the middle; domain text lies to the right, in units of the spread within a kind. Even and odd blocks
+    take turns in giving the direction and being placed. Needs four blocks of each kind.
+    """
+    kinds = general, domain
+    places = np.zeros(len(general)), np.zeros(len(domain))
+    for fold in range(2):
+        known = [kind[fold::2] for kind in kinds]
+        spread = np.sqrt((known[0].var(0) + known[1].var(0)) / 2) + TINY
+        axis = (known[1].mean(0) - known[0].mean(0)) / spread**2
+        others = [kind[1 - fold :: 2] @ axis for kind in kinds]
+        means = [float(each.mean()) for each in others]
+        within = np.concatenate([each - mean for each, mean in zip(others, means, strict=True)]).std() + TINY
+        for place, each in zip(places, others, strict=True):
+            place[1 - fold :: 2] = (each - sum(means) / 2) / within
+    return places
+
+
+def densities(general: Places, domain: Places) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A common grid and both kernel densities on it, each [GRID] (Gaussian kernels, Scott's bandwidth)."""
+    from scipy.stats import gaussian_kde
+
+    both = np.concatenate([general, domain])
+    margin = MARGIN * (both.max() - both.min()) + TINY
+    grid = np.linspace(both.min() - margin, both.max() + margin, GRID)
+    return grid, gaussian_kde(general)(grid), gaussian_kde(domain)(grid)
+
+
+def overlap(general: Places, domain: Places) -> float:
+    """Area under both densities at once: 1 where the kinds can't be told apart, 0 where they don't meet."""
+    grid, p, q = densities(general, domain)
+    return float(np.minimum(p, q).sum() * (grid[1] - grid[0]))
+
+
+def separation(general: np.ndarray, domain: np.ndarray) -> list[dict[str, Any]]:
+    """For each layer the places of all blocks and the overlap of their densities, from [N, layers, d]."""
+    rows = []
+    for layer in range(general.shape[1]):
+        places = projected(general[:, layer].astype(np.float64), domain[:, layer].astype(np.float64))
+        rows.append(
+            {"general": places[0].tolist(), "domain": places[1].tolist(), "overlap": overlap(*places)}
+        )
+    return rows

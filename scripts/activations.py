@@ -1,0 +1,11 @@
+"""Draw where models keep general and domain text apart: untouched, tuned without expansion, expanded.
+
+python scripts/activations.py --config results/NAME/best.yaml
+python scripts/activations.py --config results/NAME/best.yaml --test-tokens 16384 --originals-lr 0.0003
+"""
+
+from adept_ray.cli import main
+from adept_ray.config import ActivationsRun
+
+if __name__ == "__main__":
+    main(ActivationsRun, "draw_activations", __doc__)
