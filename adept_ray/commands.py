@@ -84,7 +84,8 @@ def find_k(run: SearchRun) -> str:
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
         replays = "replay" in space.parameters
-        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays)
+        receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
+        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive)
         results.write_json("importance.json", made.importance)
         job = job_of(run, made, base, (), space.score)
         rows = run_trials(run, space, job, made, results, display, board)
@@ -159,7 +160,9 @@ def compare_methods(run: CompareRun) -> str:
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
     with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
-        made = prepare(run, sources, display, board, k_max, run.tokens * (run.seeds + 1), replay=True)
+        receptive = any(rival.training.placement == "receptive" for rival in rivals)
+        tokens = run.tokens * (run.seeds + 1)
+        made = prepare(run, sources, display, board, k_max, tokens, replay=True, receptive=receptive)
         results.write_json("importance.json", made.importance)
         field = field_of(run, made, results, display, board)
         rows = run_comparison(run, rivals, field, results, display)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
 Granularity = Literal["tensor", "block"]
 Sign = Literal["protect", "reverse"]
-Placement = Literal["guided", "stratified", "uniform", "deepest", "random"]
+Placement = Literal["guided", "stratified", "receptive", "uniform", "deepest", "random"]
 Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]

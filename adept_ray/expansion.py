@@ -54,7 +54,7 @@ def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
         raise UserError(f"layers {chosen}: each layer can be copied once")
     sources = sorted([*range(len(blocks)), *chosen])  # what each layer of the expanded model is made from
     added = added_layers(chosen)
-    expanded = [_identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)]
+    expanded = [identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)]
     model.requires_grad_(False)
     for new_id, layer in enumerate(expanded):
         layer.requires_grad_(new_id in added)
@@ -67,7 +67,8 @@ def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     return added
 
 
-def _identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
+def identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
+    """A copy of one of the model's layers that adds exactly 0 to the residual stream."""
     # The config stays shared: a later change of it (the attention implementation, say) is for all layers.
     twin = copy.deepcopy(layer, {id(model.config): model.config})
     with torch.no_grad():

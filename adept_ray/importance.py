@@ -35,6 +35,8 @@ class LayerImportance:
     """Loss of the untouched model on the probe, nats per predicted token."""
     decided: tuple[int, ...] = ()
     """Layer ids, least important first, where more than the means was known (see adept_ray.race)."""
+    reception: tuple[float, ...] = ()
+    """Per layer, how readily a copy of it would take up the domain (see adept_ray.reception), if measured."""
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -78,7 +80,7 @@ def bypass_losses(
     """
     blocks = layers_of(model)
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         inputs: list[torch.Tensor] = []
         with _recording_inputs(blocks, inputs):
             nats, tokens = next_token_nats(model, batch)
@@ -116,7 +118,7 @@ def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Te
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Measure without dropout, whatever mode each module is in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -181,7 +183,7 @@ def taylor_importance(
         return {}
     gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters.values()]
     total = torch.zeros(1, dtype=torch.float64)
-    with _requiring_grad(parameters.values()), _evaluating(model):
+    with requiring_grad(parameters.values()), evaluating(model):
         for batch in batches:
             nats, tokens = next_token_nats(model, batch)
             total += tokens.sum().double().cpu()
@@ -203,7 +205,7 @@ def taylor_importance(
 
 
 @contextmanager
-def _requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let gradients reach `parameters` for a while, frozen or not."""
     before = [(p, p.requires_grad) for p in parameters]
     for parameter, _ in before:

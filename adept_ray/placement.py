@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from adept_ray.config import Placement, TrainingSpec, UserError
 from adept_ray.expansion import check_depth, select_layers
 from adept_ray.importance import LayerImportance
+
+CRITICAL = 4  # one in so many layers, the most important ones, is critical
 
 
 def place(
@@ -16,19 +19,22 @@ def place(
 
     - ``guided``: the k least important, S_k (the paper's).
     - ``stratified``: the least important layer of each of k equal bands of depth (ours).
+    - ``receptive``: the layer of each of those bands whose copy would take up the domain most readily (see
+      :mod:`adept_ray.reception`), the most important quarter of all layers left out where a band has others
+      (ours).
     - ``uniform``: the last layer of each of k equal bands, as LLaMA-Pro (arXiv 2401.02415, section 3.1).
     - ``deepest``: the last k layers.
     - ``random``: k layers drawn with `seed`.
 
     `offset` moves ``uniform`` that many layers towards the input and keeps ``deepest`` as far from the
-    output; ``stratified``, ``guided`` and ``random`` choose among the layers from `offset` on.
-    Raises :class:`UserError` when that leaves fewer than k layers.
+    output; ``stratified``, ``receptive``, ``guided`` and ``random`` choose among the layers from `offset` on.
+    Raises :class:`UserError` when that leaves fewer than k layers, or a needed measurement is missing.
     """
     layers = len(importance.mean)
     check_depth(k, layers)
     left = layers - offset
     if k and (left < k or (placement == "uniform" and offset > band_end(0, k, layers))):
-        banded = placement in ("stratified", "uniform")
+        banded = placement in ("stratified", "receptive", "uniform")
         left_over = "a band without a layer" if banded else f"{max(left, 0)} layers to choose from"
         raise UserError(
             f"placement {placement} of {k} copies with offset {offset} leaves {left_over}: the model has "
@@ -39,9 +45,10 @@ def place(
         return select_layers(importance, k)
     if placement == "guided":
         chosen = [layer for layer in importance.order if layer in allowed][:k]
-    elif placement == "stratified":
+    elif placement in ("stratified", "receptive"):
         bands = [range(offset + band * left // k, offset + (band + 1) * left // k) for band in range(k)]
-        chosen = [next(layer for layer in importance.order if layer in band) for band in bands]
+        best = least_important if placement == "stratified" else most_receptive
+        chosen = [best(importance, band) for band in bands]
     elif placement == "uniform":
         chosen = [band_end(band, k, layers) - offset for band in range(k)]
     elif placement == "deepest":
@@ -49,6 +56,20 @@ def place(
     else:
         chosen = random.Random(f"placement {seed}").sample(allowed, k)
     return tuple(sorted(chosen))
+
+
+def least_important(importance: LayerImportance, band: Sequence[int]) -> int:
+    """The least important layer of a band."""
+    return next(layer for layer in importance.order if layer in band)
+
+
+def most_receptive(importance: LayerImportance, band: Sequence[int]) -> int:
+    """The layer of a band whose copy would take up the domain most readily, none of the critical ones."""
+    if not importance.reception:
+        raise UserError("placement receptive needs each layer's reception, measured on domain text")
+    critical = importance.order[len(importance.order) - len(importance.order) // CRITICAL :]
+    allowed = [layer for layer in band if layer not in critical] or band
+    return max(allowed, key=lambda layer: (importance.reception[layer], -layer))
 
 
 def band_end(band: int, k: int, layers: int) -> int:
@@ -63,12 +84,12 @@ def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tu
 
 def ranks_needed(training: TrainingSpec, layers: int) -> int:
     """How many of the least important layers have to be in the right order to place those of `training`."""
-    if training.placement == "stratified":
+    if training.placement in ("stratified", "receptive"):
         return layers  # the least important one of a band may be anywhere in the order
     return min(layers, max(1, training.k + training.offset))
 
 
 def check_placement(training: TrainingSpec, layers: int) -> None:
     """Raise :class:`UserError` unless `training` can be placed in a model of so many layers."""
-    unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0)
+    unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0, reception=(0.0,) * layers)
     placed(unknown, training, seed=0)

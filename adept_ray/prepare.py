@@ -69,6 +69,7 @@ class Prepared:
             tuple(row["standard_error"] for row in rows),
             self.importance["base_loss"],
             tuple(self.importance["order"]),
+            tuple(self.importance.get("reception", ())),
         )
 
     @property
@@ -125,11 +126,12 @@ def prepare(
     k_max: int,
     train_tokens: int = 0,
     replay: bool = False,
+    receptive: bool = False,
 ) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
 
     `k_max` is the largest depth of interest, which a raced probe goes by. With `replay` the blocks hold
-    general text to train on, too.
+    general text to train on, too. With `receptive` every layer's reception is measured on training text.
 
     Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
     the order of a hash, so that is a fair sample. A smaller split is gone through several times.
@@ -156,6 +158,8 @@ def prepare(
         watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
         importance, before = stage_one(run, sources, sets, blocks, board, k_max)
+        if receptive:
+            importance["reception"] = reception(run, sources, sets, board)
     for side, items in sources.items_of("validation").items():
         for sentence in at_chance(items, before[tasks_of(side)]):
             display.say(f"warning: {side} task {sentence}")
@@ -239,6 +243,21 @@ def stage_one(
     for side, file in answer_files.items():
         before[tasks_of(side)] = json.loads(file.read_text())["correct"]
     return json.loads(probe_file.read_text()), before
+
+
+def reception(run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any) -> list[float]:
+    """Reception of every layer, on as much training text as the probe has of general text."""
+    named = (sources.backbone.fingerprint, run.seq_len, sets["domain"].fingerprint, run.probe_tokens)
+    file = cached(run, "receptions", PROBE_VERSION, *named)
+    if not file.exists():
+        import ray
+
+        text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
+        source, revision = sources.backbone.source, sources.backbone.revision
+        job = ProbeJob(source, revision, run.micro_batch, importance=False, reception=True)
+        found = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
+        write_json(file, {"reception": found["reception"]})
+    return json.loads(file.read_text())["reception"]
 
 
 def cached(run: RunSpec, kind: str, *parts: Any) -> Path:

@@ -17,6 +17,7 @@ from adept_ray.corpus import Blocks, micro_batches
 from adept_ray.importance import sequences_at_once, unit_importance
 from adept_ray.race import rank_layers
 from adept_ray.ranks import rank, summed, world_size
+from adept_ray.reception import layer_reception
 from adept_ray.scoring import SIDES, block_nats
 
 Progress = Callable[[int, int], None]
@@ -42,6 +43,8 @@ class ProbeJob:
     """Names of the blocks on which to record the untouched backbone's losses."""
     items: Mapping[str, Items] = field(default_factory=dict)
     """Name → benchmark items on which to record its answers."""
+    reception: bool = False
+    """Measure each layer's reception on the blocks named ``reception``."""
     separation: bool = False
     """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
 
@@ -54,9 +57,10 @@ def probe(
 ) -> dict[str, Any]:
     """Measure `job` on this rank's share of `blocks`; every rank returns the same result.
 
-    Keys: ``importance`` (the content of importance.json: nats per token, see
-    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each block) and ``correct`` (name of
-    items → 1 or 0 for each) and ``separation`` (see :mod:`adept_ray.activations`), as asked for.
+    Keys, as asked for: ``importance`` (the content of importance.json: nats per token, see
+    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each block), ``correct`` (name of
+    items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.reception`) and
+    ``separation`` (see :mod:`adept_ray.activations`).
     """
     model = load_model(job.source, job.revision).to(device)
     result: dict[str, Any] = {"nats": {}, "correct": {}}
@@ -68,6 +72,10 @@ def probe(
         tokenizer = load_tokenizer(job.source, job.revision)
         for name, items in job.items.items():
             result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
+    if job.reception:
+        mine = range(rank(), len(blocks["reception"]), world_size())
+        text = micro_batches(blocks["reception"], mine, job.micro_batch, device)
+        result["reception"] = list(layer_reception(model, text))
     if job.separation:
         general, domain = (whole_pooled(model, blocks[side], job.micro_batch, device) for side in SIDES)
         result["separation"] = separation(general.numpy(), domain.numpy())

@@ -239,7 +239,7 @@ def test_a_comparison_leaves_its_tables_and_its_page(room, searched):
     sizes = {"tokens": 1536, "rate-trials": 2, "seeds": 2, "k": 2, "recompute-every": 2}
     tasks = {"domain-tasks": room.task(), "task-items": 4, "score": "bpb"}
     command = room.command("compare.py", name="rivals", **SIZES, **sizes, **tasks)
-    methods = ["vanilla", "replay", "adept:placement=stratified", "adept"]
+    methods = ["vanilla", "replay", "adept:placement=receptive", "adept"]
     printed = room.run([*command, "--no-dashboard", "--methods", *methods])
     folder = room.results("rivals")
     assert len((folder / "runs.csv").read_text().splitlines()) == 1 + 1 + 3 * 4
@@ -251,7 +251,7 @@ def test_a_comparison_leaves_its_tables_and_its_page(room, searched):
     assert all(
         0 <= float(row["domain_accuracy"]) <= 1 and not row["general_accuracy"] for row in rows.values()
     )
-    layers = [int(layer) for layer in rows["adept:placement=stratified"]["layers"].split()]
+    layers = [int(layer) for layer in rows["adept:placement=receptive"]["layers"].split()]
     assert len(layers) == 2 and set(layers) < set(range(layer_count(room.folder / "backbone")))
     assert all(name in (folder / "comparison.html").read_text() for name in methods)
 

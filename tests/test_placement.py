@@ -19,7 +19,9 @@ PLACEMENTS = get_args(Placement)
 def importance_of(layers, seed=0):
     means = [float(i) for i in range(layers)]
     random.Random(seed).shuffle(means)
-    return LayerImportance(tuple(means), (0.0,) * layers, 3.0)
+    reception = [float(i) for i in range(layers)]
+    random.Random(seed + 1).shuffle(reception)
+    return LayerImportance(tuple(means), (0.0,) * layers, 3.0, reception=tuple(reception))
 
 
 @st.composite
@@ -40,6 +42,26 @@ def test_k_different_layers_in_ascending_order(drawn, seed):
     layers = place(importance, k, placement, seed=seed)
     assert list(layers) == sorted(set(layers)) and len(layers) == k
     assert set(layers) <= set(range(len(importance.mean)))
+
+
+@given(placements(), st.integers(0, 4))
+def test_receptive_takes_the_most_receptive_of_every_band(drawn, offset):
+    """None of the most important quarter, unless a band has no other layer."""
+    importance, k, _ = drawn
+    total = len(importance.mean)
+    if k and total - offset >= k:
+        chosen = place(importance, k, "receptive", offset)
+        edges = [offset + band * (total - offset) // k for band in range(k + 1)]
+        critical = sorted(range(total), key=lambda layer: importance.mean[layer])[total - total // 4 :]
+        for layer, (low, high) in zip(chosen, itertools.pairwise(edges), strict=True):
+            others = [other for other in range(low, high) if other not in critical] or range(low, high)
+            assert layer == max(others, key=lambda other: importance.reception[other])
+
+
+def test_receptive_without_its_measurement_is_refused():
+    """An importance read from elsewhere may lack it."""
+    with pytest.raises(UserError, match="needs each layer's reception"):
+        place(LayerImportance((0.1, 0.2), (0.0, 0.0), 3.0), 1, "receptive")
 
 
 @given(placements())
