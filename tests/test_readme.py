@@ -8,11 +8,18 @@ import pytest
 from common import random_ids, tiny_model, tiny_tokenizer
 
 from adept_ray.cli import parse
-from adept_ray.config import CompareRun, RunSpec, SearchRun, TrainRun
+from adept_ray.config import ActivationsRun, CompareRun, EvaluateRun, RunSpec, SearchRun, TrainRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SPECS = {"tune_k.py": SearchRun, "probe.py": RunSpec, "train.py": TrainRun, "compare.py": CompareRun}
+SPECS = {
+    "tune_k.py": SearchRun,
+    "probe.py": RunSpec,
+    "train.py": TrainRun,
+    "compare.py": CompareRun,
+    "evaluate.py": EvaluateRun,
+    "activations.py": ActivationsRun,
+}
 DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "scripts").glob("*.py")))]
 COMMANDS = sorted(
     {line for text in DOCUMENTS for line in re.findall(r"python (scripts/\w+\.py[^\n`#]*)", text)}
