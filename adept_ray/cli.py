@@ -15,13 +15,14 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
 def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
-    """Parse the flags of `spec`, call ``adept_ray.commands.<command>`` and exit with its status.
+    """Parse the flags of `spec`, call `command` (``commands.find_k``, …) and exit with its status.
 
     Bad input is one sentence on stderr and status 2.
     """
     try:
         given = parse(spec, description)
-        getattr(importlib.import_module("adept_ray.commands"), command)(given)
+        module, _, function = command.partition(".")
+        getattr(importlib.import_module(f"adept_ray.{module}"), function)(given)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

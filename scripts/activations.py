@@ -8,4 +8,4 @@ from adept_ray.cli import main
 from adept_ray.config import ActivationsRun
 
 if __name__ == "__main__":
-    main(ActivationsRun, "draw_activations", __doc__)
+    main(ActivationsRun, "studies.draw_activations", __doc__)

@@ -10,4 +10,4 @@ from adept_ray.cli import main
 from adept_ray.config import CompareRun
 
 if __name__ == "__main__":
-    main(CompareRun, "compare_methods", __doc__)
+    main(CompareRun, "studies.compare_methods", __doc__)

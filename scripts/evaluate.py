@@ -9,4 +9,4 @@ from adept_ray.cli import main
 from adept_ray.config import EvaluateRun
 
 if __name__ == "__main__":
-    main(EvaluateRun, "evaluate", __doc__)
+    main(EvaluateRun, "studies.evaluate", __doc__)

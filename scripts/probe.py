@@ -8,4 +8,4 @@ from adept_ray.cli import main
 from adept_ray.config import ProbeRun
 
 if __name__ == "__main__":
-    main(ProbeRun, "probe_only", __doc__)
+    main(ProbeRun, "commands.probe_only", __doc__)

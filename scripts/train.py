@@ -8,4 +8,4 @@ from adept_ray.cli import main
 from adept_ray.config import TrainRun
 
 if __name__ == "__main__":
-    main(TrainRun, "train_full", __doc__)
+    main(TrainRun, "commands.train_full", __doc__)

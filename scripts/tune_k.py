@@ -9,4 +9,4 @@ from adept_ray.cli import main
 from adept_ray.config import SearchRun
 
 if __name__ == "__main__":
-    main(SearchRun, "find_k", __doc__)
+    main(SearchRun, "commands.find_k", __doc__)

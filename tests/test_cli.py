@@ -47,7 +47,7 @@ def refusal(room, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
         monkeypatch.setattr("adept_ray.assets._pip_download", lambda *_: pytest.fail("something was fetched"))
         with pytest.raises(SystemExit) as exit_:
-            main(COMMANDS[command], command, "")
+            main(COMMANDS[command], f"commands.{command}", "")
         printed = capsys.readouterr().err.strip()
         assert exit_.value.code == 2
         assert printed.startswith("error: ") and "Traceback" not in printed

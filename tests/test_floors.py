@@ -13,7 +13,7 @@ FLOORS = (
     "probe train",
     "launch crew",
     "methods display prepare search compare",
-    "evidence figures page report comparison_report cli commands",
+    "evidence figures page report comparison_report cli runs commands studies",
 )
 ORDER = " ".join(FLOORS).split()
 METHOD = FLOORS[0].split()

@@ -1,0 +1,253 @@
+"""What the commands share: settings made definite, a crew at work, resuming, files of a results folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from adept_ray import launch
+from adept_ray.assets import CORPORA
+from adept_ray.backbones import PRESETS as BACKBONES
+from adept_ray.benchmarks import is_file
+from adept_ray.checkpoint import STATE
+from adept_ray.config import (
+    ActivationsRun,
+    CompareRun,
+    Interrupted,
+    RunSpec,
+    ScoreWeights,
+    SearchRun,
+    TrainingSpec,
+    TrainRun,
+    UserError,
+    load_yaml,
+    overlay,
+    validated,
+)
+from adept_ray.crew import Task, crew, do
+from adept_ray.display import Display
+from adept_ray.evidence import Importance, Side, checked
+from adept_ray.prepare import Prepared, Sources, notes, test_blocks
+from adept_ray.scoring import SIDES
+from adept_ray.storage import Results, default_name, delete, fetched
+from adept_ray.train import TrainJob
+
+R = TypeVar("R", bound=RunSpec)
+Begun = TypeVar("Begun", SearchRun, CompareRun)
+PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
+
+
+def settled(run: R, what: str = "") -> R:
+    """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
+    changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
+    presets = {*BACKBONES, *CORPORA}
+    for field in ("backbone", "general", "domain", "search_space", "cache"):
+        value = getattr(run, field, "")
+        if value and str(value) not in presets and Path(value).expanduser().exists():
+            changes[field] = str(Path(value).expanduser().resolve())
+    for field in ("general_tasks", "domain_tasks"):
+        names = getattr(run, field)
+        changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]
+    return overlay(run, changes)
+
+
+@contextmanager
+def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[Any]:
+    """A cluster and a crew on it; yields the board that takes tasks."""
+    with launch.cluster(run) as dashboard:
+        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+        with crew(run, results.ray) as board:
+            yield board
+
+
+@contextmanager
+def resumable(command: str, run: RunSpec) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`Interrupted` with the command line that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
+        raise Interrupted(f"python {command} --name {run.name} --resume{elsewhere}") from None
+
+
+def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
+    """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
+    saved, defaults = validated(type(run), begun, "run.json"), type(run)()
+    own = ("resume", "cache", "storage", "name", "dashboard")
+    for name in (n for n in type(run).model_fields if n not in own):
+        asked, had = getattr(run, name), getattr(saved, name)
+        if asked not in (had, getattr(defaults, name)):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
+    return overlay(saved, {name: getattr(run, name) for name in own})
+
+
+def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
+    """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
+    for name, value in training.model_dump(mode="json").items():
+        if value != begun[name]:
+            raise UserError(f"{name} is {value}, but the training to be resumed began with {begun[name]}")
+
+
+def load_best(path: Path) -> dict[str, Any]:
+    """Read a best.yaml. Raises :class:`UserError` when it lacks a part."""
+    best = load_yaml(path)
+    for part in ("run", "training", "layers", "score", "k_max"):
+        if part not in best:
+            raise UserError(f"{path}: no '{part}' in it; give the best.yaml that a search wrote")
+    return best
+
+
+def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
+    """The fields of the run that a command which goes on from a best.yaml was given anew."""
+    names = ("workers", "gpus_per_worker", "micro_batch", "cache", "storage", "name")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def job_of(
+    run: RunSpec, made: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
+) -> TrainJob:
+    """The training of `layers` with `training` on what was prepared."""
+    backbone = made.sources.backbone
+    return TrainJob(
+        source=backbone.source,
+        revision=backbone.revision,
+        training=training,
+        layers=tuple(layers),
+        units=made.importance["units"],
+        before=made.before,
+        weights=weights,
+        seq_len=run.seq_len,
+        micro_batch=run.micro_batch,
+        seed=run.seed,
+        items=made.sources.items_of("validation"),
+        by_tasks=run.score == "tasks",
+    )
+
+
+def put(blocks: Any) -> Any:
+    """A reference to `blocks` in the object store, read once by every process that needs them."""
+    import ray
+
+    return ray.put(blocks)
+
+
+def conclude(
+    run: RunSpec,
+    job: TrainJob,
+    made: Prepared,
+    results: Results,
+    display: Display,
+    board: Any,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
+    backbone = made.sources.backbone
+    about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
+    with display.stage("test", "test splits and export"):
+        blocks = put(test_blocks(run, made.sets))
+        job = replace(job, items=made.sources.items_of("test"))
+        extra = {"checkpoint": checkpoint, "about": about}
+        found = do(board, Task("conclude", "conclude", job, blocks, results.ray, extra=extra))
+        results.adopt(f"{found['saved']}/model", "model")
+        delete(f"{results.ray}/conclude")
+        with fetched(checkpoint) as folder:
+            state = json.loads((folder / STATE).read_text())
+    results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
+    return {**{side: side_of(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
+
+
+def side_of(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
+    """What best.yaml says of a side, from the metrics of the test; `measure` is what its delta is of."""
+    measures = [measure for measure in ("bpb", "accuracy") if f"{side}_{measure}" in found]
+    said: dict[str, Any] = {"measure": measures[-1] if by_tasks else "bpb"}
+    for measure in measures:
+        said[f"before_{measure}"] = found[f"{side}_{measure}_before"]
+        said[f"after_{measure}"] = found[f"{side}_{measure}"]
+    return said | {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}
+
+
+def write_best(
+    results: Results,
+    run: RunSpec,
+    made: Prepared,
+    job: TrainJob,
+    test: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    k_max: int,
+) -> None:
+    """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
+    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
+    best = {
+        "run": spec,
+        "training": job.training.model_dump(mode="json"),
+        "layers": list(job.layers),
+        "k_max": k_max,
+        "score": job.weights.model_dump(),
+        "choice": dict(choice),
+        "test": dict(test),
+        "backbone": made.sources.backbone.fingerprint,
+    }
+    results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+
+
+def write_run(
+    results: Results,
+    run: RunSpec,
+    display: Display,
+    sources: Sources,
+    made: Prepared | None = None,
+    training: TrainingSpec | None = None,
+) -> None:
+    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock."""
+    about: dict[str, Any] = {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    if training:
+        about["training"] = training.model_dump(mode="json")
+    if made:
+        about |= {
+            "versions": versions(),
+            "fingerprints": made.fingerprints,
+            "seconds": {**display.seconds, "total": display.total()},
+            "peak_memory_gib": launch.Memory.peak_gib(),
+            "command": shlex.join(["python", *sys.argv]),
+        }
+    results.write_json("run.json", about)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that isn't installed
+            found[package] = "not installed"
+    return found
+
+
+def summary(
+    display: Display, why: str, test: Mapping[str, Any], job: TrainJob, made: Prepared, results: Results
+) -> None:
+    """The last lines of a run: k, why, what it gained, where everything lies."""
+    layers = " ".join(map(str, job.layers)) or "none"
+    display.say(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
+    if doubt := checked(Importance, made.importance, "importance").doubt(job.layers):
+        display.say(doubt)
+    for side in SIDES:
+        found = checked(Side, test[side], "test")
+        display.say(
+            f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
+            f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
+        )
+    for name in ("report.html", "trials.csv", "best.yaml", "model"):
+        if (results.folder / name).exists():
+            display.say(f"{name + ':':12} {results.place}/{name}")

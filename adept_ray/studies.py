@@ -1,0 +1,259 @@
+"""The commands that compare models: rivals at equal tokens, activations, benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adept_ray import launch
+from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
+from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
+from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
+from adept_ray.comparison_report import verdict, write_comparison
+from adept_ray.config import (
+    ActivationsRun,
+    CompareRun,
+    EvaluateRun,
+    RunSpec,
+    ScoreWeights,
+    TrainingSpec,
+    UserError,
+    validated,
+)
+from adept_ray.corpus import Blocks
+from adept_ray.crew import Progresses, Task, do, watching
+from adept_ray.display import Display
+from adept_ray.expansion import RECORD
+from adept_ray.figures import save, separation_figure
+from adept_ray.methods import Entrant, entrants
+from adept_ray.placement import check_placement, ranks_needed
+from adept_ray.prepare import Prepared, find_sources, prepare, test_blocks
+from adept_ray.probe import ProbeJob
+from adept_ray.runs import (
+    as_begun,
+    at_work,
+    conclude,
+    given,
+    job_of,
+    load_best,
+    put,
+    resumable,
+    settled,
+    versions,
+    write_run,
+)
+from adept_ray.scoring import SIDES, tasks_of
+from adept_ray.storage import Results, write_json
+
+SHOWN = 4  # layers whose densities are drawn
+
+
+def compare_methods(run: CompareRun) -> str:
+    """Train and score the rivals on the same blocks; write the comparison; returns the results' place.
+
+    Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
+    """
+    display = Display()
+    run = settled(run, "compare")
+    results = Results(run.storage, run.name)
+    results.open(run.resume)
+    if run.resume:
+        run = as_begun(run, json.loads((results.folder / "run.json").read_text())["run"])
+    rivals = entrants(run)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    for rival in rivals:
+        check_placement(rival.training, sources.layers)
+    k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
+    write_run(results, run, display, sources)
+    with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
+        receptive = any(rival.training.placement == "receptive" for rival in rivals)
+        tokens = run.tokens * (run.seeds + 1)
+        made = prepare(run, sources, display, board, k_max, tokens, replay=True, receptive=receptive)
+        results.write_json("importance.json", made.importance)
+        field = field_of(run, made, results, display, board)
+        rows = run_comparison(run, rivals, field, results, display)
+    write_run(results, run, display, sources, made)
+    about = {rival.label: rival.about for rival in rivals}
+    summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
+    display.say(f"\n{verdict(summaries)}")
+    display.comparison(summaries)
+    for name in ("comparison.html", "comparison.csv", "runs.csv"):
+        display.say(f"{name + ':':16} {results.place}/{name}")
+    return results.publish()
+
+
+def field_of(run: CompareRun, made: Prepared, results: Results, display: Display, board: Any) -> Field:
+    """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
+    backbone, tests = made.sources.backbone, test_blocks(run, made.sets)
+    items = {"rate": made.sources.items_of("validation"), "test": made.sources.items_of("test")}
+    with display.stage("untouched", "the untouched backbone on the test splits"):
+        job = ProbeJob(
+            backbone.source,
+            backbone.revision,
+            run.micro_batch,
+            importance=False,
+            held_out=SIDES,
+            items=items["test"],
+        )
+        found = do(board, Task("untouched", "probe", job, put(tests)))
+    answers = {tasks_of(side): right for side, right in found["correct"].items()}
+    judged = {"rate": {side: made.blocks[side] for side in SIDES}, "test": tests}
+    return Field(
+        board,
+        job_of(run, made, TrainingSpec(), (), ScoreWeights()),
+        made.layer_importance,
+        [
+            put(own_blocks(run, made, number, judged["test" if number else "rate"]))
+            for number in range(run.seeds + 1)
+        ],
+        {"rate": made.before, "test": found["nats"] | answers},
+        judged,
+        items,
+        f"{results.ray}/trainings",
+    )
+
+
+def own_blocks(
+    run: CompareRun, made: Prepared, number: int, judged: Mapping[str, Blocks]
+) -> dict[str, Blocks]:
+    """The blocks of one seed: no two seeds train on a common one, unless there are too few.
+
+    Then all train on all of them, each in an order of its own.
+    """
+    blocks = {**made.blocks, **judged}
+    needed = run.tokens * (run.seeds + 1) // run.seq_len
+    for name in ("train", "replay"):
+        if len(blocks[name]) >= needed:
+            blocks[name] = blocks[name].piece(number, run.seeds + 1)
+    return blocks
+
+
+def run_comparison(
+    run: CompareRun, rivals: Sequence[Entrant], field: Field, results: Results, display: Display
+) -> list[Training]:
+    """Run the trainings under a progress bar; runs.csv is written as they end."""
+    file = results.folder / "runs.csv"
+    known = from_csv(file.read_text()) if file.exists() else []
+    total = trainings(rivals, run.rate_trials, run.seeds)
+    now = ("", 0)  # the task that runs, and how many are over
+
+    def ended(rows: list[Training], name: str) -> None:
+        nonlocal now
+        now = (name, len(rows))
+        if rows:
+            # Those of an earlier attempt that are still to come stay in the file.
+            later = [row for row in known if row.key not in {r.key for r in rows}]
+            results.write("runs.csv", to_csv([asdict(row) for row in [*rows, *later]]))
+            display.training(asdict(rows[-1]))
+
+    with display.stage("compare", f"{total} trainings") as update:
+
+        def show(progress: Progresses, _: object) -> None:
+            name, over = now
+            done, of = progress.get(name, (0, 1))
+            update(round(1000 * (over + done / of)), 1000 * total)
+
+        with watching(field.board, show):
+            return compare(rivals, field, run.rate_trials, run.seeds, known, ended)
+
+
+def draw_activations(args: ActivationsRun) -> str:
+    """Measure and draw how far apart three models keep both kinds of text; returns the results' place.
+
+    The models: the untouched backbone, its chosen layers tuned as they are (trained here, with the settings
+    of the search but for the rate), and the expanded one that the search exported.
+    Raises :class:`UserError` for bad input.
+    """
+    display = Display()
+    best = load_best(args.config)
+    changes = {**given(args), **({"test_tokens": args.test_tokens} if args.test_tokens else {})}
+    run = settled(validated(RunSpec, {**best["run"], **changes}, str(args.config)), "activations")
+    expanded = args.config.parent / "model"
+    if not best["layers"] or not (expanded / RECORD).exists():
+        raise UserError(f"{args.config}: there is no expanded model beside it, in {expanded}")
+    results = Results(run.storage, run.name)
+    results.open(resume=False)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    write_run(results, run, display, sources)
+    training = validated(
+        TrainingSpec,
+        best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1},
+        str(args.config),
+    )
+    with at_work(run, results, display) as board:
+        made = prepare(run, sources, display, board, best["k_max"], training.tokens, training.replay > 0)
+        job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
+        with display.stage("train", f"tuning without expansion, {job.steps} steps"):
+            last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
+        conclude(run, job, made, results, display, board, last["saved"])
+        with display.stage("activations", "activations of three models"):
+            models = separations(run, made, results, expanded, board)
+    results.write_json("activations.json", {"layers": best["layers"], "models": models})
+    rows = [
+        {"model": name, "layer": row["layer"], "copy": row["copy"], "overlap": row["overlap"]}
+        for name, rows in models.items()
+        for row in rows
+    ]
+    results.write("activations.csv", to_csv(rows))
+    save(separation_figure(models, best["layers"][:SHOWN]), results.folder / "activations.png")
+    write_run(results, run, display, sources, made, training)
+    display.overlaps(models, best["layers"])
+    place = results.publish()
+    display.say(f"activations.png, activations.csv and activations.json are in {place}")
+    return place
+
+
+def separations(
+    run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Name of a model → a row a layer (see :func:`adept_ray.figures.separation_figure`)."""
+    tests = test_blocks(run, made.sets)
+    if (fewest := min(map(len, tests.values()))) < max(8, run.workers):
+        raise UserError(f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few to compare")
+    backbone = made.sources.backbone
+    folders = {
+        "untouched": (backbone.source, backbone.revision),
+        "without expansion": (str(results.folder / "model"), None),
+        "expanded": (str(expanded.resolve()), None),
+    }
+    blocks = put(tests)
+    found = {}
+    for name, (source, revision) in folders.items():
+        job = ProbeJob(source, revision, run.micro_batch, importance=False, separation=True)
+        measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
+        added = json.loads((expanded / RECORD).read_text())["added_layers"] if name == "expanded" else []
+        found[name] = [
+            {"layer": at - sum(a <= at for a in added), "copy": at in added, **row}
+            for at, row in enumerate(measured)
+        ]
+    return found
+
+
+def evaluate(run: EvaluateRun) -> None:
+    """Score a model on benchmark tasks and print the table. Raises :class:`UserError` for bad input."""
+    import torch
+
+    display = Display()
+    with display.stage("tasks", "benchmark tasks"):
+        items = draw(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
+    with display.stage("model", run.model):
+        backbone = resolve_backbone(run.model, run.cache)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_model(backbone.source, backbone.revision).to(device)
+        tokenizer = load_tokenizer(backbone.source, backbone.revision)
+    with display.stage("items", f"{len(items)} items"):
+        right = correct(model, tokenizer, items, run.micro_batch, quiet=False)
+    rows = accuracies(items, right)
+    display.accuracies(rows)
+    for sentence in at_chance(items, right):
+        display.say(f"warning: {sentence}")
+    if run.output:
+        run.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {"model": backbone.name, "fingerprint": backbone.fingerprint, "seed": run.seed}
+        write_json(run.output, about | {"versions": versions(), "tasks": rows})
+        display.say(f"written to {run.output}")
