@@ -3,7 +3,7 @@
 The paper draws kernel densities of activations for both kinds of text; it doesn't say along which direction.
 Here every block of text is the mean of a layer's output over its tokens, and the direction is that between
 the means of both kinds (each feature in units of its spread within a kind), found on one half of the blocks
-and applied to the other, so that many features and few blocks can't feign a distance.
+and applied to the other, so that neither many features nor a document in many blocks can feign a distance.
 """
 
 from __future__ import annotations
@@ -42,21 +42,28 @@ def pooled(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
 def projected(general: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Place of every block between the two kinds, in a layer: [N] and [M] from [N, d] and [M, d].
 
-    0 is the middle; domain text lies to the right, in units of the spread within a kind. Even and odd blocks
-    take turns in giving the direction and being placed. Needs four blocks of each kind.
+    0 is the middle; domain text lies to the right, in units of the spread within a kind. The first and the
+    second half of the blocks take turns in giving the direction and being placed: neighbours may be of one
+    document. Needs four blocks of each kind.
     """
     kinds = general, domain
     places = np.zeros(len(general)), np.zeros(len(domain))
-    for fold in range(2):
-        known = [kind[fold::2] for kind in kinds]
+    for first in (True, False):
+        known, others = zip(*(halves(kind, first) for kind in kinds), strict=True)
         spread = np.sqrt((known[0].var(0) + known[1].var(0)) / 2) + TINY
         axis = (known[1].mean(0) - known[0].mean(0)) / spread**2
-        others = [kind[1 - fold :: 2] @ axis for kind in kinds]
-        means = [float(each.mean()) for each in others]
-        within = np.concatenate([each - mean for each, mean in zip(others, means, strict=True)]).std() + TINY
-        for place, each in zip(places, others, strict=True):
-            place[1 - fold :: 2] = (each - sum(means) / 2) / within
+        along = [kind @ axis for kind in others]
+        means = [float(each.mean()) for each in along]
+        within = np.concatenate([each - mean for each, mean in zip(along, means, strict=True)]).std() + TINY
+        for place, each in zip(places, along, strict=True):
+            halves(place, first)[1][:] = (each - sum(means) / 2) / within
     return places
+
+
+def halves(values: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both halves of `values` (views), the first one first or last."""
+    middle = len(values) // 2
+    return (values[:middle], values[middle:]) if first else (values[middle:], values[:middle])
 
 
 def densities(general: Places, domain: Places) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

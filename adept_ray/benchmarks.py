@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config import UserError, nearest
+from adept_ray.config import UserError, fingerprint, load_yaml, nearest
 from adept_ray.ranks import rank, summed, world_size
 
 TASKS = Path(__file__).parent / "tasks"
@@ -32,9 +32,9 @@ PAPER = ("paper_general", "paper_math", "paper_medical")
 OWN = frozenset(path.stem for path in TASKS.glob("*.yaml")).difference(PAPER)
 OFFLINE = tuple(sorted(name for name in OWN if name.startswith("offline_")))
 """Tasks made from pinned packages: they need no hub."""
+FILES = (".yaml", ".yml")
 METRICS = ("acc", "exact_match")
 """What counts as right, the first of them that a task has."""
-FEWSHOT_SEED = 1234  # lm-eval's own
 ERRORS = 2.0  # standard errors above chance from which on a task says something
 
 
@@ -42,12 +42,14 @@ ERRORS = 2.0  # standard errors above chance from which on a task says something
 class Items:
     """The questions that a side is judged by."""
 
-    names: tuple[str, ...]
-    """Tasks and groups as they were asked for."""
+    members: Mapping[str, tuple[str, ...]]
+    """Task or group, as it was asked for → its lm-eval tasks."""
     numbers: Mapping[str, tuple[int, ...]]
     """lm-eval task → numbers of the items in the split that it is scored on, ascending."""
     chance: Mapping[str, float | None]
-    """lm-eval task → accuracy of guessing; None where answers are generated."""
+    """lm-eval task → accuracy without knowledge; None where answers are generated."""
+    content: str
+    """Fingerprint of the questions as they are put, their options and answers."""
     cache: Path
     """Folder for assets."""
 
@@ -55,16 +57,18 @@ class Items:
         return sum(map(len, self.numbers.values()))
 
     def by_task(self, values: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
-        """Values of all items [N] apart by task."""
+        """Values of all items [N] apart by lm-eval task."""
         pieces = np.split(np.asarray(values), np.cumsum([len(each) for each in self.numbers.values()])[:-1])
         return dict(zip(self.numbers, pieces, strict=True))
 
 
 def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, Items]:
-    """``validation`` and ``test`` → up to `most` items of each named task or group, none in both.
+    """``validation`` and ``test`` → about `most` items of each named task or group, none in both.
 
-    A group's items are spread evenly over its tasks. Raises :class:`UserError` for an unknown task and for
-    one whose data can't be had.
+    The items of a task fall into two halves that are the same for every seed, so that what one run chooses by
+    never tests another; `seed` draws within the halves. A group's items are spread evenly over its tasks, at
+    least one of each. Raises :class:`UserError` for an unknown task, for one whose data can't be had and for
+    one that isn't scored by right and wrong answers.
     """
     found = load_each(tuple(names), cache)
     numbers: dict[str, dict[str, tuple[int, ...]]] = {"validation": {}, "test": {}}
@@ -74,13 +78,31 @@ def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, I
         for task, each in tasks.items():
             if (count := len(each.eval_docs)) < 2:
                 raise UserError(f"task '{task}' of '{name}' has {count} items: two splits need two")
-            shuffled = list(range(count))
-            random.Random(f"{seed} {task}").shuffle(shuffled)
-            size = min(share, count // 2)
-            numbers["validation"][task] = tuple(sorted(shuffled[:size]))
-            numbers["test"][task] = tuple(sorted(shuffled[size : 2 * size]))
+            halves = list(range(count))
+            random.Random(f"halves of {task}").shuffle(halves)
+            for split, half in (("validation", halves[: count // 2]), ("test", halves[count // 2 :])):
+                drawn = random.Random(f"{seed} {task} {split}").sample(half, min(share, count // 2))
+                numbers[split][task] = tuple(sorted(drawn))
             chance[task] = guessing(each)
-    return {split: Items(tuple(names), drawn, chance, cache) for split, drawn in numbers.items()}
+    members = {name: tuple(tasks) for name, tasks in found.items()}
+    every = {task: each for tasks in found.values() for task, each in tasks.items()}
+    return {
+        split: Items(members, drawn, chance, content_of(every, drawn), cache)
+        for split, drawn in numbers.items()
+    }
+
+
+def content_of(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int, ...]]) -> str:
+    """Fingerprint of items as they are put to a model, in order."""
+    rows: list[Any] = []
+    for name, drawn in numbers.items():
+        task = tasks[name]
+        rows.append([name, *drawn, task.get_config("num_fewshot"), task.get_config("target_delimiter")])
+        for number in drawn:
+            doc = task.eval_docs[number]
+            options = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ""
+            rows.append([task.doc_to_text(doc), options, task.doc_to_target(doc)])
+    return fingerprint(rows)
 
 
 def guessing(task: Any, most: int = 1000) -> float | None:
@@ -115,7 +137,8 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
     if mine:
         training = model.training
         with hushed(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
-            found = {k: v for tasks in load_each(items.names, items.cache).values() for k, v in tasks.items()}
+            groups = load_each(tuple(items.members), items.cache).values()
+            found = {task: each for tasks in groups for task, each in tasks.items()}
             scores: Any = evaluate(
                 language_model(model, tokenizer, batch),
                 {"tasks": {task: found[task] for task in mine}},
@@ -125,22 +148,16 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
         model.train(training)
         place = {item: at for at, item in enumerate(every)}
         for task, samples in scores["samples"].items():
-            metric, first = metric_of(task, samples), samples[0]["filter"]
+            metric, first = metric_of(samples), samples[0]["filter"]
             for sample in samples:
                 if sample["filter"] == first:
                     right[place[task, sample["doc_id"]]] = float(sample[metric])
     return summed(right, next(model.parameters()).device).numpy()
 
 
-def metric_of(task: str, samples: Sequence[Mapping[str, Any]]) -> str:
-    """The metric that says whether an answer is right. Raises :class:`UserError` when a task has none."""
-    metrics = samples[0]["metrics"]
-    for metric in METRICS:
-        if metric in metrics:
-            return metric
-    raise UserError(
-        f"task '{task}' is scored by {', '.join(metrics)}: only {' and '.join(METRICS)} can be a score"
-    )
+def metric_of(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The metric that says whether an answer is right."""
+    return next(metric for metric in METRICS if metric in samples[0]["metrics"])
 
 
 def language_model(model: Any, tokenizer: Any, batch: int) -> Any:
@@ -154,8 +171,12 @@ def language_model(model: Any, tokenizer: Any, batch: int) -> Any:
 def load_each(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
     """Name → its lm-eval tasks by name (a group has several). Raises as :func:`draw` does."""
     with hushed():
-        others = {name for name in names if not is_file(name)} - OWN
-        manager = task_manager(TASKS, bool(others), cache)
+        files = {name for name in names if name.endswith(FILES)}
+        if missing := sorted(name for name in files if not is_file(name)):
+            raise UserError(f"task {missing[0]}: no such file")
+        others = set(names) - files - OWN
+        groups = any("group" in load_yaml(Path(name)) for name in files)  # of tasks that may be lm-eval's own
+        manager = task_manager(TASKS, bool(others) or groups, cache)
         if unknown := sorted(others.difference(manager.all_tasks)):
             raise UserError(f"unknown task '{unknown[0]}': {nearest(unknown[0], manager.all_tasks)}")
         return {name: load_one(manager, name) for name in names}
@@ -163,7 +184,7 @@ def load_each(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
 
 def is_file(name: str) -> bool:
     """Whether a task is given as a definition of the user's own."""
-    return name.endswith((".yaml", ".yml")) and Path(name).exists()
+    return name.endswith(FILES) and Path(name).is_file()
 
 
 @lru_cache(maxsize=4)
@@ -175,7 +196,7 @@ def task_manager(folder: Path, defaults: bool, cache: Path) -> Any:
 
 
 def load_one(manager: Any, name: str) -> dict[str, Any]:
-    """The lm-eval tasks of a name, few-shot settings made definite, which otherwise lm-eval's main does."""
+    """The lm-eval tasks of a name, few-shot settings made definite. Raises as :func:`draw` does."""
     try:
         tasks = manager.load([name])["tasks"]
     except UserError as problem:
@@ -186,11 +207,33 @@ def load_one(manager: Any, name: str) -> dict[str, Any]:
             f"the data of task '{name}' can't be had ({why}): give this machine access to the hub or a "
             f"filled HF_HOME, or choose among those that need neither: {', '.join(OFFLINE)}"
         ) from problem
-    for task in tasks.values():
+    for each, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise UserError(f"task '{each}' runs what a model wrote or isn't of text alone: not supported")
+        if not set(METRICS) & set(task.aggregation()):
+            scored = ", ".join(task.aggregation()) or "nothing"
+            raise UserError(
+                f"task '{each}' is scored by {scored}: only {' and '.join(METRICS)} can be a score here"
+            )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        same_examples(task)
     return tasks
+
+
+def same_examples(task: Any) -> None:
+    """Let the examples before a question depend on the question alone.
+
+    lm-eval draws them one question after the other from one generator: the same question would come with
+    others before and after training, and with another number of workers.
+    """
+    plain = task.fewshot_context
+
+    def seeded(doc: Any, *rest: Any, **named: Any) -> Any:
+        task.set_fewshot_seed(seed=int(fingerprint(doc), 16))
+        return plain(doc, *rest, **named)
+
+    task.fewshot_context = seeded
 
 
 @contextmanager
@@ -206,21 +249,31 @@ def hushed() -> Iterator[None]:
 
 
 def accuracies(items: Items, right: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
-    """A row a task: name, number of items, accuracy with its standard error, accuracy of guessing."""
-    return [
-        {
-            "task": task,
+    """A row for each task or group asked for, `right` being [N].
+
+    ``items``, ``accuracy`` over all of them with its ``standard_error``, ``chance`` (what takes no knowledge,
+    None where a task has no such number), and for a group ``tasks``: task → accuracy.
+    """
+    apart, rows = items.by_task(right), []
+    for name, tasks in items.members.items():
+        values = np.concatenate([apart[task] for task in tasks])
+        chances = [(items.chance[task], len(apart[task])) for task in tasks]
+        known = [chance * count for chance, count in chances if chance is not None]
+        row = {
+            "task": name,
             "items": len(values),
             "accuracy": float(values.mean()),
             "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
-            "chance": items.chance[task],
+            "chance": sum(known) / len(values) if len(known) == len(chances) else None,
         }
-        for task, values in items.by_task(right).items()
-    ]
+        if tasks != (name,):
+            row["tasks"] = {task: float(apart[task].mean()) for task in tasks}
+        rows.append(row)
+    return rows
 
 
 def at_chance(items: Items, right: Sequence[float] | np.ndarray) -> list[str]:
-    """A sentence for each task on which a model is no better than guessing; `right` is [N]."""
+    """A sentence for each task or group on which a model is no better than guessing; `right` is [N]."""
     found = []
     for row in accuracies(items, right):
         chance = row["chance"] or 0.0

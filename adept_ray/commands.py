@@ -33,6 +33,7 @@ from adept_ray.report import write_report
 from adept_ray.runs import (
     as_begun,
     at_work,
+    check_backbone,
     check_same,
     conclude,
     given,
@@ -105,8 +106,7 @@ def train_full(args: TrainRun) -> str:
         check_same(training, json.loads((results.folder / "run.json").read_text())["training"])
     launch.check_workers(run)
     sources = find_sources(run, display)
-    if best.get("backbone") not in (None, sources.backbone.fingerprint):
-        raise UserError(f"{run.backbone} has changed since {args.config} was written: search again with it")
+    check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(again, run), at_work(run, results, display) as board:
@@ -182,6 +182,8 @@ def probe_only(run: ProbeRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display()
+    if run.general_tasks or run.domain_tasks:
+        raise UserError("--general-tasks and --domain-tasks judge trained models: there is none in a probe")
     run = settled(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)

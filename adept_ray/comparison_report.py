@@ -15,8 +15,8 @@ COLUMNS = {
     "method": "method",
     "score": "score",
     "against_adept": "score − adept",
-    "general_delta": "general Δ %",
-    "domain_delta": "domain Δ %",
+    "general_delta": "general Δ",
+    "domain_delta": "domain Δ",
     "general_accuracy": "general accuracy %",
     "domain_accuracy": "domain accuracy %",
     "base_lr": "base rate",
@@ -205,7 +205,7 @@ def rates_of(rows: Sequence[Training]) -> str:
         if row.phase == "rate":
             tried.setdefault(row.method, []).append(row)
     if not tried:
-        return "<p>None: each method took the rate it would begin a search with.</p>"
+        return "<p>No rates were searched: a method takes the one it would begin a search with.</p>"
     body = ""
     for method, tries in tried.items():
         texts = [

@@ -47,13 +47,17 @@ class Interrupted(Exception):
     """A run was stopped half-way; the message is the command that goes on from there."""
 
 
+LISTED = 20  # names that an error message lists
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A list of known names for an error message, the closest to `name` first when one is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(known)}"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"known: {', '.join(known[:LISTED])}{more}"
 
 
 def default_cache() -> Path:
@@ -97,11 +101,11 @@ class RunSpec(Spec):
     domain_tasks: Tasks = ()
     """lm-eval tasks, groups or .yaml definitions that judge the domain side, such as medqa_4options."""
     task_items: int = Field(200, ge=1)
-    """Items of each task or group for validation, and as many others for the test."""
+    """Items of each task or group (at least one a task) for validation, and as many for the test."""
     score: Measure = "tasks"
     """What counts on a side: accuracy on its tasks if it has any, or bits per byte whatever it has."""
     micro_batch: int = Field(8, ge=1)
-    """Blocks per forward pass on one worker; changes speed and memory, never results."""
+    """Blocks per forward pass on one worker; changes speed and memory, not what is computed."""
     workers: int = Field(1, ge=1)
     """Ray Train workers per trial."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -268,7 +272,7 @@ class EvaluateRun(Spec):
     tasks: Tasks = ()
     """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
     items: int = Field(100, ge=1)
-    """Items of each task or group, drawn at random."""
+    """Items of each task or group, drawn from the half of its own by which no search chooses."""
     seed: int = Field(0, ge=0)
     """Seed of that drawing."""
     micro_batch: int = Field(8, ge=1)

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 Update = Callable[[int, int], None]
-COLUMNS = ("trial", "k", "rate", "step", "general Δ %", "domain Δ %", "score", "state")
+COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
 
 
 class Display:
@@ -78,17 +78,13 @@ class Display:
         """A line about a training of a comparison that ended."""
         rate = f"  rate {row['base_lr']:.3g}" if row["base_lr"] else ""
         deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
-        end = (
-            f"failed: {row['error']}"
-            if row["error"]
-            else "general {} %  domain {} %  score {}".format(*deltas)
-        )
+        end = f"failed: {row['error']}" if row["error"] else "general {}  domain {}  score {}".format(*deltas)
         self.say(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
 
     def comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
         numbers = ("score", "general_delta", "domain_delta", "against_adept")
-        table = Table("method", "score", "general Δ %", "domain Δ %", "score − adept", box=None)
+        table = Table("method", "score", "general Δ", "domain Δ", "score − adept", box=None)
         for row in sorted(
             rows, key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
         ):

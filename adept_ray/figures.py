@@ -229,8 +229,8 @@ def trade_figure(results: Evidence) -> Figure:
         at = (or_zero(x), or_zero(y))
         _mark_chosen(axes, *at)
         axes.annotate(f"k = {choice.k}", at, (8, 6), textcoords="offset points", color=ORANGE, bbox=WHITE_BOX)
-    axes.set_xlabel("general Δ, % (right is better)")
-    axes.set_ylabel("domain Δ, % (up is better)")
+    axes.set_xlabel("general Δ (right is better)")
+    axes.set_ylabel("domain Δ (up is better)")
     axes.grid(True, axis="x")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_plain)
@@ -280,8 +280,8 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
             alpha=0.8,
         )
         axes.annotate(str(number), (x, y), (5, 4), textcoords="offset points", fontsize=7, color=color)
-    axes.set_xlabel("general Δ, % (right is better)")
-    axes.set_ylabel("domain Δ, % (up is better)")
+    axes.set_xlabel("general Δ (right is better)")
+    axes.set_ylabel("domain Δ (up is better)")
     axes.grid(True, axis="x")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_plain)

@@ -85,7 +85,7 @@ def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tu
 def ranks_needed(training: TrainingSpec, layers: int) -> int:
     """How many of the least important layers have to be in the right order to place those of `training`."""
     if training.placement in ("stratified", "receptive"):
-        return layers  # the least important one of a band may be anywhere in the order
+        return layers  # a band's layers may be anywhere in the order, critical ones are at its end
     return min(layers, max(1, training.k + training.offset))
 
 

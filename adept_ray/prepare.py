@@ -204,7 +204,7 @@ def stage_one(
     }
     items = sources.items_of("validation")
     answer_files = {
-        side: cached(run, "answers", *model[:2], version("lm_eval"), dict(each.numbers))
+        side: cached(run, "answers", *model[:2], version("lm_eval"), each.content)
         for side, each in items.items()
     }
     missing = [side for side, file in nats_files.items() if not file.exists()]

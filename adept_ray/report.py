@@ -35,8 +35,8 @@ HEADINGS = {
     "domain_bpb": "domain bpb",
     "general_accuracy": "general accuracy",
     "domain_accuracy": "domain accuracy",
-    "general_delta": "general Δ %",
-    "domain_delta": "domain Δ %",
+    "general_delta": "general Δ",
+    "domain_delta": "domain Δ",
     "score_se": "±\u00a0s.e.",
 }
 DIGITS = {

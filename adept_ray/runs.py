@@ -107,6 +107,12 @@ def load_best(path: Path) -> dict[str, Any]:
     return best
 
 
+def check_backbone(best: Mapping[str, Any], sources: Sources, run: RunSpec, config: Path) -> None:
+    """Refuse to go on with another backbone than a best.yaml was made with. Raises :class:`UserError`."""
+    if best.get("backbone") not in (None, sources.backbone.fingerprint):
+        raise UserError(f"{run.backbone} has changed since {config} was written: search again with it")
+
+
 def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
     names = ("workers", "gpus_per_worker", "micro_batch", "cache", "storage", "name")

@@ -35,6 +35,7 @@ from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
     as_begun,
     at_work,
+    check_backbone,
     conclude,
     given,
     job_of,
@@ -46,8 +47,9 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.scoring import SIDES, tasks_of
-from adept_ray.storage import Results, write_json
+from adept_ray.storage import Results, fetched, write_json
 
+FEWEST = 8  # blocks of a kind of text that a density is drawn of
 SHOWN = 4  # layers whose densities are drawn
 
 
@@ -170,7 +172,9 @@ def draw_activations(args: ActivationsRun) -> str:
     """
     display = Display()
     best = load_best(args.config)
-    changes = {**given(args), **({"test_tokens": args.test_tokens} if args.test_tokens else {})}
+    changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": ()}
+    if args.test_tokens:
+        changes["test_tokens"] = args.test_tokens
     run = settled(validated(RunSpec, {**best["run"], **changes}, str(args.config)), "activations")
     expanded = args.config.parent / "model"
     if not best["layers"] or not (expanded / RECORD).exists():
@@ -179,6 +183,7 @@ def draw_activations(args: ActivationsRun) -> str:
     results.open(resume=False)
     launch.check_workers(run)
     sources = find_sources(run, display)
+    check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources)
     training = validated(
         TrainingSpec,
@@ -187,6 +192,12 @@ def draw_activations(args: ActivationsRun) -> str:
     )
     with at_work(run, results, display) as board:
         made = prepare(run, sources, display, board, best["k_max"], training.tokens, training.replay > 0)
+        tests = test_blocks(run, made.sets)
+        if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.workers):
+            raise UserError(
+                f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few for densities, "
+                f"at least {max(FEWEST, run.workers)} of {run.seq_len} tokens are needed"
+            )
         job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
         with display.stage("train", f"tuning without expansion, {job.steps} steps"):
             last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
@@ -212,25 +223,24 @@ def separations(
     run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any
 ) -> dict[str, list[dict[str, Any]]]:
     """Name of a model → a row a layer (see :func:`adept_ray.figures.separation_figure`)."""
-    tests = test_blocks(run, made.sets)
-    if (fewest := min(map(len, tests.values()))) < max(8, run.workers):
-        raise UserError(f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few to compare")
     backbone = made.sources.backbone
-    folders = {
-        "untouched": (backbone.source, backbone.revision),
-        "without expansion": (str(results.folder / "model"), None),
-        "expanded": (str(expanded.resolve()), None),
-    }
-    blocks = put(tests)
+    added = json.loads((expanded / RECORD).read_text())["added_layers"]
+    blocks = put(test_blocks(run, made.sets))
     found = {}
-    for name, (source, revision) in folders.items():
-        job = ProbeJob(source, revision, run.micro_batch, importance=False, separation=True)
-        measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
-        added = json.loads((expanded / RECORD).read_text())["added_layers"] if name == "expanded" else []
-        found[name] = [
-            {"layer": at - sum(a <= at for a in added), "copy": at in added, **row}
-            for at, row in enumerate(measured)
-        ]
+    with fetched(f"{results.place}/model") as without:
+        folders = {
+            "untouched": (backbone.source, backbone.revision),
+            "without expansion": (str(without), None),
+            "expanded": (str(expanded.resolve()), None),
+        }
+        for name, (source, revision) in folders.items():
+            job = ProbeJob(source, revision, run.micro_batch, importance=False, separation=True)
+            measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
+            copies = added if name == "expanded" else []
+            found[name] = [
+                {"layer": at - sum(a <= at for a in copies), "copy": at in copies, **row}
+                for at, row in enumerate(measured)
+            ]
     return found
 
 

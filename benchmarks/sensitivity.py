@@ -83,7 +83,7 @@ def main() -> None:
     prepare_torch(args.threads)
     nats = increases(source, blocks.first(args.tokens), args.micro_batch)
     longest = order(nats)
-    rows, tokens = [], SHORTEST
+    rows, tokens = [], max(SHORTEST, args.seq_len)
     while tokens <= args.tokens:
         sequences = tokens // args.seq_len
         prefix = nats[:, :sequences]

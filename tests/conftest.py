@@ -1,6 +1,7 @@
 """One thread, no network and no stopwatch, fixed before torch is imported."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.update(
@@ -9,6 +10,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
+    HF_HOME=str(Path(tempfile.gettempdir()) / "adept_ray-tests"),  # what this machine has doesn't matter
 )
 
 import pytest

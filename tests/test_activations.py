@@ -42,6 +42,15 @@ def test_many_features_and_few_blocks_feign_no_distance():
     assert np.mean(found) > 0.75
 
 
+def test_documents_over_several_blocks_feign_no_distance():
+    """Blocks of a document are alike: they don't place each other."""
+
+    def documents():
+        return np.repeat(cloud(10), 4, 0) + 0.1 * cloud(40)
+
+    assert np.mean([overlap(*projected(documents(), documents())) for _ in range(20)]) > 0.7
+
+
 def test_kinds_far_apart_do_not_overlap():
     """Domain text lies to the right, and the further apart, the less do the densities overlap."""
     found = []

@@ -64,7 +64,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 def items(name, numbers, tmp_path):
     """Those items of a task."""
-    return Items((name,), {name: tuple(numbers)}, {name: None}, tmp_path)
+    return Items({name: (name,)}, {name: tuple(numbers)}, {name: None}, "", tmp_path)
 
 
 def plainly_right(row):
@@ -93,7 +93,13 @@ def test_answers_equal_a_plain_computation(tmp_path):
 
 def test_ranks_share_the_items(tmp_path, monkeypatch):
     """The answers of two ranks, each to its own items, add up to those of one."""
-    both = Items(("both",), {"words": tuple(range(9)), "letters": tuple(range(6))}, {}, tmp_path)
+    both = Items(
+        {"both": ("words", "letters")},
+        {"words": tuple(range(9)), "letters": tuple(range(6))},
+        {},
+        "",
+        tmp_path,
+    )
     whole = correct(MODEL, TOKENIZER, both, 4)
     parts, asked = [], []
     monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
@@ -127,14 +133,71 @@ def test_scoring_leaves_the_model_and_the_dice_as_they_were(tmp_path):
 
 
 def test_validation_and_test_share_no_item(tmp_path):
-    """They are drawn by the seed, as many as asked for, or half each where there aren't as many."""
+    """Whatever the seeds and the sizes; they are as large as asked for, or half each at most."""
     drawn = draw(["words", "few"], 15, 0, tmp_path)
     for task, sizes in (("words", (15, 15)), ("few", (1, 1))):
         parts = [drawn[split].numbers[task] for split in ("validation", "test")]
-        assert tuple(map(len, parts)) == sizes and not set(parts[0]) & set(parts[1])
+        assert tuple(map(len, parts)) == sizes
         assert all(list(part) == sorted(part) for part in parts)
     assert draw(["words", "few"], 15, 0, tmp_path) == drawn
-    assert draw(["words", "few"], 15, 1, tmp_path)["test"].numbers != drawn["test"].numbers
+    others = [draw(["words"], most, seed, tmp_path)["test"] for most, seed in ((15, 1), (5, 0), (99, 2))]
+    assert others[0].numbers != drawn["test"].numbers
+    for other in others:
+        assert not set(other.numbers["words"]) & set(drawn["validation"].numbers["words"])
+
+
+def test_the_content_of_items_names_all_that_answers_depend_on(tmp_path, tasks):
+    """Their order, their prompts and their answers; the same ones have the same name."""
+
+    def content(*names):
+        benchmarks.load_each.cache_clear()
+        return draw(names, 5, 0, tmp_path)["test"].content
+
+    own = tmp_path / "mine.yaml"
+    plain = (tasks / "words.yaml").read_text().replace("task: words", "task: mine")
+    found = [content("words", "letters"), content("letters", "words")]
+    for before, after in (
+        ("", ""),
+        ("doc_to_text: question", 'doc_to_text: "Q: {{question}}"'),
+        ("doc_to_target: answer", 'doc_to_target: "{{0}}"'),
+    ):
+        own.write_text(plain.replace(before, after, 1))
+        found.append(content(str(own)))
+        assert content(str(own)) == found[-1]
+    assert len(set(found)) == 5
+
+
+def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypatch):
+    """Asked again, in other batches or on another rank, a question comes with the same examples."""
+    own = tmp_path / "shots.yaml"
+    text = (tasks / "words.yaml").read_text().replace("task: words", "task: shots")
+    own.write_text(text + "num_fewshot: 2\nfewshot_split: test\n")
+    asked_for = draw([str(own)], 8, 0, tmp_path)["test"]
+    seen = []
+    plain = benchmarks.language_model
+
+    def listening(*model):
+        found = plain(*model)
+        answer = found.loglikelihood
+
+        def listen(requests, **named):
+            seen.append([request.args[0] for request in requests])
+            return answer(requests, **named)
+
+        found.loglikelihood = listen
+        return found
+
+    monkeypatch.setattr(benchmarks, "language_model", listening)
+    whole = correct(MODEL, TOKENIZER, asked_for, 4)
+    assert correct(MODEL, TOKENIZER, asked_for, 2).tolist() == whole.tolist()
+    monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
+    monkeypatch.setattr(benchmarks, "summed", lambda values, device: values)
+    for rank in range(2):
+        monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
+        correct(MODEL, TOKENIZER, asked_for, 4)
+    first, again, *parts = seen
+    assert first == again and sorted(first) == sorted(parts[0] + parts[1])
+    assert first[0].count("where does the baker") == 3
 
 
 def test_a_group_spreads_its_items_over_its_tasks(tmp_path):
@@ -153,7 +216,8 @@ def test_chance_is_what_takes_no_knowledge(tmp_path):
 def test_a_model_at_chance_is_warned_of():
     """Of a task on which guessing does as well a sentence says so; of one well above it none does."""
     numbers = tuple(range(100))
-    both = Items((), {"noise": numbers, "sound": numbers}, {"noise": 0.25, "sound": 0.25}, Path())
+    alone = {"noise": ("noise",), "sound": ("sound",)}
+    both = Items(alone, {"noise": numbers, "sound": numbers}, {"noise": 0.25, "sound": 0.25}, "", Path())
     right = np.array([1] * 30 + [0] * 70 + [1] * 60 + [0] * 40)
     (sentence,) = at_chance(both, right)
     assert sentence.startswith("noise: right on 30.0% of 100 items, where 25.0%") and "noise" in sentence
@@ -173,6 +237,16 @@ def test_a_definition_of_the_users_own_is_a_task(tmp_path, tasks):
     assert correct(MODEL, TOKENIZER, drawn, 4).shape == (5,)
 
 
+def test_a_group_has_one_row(tmp_path):
+    """Its accuracy is that over all items, and its tasks' own stand below; a warning is of the whole."""
+    drawn = draw(["both"], 10, 0, tmp_path)["test"]
+    (row,) = accuracies(drawn, [1, 1, 1, 0, 0, 1, 1, 1, 1, 1])
+    assert (row["task"], row["items"], row["accuracy"]) == ("both", 10, 0.8)
+    assert row["tasks"] == {"words": 0.6, "letters": 1.0}
+    assert row["chance"] == pytest.approx((1 / 3 + 33 / 40) / 2)
+    assert len(at_chance(drawn, np.zeros(10))) == 1
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -181,6 +255,17 @@ def test_a_task_without_data_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"task 'empty' can't be had .* access to the hub") as refused:
         draw(["words", "empty"], 5, 0, tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_task_that_is_not_right_or_wrong_is_refused_before_any_work(tmp_path, tasks):
+    """A normed accuracy alone is no answer; a file that isn't there is no task; both in one sentence."""
+    own = tmp_path / "normed.yaml"
+    text = (tasks / "words.yaml").read_text().replace("task: words", "task: normed")
+    own.write_text(text.replace("metric: acc,", "metric: acc_norm,"))
+    with pytest.raises(UserError, match="task 'normed' is scored by acc_norm: only acc and exact_match"):
+        draw([str(own)], 5, 0, tmp_path)
+    with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
+        draw([str(tmp_path / "gone.yaml")], 5, 0, tmp_path)
 
 
 def test_tasks_may_be_given_with_commas():

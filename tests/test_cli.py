@@ -73,6 +73,7 @@ def space_file(folder, text):
         ({"workers": 4000}, ["--workers 4000", "CPUs"]),
         ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "GPUs", "has"]),
         ({"trials": 0}, ["trials", "greater than or equal to 1"]),
+        ({"domain_tasks": "/no/such/task.yaml"}, ["task /no/such/task.yaml", "no such file"]),
         ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),
         ({"seq_len": 100_000}, ["--seq-len 100000", "takes at most"]),
         ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),

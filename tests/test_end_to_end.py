@@ -268,6 +268,22 @@ def test_a_trained_model_is_scored_on_benchmarks(room, searched):
     assert f"{100 * row['accuracy']:.1f}" in printed and "reports" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_activations_of_three_models_are_drawn(room, searched):
+    """activations.py goes on from a best.yaml; each model has a row a layer, a copy is one more."""
+    printed = room.run(["activations.py", "--config", "results/first/best.yaml", "--name", "apart"])
+    folder = room.results("apart")
+    with (folder / "activations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    k = yaml.safe_load((room.results("first") / "best.yaml").read_text())["training"]["k"]
+    counts = {name: sum(row["model"] == name for row in rows) for name in {row["model"] for row in rows}}
+    assert counts == {"untouched": 4, "without expansion": 4, "expanded": 4 + k}
+    assert sum(row["copy"] == "True" for row in rows) == k
+    assert all(0 <= float(row["overlap"]) <= 1.001 for row in rows) and "without expansion" in printed
+    assert (folder / "activations.png").stat().st_size > 10_000
+
+
 def layer_count(folder):
     return json.loads((folder / "config.json").read_text())["num_hidden_layers"]
 
