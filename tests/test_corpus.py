@@ -303,3 +303,20 @@ def test_micro_batches_cover_the_ids_in_order(ids, size):
     assert [len(batch["input_ids"]) <= size for batch in batches] == [True] * -(-len(ids) // size)
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     assert rows == tokens[ids].tolist() and all(batch["input_ids"].dtype == torch.int64 for batch in batches)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.75])
+def test_replay_is_shared_out_as_ray_data_mixes(place, share):
+    """At every place as many blocks of each side have come as from ``Dataset.mix``, one more or less."""
+    blocks = 40
+    order = BlockOrder(blocks, 0, blocks, share)
+    ours = [block >= blocks for block in order.batch(0, 40)]
+    sides = [
+        ray.data.from_items([{"general": side} for _ in range(40)], override_num_blocks=40)
+        for side in (False, True)
+    ]
+    mixed = sides[0].mix(sides[1], weights=[1 - share, share])
+    theirs = [row["general"] for row in mixed.take(40)]
+    assert len(ours) == len(theirs) == 40
+    gaps = np.cumsum(ours) - np.cumsum(theirs)
+    assert np.abs(gaps).max() <= 1
