@@ -1,0 +1,76 @@
+"""The tables of README.md, from the trainings that scripts/compare.py ran.
+
+python benchmarks/tables.py benchmarks/results/medical.csv
+python benchmarks/tables.py benchmarks/results/*.csv --only adept adept-uniform adept:placement=random
+
+Each file is the runs.csv of a comparison; several of the same settings and seeds are put together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adept_ray.compare import Training, from_csv, summarise
+
+COLUMNS = {
+    "method": "method",
+    "score": "score",
+    "against_adept": "score − adept",
+    "general_delta": "general Δ %",
+    "domain_delta": "domain Δ %",
+    "base_lr": "rate",
+    "trained_parameters": "trained, M",
+    "training_seconds": "seconds",
+    "peak_gib": "GiB",
+}
+
+
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """A number with half its 95 % interval, short."""
+    value, half = row[name], row.get(f"{name}_ci")
+    if value is None or value == "":
+        return "–"
+    if name == "trained_parameters":
+        return f"{value / 1e6:.1f}"
+    if name == "training_seconds":
+        return f"{value:.0f}"
+    if name == "peak_gib":
+        return f"{value:.2f}"
+    if name == "base_lr":
+        return f"{value:.2g}" + (" (edge)" if row["rate_at_edge"] else "")
+    if isinstance(value, float):
+        return f"{value:+.2f}" + (f" ± {half:.2f}" if half is not None else "")
+    return str(value)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows, best score first."""
+    ranked = sorted(rows, key=lambda row: -row["score"])
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
+    lines += [[cell(row, name) for name in COLUMNS] for row in ranked]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def distinct(rows: Sequence[Training]) -> list[Training]:
+    """Each training once; of one that several files hold, the first."""
+    return list({row.key: row for row in reversed(rows)}.values())[::-1]
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    flags.add_argument("runs", type=Path, nargs="+")
+    flags.add_argument("--only", nargs="*", default=())
+    args = flags.parse_args()
+    rows = distinct([row for file in args.runs for row in from_csv(file.read_text())])
+    found = [row for row in summarise(rows) if row["score"] is not None]
+    print(markdown([row for row in found if not args.only or row["method"] in args.only]))
+    seeds = sorted({row.seed for row in rows if row.phase == "test" and row.base_lr})
+    tokens = sorted({row.tokens for row in rows if row.tokens})
+    print(f"\n{len(rows)} trainings, seeds that count: {seeds}, tokens: {tokens}")
+
+
+if __name__ == "__main__":
+    main()
