@@ -26,7 +26,21 @@ RAY = {"test_corpus", "test_crew", "test_end_to_end"}
 
 
 def pytest_collection_modifyitems(items):
-    """What starts Ray stays in one process, one test after the other; else a file does."""
-    for item in items:
-        name = Path(item.path).stem
-        item.add_marker(pytest.mark.xdist_group("ray" if name in RAY else name))
+    """What takes longest first: else the other process has nothing left to do beside it."""
+    items.sort(key=lambda item: item.path.stem not in RAY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """What starts Ray stays in one process, one test after the other; else a file does.
+
+    xdist's own groups name no test by its mark since pytest 9.2, where a node's id can't be changed any more.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "ray" if Path(file).stem in RAY else file
+
+    return ByFile(config, log)
