@@ -140,6 +140,8 @@ class TrainingSpec(Spec):
     """Which layers are copied (see adept_ray.placement)."""
     offset: int = Field(0, ge=0)
     """Layers by which a placement is moved or that it leaves out (see adept_ray.placement)."""
+    layers: tuple[int, ...] = ()
+    """The k layers to copy or tune, named (from 0); without any they are placed."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the LoRA matrices; alpha is twice that."""
     text: Text = "domain"
@@ -170,6 +172,12 @@ class TrainingSpec(Spec):
     """Largest global gradient norm."""
     reports: int = Field(2, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSpec:
+        if self.layers and (len(set(self.layers)) != self.k or len(self.layers) != self.k):
+            raise ValueError(f"layers must name k = {self.k} different ones, not {list(self.layers)}")
+        return self
 
 
 class SearchRun(RunSpec):
@@ -356,7 +364,14 @@ class Range(Spec):
         return self
 
 
-UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank")  # set by the run or by a compared method
+UNSEARCHED = (
+    "tokens",
+    "reports",
+    "tunes",
+    "text",
+    "lora_rank",
+    "layers",
+)  # set by the run or by a compared method
 SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
 
 

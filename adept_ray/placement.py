@@ -78,12 +78,22 @@ def band_end(band: int, k: int, layers: int) -> int:
 
 
 def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
-    """The layers that `training` copies (or tunes): :func:`place` with its settings."""
+    """The layers that `training` copies (or tunes): those it names, or :func:`place` with its settings.
+
+    Raises :class:`UserError` for a named layer that the model doesn't have, and as :func:`place` does.
+    """
+    if training.layers:
+        last = len(importance.mean) - 1
+        if strange := [layer for layer in training.layers if not 0 <= layer <= last]:
+            raise UserError(f"layers: the model has no layer {strange[0]}, give some of 0 to {last}")
+        return tuple(sorted(training.layers))
     return place(importance, training.k, training.placement, training.offset, seed)
 
 
 def ranks_needed(training: TrainingSpec, layers: int) -> int:
     """How many of the least important layers have to be in the right order to place those of `training`."""
+    if training.layers:
+        return 1
     if training.placement in ("stratified", "receptive"):
         return layers  # a band's layers may be anywhere in the order, critical ones are at its end
     return min(layers, max(1, training.k + training.offset))

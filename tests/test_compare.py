@@ -87,6 +87,8 @@ def test_a_variant_changes_its_settings():
         (("adept", "adept"), "'adept' is given twice"),
         (("adept:placment=uniform",), "unknown key 'placment': did you mean placement"),
         (("adept:placement=even",), "placement"),
+        (("adept:layers=[2,10]",), r"layers must name k = 4 different ones, not \[2, 10\]"),
+        (("adept:layers=[2,10,10]:k=3",), r"layers must name k = 3 different ones"),
         (("adept:uniform",), "a variant is NAME:key=value"),
         (("adept:k=[",), r"'\[' can't be read as a value of k"),
         (("lora:tokens=5",), "tokens is not for a method to choose"),

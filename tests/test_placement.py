@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adept_ray.config import Placement, TrainingSpec, UserError
 from adept_ray.expansion import select_layers
 from adept_ray.importance import LayerImportance
-from adept_ray.placement import check_placement, place
+from adept_ray.placement import check_placement, place, placed, ranks_needed
 
 PLACEMENTS = get_args(Placement)
 
@@ -123,3 +123,16 @@ def test_what_cannot_be_placed_is_refused(k, placement, offset, words):
     training = TrainingSpec(k=k, placement=placement, offset=offset)
     with pytest.raises(UserError, match=words):
         check_placement(training, 6)
+
+
+def test_named_layers_are_not_placed():
+    """They stand whatever the importance says, so nothing has to be ranked for them."""
+    training = TrainingSpec(k=3, placement="stratified", layers=(9, 2, 4))
+    assert placed(importance_of(12), training, seed=0) == (2, 4, 9)
+    assert ranks_needed(training, 12) == 1
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 6), (-1, 0, 1)])
+def test_named_layers_that_the_model_lacks_are_refused(layers):
+    with pytest.raises(UserError, match=r"no layer (6|-1), give some of 0 to 5"):
+        check_placement(TrainingSpec(k=3, layers=layers), 6)
