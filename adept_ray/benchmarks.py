@@ -260,13 +260,13 @@ def accuracies(items: Items, right: Sequence[float] | np.ndarray) -> list[dict[s
         chances = [(items.chance[task], len(apart[task])) for task in tasks]
         known = [chance * count for chance, count in chances if chance is not None]
         row = {
-            "task": name,
+            "task": name if len(tasks) > 1 else tasks[0],  # a file of one task goes by the name in it
             "items": len(values),
             "accuracy": float(values.mean()),
             "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
             "chance": sum(known) / len(values) if len(known) == len(chances) else None,
         }
-        if tasks != (name,):
+        if len(tasks) > 1:
             row["tasks"] = {task: float(apart[task].mean()) for task in tasks}
         rows.append(row)
     return rows

@@ -130,10 +130,10 @@ class Results:
 
 
 def located(place: str) -> tuple[Any, str]:
-    """pyarrow's file system and the path on it of an absolute path or a URI."""
+    """pyarrow's file system and the path on it of a path or a URI."""
     from pyarrow import fs
 
-    return fs.FileSystem.from_uri(place)
+    return fs.FileSystem.from_uri(place if "://" in place else os.path.abspath(place))
 
 
 def save_report(folder: Path, place: str, number: int) -> str:

@@ -234,7 +234,9 @@ def test_a_definition_of_the_users_own_is_a_task(tmp_path, tasks):
     own.write_text((tasks / "words.yaml").read_text().replace("task: words", "task: mine"))
     drawn = draw([str(own)], 5, 0, tmp_path)["test"]
     assert list(drawn.numbers) == ["mine"]
-    assert correct(MODEL, TOKENIZER, drawn, 4).shape == (5,)
+    right = correct(MODEL, TOKENIZER, drawn, 4)
+    assert right.shape == (5,)
+    assert [row["task"] for row in accuracies(drawn, right)] == ["mine"]
 
 
 def test_a_group_has_one_row(tmp_path):

@@ -117,6 +117,13 @@ def test_the_last_report_is_found_and_older_ones_go(storage, tmp_path, made):
     assert last_report(place) == NONE
 
 
+def test_a_place_may_be_relative(made, monkeypatch):
+    """As --storage is by default: relative to where the command runs."""
+    monkeypatch.chdir(made.parent)
+    with fetched("made/model") as found:
+        assert (found / "weights").stat().st_size == 1000
+
+
 @pytest.mark.parametrize("harm", ["no manifest", "manifest cut off", "a file cut off", "a file missing"])
 def test_a_report_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatch, harm):
     """What a kill left half-written is never resumed from: the one before it is."""
