@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.config import SEARCHABLE, Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.crew import Task, board_name, reports
 from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
@@ -376,7 +376,5 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Choice:
 
 
 def training_of(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
-    """The training specification of a trial's row."""
-    return overlay(
-        base, {name: row[name] for name in TrainingSpec.model_fields if name in row and name != "tokens"}
-    )
+    """The training specification of a trial's row (whose ``layers`` are the placed ones)."""
+    return overlay(base, {name: row[name] for name in SEARCHABLE if name in row})
