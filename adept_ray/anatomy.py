@@ -94,6 +94,11 @@ def layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
+def has_layer(name: str) -> bool:
+    """Whether a parameter lies in a layer: embeddings, the final norm and the head don't."""
+    return any(part.isdigit() for part in name.split("."))
+
+
 def is_norm(unit: str) -> bool:
     """Whether a unit is a normalisation (scales a vector) rather than a projection matrix."""
     return "norm" in unit.rpartition(".")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from adept_ray.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, s
 from adept_ray.config import UserError, fingerprint, nearest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
 MANIFEST = "adept_source.json"
@@ -256,14 +258,58 @@ def _convert(path: Path, folder: Path) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_model(
-    source: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
-) -> Any:
-    """Load a causal LM (a ``PreTrainedModel`` in eval mode): no remote code, no pickles.
+@dataclass
+class Resident:
+    """The backbone that this process holds, so that one trial after the other needn't load it."""
 
-    Raises :class:`UserError` when transformers can't load it or the weights don't fill the model.
+    key: tuple[Any, ...] = ()
+    model: Any = None
+
+
+_RESIDENT = Resident()
+
+
+def borrow(
+    source: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    alone: bool = False,
+) -> Any:
+    """The backbone on `device`, in eval mode, with nothing that requires a gradient.
+
+    It is loaded once in a process and given out in a structure of its own: layers may be added to that, but
+    its weights are shared with all who borrow after, so none of them may be changed. Who changes them has
+    it `alone`: the process then keeps none. Raises :class:`UserError` as :func:`load_model` does.
+    """
+    key = (source, revision, dtype, str(device))
+    if _RESIDENT.key != key:
+        _RESIDENT.key, _RESIDENT.model = (), None  # first, so that there are never two
+        _RESIDENT.model = load_model(source, revision, dtype, device=device).requires_grad_(False)
+        _RESIDENT.key = key
+    model = _RESIDENT.model
+    if alone:
+        _RESIDENT.key, _RESIDENT.model = (), None
+        return model
+    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, kept)  # of modules and config: what is in `kept` is taken for copied
+
+
+def load_model(
+    source: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    device: torch.device | str = "cpu",
+) -> Any:
+    """Load a causal LM (a ``PreTrainedModel`` in eval mode) to `device`: no remote code, no pickles.
+
+    Onto a GPU weights go straight from the file. Raises :class:`UserError` when transformers can't load
+    it or the weights don't fill the model.
     """
     import torch
+
+    place = {} if str(device) == "cpu" else {"device_map": {"": device}}
 
     try:
         with _quiet():
@@ -273,6 +319,7 @@ def load_model(
                 revision=revision or "main",
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
+                **place,
             )
     except (OSError, ValueError, RuntimeError) as problem:
         raise UserError(f"{source}: can't be loaded as a causal LM: {_first_line(problem)}") from problem

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from adept_ray.config import UserError, fingerprint, load_yaml, nearest
+from adept_ray.loss import computing_of
 from adept_ray.ranks import rank, summed, world_size
 
 TASKS = Path(__file__).parent / "tasks"
@@ -164,7 +165,8 @@ def language_model(model: Any, tokenizer: Any, batch: int) -> Any:
     """lm-eval's view of a model that is in memory already."""
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    how = computing_of(model).autocast
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, mixed_precision_dtype=how)
 
 
 @lru_cache(maxsize=4)  # a worker scores with the same tasks again and again

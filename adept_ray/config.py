@@ -27,6 +27,7 @@ Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Number = int | float
 
 
@@ -110,6 +111,8 @@ class RunSpec(Spec):
     """Ray Train workers per trial."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs each worker gets; 0 trains on CPUs."""
+    precision: Precision = "auto"
+    """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     seed: int = Field(0, ge=0)
@@ -120,6 +123,13 @@ class RunSpec(Spec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the torch type in which the backbone is held."""
+        if self.precision == "auto":
+            return "bfloat16" if self.gpus_per_worker else "float32"
+        return self.precision
 
 
 class ProbeRun(RunSpec):

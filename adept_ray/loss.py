@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
 # Logits become losses piece by piece. One large temporary would be fresh memory for every batch, and on a CPU
 # getting that takes as long as the loss itself; a piece fits its cache.
 CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
+HOW = "adept_computing"
 
 
-def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class Computing:
+    """How the passes of a model are made, where that isn't the plain way; set it with :func:`compute`."""
+
+    autocast: torch.dtype | None = None
+    """Type to compute in, where weights of another type are among those that are trained."""
+    recomputed: Sequence[nn.Module] = ()
+    """Layers whose activations are computed again for the gradient and not kept (gradient checkpointing)."""
+
+
+def compute(model: nn.Module, how: Computing) -> None:
+    """Let all losses of `model` be computed that way."""
+    setattr(model, HOW, how)
+
+
+def computing_of(model: nn.Module) -> Computing:
+    """How `model` was told to compute."""
+    return getattr(model, HOW, Computing())
+
+
+@contextmanager
+def computing(model: nn.Module) -> Iterator[None]:
+    """Within this `model` runs as it was told to by :func:`compute`."""
+    how = computing_of(model)
+    device = next(model.parameters()).device.type
+    layers = how.recomputed if torch.is_grad_enabled() else ()
+    for layer in layers:
+        # There is no dropout outside of training mode, so no random numbers have to be drawn again.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        with torch.autocast(device, how.autocast, enabled=how.autocast is not None):
+            yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed next-token loss and number of predicted tokens of each sequence.
 
     `batch` holds ``input_ids`` [B, T] and optionally ``attention_mask`` [B, T]. A prediction counts
@@ -28,7 +71,8 @@ def next_token_nats(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor,
     if mask is not None:
         real = F.pad(mask[:, 1:] * mask[:, :-1], (0, 1), value=0)
         targets = targets.masked_fill(real == 0, IGNORED)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    with computing(model):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, wanted = logits.flatten(0, 1), targets.flatten()
     piece_bytes = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE
     at_once = max(1, piece_bytes // (4 * rows.shape[1]))

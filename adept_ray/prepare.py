@@ -195,7 +195,7 @@ def stage_one(
     k_max: int,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
-    model = (PROBE_VERSION, sources.backbone.fingerprint, run.seq_len)
+    model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
     race = k_max if run.probe == "raced" else None  # an exhaustive probe serves every depth
     how = (run.probe_tokens, race, run.probe_confidence)
     probe_file = cached(run, "probes", *model, sets["general"].fingerprint, *how)
@@ -204,7 +204,7 @@ def stage_one(
     }
     items = sources.items_of("validation")
     answer_files = {
-        side: cached(run, "answers", *model[:2], version("lm_eval"), each.content)
+        side: cached(run, "answers", *model[:3], version("lm_eval"), each.content)
         for side, each in items.items()
     }
     missing = [side for side, file in nats_files.items() if not file.exists()]
@@ -222,6 +222,7 @@ def stage_one(
             confidence=run.probe_confidence,
             held_out=tuple(missing),
             items=unanswered,
+            dtype=run.dtype,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
         measured = do(board, Task("probe", "probe", job, reference))
@@ -247,14 +248,20 @@ def stage_one(
 
 def reception(run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any) -> list[float]:
     """Reception of every layer, on as much training text as the probe has of general text."""
-    named = (sources.backbone.fingerprint, run.seq_len, sets["domain"].fingerprint, run.probe_tokens)
+    named = (
+        sources.backbone.fingerprint,
+        run.dtype,
+        run.seq_len,
+        sets["domain"].fingerprint,
+        run.probe_tokens,
+    )
     file = cached(run, "receptions", PROBE_VERSION, *named)
     if not file.exists():
         import ray
 
         text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
         source, revision = sources.backbone.source, sources.backbone.revision
-        job = ProbeJob(source, revision, run.micro_batch, importance=False, reception=True)
+        job = ProbeJob(source, revision, run.micro_batch, importance=False, reception=True, dtype=run.dtype)
         found = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
         write_json(file, {"reception": found["reception"]})
     return json.loads(file.read_text())["reception"]

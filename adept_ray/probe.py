@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adept_ray.activations import pooled, separation
-from adept_ray.backbones import load_model, load_tokenizer
+from adept_ray.backbones import borrow, load_tokenizer
 from adept_ray.benchmarks import Items, correct
 from adept_ray.corpus import Blocks, micro_batches
 from adept_ray.importance import sequences_at_once, unit_importance
@@ -47,6 +47,8 @@ class ProbeJob:
     """Measure each layer's reception on the blocks named ``reception``."""
     separation: bool = False
     """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
+    dtype: str = "float32"
+    """Torch type that the backbone is held in."""
 
 
 def probe(
@@ -62,7 +64,7 @@ def probe(
     items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.reception`) and
     ``separation`` (see :mod:`adept_ray.activations`).
     """
-    model = load_model(job.source, job.revision).to(device)
+    model = borrow(job.source, job.revision, job.dtype, device)
     result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
         result["importance"] = importance(model, job, blocks["probe"], device, progress)

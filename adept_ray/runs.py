@@ -137,6 +137,7 @@ def job_of(
         seed=run.seed,
         items=made.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
+        dtype=run.dtype,
     )
 
 

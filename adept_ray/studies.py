@@ -100,6 +100,7 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
             importance=False,
             held_out=SIDES,
             items=items["test"],
+            dtype=run.dtype,
         )
         found = do(board, Task("untouched", "probe", job, put(tests)))
     answers = {tasks_of(side): right for side, right in found["correct"].items()}
@@ -234,7 +235,9 @@ def separations(
             "expanded": (str(expanded.resolve()), None),
         }
         for name, (source, revision) in folders.items():
-            job = ProbeJob(source, revision, run.micro_batch, importance=False, separation=True)
+            job = ProbeJob(
+                source, revision, run.micro_batch, importance=False, separation=True, dtype=run.dtype
+            )
             measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
             copies = added if name == "expanded" else []
             found[name] = [
@@ -253,8 +256,8 @@ def evaluate(run: EvaluateRun) -> None:
         items = draw(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
     with display.stage("model", run.model):
         backbone = resolve_backbone(run.model, run.cache)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_model(backbone.source, backbone.revision).to(device)
+        device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+        model = load_model(backbone.source, backbone.revision, dtype, device=device)
         tokenizer = load_tokenizer(backbone.source, backbone.revision)
     with display.stage("items", f"{len(items)} items"):
         right = correct(model, tokenizer, items, run.micro_batch, quiet=False)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import unit_of
-from adept_ray.backbones import load_model, load_tokenizer
+from adept_ray.backbones import borrow, load_tokenizer
 from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
@@ -59,6 +59,10 @@ class TrainJob:
     """Side → validation items of its benchmark tasks, if it has any."""
     by_tasks: bool = True
     """Whether the answers to those count, in place of bits per byte."""
+    dtype: str = "float32"
+    """Torch type that the backbone is held in; what is trained is float32 whatever it is."""
+    recompute: bool = False
+    """Compute activations again for the gradient, where they take too much memory."""
 
     @property
     def replayed(self) -> float:
@@ -100,11 +104,13 @@ def train(
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
-    model = load_model(job.source, job.revision).to(device)
+    model = backbone_of(job, device)
     tuning = make_ready(model, spec, job.layers, job.units, job.seed)
+    if job.recompute:
+        tuning.recompute()
     parameters = list(tuning.parameters.values())
     groups = parameter_groups(model, spec.weight_decay)
-    optimizer = torch.optim.AdamW(groups) if groups else None
+    optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
     if resume:
         state = TrainState.load(resume, model, optimizer)
     else:
@@ -161,6 +167,12 @@ def train(
             state.reports += 1
             if stopped_after_report():
                 return
+
+
+def backbone_of(job: TrainJob, device: torch.device) -> Any:
+    """The backbone to make ready; others go on with its weights unless this training changes them."""
+    changed = job.training.tunes != "copies"
+    return borrow(job.source, job.revision, job.dtype, device, alone=changed)
 
 
 def training_text(job: TrainJob, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
@@ -260,13 +272,14 @@ def conclude(
 
     `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
-    model = load_model(job.source, job.revision).to(device)
+    model = backbone_of(job, device)
     before = measured(model, job, blocks)
     tuning = make_ready(model, job.training, job.layers, job.units, job.seed)
     TrainState.load(checkpoint, model)
+    model = tuning.merged()  # what is exported is what is scored
     metrics = judged(before, measured(model, job, blocks), blocks, job.by_tasks, job.weights)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}
-            export(tuning.merged(), Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
+            export(model, Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
         report(metrics, Path(folder) if rank() == 0 else None)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from adept_ray import lora
-from adept_ray.anatomy import layer_of, layer_parameters, trainable
+from adept_ray.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable
 from adept_ray.config import TrainingSpec
 from adept_ray.expansion import expand, source_importance
 from adept_ray.importance import taylor_importance
-from adept_ray.loss import Batch
+from adept_ray.loss import Batch, Computing, compute, computing_of
 from adept_ray.rates import by_block, unit_scales
 
 
@@ -33,7 +34,12 @@ class Tuning:
         self.rated = tuple(rated)
         """Ids of the layers whose units get rates by importance."""
         self.parameters = trainable(model)
-        """What is trained, by full name."""
+        """What is trained, by full name; always float32, since small steps are lost in fewer bits."""
+        lower = {p.dtype for p in self.parameters.values() if p.dtype.itemsize < torch.float32.itemsize}
+        if lower:
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.float()
+            compute(model, replace(computing_of(model), autocast=lower.pop()))
         # Where nothing is asked of the probe all are alike, and equal importances give equal rates.
         self.importance = dict(importance if importance is not None else dict.fromkeys(self.parameters, 0.0))
         """Parameter name → importance of its unit before the first step."""
@@ -51,8 +57,15 @@ class Tuning:
         """Called once after the last step; `general` is this rank's share of the general probe."""
 
     def merged(self) -> Any:
-        """The model as it is exported."""
-        return self.model
+        """The model as it is exported: of one type again, the backbone's."""
+        return uniform(self.model)
+
+    def recompute(self) -> None:
+        """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""
+        layers = layers_of(self.model)
+        depths = [layer_of(name) if has_layer(name) else 0 for name in self.parameters]
+        first = min(depths, default=len(layers))
+        compute(self.model, replace(computing_of(self.model), recomputed=tuple(layers[first:])))
 
 
 class Lora(Tuning):
@@ -63,7 +76,7 @@ class Lora(Tuning):
         super().__init__(model)
 
     def merged(self) -> Any:
-        return self._adapter.merge_and_unload()
+        return uniform(self._adapter.merge_and_unload())
 
 
 class Tasl(Lora):
@@ -82,6 +95,16 @@ class Tasl(Lora):
         lora.consolidate(
             self.parameters, self._before, lora.domain_importance(self.parameters, optimizer), by_skill
         )
+
+
+def uniform(model: Any) -> Any:
+    """`model`, in place, with all parameters in the type that it computes in."""
+    dtype = computing_of(model).autocast
+    if dtype:
+        for parameter in model.parameters():  # not buffers: rotary frequencies are float32 in every model
+            parameter.data = parameter.data.to(dtype)
+    compute(model, Computing())
+    return model
 
 
 def make_ready(

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from adept_ray import assets, backbones
-from adept_ray.backbones import MANIFEST, load_model, load_tokenizer, resolve_backbone
+from adept_ray.backbones import MANIFEST, borrow, load_model, load_tokenizer, resolve_backbone
 from adept_ray.config import UserError, default_cache
+from adept_ray.expansion import expand
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,26 @@ def test_a_model_comes_ready_for_measuring(tiny):
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model.model.norm.weight, load_file(tiny / "model.safetensors")["model.norm.weight"])
     assert load_model(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_backbone_is_loaded_once_and_shared(tiny, monkeypatch):
+    """Whoever borrows it gets the same weights in a structure of its own, until someone takes it away."""
+    loads = []
+    real = backbones.load_model
+    monkeypatch.setattr(backbones, "load_model", lambda *a, **named: loads.append(a) or real(*a, **named))
+    first, second = borrow(str(tiny)), borrow(str(tiny))
+    copies = expand(first, [0, 1])
+    assert len(loads) == 1 and copies == (1, 3)
+    assert (len(first.model.layers), first.config.num_hidden_layers) == (6, 6)
+    assert (len(second.model.layers), second.config.num_hidden_layers) == (4, 4)
+    assert first.model.layers[0].mlp.up_proj.weight is second.model.layers[0].mlp.up_proj.weight
+    assert [layer.self_attn.layer_idx for layer in second.model.layers] == [0, 1, 2, 3]
+    assert second.model.layers[0].self_attn.config is second.config is not first.config
+    assert not any(p.requires_grad for p in second.parameters())
+    taken, last = borrow(str(tiny), alone=True), borrow(str(tiny))
+    assert taken.model.norm.weight is second.model.norm.weight is not last.model.norm.weight
+    assert len(loads) == 2 and borrow(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
+    assert len(loads) == 3
 
 
 def test_missing_weights_are_an_error_not_random_numbers(folder):

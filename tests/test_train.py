@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray import train as train_module
 from adept_ray.anatomy import layer_parameters, unit_of
-from adept_ray.backbones import load_model
+from adept_ray.backbones import borrow, load_model
 from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
@@ -125,15 +125,15 @@ def same(a, b):
 
 
 def caught(monkeypatch, spoil=lambda model: None):
-    """Have train() load through here: returns the list in which its models are found."""
+    """Have train() borrow through here: returns the list in which its models are found."""
     models = []
 
-    def load(*args):
-        models.append(load_model(*args))
+    def lend(*args, **_):
+        models.append(borrow(*args, alone=True))
         spoil(models[-1])
         return models[-1]
 
-    monkeypatch.setattr(train_module, "load_model", load)
+    monkeypatch.setattr(train_module, "borrow", lend)
     return models
 
 
@@ -448,6 +448,46 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
     record = json.loads((tmp_path / "model" / "adept.json").read_text())
     assert record == {"added_layers": [1, 4], "source_layers": [0, 2], "backbone": "tiny", "run": "a run"}
     assert (tmp_path / "model" / "tokenizer.json").exists()
+
+
+def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tmp_path):
+    """bfloat16 throughout but for what is trained: it learns, resumes, and is scored as it is exported."""
+    low = replace(job, dtype="bfloat16")
+    asked = ProbeJob(job.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
+    found = probe(asked, BLOCKS, CPU)
+    low = replace(low, before=found["nats"], units=found["importance"]["units"])
+    run = Run(tmp_path / "run", low)
+    assert run.metrics[-1]["domain_delta"] == pytest.approx(whole.metrics[-1]["domain_delta"], rel=0.1)
+    assert {tensor.dtype for tensor in run.weights().values()} == {torch.float32}
+    resumed = Run(tmp_path / "resumed", low, resume=run.folders[1])
+    assert same(resumed.weights(), run.weights())
+    results = []
+
+    def report(metrics, folder):
+        results.append(metrics)
+        shutil.copytree(folder / "model", tmp_path / "model")
+
+    conclude(low, BLOCKS, CPU, report, run.folders[-1], {})
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
+    asked = replace(asked, source=str(tmp_path / "model"), importance=False)
+    nats = probe(asked, BLOCKS, CPU)["nats"]["domain"]
+    bits = sum(nats) / math.log(2) / BLOCKS["domain"].bytes.sum()
+    assert results[0]["domain_bpb"] == pytest.approx(bits, rel=1e-9)
+
+
+def test_computing_activations_again_changes_no_bit(job, whole, tmp_path):
+    assert same(Run(tmp_path, replace(job, recompute=True)).weights(), whole.weights())
+
+
+def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):
+    """All parameters trained, LoRA merged: the next training starts from the backbone none the less."""
+    for tunes in ("all", "originals", "lora"):
+        spec = job.training.model_copy(update={"tunes": tunes, "k": 2 if tunes == "originals" else 0})
+        other = replace(job, training=spec, layers=LAYERS if tunes == "originals" else ())
+        run = Run(tmp_path / tunes, other)
+        conclude(other, BLOCKS, CPU, lambda *_: None, run.folders[-1], {})
+        assert same(Run(tmp_path / f"after {tunes}", job).weights(), whole.weights())
 
 
 def test_tasks_are_scored_in_training_and_at_the_end(job, whole, tmp_path):

@@ -12,8 +12,8 @@ from adept_ray import lora
 from adept_ray.anatomy import block_of, layer_parameters, trainable, unit_of
 from adept_ray.config import TrainingSpec, Tunes
 from adept_ray.expansion import export
-from adept_ray.importance import taylor_importance, unit_importance
-from adept_ray.loss import next_token_nats
+from adept_ray.importance import layer_importance, taylor_importance, unit_importance
+from adept_ray.loss import computing_of, next_token_nats
 from adept_ray.tuning import make_ready
 
 LAYERS = (0, 2)
@@ -34,6 +34,73 @@ def test_before_the_first_step_nothing_has_changed(tunes):
     model, _ = ready(tunes)
     ids = random_ids()
     assert torch.equal(logits(model, ids), logits(tiny_model(), ids))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3", "smollm3"])
+@pytest.mark.parametrize("tunes", ["copies", "originals", "lora", "tasl"])
+def test_a_model_of_fewer_bits_starts_out_the_same(family, tunes):
+    """What is trained becomes float32, all else stays bfloat16, and every loss is that of the backbone.
+
+    To the last bit where what is trained adds nothing; original norms of float32 round their outputs less.
+    """
+    backbone, model = (tiny_model(family).to(torch.bfloat16) for _ in range(2))
+    units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
+    tuning = make_ready(model, TrainingSpec(k=2, tunes=tunes, lora_rank=2), LAYERS, units, seed=3)
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    assert {kinds.pop(name) for name in tuning.parameters} == {torch.float32}
+    assert set(kinds.values()) == {torch.bfloat16}
+    exact = 0.0 if tunes != "originals" else 2**-8
+    torch.testing.assert_close(
+        next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0], rtol=exact, atol=0.0
+    )
+    next_token_nats(model, BATCH)[0].sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in tuning.parameters.values())
+
+
+def test_all_parameters_of_a_model_of_fewer_bits_are_trained_in_float32():
+    """The passes are in bfloat16 all the same."""
+    model = tiny_model().to(torch.bfloat16)
+    tuning = make_ready(model, TrainingSpec(k=0, tunes="all"), (), {}, seed=3)
+    assert {p.dtype for p in tuning.parameters.values()} == {torch.float32}
+    seen = []
+    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    next_token_nats(model, BATCH)[0].sum().backward()
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("tunes", get_args(Tunes))
+def test_activations_can_be_computed_again(tunes):
+    """Far less is kept for the gradient, which is the same to the last bit; a bypass still works."""
+    found = []
+    for again in (False, True):
+        model, tuning = ready(tunes)
+        if again:
+            tuning.recompute()
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            nats = next_token_nats(model, BATCH)[0].sum()
+        nats.backward()
+        gradients = [p.grad for p in tuning.parameters.values()]
+        found.append((kept, gradients, layer_importance(model, [BATCH])))
+    (much, plain, importance), (little, again, same) = found
+    assert little < much / 3 and importance == same
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_layers_that_no_gradient_passes_are_not_computed_again():
+    """Below the first copy nothing is kept anyway; what trains nothing computes nothing again."""
+    model, tuning = ready("copies")
+    tuning.recompute()
+    assert computing_of(model).recomputed == tuple(model.model.layers[1:])
+    empty = tiny_model()
+    make_ready(empty, TrainingSpec(k=0), (), {}, seed=3).recompute()
+    assert computing_of(empty).recomputed == ()
 
 
 def test_what_is_trained():
