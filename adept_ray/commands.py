@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from adept_ray import launch
@@ -39,6 +39,7 @@ from adept_ray.runs import (
     given,
     job_of,
     load_best,
+    planned,
     put,
     resumable,
     settled,
@@ -66,14 +67,15 @@ def find_k(run: SearchRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display)
     base = TrainingSpec(tokens=run.tokens_per_trial)
-    k_max = check_space(space, sources.layers, base)
+    deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
+        recompute = planned(run, sources, deepest, display)
         replays = "replay" in space.parameters
         receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
         made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive)
         results.write_json("importance.json", made.importance)
-        job = job_of(run, made, base, (), space.score)
+        job = replace(job_of(run, made, base, (), space.score), recompute=recompute)
         rows = run_trials(run, space, job, made, results, display, board)
         choice = choose(rows)
         row = next(row for row in rows if row["trial"] == choice.trial)
@@ -110,10 +112,12 @@ def train_full(args: TrainRun) -> str:
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(again, run), at_work(run, results, display) as board:
+        recompute = planned(run, sources, training, display, best["layers"])
         made = prepare(run, sources, display, board, best["k_max"], args.tokens, training.replay > 0)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
+        job = replace(job, recompute=recompute)
         with (
             display.stage("train", f"stage 2, {job.steps} steps") as update,
             watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),

@@ -28,6 +28,7 @@ Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
 Number = int | float
 
 
@@ -113,6 +114,8 @@ class RunSpec(Spec):
     """GPUs each worker gets; 0 trains on CPUs."""
     precision: Precision = "auto"
     """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
+    activation_checkpointing: Switch = "auto"
+    """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     seed: int = Field(0, ge=0)

@@ -18,7 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+
+from adept_ray.plan import Plan
 
 Update = Callable[[int, int], None]
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
@@ -58,6 +60,24 @@ class Display:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
         self.say(f"{what}: {self.seconds[name]:.1f} s")
 
+    def plan(self, needs: Plan, sequences: int, recompute: bool, memory: int, what: str) -> None:
+        """What a training takes of a worker of `memory` bytes."""
+        activations = sequences * ((needs.recomputed if recompute else needs.kept) + needs.logits)
+        parts = {
+            "weights": needs.weights,
+            "gradients": needs.gradients,
+            "optimizer": needs.optimizer,
+            "activations" + (", computed again" if recompute else ""): activations,
+        }
+        sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+        total = needs.memory(sequences, recompute) / 2**30
+        self.say(
+            f"{what}: {needs.parameters / 1e6:.1f} M parameters, {needs.added / 1e6:.1f} M added, "
+            f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "
+            f"{needs.flops / 1e9:.2f} GFLOP a token\n"
+            f"  a worker: {sizes}: {total:.2f} of {memory / 2**30:.1f} GiB"
+        )
+
     def importance(self, importance: Mapping[str, Any]) -> None:
         """The importance of every layer as a table with bars, least important first."""
         rows = {row["layer"]: row for row in importance["layers"]}
@@ -84,7 +104,9 @@ class Display:
     def comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
         numbers = ("score", "general_delta", "domain_delta", "against_adept")
-        table = Table("method", "score", "general Δ", "domain Δ", "score − adept", box=None)
+        table = Table(Column("method", overflow="fold"), box=None)
+        for name in ("score", "general Δ", "domain Δ", "score − adept"):
+            table.add_column(name, no_wrap=True)
         for row in sorted(
             rows, key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
         ):

@@ -21,6 +21,7 @@ from adept_ray.ranks import summed
 
 Progress = Callable[[int, int], None]
 PROBE_BYTES = 2**30  # what the probe may hold beside the weights
+UNIT_BYTES = 2**33  # what gradients of units may take, and the float32 sums of them
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ def sequences_at_once(
     return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
 
 
+def layers_at_once(parameters: int, budget: int = UNIT_BYTES) -> int:
+    """Layers of so many scalars whose gradients, and sums of them, stay within `budget` bytes; at least 1."""
+    return max(1, budget // (8 * parameters))
+
+
 def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean per token and its standard error from sums over sequences (ratio estimator, Cochran 1977, 6.4).
 
@@ -157,15 +163,23 @@ def _bypassed(layers: nn.ModuleList, bypassed: int, stream: torch.Tensor) -> Ite
             del layer.forward
 
 
-def unit_importance(model: nn.Module, batches: Iterable[Batch], layers: Sequence[int]) -> dict[str, float]:
+def unit_importance(
+    model: nn.Module, batches: Iterable[Batch], layers: Sequence[int], at_once: int | None = None
+) -> dict[str, float]:
     """Importance of every unit of `layers`: mean over its scalars j of |θ_j ∂L/∂θ_j|.
 
     First-order Taylor, the paper's "Unit-wise Neuron Decoupling".
     L is the mean next-token loss over the whole probe. Returns full parameter name → importance of
-    the unit it belongs to, so a weight and its bias share one number.
+    the unit it belongs to, so a weight and its bias share one number. Gradients are kept of `at_once` layers
+    (all of them by default): each such share takes passes of its own.
     Raises :class:`UserError` for an unsupported family, an unknown layer or when no token is predicted.
     """
-    return taylor_importance(model, batches, layer_parameters(model, layers), unit_of)
+    every = list(batches)
+    found: dict[str, float] = {}
+    for first in range(0, len(layers), at_once or max(1, len(layers))):
+        share = layers[first : first + (at_once or len(layers))]
+        found |= taylor_importance(model, every, layer_parameters(model, share), unit_of)
+    return found
 
 
 def taylor_importance(

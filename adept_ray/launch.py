@@ -107,6 +107,24 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
         )
 
 
+def worker_memory(run: RunSpec) -> int:
+    """Bytes that one worker may use: of its GPU, or its share of a machine's memory. Needs a running Ray."""
+    import ray
+
+    if run.gpus_per_worker:
+        ask = ray.remote(num_cpus=0, num_gpus=run.gpus_per_worker)(gpu_bytes)
+        return int(ray.get(ask.remote()) * min(1.0, run.gpus_per_worker))
+    machines = [node["Resources"]["memory"] for node in ray.nodes() if "memory" in node["Resources"]]
+    return int(min(machines) // math.ceil(run.workers / len(machines)))
+
+
+def gpu_bytes() -> int:
+    """Memory of the first GPU that this process sees."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
 def first_line(problem: object) -> str:
     """The first line of an error's text."""
     return str(problem).strip().partition("\n")[0]

@@ -59,6 +59,8 @@ class Entrant:
     about: str
     rate: float
     training: TrainingSpec
+    recompute: bool = False
+    """Whether it computes activations again, for want of memory."""
 
 
 def entrants(run: CompareRun) -> list[Entrant]:

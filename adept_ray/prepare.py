@@ -33,12 +33,17 @@ class Sources:
     """Backbone and corpora, found and checked, before anything expensive."""
 
     backbone: Backbone
-    layers: int
-    """Number of layers of the backbone."""
+    config: Any
+    """Its Hugging Face config."""
     general: CorpusFiles
     domain: CorpusFiles | None
     items: Mapping[str, Mapping[str, Items]] = field(default_factory=dict)
     """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the backbone."""
+        return self.config.num_hidden_layers
 
     def items_of(self, split: str) -> dict[str, Items]:
         """Side → its items of that split."""
@@ -88,7 +93,7 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
     """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
     with display.stage("assets", "backbone and corpora"):
         backbone = resolve_backbone(run.backbone, run.cache)
-        layers = layer_count(backbone, run.seq_len)
+        config = checked_config(backbone, run.seq_len)
         general = resolve_corpus(run.general, run.text_column, run.cache)
         domain = resolve_corpus(run.domain, run.text_column, run.cache) if with_domain else None
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
@@ -100,11 +105,11 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
                 for side, names in tasks.items()
                 if names
             }
-    return Sources(backbone, layers, general, domain, items)
+    return Sources(backbone, config, general, domain, items)
 
 
-def layer_count(backbone: Backbone, seq_len: int) -> int:
-    """Number of layers, from the config alone.
+def checked_config(backbone: Backbone, seq_len: int) -> Any:
+    """The config of a backbone.
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
     """
@@ -115,7 +120,7 @@ def layer_count(backbone: Backbone, seq_len: int) -> int:
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:
         raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
-    return config.num_hidden_layers
+    return config
 
 
 def prepare(

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from adept_ray.activations import pooled, separation
+from adept_ray.anatomy import layers_of
 from adept_ray.backbones import borrow, load_tokenizer
 from adept_ray.benchmarks import Items, correct
 from adept_ray.corpus import Blocks, micro_batches
-from adept_ray.importance import sequences_at_once, unit_importance
+from adept_ray.importance import layers_at_once, sequences_at_once, unit_importance
+from adept_ray.loss import Computing, compute
 from adept_ray.race import rank_layers
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.reception import layer_reception
@@ -114,9 +116,12 @@ def importance(
         progress=progress,
     )
     mine = every[rank() :: world_size()]
-    units = unit_importance(
-        model, micro_batches(blocks, mine, job.micro_batch, device), range(config.num_hidden_layers)
-    )
+    decoder = layers_of(model)
+    batches = micro_batches(blocks, mine, job.micro_batch, device)
+    share = layers_at_once(max(sum(p.numel() for p in layer.parameters()) for layer in decoder))
+    if share < len(decoder):  # a large model: spare its activations, too
+        compute(model, Computing(recomputed=tuple(decoder)))
+    units = unit_importance(model, batches, range(len(decoder)), share)
     layers = ranking.importance
     rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {

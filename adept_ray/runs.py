@@ -36,6 +36,7 @@ from adept_ray.config import (
 from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
+from adept_ray.plan import plan, recomputes
 from adept_ray.prepare import Prepared, Sources, notes, test_blocks
 from adept_ray.scoring import SIDES
 from adept_ray.storage import Results, default_name, delete, fetched
@@ -139,6 +140,27 @@ def job_of(
         by_tasks=run.score == "tasks",
         dtype=run.dtype,
     )
+
+
+def planned(
+    run: RunSpec,
+    sources: Sources,
+    training: TrainingSpec,
+    display: Display,
+    layers: Sequence[int] | None = None,
+    what: str = "",
+) -> bool:
+    """Show what `training` will take; returns whether it has to compute activations again.
+
+    As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
+    Needs a running Ray. Raises :class:`UserError` for what doesn't fit into a worker's memory.
+    """
+    lowest = range(training.k) if layers is None else layers
+    needs = plan(sources.config, training, tuple(lowest), run.seq_len, run.dtype)
+    memory, what = launch.worker_memory(run), what or f"k = {training.k}"
+    recompute = recomputes(needs, run.micro_batch, memory, run.activation_checkpointing, what)
+    display.plan(needs, run.micro_batch, recompute, memory, what)
+    return recompute
 
 
 def put(blocks: Any) -> Any:

@@ -168,8 +168,8 @@ def describe(
     }
 
 
-def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> int:
-    """How many of the least important layers the space needs in order.
+def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[TrainingSpec, int]:
+    """A deepest training of the space, and how many of the least important layers it needs in order.
 
     Raises :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
 
@@ -188,7 +188,7 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> int:
     ]
     for training in deepest:
         check_placement(training, layers)
-    return max(ranks_needed(training, layers) for training in deepest)
+    return deepest[0], max(ranks_needed(training, layers) for training in deepest)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:

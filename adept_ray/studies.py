@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
 from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
-from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings
+from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import (
     ActivationsRun,
@@ -30,7 +30,7 @@ from adept_ray.expansion import RECORD
 from adept_ray.figures import save, separation_figure
 from adept_ray.methods import Entrant, entrants
 from adept_ray.placement import check_placement, ranks_needed
-from adept_ray.prepare import Prepared, find_sources, prepare, test_blocks
+from adept_ray.prepare import Prepared, Sources, find_sources, prepare, test_blocks
 from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
     as_begun,
@@ -40,6 +40,7 @@ from adept_ray.runs import (
     given,
     job_of,
     load_best,
+    planned,
     put,
     resumable,
     settled,
@@ -73,6 +74,7 @@ def compare_methods(run: CompareRun) -> str:
     write_run(results, run, display, sources)
     with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
         receptive = any(rival.training.placement == "receptive" for rival in rivals)
+        rivals = all_planned(run, sources, rivals, display)
         tokens = run.tokens * (run.seeds + 1)
         made = prepare(run, sources, display, board, k_max, tokens, replay=True, receptive=receptive)
         results.write_json("importance.json", made.importance)
@@ -86,6 +88,21 @@ def compare_methods(run: CompareRun) -> str:
     for name in ("comparison.html", "comparison.csv", "runs.csv"):
         display.say(f"{name + ':':16} {results.place}/{name}")
     return results.publish()
+
+
+def all_planned(
+    run: CompareRun, sources: Sources, rivals: Sequence[Entrant], display: Display
+) -> list[Entrant]:
+    """The rivals with whether they compute activations again; those of the same size are planned once."""
+    found: dict[tuple[str, int, int], bool] = {}
+    ready = []
+    for rival in rivals:
+        spec = rival.training
+        size = (spec.tunes, spec.k, spec.lora_rank)
+        if trains(spec) and size not in found:
+            found[size] = planned(run, sources, spec, display, what=rival.label)
+        ready.append(replace(rival, recompute=found.get(size, False)))
+    return ready
 
 
 def field_of(run: CompareRun, made: Prepared, results: Results, display: Display, board: Any) -> Field:
@@ -192,6 +209,7 @@ def draw_activations(args: ActivationsRun) -> str:
         str(args.config),
     )
     with at_work(run, results, display) as board:
+        recompute = planned(run, sources, training, display, best["layers"])
         made = prepare(run, sources, display, board, best["k_max"], training.tokens, training.replay > 0)
         tests = test_blocks(run, made.sets)
         if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.workers):
@@ -200,6 +218,7 @@ def draw_activations(args: ActivationsRun) -> str:
                 f"at least {max(FEWEST, run.workers)} of {run.seq_len} tokens are needed"
             )
         job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
+        job = replace(job, recompute=recompute)
         with display.stage("train", f"tuning without expansion, {job.steps} steps"):
             last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
         conclude(run, job, made, results, display, board, last["saved"])

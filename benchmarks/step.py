@@ -15,29 +15,15 @@ from pathlib import Path
 
 import torch
 from rivals import Timed, boolq, prepare_torch, smollm2, table
+from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adept_ray.anatomy import layer_parameters
 from adept_ray.expansion import expand
 from adept_ray.loss import next_token_nats
 from adept_ray.rates import parameter_groups
 
-# Qwen3-8B as published: https://huggingface.co/Qwen/Qwen3-8B-Base/blob/main/config.json
-SHAPES = {
-    "qwen3-8b": dict(
-        model_type="qwen3",
-        num_hidden_layers=36,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-    )
-}
 GIB = 2**30
 
 
@@ -124,8 +110,7 @@ def backbone(args: argparse.Namespace) -> PreTrainedModel:
     """The real backbone, or a random one of the shapes asked for."""
     if not args.shapes:
         return smollm2().to(args.device)
-    shapes = dict(SHAPES[args.shapes])
-    config = AutoConfig.for_model(shapes.pop("model_type"), **shapes)
+    config = config_of(args.shapes)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(args.device):
         model = AutoModelForCausalLM.from_config(config)

@@ -64,7 +64,7 @@ def test_an_unknown_key_names_the_nearest():
     """A misspelt key is an error that says where it is and offers the right one."""
     refused(lambda: validated(TrainingSpec, {"base_rl": 1}, "a.yaml"), "a.yaml", "'base_rl'", "base_lr")
     refused(lambda: overlay(RunSpec(), {"seqlen": 8}), "'seqlen'", "did you mean seq_len")
-    refused(lambda: overlay(RunSpec(), {"zzzz": 8}), "'zzzz'", "known: backbone")
+    refused(lambda: overlay(RunSpec(), {"zzzz": 8}), "'zzzz'", "known: activation_checkpointing, backbone")
 
 
 def test_an_unknown_key_inside_names_its_neighbours(tmp_path):

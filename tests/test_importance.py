@@ -13,7 +13,7 @@ from torch import nn
 from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.config import UserError
 from adept_ray.expansion import added_layers, expand, source_importance
-from adept_ray.importance import layer_importance, unit_importance
+from adept_ray.importance import layer_importance, layers_at_once, unit_importance
 from adept_ray.race import rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -310,3 +310,18 @@ def test_two_processes_equal_one(tmp_path):
     ranked = rank_layers(model, padded(UNEQUAL), 2).importance
     assert first[2].importance.mean == pytest.approx(ranked.mean, abs=1e-6)
     assert first[2].importance.standard_error == pytest.approx(ranked.standard_error, abs=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 9])
+def test_units_are_the_same_a_few_layers_at_a_time(at_once):
+    """Whatever share of the layers has its gradients in memory; the batches may come from a generator."""
+    model = tiny_model()
+    batches = [{"input_ids": random_ids(2, 12, seed=seed)} for seed in range(2)]
+    whole = unit_importance(model, batches, range(4))
+    assert unit_importance(model, iter(batches), range(4), at_once) == whole
+
+
+def test_a_large_layer_is_measured_alone():
+    """Four bytes for its gradient and four for the sum of it."""
+    assert [layers_at_once(10, budget) for budget in (800, 799, 80, 8)] == [10, 9, 1, 1]
+    assert layers_at_once(192_946_432) == 5  # Qwen3-8B

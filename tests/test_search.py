@@ -109,8 +109,9 @@ def test_k_beyond_the_backbone_is_refused():
             check_space(SearchSpace(parameters={"k": k}), 6, TrainingSpec())
     check_space(SearchSpace(parameters={"k": Range(int=(0, 6))}, first=({"k": 6},)), 6, TrainingSpec())
     both = {"k": Range(int=(0, 3)), "placement": Range(choice=("guided", "stratified"))}
-    assert check_space(SearchSpace(parameters={"k": Range(int=(0, 3))}), 6, TrainingSpec(offset=1)) == 4
-    assert check_space(SearchSpace(parameters=both), 6, TrainingSpec()) == 6
+    deepest, ranks = check_space(SearchSpace(parameters={"k": Range(int=(0, 3))}), 6, TrainingSpec(offset=1))
+    assert (deepest.k, deepest.offset, ranks) == (3, 1, 4)
+    assert check_space(SearchSpace(parameters=both), 6, TrainingSpec())[1] == 6
 
 
 @pytest.mark.parametrize("name", SPACE)

@@ -1,0 +1,221 @@
+"""What a training will take, before any weight is loaded: parameters, memory by part, operations per token.
+
+Nothing here is a formula for an architecture: the model itself is built of tensors without data, made ready
+as the training will make it, and run once. Autograd then says what it keeps for the gradient, and torch
+counts the operations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from adept_ray.anatomy import layer_parameters, layers_of
+from adept_ray.config import Switch, TrainingSpec, UserError
+from adept_ray.loss import next_token_nats
+from adept_ray.tuning import make_ready
+
+GIB = 2**30
+SLACK = (
+    0.9  # share of a memory that can be planned with: fragments, kernels and their work space take the rest
+)
+PLANNED = "adept_planned"  # name of an attention without masks
+OUTSIDE = -1  # stands for what lies in no layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one worker needs, bytes unless said otherwise."""
+
+    parameters: int
+    """Scalars of the model with what was added."""
+    added: int
+    """Scalars that the backbone doesn't have."""
+    trained: int
+    """Scalars that are trained."""
+    weights: int
+    """Frozen weights in the backbone's type, trained ones in float32."""
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    kept: int
+    """What one sequence keeps for the gradient."""
+    recomputed: int
+    """What it keeps when the activations of layers are computed again."""
+    logits: int
+    """The gradient of one sequence's logits."""
+    forward_flops: float
+    """Operations of the forward pass per token; a multiplication and an addition count as two."""
+    flops: float
+    """Operations of a training step per token, nothing computed twice."""
+
+    def memory(self, sequences: int, recompute: bool) -> int:
+        """Bytes of one worker at its peak, with so many sequences in a forward pass."""
+        each = (self.recomputed if recompute else self.kept) + self.logits
+        return self.weights + self.gradients + self.optimizer + sequences * each
+
+    @property
+    def share(self) -> float:
+        """Trained scalars of all."""
+        return self.trained / self.parameters
+
+
+def plan(
+    config: Any, training: TrainingSpec, layers: Sequence[int], seq_len: int, dtype: str = "float32"
+) -> Plan:
+    """What `training` of `layers` takes for a model of that Hugging Face `config`, held in `dtype`.
+
+    No memory is taken and nothing is computed. Raises :class:`UserError` as
+    :func:`~adept_ray.tuning.make_ready` does.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
+    AttentionInterface.register(PLANNED, sdpa_attention_forward)
+    AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=PLANNED
+        ).eval()
+        before = scalars(model.parameters())
+        units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
+        tuning = make_ready(model, training, layers, units, seed=0)
+    kept, forward, whole = traced(model, seq_len)
+    parameters, trained = list(model.parameters()), scalars(tuning.parameters.values())
+    itemsize = getattr(torch, dtype).itemsize
+    inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
+    stream = len(inside) * seq_len * model.config.hidden_size * itemsize
+    return Plan(
+        parameters=scalars(parameters),
+        added=scalars(parameters) - before,
+        trained=trained,
+        weights=sum(p.numel() * p.dtype.itemsize for p in parameters),
+        gradients=4 * trained,
+        optimizer=8 * trained,
+        kept=sum(kept.values()),
+        # of each layer its input, and while the gradient passes it all that it keeps
+        recomputed=kept[OUTSIDE] + stream + max(inside.values(), default=0),
+        logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
+        forward_flops=forward / seq_len,
+        flops=whole / seq_len,
+    )
+
+
+def scalars(parameters: Any) -> int:
+    """Number of scalars; a shared tensor counts once."""
+    return sum(p.numel() for p in {id(p): p for p in parameters}.values())
+
+
+class Losses(nn.Module):
+    """The losses of a model as a module, so that it can be called with other weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return next_token_nats(self.model, {"input_ids": ids})[0].sum()
+
+
+def traced(model: nn.Module, seq_len: int) -> tuple[dict[int, int], int, int]:
+    """One pass of one sequence with its gradient: layer → bytes kept, operations of the forward and of both.
+
+    `model` lies on the meta device; here its weights pass for a CPU's, where autocast is known. They aren't
+    counted as kept, nor are masks, which attention within a window has.
+    """
+    losses, mode = Losses(model), FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = {
+        name: FakeTensor(mode, tensor.detach(), torch.device("cpu")).requires_grad_(tensor.requires_grad)
+        for name, tensor in (*losses.named_parameters(), *losses.named_buffers())
+    }
+    weights = {id(tensor) for tensor in tensors.values()}
+    kept = {layer: 0 for layer in range(OUTSIDE, len(layers_of(model)))}
+    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+    at = OUTSIDE
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        owner = tensor if tensor._base is None else tensor._base
+        storage = tensor.untyped_storage()
+        if id(owner) not in weights and storage._cdata not in seen:
+            seen[storage._cdata] = storage
+            kept[at] += storage.nbytes()
+        return tensor
+
+    @contextmanager
+    def watching() -> Iterator[None]:
+        def enter(layer: int) -> Any:
+            def hook(*_: Any) -> None:
+                nonlocal at
+                at = layer
+
+            return hook
+
+        hooks = []
+        for number, layer in enumerate(layers_of(model)):
+            hooks.append(layer.register_forward_pre_hook(enter(number)))
+            hooks.append(layer.register_forward_hook(enter(OUTSIDE)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with mode, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, watching():
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            ids = torch.zeros(1, seq_len, dtype=torch.long)
+            nats = torch.func.functional_call(losses, tensors, ids)
+        forward = counter.get_total_flops()
+        if nats.requires_grad:
+            nats.backward()
+    return kept, forward, counter.get_total_flops()
+
+
+def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Operations of scaled dot-product attention, the masked half counted too (from three shapes)."""
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward_flops(slope: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The same of its gradient."""
+    return sdpa_backward_flop_count(slope, query, key, value)
+
+
+# torch counts those of GPUs itself
+ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+def recomputes(needs: Plan, sequences: int, memory: int, switch: Switch, what: str) -> bool:
+    """Whether activations have to be computed again for a worker of `memory` bytes.
+
+    Raises :class:`UserError` for what doesn't fit, with what would.
+    """
+    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[switch]
+    usable = SLACK * memory
+    for recompute in ways:
+        if needs.memory(sequences, recompute) <= usable:
+            return recompute
+    takes = needs.memory(sequences, ways[-1]) / SLACK / GIB
+    fewer = next((n for n in range(sequences - 1, 0, -1) if needs.memory(n, True) <= usable), 0)
+    if needs.memory(sequences, True) <= usable:
+        advice = "leave --activation-checkpointing off out"
+    elif fewer:
+        advice = f"use --micro-batch {fewer}"
+    else:
+        least = needs.memory(1, True) / SLACK / GIB
+        advice = f"use fewer layers, shorter blocks (--seq-len) or workers of at least {least:.1f} GiB"
+    raise UserError(
+        f"{what} with --micro-batch {sequences} takes {takes:.1f} GiB a worker, and a worker has "
+        f"{memory / GIB:.1f} GiB: {advice}"
+    )

@@ -1,0 +1,167 @@
+"""What a training will take, said beforehand: checked against real passes and published architectures."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from common import random_ids, tiny_model
+from shapes import SHAPES, config_of
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from adept_ray.anatomy import layer_parameters, unit_of
+from adept_ray.backbones import PRESETS
+from adept_ray.config import TrainingSpec, Tunes, UserError
+from adept_ray.loss import next_token_nats
+from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, plan, recomputes
+from adept_ray.rates import parameter_groups
+from adept_ray.tuning import make_ready
+
+# Of the weights that are published, tied ones once.
+PUBLISHED = {
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "llama3-8b": 8_030_261_248,
+}
+LAYERS, LENGTH = (1, 2), 24
+
+
+def spec_of(tunes):
+    return TrainingSpec(k=2 if tunes in ("copies", "originals") else 0, tunes=tunes, lora_rank=2)
+
+
+def made(family):
+    """A tiny model in which each layer attends to all that came before, as those of the presets do."""
+    full = {"layer_types": ["full_attention"] * 4, "use_sliding_window": False} if family == "qwen3" else {}
+    return tiny_model(family, **full)
+
+
+def real(family, spec, recompute=False):
+    """A real pass: model, tuning, bytes kept, operations of the forward and of both."""
+    model = made(family)
+    units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
+    tuning = make_ready(model, spec, LAYERS if spec.k else (), units, seed=0)
+    if recompute:
+        tuning.recompute()
+    weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            nats = next_token_nats(model, {"input_ids": random_ids(1, LENGTH)})[0].sum()
+        forward = counter.get_total_flops()
+        nats.backward()
+    return model, tuning, sum(s.nbytes() for s in kept.values()), forward, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("tunes", get_args(Tunes))
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+def test_a_plan_is_what_a_real_pass_takes(family, tunes):
+    """Parameters and operations to the last one, what is kept for the gradient within a few percent."""
+    spec = spec_of(tunes)
+    model, tuning, kept, forward, flops = real(family, spec)
+    backbone = made(family)
+    found = plan(backbone.config, spec, LAYERS if spec.k else (), LENGTH)
+    size = sum(p.numel() for p in model.parameters())
+    assert found.parameters == size
+    assert found.added == size - sum(p.numel() for p in backbone.parameters())
+    assert found.trained == sum(p.numel() for p in tuning.parameters.values())
+    assert (found.weights, found.gradients, found.optimizer) == (
+        4 * size,
+        4 * found.trained,
+        8 * found.trained,
+    )
+    assert (found.forward_flops, found.flops) == (forward / LENGTH, flops / LENGTH)
+    assert found.kept == pytest.approx(kept, rel=0.03)
+    _, _, outside, _, _ = real(family, spec, recompute=True)
+    assert outside < found.recomputed < 0.75 * found.kept
+
+
+def test_a_plan_changes_neither_config_nor_random_numbers():
+    """It can be asked for at any moment."""
+    config = tiny_model().config
+    before, state = config.to_dict(), torch.random.get_rng_state()
+    plan(config, TrainingSpec(k=2), LAYERS, LENGTH)
+    assert config.to_dict() == before and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_fewer_bits_are_for_what_is_frozen():
+    """Frozen weights and logits take half, trained ones what they took; more is kept than half, but less."""
+    config = tiny_model().config
+    single, half = (
+        plan(config, TrainingSpec(k=2), LAYERS, LENGTH, dtype) for dtype in ("float32", "bfloat16")
+    )
+    assert single.weights - half.weights == 2 * (single.parameters - single.trained)
+    assert half.logits * 2 == single.logits and half.optimizer == single.optimizer
+    assert half.kept < single.kept and half.flops == single.flops
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_preset_is_expanded_as_published(name):
+    """Parameter counts, layers, units and their groups of the real architecture, without its weights."""
+    assert name in PRESETS and set(SHAPES) == set(PUBLISHED)
+    config, layers = config_of(name), (14, 16, 17, 20)
+    found = plan(config, TrainingSpec(k=4), layers, 64, "bfloat16")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.bfloat16)
+    a_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    units = dict.fromkeys(layer_parameters(model, layers), 1.0)
+    tuning = make_ready(model, TrainingSpec(k=4), layers, units, seed=0)
+    assert found.parameters - found.added == PUBLISHED[name]
+    assert found.added == found.trained == 4 * a_layer
+    assert tuning.added == (15, 18, 20, 24) and len(model.model.layers) == config.num_hidden_layers + 4
+    kinds = 9 if name.startswith("llama") else 11  # Qwen3 normalises queries and keys, too
+    groups = parameter_groups(model)
+    assert len(groups) == len({unit_of(name) for name in tuning.parameters}) == 4 * kinds
+    assert found.weights == 2 * PUBLISHED[name] + 4 * found.trained
+    # Six operations a parameter and token where all is trained; here a gradient passes the upper part alone.
+    embedding = config.vocab_size * config.hidden_size * (not config.tie_word_embeddings)
+    dense = PUBLISHED[name] + found.added - embedding
+    assert 2 * dense < found.forward_flops < 2.1 * dense
+    assert 2 * found.forward_flops > found.flops > found.forward_flops + 2 * found.trained
+
+
+NEEDS = Plan(
+    100, 10, 10, 6 * GIB, GIB, 2 * GIB, kept=4 * GIB, recomputed=GIB, logits=0, forward_flops=1, flops=3
+)
+
+
+def gib(needed):
+    """A memory that just holds so many GiB."""
+    return int(needed * GIB / SLACK) + 1
+
+
+@pytest.mark.parametrize(
+    "memory, switch, expected",
+    [(41, "auto", False), (40, "auto", True), (17, "auto", True), (90, "on", True)],
+)
+def test_activations_are_computed_again_only_for_want_of_memory(memory, switch, expected):
+    """Eight sequences take 9 + 32 GiB, or 9 + 8."""
+    assert recomputes(NEEDS, 8, gib(memory), switch, "k = 4") == expected
+
+
+@pytest.mark.parametrize(
+    "memory, switch, words",
+    [
+        (16, "auto", "k = 4 with --micro-batch 8 takes 18.9 GiB a worker, .* 17.8 GiB: use --micro-batch 7$"),
+        (10, "on", "use --micro-batch 1$"),
+        (40, "off", "takes 45.6 GiB .*: leave --activation-checkpointing off out$"),
+        (9, "auto", r"use fewer layers, shorter blocks \(--seq-len\) or workers of at least 11.1 GiB$"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_would(memory, switch, words):
+    with pytest.raises(UserError, match=words):
+        recomputes(NEEDS, 8, gib(memory), switch, "k = 4")
+
+
+def test_each_sequence_counts():
+    assert NEEDS.memory(2, recompute=False) - NEEDS.memory(1, recompute=False) == NEEDS.kept
+    assert replace(NEEDS, logits=GIB).memory(3, True) == NEEDS.memory(3, True) + 3 * GIB
