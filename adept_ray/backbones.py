@@ -9,9 +9,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +33,34 @@ class BackbonePreset:
 
     source: str | Asset
     note: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Flags whose defaults are others for this backbone."""
 
 
+SPACES = Path(__file__).parent.parent / "search_spaces"
+# One GPU of 80 GB or more. Held-out pieces are as large as the corpora that need no hub allow.
+ON_GPUS: dict[str, Any] = {
+    "seq_len": 4096,
+    "gpus_per_worker": 1.0,
+    "probe_tokens": 32_768,
+    "remeasure_tokens": 8_192,
+    "validation_tokens": 49_152,
+    "test_tokens": 49_152,
+    "tokens_per_trial": 20_971_520,
+    "tokens": 20_971_520,
+    "tokens_per_step": 16_384,
+    "recompute_every": 500,
+    "search_space": SPACES / "qwen3-8b.yaml",
+}
 PRESETS: dict[str, BackbonePreset] = {
     "smollm2-135m": BackbonePreset(SMOLLM2, SMOLLM2.note),
-    "qwen3-1.7b": BackbonePreset("Qwen/Qwen3-1.7B-Base", "Apache-2.0"),
-    "qwen3-4b": BackbonePreset("Qwen/Qwen3-4B-Base", "Apache-2.0"),
-    "qwen3-8b": BackbonePreset("Qwen/Qwen3-8B-Base", "Apache-2.0"),
+    "qwen3-1.7b": BackbonePreset("Qwen/Qwen3-1.7B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 4}),
+    "qwen3-4b": BackbonePreset("Qwen/Qwen3-4B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 2}),
+    "qwen3-8b": BackbonePreset("Qwen/Qwen3-8B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 1}),
     "llama3-8b": BackbonePreset(
-        "meta-llama/Meta-Llama-3-8B", "Meta Llama 3 licence; access must be asked for"
+        "meta-llama/Meta-Llama-3-8B",
+        "Meta Llama 3 licence; access must be asked for",
+        ON_GPUS | {"micro_batch": 1},
     ),
 }
 

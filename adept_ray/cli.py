@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from adept_ray.backbones import PRESETS
 from adept_ray.config import Interrupted, Spec, UserError, validated
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
@@ -38,8 +40,21 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
 def parse(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
     """A `spec` from command-line flags (default: those of this process).
 
-    The flags are read into a plain dataclass first, so that a value that `spec` refuses is reported
-    in our one sentence. Raises :class:`UserError` for such a value.
+    A backbone's preset brings its own defaults of other flags. Raises :class:`UserError` for a value that
+    `spec` refuses.
+    """
+    purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
+    given = vars(tyro.cli(flags_of(spec, {}), description=purpose, args=args))
+    preset = PRESETS.get(given.get("backbone", ""))
+    if preset and preset.sizes:
+        given = vars(tyro.cli(flags_of(spec, preset.sizes), description=purpose, args=args))
+    return validated(spec, given, where="command line")
+
+
+def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
+    """A plain dataclass with the fields of `spec`, some with other `defaults`.
+
+    It checks nothing, so that a value that `spec` refuses is reported in our one sentence.
     """
     fields = []
     for name, field in spec.model_fields.items():
@@ -49,8 +64,7 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
         kind = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
         default = dataclasses.field()
         if not field.is_required():
-            default = dataclasses.field(default=field.get_default(call_default_factory=True))
+            usual = field.get_default(call_default_factory=True)
+            default = dataclasses.field(default=defaults.get(name, usual))
         fields.append((name, kind, default))
-    flags: Any = dataclasses.make_dataclass(spec.__name__, fields)
-    purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
-    return validated(spec, vars(tyro.cli(flags, description=purpose, args=args)), where="command line")
+    return dataclasses.make_dataclass(spec.__name__, fields)

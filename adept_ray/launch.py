@@ -97,7 +97,7 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     if gpus > have.get("GPU", 0):
         raise UserError(
             f"--workers {run.workers} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
-            f"and the cluster has {have.get('GPU', 0):g}"
+            f"and the cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
         )
     needed = run.workers * CPUS_PER_WORKER + SPARE_CPUS
     if needed > have.get("CPU", 0):

@@ -1,6 +1,7 @@
 """Architectures of the paper's backbones, as their publishers give them in config.json.
 
 https://huggingface.co/Qwen/Qwen3-8B-Base, …/Qwen3-4B-Base, …/Qwen3-1.7B-Base, meta-llama/Meta-Llama-3-8B
+and HuggingFaceTB/SmolLM2-135M
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "tie_word_embeddings": False,
     },
+    "smollm2-135m": {
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
     "llama3-8b": {
         "num_hidden_layers": 32,
         "hidden_size": 4096,
@@ -55,4 +66,4 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def config_of(name: str) -> Any:
     """The Hugging Face config of a preset's backbone, without a hub."""
-    return AutoConfig.for_model("llama" if name.startswith("llama") else "qwen3", **SHAPES[name])
+    return AutoConfig.for_model("qwen3" if name.startswith("qwen3") else "llama", **SHAPES[name])

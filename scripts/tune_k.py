@@ -1,7 +1,7 @@
 """Find how many layers to add: probe, search, choose, export.
 
 python scripts/tune_k.py                                              # two CPUs, no GPU, no model hub
-python scripts/tune_k.py --backbone qwen3-8b --domain medical-paper --seq-len 4096 --gpus-per-worker 1
+python scripts/tune_k.py --backbone qwen3-8b --domain medical-paper   # sizes for one GPU of 80 GB
 python scripts/tune_k.py --name NAME --resume                         # after Ctrl-C or a crash
 """
 

@@ -10,8 +10,9 @@ import pytest
 from common import save_tiny_backbone, write_corpus
 
 from adept_ray.assets import BOOLQ
-from adept_ray.cli import main
-from adept_ray.config import RunSpec, SearchRun, TrainRun
+from adept_ray.backbones import ON_GPUS, PRESETS
+from adept_ray.cli import main, parse
+from adept_ray.config import CompareRun, RunSpec, SearchRun, TrainRun, load_search_space
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
 
@@ -174,3 +175,33 @@ def test_a_configuration_without_its_parts_is_refused(refusal, tmp_path):
     path = tmp_path / "best.yaml"
     path.write_text("run: {}\n")
     assert "no 'training' in it" in refusal("train_full", config=path, tokens=1000)
+
+
+# --- presets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if PRESETS[name].sizes))
+def test_a_preset_brings_its_sizes(name):
+    """Blocks of 4,096 tokens on a GPU, the paper's interval first; what the command line gives holds."""
+    run = parse(SearchRun, "", ["--backbone", name, "--validation-tokens", "8192"])
+    assert (run.seq_len, run.gpus_per_worker, run.validation_tokens) == (4096, 1, 8192)
+    assert run.dtype == "bfloat16" and run.micro_batch in (1, 2, 4)
+    space = load_search_space(run.search_space)
+    (first,) = space.first
+    assert first["k"] == 4 and first["recompute_every"] == 500
+    assert run.tokens_per_trial / first["tokens_per_step"] > 2 * first["recompute_every"]
+    assert run.probe_tokens % run.seq_len == run.remeasure_tokens % run.seq_len == 0
+    rivals = parse(CompareRun, "", ["--backbone", name])
+    assert (rivals.tokens_per_step, rivals.recompute_every) == (16_384, 500)
+
+
+def test_a_flag_of_its_usual_value_beats_the_preset():
+    """Though it looks as if it had not been given."""
+    usual = SearchRun().seq_len
+    assert parse(SearchRun, "", ["--backbone", "qwen3-8b", "--seq-len", str(usual)]).seq_len == usual
+
+
+def test_other_backbones_keep_the_usual_defaults():
+    assert parse(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
+    assert parse(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
+    assert set(ON_GPUS) <= set(SearchRun.model_fields) | set(CompareRun.model_fields)

@@ -24,6 +24,7 @@ PUBLISHED = {
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
     "llama3-8b": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
 }
 LAYERS, LENGTH = (1, 2), 24
 
@@ -118,7 +119,7 @@ def test_a_preset_is_expanded_as_published(name):
     assert found.parameters - found.added == PUBLISHED[name]
     assert found.added == found.trained == 4 * a_layer
     assert tuning.added == (15, 18, 20, 24) and len(model.model.layers) == config.num_hidden_layers + 4
-    kinds = 9 if name.startswith("llama") else 11  # Qwen3 normalises queries and keys, too
+    kinds = 11 if name.startswith("qwen3") else 9  # Qwen3 normalises queries and keys, too
     groups = parameter_groups(model)
     assert len(groups) == len({unit_of(name) for name in tuning.parameters}) == 4 * kinds
     assert found.weights == 2 * PUBLISHED[name] + 4 * found.trained

@@ -1,0 +1,148 @@
+"""Stage 2, full-parameter training and the probe on a GPU, with random weights in a backbone's shapes.
+
+python benchmarks/gpu.py                                             # Qwen3-8B, four copies, 4,096 tokens
+python benchmarks/gpu.py --shapes qwen3-4b --layers 20 22 24 26 --sequences 2 --rivals adept full
+python benchmarks/gpu.py --device cpu --shapes smollm2-135m --layers 12 14 17 18 --seq-len 128
+
+Utilisation is the operations that a step needs (nothing that is computed twice) over those of a plain product
+of large bfloat16 matrices, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import SHAPES, config_of
+from transformers import AutoModelForCausalLM
+
+from adept_ray.anatomy import layer_parameters
+from adept_ray.config import TrainingSpec
+from adept_ray.corpus import Blocks
+from adept_ray.importance import bypass_losses
+from adept_ray.launch import forget_peak, peak_gib
+from adept_ray.plan import GIB, Plan, plan
+from adept_ray.rates import parameter_groups, set_rates
+from adept_ray.train import clip_gradients, gradients
+from adept_ray.tuning import make_ready
+
+SPECS = {
+    "adept": TrainingSpec(),
+    "full": TrainingSpec(tunes="all", k=0),
+    "lora": TrainingSpec(tunes="lora", k=0),
+}
+
+
+def timed(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median seconds of `run`, after one that doesn't count."""
+    found = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])
+
+
+def product_rate(device: torch.device, repeats: int) -> float:
+    """Operations per second of a product of two dense bfloat16 matrices."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    many = 20 if device.type == "cuda" else 1
+
+    def run() -> None:
+        for _ in range(many):
+            a @ b
+
+    return many * 2 * side**3 / timed(run, device, repeats)
+
+
+def random_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model of random weights, made where it is used."""
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def training(
+    model: Any, spec: TrainingSpec, layers: Sequence[int], blocks: Blocks, args: argparse.Namespace
+) -> Callable[[], None]:
+    """One step of the product's own loop on all `blocks`."""
+    units = dict.fromkeys(layer_parameters(model, layers), 1.0)
+    tuning = make_ready(model, spec, layers, units, seed=0)
+    if args.recompute:
+        tuning.recompute()
+    parameters = list(tuning.parameters.values())
+    optimizer = torch.optim.AdamW(parameter_groups(model), fused=args.device.type == "cuda")
+    scales = tuning.scales(tuning.importance, spec)
+
+    def step() -> None:
+        set_rates(optimizer, 1e-5, 1.0, scales)
+        loss = gradients(model, parameters, blocks, range(len(blocks)), args.sequences, args.device)
+        clip_gradients(parameters, 1.0, loss, "a step")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def report(
+    name: str, seconds: float, tokens: int, needs: Plan, rate: float, args: argparse.Namespace
+) -> None:
+    """One line, and what the plan said of the memory."""
+    speed = tokens / seconds
+    memory = needs.memory(args.sequences, args.recompute) / GIB
+    print(
+        f"{name:8} {speed:10,.0f} tokens/s   {speed * needs.flops / 1e12:8.2f} TFLOP/s   "
+        f"{speed * needs.flops / rate:6.1%} of the product's rate   "
+        f"{needs.trained / 1e6:8.1f} M trained   peak {peak_gib(args.device)} GiB, planned {memory:.1f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    flags.add_argument("--shapes", choices=sorted(SHAPES), default="qwen3-8b")
+    flags.add_argument("--layers", type=int, nargs="+", default=[26, 28, 29, 30])
+    flags.add_argument("--seq-len", type=int, default=4096)
+    flags.add_argument("--sequences", type=int, default=1, help="in a forward pass")
+    flags.add_argument("--passes", type=int, default=4, help="forward passes of a step")
+    flags.add_argument("--recompute", action="store_true", help="compute activations again")
+    flags.add_argument("--rivals", nargs="+", choices=sorted(SPECS), default=["adept"])
+    flags.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    flags.add_argument("--repeats", type=int, default=5)
+    args = flags.parse_args()
+    dtype = "bfloat16" if args.device.type == "cuda" else "float32"
+    config = config_of(args.shapes)
+    number = args.sequences * args.passes
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (number, args.seq_len)).astype(np.int32)
+    blocks = Blocks(tokens, np.ones(number))
+    rate = product_rate(args.device, args.repeats)
+    print(f"product of bfloat16 matrices: {rate / 1e12:.1f} TFLOP/s; {tokens.size:,} tokens a step")
+    for name in args.rivals:
+        spec = SPECS[name].model_copy(update={"k": len(args.layers)} if name == "adept" else {})
+        layers = args.layers if spec.k else []
+        needs = plan(config, spec, layers, args.seq_len, dtype)
+        forget_peak(args.device)
+        model = random_model(config_of(args.shapes), args.device, getattr(torch, dtype))
+        step = training(model, spec, layers, blocks, args)
+        report(name, timed(step, args.device, args.repeats), tokens.size, needs, rate, args)
+        del model, step
+    model = random_model(config_of(args.shapes), args.device, getattr(torch, dtype))
+    batch = {"input_ids": torch.from_numpy(tokens[: args.sequences].astype(np.int64)).to(args.device)}
+    middle = config.num_hidden_layers // 2
+    seconds = timed(lambda: bypass_losses(model, batch, [middle]), args.device, args.repeats)
+    speed = batch["input_ids"].numel() / seconds
+    print(f"probe    {speed:10,.0f} tokens/s through the model and past layer {middle}")
+
+
+if __name__ == "__main__":
+    main()
