@@ -44,3 +44,26 @@ def pytest_xdist_make_scheduler(config, log):
             return "ray" if Path(file).stem in RAY else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A client of an S3 server on this machine, which answers over HTTP as any other does."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield boto3.client("s3")
+    server.stop()

@@ -16,6 +16,8 @@ import yaml
 from common import save_tiny_backbone, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adept_ray.storage import fetched
+
 ROOT = Path(__file__).parent.parent
 SPACE = """
 parameters:
@@ -58,7 +60,7 @@ class Room:
         write_corpus(folder / "general.jsonl", seed=1)
         write_corpus(folder / "domain.jsonl", seed=2, domain="medical")
         (folder / "space.yaml").write_text(SPACE)
-        self.env = os.environ | {"ADEPT_RAY_CACHE": str(folder / "cache")}
+        self.env = {"ADEPT_RAY_CACHE": str(folder / "cache")}
 
     def command(self, script, **flags):
         """A command line on the room's backbone and corpora."""
@@ -75,7 +77,7 @@ class Room:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:]],
             cwd=self.folder,
-            env=self.env,
+            env=os.environ | self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -230,6 +232,31 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
     finally:
         ray.shutdown()
     assert trials(room.results("second")) == trials(room.results("first"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3, tmp_path):
+    """SIGKILL of a whole search, whose results lie on an S3 server: nothing goes on running, nothing is lost.
+
+    Resumed, it doesn't repeat what had finished and comes to the table of the undisturbed search.
+    """
+    s3.create_bucket(Bucket="results")
+    process = room.start(room.search("killed", storage="s3://results"))
+    while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:
+        assert line, process.communicate()
+    time.sleep(2)  # into the next trial
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while ray_processes():
+        assert time.monotonic() < deadline, ray_processes()
+        time.sleep(1)
+    printed = room.run(["tune_k.py", "--name", "killed", "--resume", "--storage", "s3://results"])
+    assert "s3://results/killed/model" in printed
+    with fetched("s3://results/killed") as folder:
+        assert trials(folder) == trials(room.results("first"))
+        assert (folder / "report.html").exists() and (folder / "model" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from pyarrow import fs
 
 from adept_ray.config import RunSpec, UserError
 from adept_ray.storage import (
@@ -13,6 +14,7 @@ from adept_ray.storage import (
     delete,
     fetched,
     last_report,
+    located,
     report_at,
     save_report,
     write_json,
@@ -20,10 +22,23 @@ from adept_ray.storage import (
 )
 
 
-@pytest.fixture(params=["path", "uri"])
+@pytest.fixture(params=["path", "uri", "s3"])
 def storage(request, tmp_path):
-    """A storage on this machine, given as a path or as a URI."""
+    """A storage given as a path, as a URI of this machine, or as one of an S3 server."""
+    if request.param == "s3":
+        bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
+        request.getfixturevalue("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
     return str(tmp_path) if request.param == "path" else f"file://{tmp_path}"
+
+
+def content(storage, path):
+    """What a file in a storage holds; None if there is none."""
+    filesystem, root = located(storage)
+    if filesystem.get_file_info(f"{root}/{path}").type != fs.FileType.File:
+        return None
+    with filesystem.open_input_file(f"{root}/{path}") as stream:
+        return stream.read().decode()
 
 
 def begun(storage, name="run"):
@@ -41,14 +56,16 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
     saved = save_report(tmp_path / "made", f"{results.ray}/conclude", 0)
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "model" / "config.json").write_text("of an attempt that was cut off")
+    filesystem, root = located(storage)
+    filesystem.create_dir(f"{root}/run/model")
+    with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
+        stream.write(b"of an attempt that was cut off")
     results.adopt(f"{saved}/model", "model")
     place = results.publish()
     assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
-    assert (tmp_path / "run" / "trials.csv").read_text(encoding="utf-8") == "a,ä\n"
-    assert (tmp_path / "run" / "model" / "config.json").read_text() == "{}"
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": 3}
+    assert content(storage, "run/trials.csv") == "a,ä\n"
+    assert content(storage, "run/model/config.json") == "{}"
+    assert json.loads(content(storage, "run/run.json")) == {"seed": 3}
 
 
 def test_an_existing_run_is_never_overwritten(storage):
@@ -62,13 +79,15 @@ def test_an_existing_run_is_never_overwritten(storage):
     Results(storage, "other").open(resume=False)
 
 
-def test_resuming_nothing_is_refused(storage, tmp_path):
+def test_resuming_nothing_is_refused(storage):
     """Resuming a run that never began says so and leaves no folder behind."""
     with pytest.raises(UserError, match="holds no run to resume"):
         Results(storage, "run").open(resume=True)
-    assert not (tmp_path / "run").exists()
+    filesystem, root = located(storage)
+    assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
 
 
+@pytest.mark.parametrize("storage", ["path", "uri"], indirect=True)  # S3 has no folders to stand in the way
 def test_a_place_that_cannot_be_written_is_one_sentence(storage, tmp_path):
     """A storage under a regular file is refused before anything runs, by its name and without a traceback."""
     (tmp_path / "file").write_text("")
@@ -83,11 +102,12 @@ def test_a_uri_of_no_known_kind_is_refused():
         Results("nonsense://bucket", "run").open(resume=False)
 
 
-def test_a_folder_without_settings_is_not_a_run(storage, tmp_path):
+def test_a_folder_without_settings_is_not_a_run(storage):
     """What was cut off before it wrote its settings can be begun again under its name."""
-    (tmp_path / "run" / "ray").mkdir(parents=True)
+    filesystem, root = located(storage)
+    filesystem.create_dir(f"{root}/run/ray")
     begun(storage).publish()
-    assert (tmp_path / "run" / "run.json").exists()
+    assert content(storage, "run/run.json")
 
 
 @pytest.fixture
@@ -99,7 +119,7 @@ def made(tmp_path):
     return tmp_path / "made"
 
 
-def test_the_last_report_is_found_and_older_ones_go(storage, tmp_path, made):
+def test_the_last_report_is_found_and_older_ones_go(storage, made):
     """A report gives back its files; the one before it is deleted; deleting twice is fine."""
     place = f"{storage}/ray/trial-001"
     assert last_report(place) == NONE
@@ -111,7 +131,8 @@ def test_the_last_report_is_found_and_older_ones_go(storage, tmp_path, made):
     with fetched(tenth) as found:
         assert (found / "state.json").read_text() == "[2]"
         assert (found / "model" / "weights").stat().st_size == 1000
-    assert [path.name for path in (tmp_path / "ray" / "trial-001").iterdir()] == ["report-10"]
+    filesystem, root = located(place)
+    assert [i.base_name for i in filesystem.get_file_info(fs.FileSelector(root))] == ["report-10"]
     delete(tenth)
     delete(tenth)
     assert last_report(place) == NONE
