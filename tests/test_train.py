@@ -389,14 +389,14 @@ def test_units_move_at_the_rates_last_recorded(every_step):
 # --- several processes ----------------------------------------------------------------------------
 
 
-def train_as_rank(rank, store, folder, job):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def train_as_rank(rank, store, folder, job, workers):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     torch.set_num_threads(1)
     reports = []
 
     def report(metrics, checkpoint):
         reports.append({name: value for name, value in metrics.items() if "seconds" not in name})
-        assert (checkpoint is None) == (rank == 1)
+        assert (checkpoint is None) == (rank > 0)
         if checkpoint and metrics["complete"]:
             shutil.copytree(checkpoint, f"{folder}/checkpoint")
 
@@ -407,12 +407,13 @@ def train_as_rank(rank, store, folder, job):
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(job, measured, tmp_path):
-    """Shares of every batch, of the probe and of the scoring on two processes give what one gives."""
+@pytest.mark.parametrize("workers", [2, 4])  # a step has three blocks: shares are uneven, or even empty
+def test_several_processes_equal_one(job, measured, tmp_path, workers):
+    """Shares of every batch, of the probe and of the scoring on several processes give what one gives."""
     short = changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
-    mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short), nprocs=2)
-    first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
-    assert first == second
+    mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), nprocs=workers)
+    first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
+    assert all(other == first for other in others)
     one = Run(tmp_path / "one", short)
     for shared, alone in zip(first[0], one.metrics, strict=True):
         assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
