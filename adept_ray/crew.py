@@ -81,6 +81,7 @@ class Board:
         self._begun: Counter[int] = Counter()  # attempts since the last new report
         self._faults: dict[int, str] = {}
         self._closed = ""  # why there will be no more tasks
+        self._limit: int | None = None  # smallest k at which a worker ran out of memory
         self._changed = asyncio.Condition()
 
     async def lead(self, board: Any, run: RunSpec, storage: str) -> None:
@@ -167,6 +168,14 @@ class Board:
         """Wait for the verdict on a trial's report: whether to stop."""
         await self._until(lambda: (trial, report) in self._verdicts)
         return self._verdicts[trial, report]
+
+    async def exceeded(self, k: int) -> None:
+        """Say that a worker ran out of memory at that k."""
+        self._limit = k if self._limit is None else min(k, self._limit)
+
+    async def limit(self) -> int | None:
+        """Smallest k at which a worker ran out of memory."""
+        return self._limit
 
     async def advance(self, task: str, done: int, of: int) -> None:
         """Say that the task of that name has done so much of so much."""
@@ -308,12 +317,19 @@ def worker(config: dict[str, Any]) -> None:
             ray.get(board.end.remote(number, traceback.format_exc()))
         except Exception:
             # Others may wait for this one in a collective, or it may have failed because another one died:
-            # let Ray Train start the whole group anew. A worker without others is itself to blame.
-            alone = ray.train.get_context().get_world_size() == 1
-            ray.get((board.end if alone else board.fault).remote(number, traceback.format_exc()))
+            # let Ray Train start the whole group anew. A worker without others is itself to blame, and what
+            # was too large for a memory would be so again.
+            alone, why = ray.train.get_context().get_world_size() == 1, traceback.format_exc()
+            hopeless = alone or out_of_memory(why)
+            ray.get((board.end if hopeless else board.fault).remote(number, why))
             raise
         if first:
             ray.get(board.end.remote(number))
+
+
+def out_of_memory(error: str) -> bool:
+    """Whether a traceback is of a memory, a GPU's or a machine's, that was too small."""
+    return "OutOfMemoryError" in error or "can't allocate memory" in error
 
 
 def agreed(number: int, device: torch.device) -> int:

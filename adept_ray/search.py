@@ -19,7 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from adept_ray.anatomy import layer_of
 from adept_ray.config import SEARCHABLE, Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
-from adept_ray.crew import Task, board_name, reports
+from adept_ray.crew import Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import check_placement, placed, ranks_needed
@@ -212,8 +212,13 @@ def trial(
     """One trial, in a process of Tune's: stage 2 on the crew, its reports passed on to Tune.
 
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
+    Raises :class:`TaskFailed`, without trying, for a k at which or below which a worker ran out of memory.
     """
     training = overlay(job.training, config)
+    board: Any = ray.get_actor(board_name(run))
+    limit = ray.get(board.limit.remote())
+    if limit is not None and training.k >= limit:
+        raise TaskFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
     layers = placed(importance, training, job.seed)
     job = replace(
         job,
@@ -222,9 +227,13 @@ def trial(
         units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
     name = tune.get_context().get_trial_name()
-    board = ray.get_actor(board_name(run))
-    for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True)):
-        tune.report(metrics)
+    try:
+        for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True)):
+            tune.report(metrics)
+    except TaskFailed as problem:
+        if out_of_memory(str(problem)):
+            ray.get(board.exceeded.remote(training.k))
+        raise
 
 
 def search(

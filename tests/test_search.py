@@ -3,19 +3,24 @@
 import math
 import pickle
 import tempfile
+import traceback
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from adept_ray import search
-from adept_ray.config import Range, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.crew import TaskFailed, out_of_memory
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.search import Proposals, Rows, Verdicts, check_space, choose, describe, distribution, final_row
+from adept_ray.train import TrainJob
 
 SPACE = {
     "k": Range(int=(0, 6)),
@@ -361,3 +366,54 @@ def test_a_row_gives_back_its_training():
     base = TrainingSpec(tokens=999)
     row = describe("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
     assert search.training_of(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
+
+
+def test_a_memory_that_is_too_small_is_told_from_other_errors():
+    """By what torch really says, on a CPU and on a GPU."""
+    for raised, expected in (
+        (lambda: torch.empty(10**15), True),
+        (lambda: exec("raise torch.OutOfMemoryError('CUDA out of memory')", {"torch": torch}), True),
+        (lambda: torch.zeros(2, 3) @ torch.zeros(2, 3), False),
+    ):
+        try:
+            raised()
+        except RuntimeError:
+            assert out_of_memory(traceback.format_exc()) == expected
+
+
+def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
+    """The trial fails alone; the same k and larger ones fail at once, smaller ones are trained."""
+    begun = []
+
+    def train(board, task):
+        begun.append(task.job.training.k)
+        if task.job.training.k >= 5:
+            raise TaskFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+        yield {"score": 1.0}
+
+    board = BoardHere()
+    monkeypatch.setattr(search, "reports", train)
+    monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
+    monkeypatch.setattr(search.ray, "get", lambda value: value)
+    monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
+    monkeypatch.setattr(search.tune, "report", lambda _: None)
+    layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
+    job = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    for k, words in (
+        (5, "Tried to allocate"),
+        (6, "k = 6 was not tried: .* at k = 5$"),
+        (4, None),
+        (5, "not tried"),
+    ):
+        with pytest.raises(TaskFailed, match=words) if words else nullcontext():
+            search.trial({"k": k}, SearchRun(name="x"), job, layers, (None,), "")
+    assert begun == [5, 4]
+
+
+class BoardHere:
+    """The board's word on memory, in this process."""
+
+    def __init__(self):
+        self.limit = SimpleNamespace(remote=lambda: self.least)
+        self.exceeded = SimpleNamespace(remote=lambda k: setattr(self, "least", k))
+        self.least = None
