@@ -318,12 +318,13 @@ def load_model(
     source: str,
     revision: str | None = None,
     dtype: str = "float32",
-    attention: str = "sdpa",
+    attention: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Any:
     """Load a causal LM (a ``PreTrainedModel`` in eval mode) to `device`: no remote code, no pickles.
 
-    Onto a GPU weights go straight from the file. Raises :class:`UserError` when transformers can't load
+    Onto a GPU weights go straight from the file. `attention` None is what transformers takes for the family:
+    scaled dot-product attention where it is supported. Raises :class:`UserError` when transformers can't load
     it or the weights don't fill the model.
     """
     import torch

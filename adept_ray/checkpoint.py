@@ -90,5 +90,6 @@ def _restore_optimizer(
     for full, value in tensors.items():
         name, _, key = full.rpartition(":")
         parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU whatever the parameter's device.
-        optimizer.state[parameter][key] = value if value.dim() == 0 else value.to(parameter.device)
+        # AdamW keeps its step counter on the CPU, unless it is fused: then the GPU reads it.
+        here = value.dim() > 0 or optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = value.to(parameter.device) if here else value

@@ -44,11 +44,16 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
     `spec` refuses.
     """
     purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
-    given = vars(tyro.cli(flags_of(spec, {}), description=purpose, args=args))
-    preset = PRESETS.get(given.get("backbone", ""))
-    if preset and preset.sizes:
-        given = vars(tyro.cli(flags_of(spec, preset.sizes), description=purpose, args=args))
-    return validated(spec, given, where="command line")
+    sizes: Mapping[str, Any] = {}
+    if "backbone" in spec.model_fields:
+        words = [word for word in (sys.argv[1:] if args is None else args) if word not in ("-h", "--help")]
+        first = vars(tyro.cli(flags_of(spec, {}), description=purpose, args=words))
+        preset = PRESETS.get(first["backbone"])
+        if preset and not first.get("resume"):  # what is resumed has the sizes that it began with
+            sizes = preset.sizes
+    return validated(
+        spec, vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args)), where="command line"
+    )
 
 
 def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:

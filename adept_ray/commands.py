@@ -69,11 +69,13 @@ def find_k(run: SearchRun) -> str:
     base = TrainingSpec(tokens=run.tokens_per_trial)
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
-    with resumable("scripts/tune_k.py", run), at_work(run, results, display) as board:
-        recompute = planned(run, sources, deepest, display)
+    with resumable("scripts/tune_k.py", run), at_work(run, results, display) as (board, memory):
+        recompute = planned(run, sources, deepest, memory, display)
         replays = "replay" in space.parameters
         receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
-        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive)
+        made = prepare(
+            run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, recompute
+        )
         results.write_json("importance.json", made.importance)
         job = replace(job_of(run, made, base, (), space.score), recompute=recompute)
         rows = run_trials(run, space, job, made, results, display, board)
@@ -111,9 +113,10 @@ def train_full(args: TrainRun) -> str:
     check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
-    with resumable(again, run), at_work(run, results, display) as board:
-        recompute = planned(run, sources, training, display, best["layers"])
-        made = prepare(run, sources, display, board, best["k_max"], args.tokens, training.replay > 0)
+    with resumable(again, run), at_work(run, results, display) as (board, memory):
+        recompute = planned(run, sources, training, memory, display, best["layers"])
+        replays = training.replay > 0
+        made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, recompute=recompute)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
@@ -194,8 +197,10 @@ def probe_only(run: ProbeRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
     write_run(results, run, display, sources)
-    with at_work(run, results, display) as board:
-        made = prepare(run, sources, display, board, run.k_max)
+    with at_work(run, results, display) as (board, _):
+        # A pass more is little on a GPU, and what fits can't be said as long as nothing is trained.
+        recompute = run.activation_checkpointing == "on" or run.gpus_per_worker > 0
+        made = prepare(run, sources, display, board, run.k_max, recompute=recompute)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
     write_run(results, run, display, sources, made)

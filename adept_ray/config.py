@@ -221,6 +221,10 @@ class TrainRun(Spec):
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
     """Blocks per forward pass on one worker; default: as the search had."""
+    precision: Precision | None = None
+    """Of frozen weights and of what is computed; default: as the search had."""
+    activation_checkpointing: Switch | None = None
+    """Compute activations again for the gradient; default: as the search had."""
     cache: Path = Field(default_factory=default_cache)
     """Folder for assets, token blocks and probes, shared by all runs."""
     storage: str = "results"
@@ -277,6 +281,10 @@ class ActivationsRun(Spec):
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
     """Blocks per forward pass on one worker; default: as the search had."""
+    precision: Precision | None = None
+    """Of frozen weights and of what is computed; default: as the search had."""
+    activation_checkpointing: Switch | None = None
+    """Compute activations again for the gradient; default: as the search had."""
     cache: Path = Field(default_factory=default_cache)
     """Folder for assets, token blocks and probes, shared by all runs."""
     storage: str = "results"
@@ -377,14 +385,8 @@ class Range(Spec):
         return self
 
 
-UNSEARCHED = (
-    "tokens",
-    "reports",
-    "tunes",
-    "text",
-    "lora_rank",
-    "layers",
-)  # set by the run or by a compared method
+# Set by the run, or by a compared method.
+UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank", "layers")
 SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +20,9 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from adept_ray.plan import Plan
+if TYPE_CHECKING:
+    from adept_ray.config import RunSpec
+    from adept_ray.plan import Plan
 
 Update = Callable[[int, int], None]
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
@@ -60,9 +62,9 @@ class Display:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
         self.say(f"{what}: {self.seconds[name]:.1f} s")
 
-    def plan(self, needs: Plan, sequences: int, recompute: bool, memory: int, what: str) -> None:
+    def plan(self, needs: Plan, run: RunSpec, recompute: bool, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
-        activations = sequences * ((needs.recomputed if recompute else needs.kept) + needs.logits)
+        activations = needs.casts + needs.activations(run.micro_batch, recompute)
         parts = {
             "weights": needs.weights,
             "gradients": needs.gradients,
@@ -70,7 +72,7 @@ class Display:
             "activations" + (", computed again" if recompute else ""): activations,
         }
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        total = needs.memory(sequences, recompute) / 2**30
+        total = needs.memory(run.micro_batch, recompute, run.workers) / 2**30
         self.say(
             f"{what}: {needs.parameters / 1e6:.1f} M parameters, {needs.added / 1e6:.1f} M added, "
             f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "

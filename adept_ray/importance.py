@@ -105,9 +105,10 @@ def sequences_at_once(
     return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
 
 
-def layers_at_once(parameters: int, budget: int = UNIT_BYTES) -> int:
-    """Layers of so many scalars whose gradients, and sums of them, stay within `budget` bytes; at least 1."""
-    return max(1, budget // (8 * parameters))
+def layers_at_once(model: nn.Module, budget: int = UNIT_BYTES) -> int:
+    """Layers of `model` whose gradients, and sums of them, stay within `budget` bytes; at least 1."""
+    largest = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=1)
+    return max(1, budget // (8 * largest))
 
 
 def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

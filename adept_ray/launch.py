@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CPUS_PER_WORKER = 1
 SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
 OBJECT_STORE_BYTES = 512 * 2**20  # blocks of a run are a few MiB; Ray's default takes 30 % of the memory
+UNKNOWN = 2**60  # bytes of a machine that doesn't say how many it has
 # Keeps Ray's chatter out of a run that goes well; what the user has set stays.
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: ours is shown instead
@@ -114,8 +115,12 @@ def worker_memory(run: RunSpec) -> int:
     if run.gpus_per_worker:
         ask = ray.remote(num_cpus=0, num_gpus=run.gpus_per_worker)(gpu_bytes)
         return int(ray.get(ask.remote()) * min(1.0, run.gpus_per_worker))
-    machines = [node["Resources"]["memory"] for node in ray.nodes() if "memory" in node["Resources"]]
-    return int(min(machines) // math.ceil(run.workers / len(machines)))
+    shares = []
+    for resources in (node["Resources"] for node in ray.nodes()):
+        here = min(run.workers, int(resources.get("CPU", 0)) // CPUS_PER_WORKER)  # all of them, at worst
+        if here and "memory" in resources:
+            shares.append(resources["memory"] // here)
+    return int(min(shares, default=UNKNOWN))
 
 
 def gpu_bytes() -> int:

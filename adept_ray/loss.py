@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,7 +50,7 @@ def computing(model: nn.Module) -> Iterator[None]:
         # There is no dropout outside of training mode, so no random numbers have to be drawn again.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
-        with torch.autocast(device, how.autocast, enabled=how.autocast is not None):
+        with torch.autocast(device, how.autocast) if how.autocast else nullcontext():
             yield
     finally:
         for layer in layers:

@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from adept_ray.anatomy import layer_parameters, layers_of
-from adept_ray.config import Switch, TrainingSpec, UserError
+from adept_ray.config import RunSpec, TrainingSpec, UserError
+from adept_ray.importance import UNIT_BYTES
 from adept_ray.loss import next_token_nats
 from adept_ray.tuning import make_ready
 
 GIB = 2**30
-SLACK = (
-    0.9  # share of a memory that can be planned with: fragments, kernels and their work space take the rest
-)
+# Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
+SLACK = 0.9
 PLANNED = "adept_planned"  # name of an attention without masks
 OUTSIDE = -1  # stands for what lies in no layer
 
@@ -44,8 +44,11 @@ class Plan:
     weights: int
     """Frozen weights in the backbone's type, trained ones in float32."""
     gradients: int
+    """Gradients, or when units are measured again what that takes at a time."""
     optimizer: int
     """AdamW's two moments."""
+    casts: int
+    """Trained weights in the backbone's type, as autocast keeps them."""
     kept: int
     """What one sequence keeps for the gradient."""
     recomputed: int
@@ -57,10 +60,17 @@ class Plan:
     flops: float
     """Operations of a training step per token, nothing computed twice."""
 
-    def memory(self, sequences: int, recompute: bool) -> int:
+    def activations(self, sequences: int, recompute: bool) -> int:
+        """Bytes that so many sequences in a forward pass keep, and the gradient of their logits."""
+        return sequences * ((self.recomputed if recompute else self.kept) + self.logits)
+
+    def memory(self, sequences: int, recompute: bool, workers: int = 1) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
-        each = (self.recomputed if recompute else self.kept) + self.logits
-        return self.weights + self.gradients + self.optimizer + sequences * each
+        travelling = (
+            4 * self.trained if workers > 1 else 0
+        )  # gradients in one piece, activations gone by then
+        passing = self.casts + self.activations(sequences, recompute)
+        return self.weights + self.gradients + self.optimizer + max(passing, travelling)
 
     @property
     def share(self) -> float:
@@ -83,36 +93,62 @@ def plan(
     AttentionInterface.register(PLANNED, sdpa_attention_forward)
     AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=PLANNED
-        ).eval()
+        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
+        if model.eval().config._attn_implementation == "sdpa":
+            model.set_attn_implementation(PLANNED)
         before = scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
         tuning = make_ready(model, training, layers, units, seed=0)
-    kept, forward, whole = traced(model, seq_len)
+    whole, half = traced(model, seq_len), traced(model, seq_len // 2)
+    kept = {layer: growing(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
     parameters, trained = list(model.parameters()), scalars(tuning.parameters.values())
     itemsize = getattr(torch, dtype).itemsize
     inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
-    stream = len(inside) * seq_len * model.config.hidden_size * itemsize
+    measuring = min(8 * trained, UNIT_BYTES) if tuning.rated else 0
     return Plan(
         parameters=scalars(parameters),
         added=scalars(parameters) - before,
         trained=trained,
         weights=sum(p.numel() * p.dtype.itemsize for p in parameters),
-        gradients=4 * trained,
+        gradients=max(4 * trained, measuring),
         optimizer=8 * trained,
+        casts=itemsize * trained if itemsize < 4 else 0,
         kept=sum(kept.values()),
         # of each layer its input, and while the gradient passes it all that it keeps
-        recomputed=kept[OUTSIDE] + stream + max(inside.values(), default=0),
+        recomputed=kept[OUTSIDE] + sum(whole.streams[layer] for layer in inside) + max([0, *inside.values()]),
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
-        forward_flops=forward / seq_len,
-        flops=whole / seq_len,
+        forward_flops=whole.forward / seq_len,
+        flops=whole.both / seq_len,
     )
+
+
+def growing(half: int, whole: int, seq_len: int) -> int:
+    """What of `whole` bytes goes by the sequence, when half a sequence keeps `half`.
+
+    The rest are casts of trained weights: they are there once, however many sequences there are.
+    """
+    short = seq_len // 2
+    fixed = (half * seq_len - whole * short) // (seq_len - short)
+    return whole - max(0, fixed)
 
 
 def scalars(parameters: Any) -> int:
     """Number of scalars; a shared tensor counts once."""
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())
+
+
+@dataclass
+class Trace:
+    """What one pass of one sequence and its gradient showed."""
+
+    kept: dict[int, int]
+    """Layer (or OUTSIDE) → bytes kept for the gradient."""
+    streams: dict[int, int]
+    """Layer → bytes that enter it."""
+    forward: int = 0
+    """Operations of the forward pass."""
+    both: int = 0
+    """Operations of that and the gradient."""
 
 
 class Losses(nn.Module):
@@ -126,8 +162,8 @@ class Losses(nn.Module):
         return next_token_nats(self.model, {"input_ids": ids})[0].sum()
 
 
-def traced(model: nn.Module, seq_len: int) -> tuple[dict[int, int], int, int]:
-    """One pass of one sequence with its gradient: layer → bytes kept, operations of the forward and of both.
+def traced(model: nn.Module, seq_len: int) -> Trace:
+    """Pass one sequence, and its gradient, without data.
 
     `model` lies on the meta device; here its weights pass for a CPU's, where autocast is known. They aren't
     counted as kept, nor are masks, which attention within a window has.
@@ -138,7 +174,7 @@ def traced(model: nn.Module, seq_len: int) -> tuple[dict[int, int], int, int]:
         for name, tensor in (*losses.named_parameters(), *losses.named_buffers())
     }
     weights = {id(tensor) for tensor in tensors.values()}
-    kept = {layer: 0 for layer in range(OUTSIDE, len(layers_of(model)))}
+    found = Trace({layer: 0 for layer in range(OUTSIDE, len(layers_of(model)))}, {})
     seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
     at = OUTSIDE
 
@@ -147,15 +183,17 @@ def traced(model: nn.Module, seq_len: int) -> tuple[dict[int, int], int, int]:
         storage = tensor.untyped_storage()
         if id(owner) not in weights and storage._cdata not in seen:
             seen[storage._cdata] = storage
-            kept[at] += storage.nbytes()
+            found.kept[at] += storage.nbytes()
         return tensor
 
     @contextmanager
     def watching() -> Iterator[None]:
         def enter(layer: int) -> Any:
-            def hook(*_: Any) -> None:
+            def hook(_: nn.Module, args: Any, *__: Any) -> None:
                 nonlocal at
                 at = layer
+                if layer != OUTSIDE:
+                    found.streams[layer] = args[0].numel() * args[0].dtype.itemsize
 
             return hook
 
@@ -173,10 +211,11 @@ def traced(model: nn.Module, seq_len: int) -> tuple[dict[int, int], int, int]:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             ids = torch.zeros(1, seq_len, dtype=torch.long)
             nats = torch.func.functional_call(losses, tensors, ids)
-        forward = counter.get_total_flops()
+        found.forward = counter.get_total_flops()
         if nats.requires_grad:
             nats.backward()
-    return kept, forward, counter.get_total_flops()
+        found.both = counter.get_total_flops()
+    return found
 
 
 def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -196,24 +235,24 @@ ATTENTION: dict[Any, Any] = {
 }
 
 
-def recomputes(needs: Plan, sequences: int, memory: int, switch: Switch, what: str) -> bool:
+def recomputes(needs: Plan, run: RunSpec, memory: int, what: str) -> bool:
     """Whether activations have to be computed again for a worker of `memory` bytes.
 
     Raises :class:`UserError` for what doesn't fit, with what would.
     """
-    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[switch]
-    usable = SLACK * memory
+    sequences, usable = run.micro_batch, SLACK * memory
+    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[run.activation_checkpointing]
     for recompute in ways:
-        if needs.memory(sequences, recompute) <= usable:
+        if needs.memory(sequences, recompute, run.workers) <= usable:
             return recompute
-    takes = needs.memory(sequences, ways[-1]) / SLACK / GIB
-    fewer = next((n for n in range(sequences - 1, 0, -1) if needs.memory(n, True) <= usable), 0)
-    if needs.memory(sequences, True) <= usable:
-        advice = "leave --activation-checkpointing off out"
+    takes = needs.memory(sequences, ways[-1], run.workers) / SLACK / GIB
+    fewer = next((n for n in range(sequences, 0, -1) if needs.memory(n, True, run.workers) <= usable), 0)
+    if fewer == sequences:
+        advice = "drop --activation-checkpointing off"
     elif fewer:
         advice = f"use --micro-batch {fewer}"
     else:
-        least = needs.memory(1, True) / SLACK / GIB
+        least = needs.memory(1, True, run.workers) / SLACK / GIB
         advice = f"use fewer layers, shorter blocks (--seq-len) or workers of at least {least:.1f} GiB"
     raise UserError(
         f"{what} with --micro-batch {sequences} takes {takes:.1f} GiB a worker, and a worker has "

@@ -132,11 +132,13 @@ def prepare(
     train_tokens: int = 0,
     replay: bool = False,
     receptive: bool = False,
+    recompute: bool = False,
 ) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
 
     `k_max` is the largest depth of interest, which a raced probe goes by. With `replay` the blocks hold
-    general text to train on, too. With `receptive` every layer's reception is measured on training text.
+    general text to train on, too. With `receptive` every layer's reception is measured on training text, with
+    `recompute` gradients are taken without keeping activations.
 
     Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
     the order of a hash, so that is a fair sample. A smaller split is gone through several times.
@@ -162,9 +164,9 @@ def prepare(
         display.stage("probe", "stage 1, importance of layers and units") as update,
         watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
-        importance, before = stage_one(run, sources, sets, blocks, board, k_max)
+        importance, before = stage_one(run, sources, sets, blocks, board, k_max, recompute)
         if receptive:
-            importance["reception"] = reception(run, sources, sets, board)
+            importance["reception"] = reception(run, sources, sets, board, recompute)
     for side, items in sources.items_of("validation").items():
         for sentence in at_chance(items, before[tasks_of(side)]):
             display.say(f"warning: {side} task {sentence}")
@@ -198,6 +200,7 @@ def stage_one(
     blocks: Mapping[str, Blocks],
     board: Any,
     k_max: int,
+    recompute: bool,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
     model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
@@ -228,6 +231,7 @@ def stage_one(
             held_out=tuple(missing),
             items=unanswered,
             dtype=run.dtype,
+            recompute=recompute,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
         measured = do(board, Task("probe", "probe", job, reference))
@@ -251,7 +255,9 @@ def stage_one(
     return json.loads(probe_file.read_text()), before
 
 
-def reception(run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any) -> list[float]:
+def reception(
+    run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any, recompute: bool
+) -> list[float]:
     """Reception of every layer, on as much training text as the probe has of general text."""
     named = (
         sources.backbone.fingerprint,
@@ -266,7 +272,15 @@ def reception(run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], boar
 
         text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
         source, revision = sources.backbone.source, sources.backbone.revision
-        job = ProbeJob(source, revision, run.micro_batch, importance=False, reception=True, dtype=run.dtype)
+        job = ProbeJob(
+            source,
+            revision,
+            run.micro_batch,
+            importance=False,
+            reception=True,
+            dtype=run.dtype,
+            recompute=recompute,
+        )
         found = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
         write_json(file, {"reception": found["reception"]})
     return json.loads(file.read_text())["reception"]

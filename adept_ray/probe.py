@@ -51,6 +51,8 @@ class ProbeJob:
     """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
     dtype: str = "float32"
     """Torch type that the backbone is held in."""
+    recompute: bool = False
+    """Compute activations again for the gradient, where they take too much memory."""
 
 
 def probe(
@@ -67,6 +69,8 @@ def probe(
     ``separation`` (see :mod:`adept_ray.activations`).
     """
     model = borrow(job.source, job.revision, job.dtype, device)
+    if job.recompute:
+        compute(model, Computing(recomputed=tuple(layers_of(model))))
     result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
         result["importance"] = importance(model, job, blocks["probe"], device, progress)
@@ -116,12 +120,8 @@ def importance(
         progress=progress,
     )
     mine = every[rank() :: world_size()]
-    decoder = layers_of(model)
     batches = micro_batches(blocks, mine, job.micro_batch, device)
-    share = layers_at_once(max(sum(p.numel() for p in layer.parameters()) for layer in decoder))
-    if share < len(decoder):  # a large model: spare its activations, too
-        compute(model, Computing(recomputed=tuple(decoder)))
-    units = unit_importance(model, batches, range(len(decoder)), share)
+    units = unit_importance(model, batches, range(config.num_hidden_layers), layers_at_once(model))
     layers = ranking.importance
     rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {

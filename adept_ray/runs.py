@@ -50,6 +50,7 @@ PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "
 def settled(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
     changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
+    changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
     for field in ("backbone", "general", "domain", "search_space", "cache"):
         value = getattr(run, field, "")
@@ -62,12 +63,13 @@ def settled(run: R, what: str = "") -> R:
 
 
 @contextmanager
-def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[Any]:
-    """A cluster and a crew on it; yields the board that takes tasks."""
+def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[Any, int]]:
+    """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes."""
     with launch.cluster(run) as dashboard:
         display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+        memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
         with crew(run, results.ray) as board:
-            yield board
+            yield board, memory
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = ("resume", "cache", "storage", "name", "dashboard")
+    own = ("resume", "cache", "storage", "name", "dashboard", "activation_checkpointing")
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):
@@ -94,9 +96,10 @@ def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
 
 def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
     """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
+    had = validated(TrainingSpec, begun, "run.json").model_dump(mode="json")
     for name, value in training.model_dump(mode="json").items():
-        if value != begun[name]:
-            raise UserError(f"{name} is {value}, but the training to be resumed began with {begun[name]}")
+        if value != had[name]:
+            raise UserError(f"{name} is {value}, but the training to be resumed began with {had[name]}")
 
 
 def load_best(path: Path) -> dict[str, Any]:
@@ -116,7 +119,8 @@ def check_backbone(best: Mapping[str, Any], sources: Sources, run: RunSpec, conf
 
 def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
-    names = ("workers", "gpus_per_worker", "micro_batch", "cache", "storage", "name")
+    machine = ("workers", "gpus_per_worker", "micro_batch", "precision", "activation_checkpointing")
+    names = (*machine, "cache", "storage", "name")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
@@ -146,20 +150,33 @@ def planned(
     run: RunSpec,
     sources: Sources,
     training: TrainingSpec,
+    memory: int,
     display: Display,
     layers: Sequence[int] | None = None,
     what: str = "",
 ) -> bool:
-    """Show what `training` will take; returns whether it has to compute activations again.
+    """Show what `training` will take of a worker's `memory`; returns whether activations are computed again.
 
     As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
-    Needs a running Ray. Raises :class:`UserError` for what doesn't fit into a worker's memory.
+    Raises :class:`UserError` for what doesn't fit.
     """
-    lowest = range(training.k) if layers is None else layers
-    needs = plan(sources.config, training, tuple(lowest), run.seq_len, run.dtype)
-    memory, what = launch.worker_memory(run), what or f"k = {training.k}"
-    recompute = recomputes(needs, run.micro_batch, memory, run.activation_checkpointing, what)
-    display.plan(needs, run.micro_batch, recompute, memory, what)
+    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.workers:
+        display.say(
+            f"warning: a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
+            f"{run.workers - sequences} of {run.workers} workers have nothing to train on: raise "
+            "tokens_per_step"
+        )
+    lowest = tuple(range(training.k) if layers is None else layers)
+    what = what or f"k = {training.k}"
+    try:
+        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype)
+    except UserError:
+        raise
+    except Exception as problem:  # a pass without data is more than some architectures can do
+        display.say(f"{what}: what it will take can't be said beforehand ({launch.first_line(problem)})")
+        return run.activation_checkpointing == "on"
+    recompute = recomputes(needs, run, memory, what)
+    display.plan(needs, run, recompute, memory, what)
     return recompute
 
 

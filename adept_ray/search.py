@@ -182,10 +182,9 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[Tr
 
     for k in values("k"):
         check_depth(k, layers)
-    deepest = [
-        overlay(base, {"k": max(values("k")), "offset": max(values("offset")), "placement": placement})
-        for placement in values("placement")
-    ]
+    extreme = {"k": max(values("k")), "offset": max(values("offset"))}
+    extreme["tokens_per_step"] = min(values("tokens_per_step"))
+    deepest = [overlay(base, {**extreme, "placement": placement}) for placement in values("placement")]
     for training in deepest:
         check_placement(training, layers)
     return deepest[0], max(ranks_needed(training, layers) for training in deepest)

@@ -72,11 +72,12 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
-    with resumable("scripts/compare.py", run), at_work(run, results, display) as board:
+    with resumable("scripts/compare.py", run), at_work(run, results, display) as (board, memory):
         receptive = any(rival.training.placement == "receptive" for rival in rivals)
-        rivals = all_planned(run, sources, rivals, display)
+        rivals = all_planned(run, sources, rivals, memory, display)
         tokens = run.tokens * (run.seeds + 1)
-        made = prepare(run, sources, display, board, k_max, tokens, replay=True, receptive=receptive)
+        again = any(rival.recompute for rival in rivals)
+        made = prepare(run, sources, display, board, k_max, tokens, True, receptive, again)
         results.write_json("importance.json", made.importance)
         field = field_of(run, made, results, display, board)
         rows = run_comparison(run, rivals, field, results, display)
@@ -91,7 +92,7 @@ def compare_methods(run: CompareRun) -> str:
 
 
 def all_planned(
-    run: CompareRun, sources: Sources, rivals: Sequence[Entrant], display: Display
+    run: CompareRun, sources: Sources, rivals: Sequence[Entrant], memory: int, display: Display
 ) -> list[Entrant]:
     """The rivals with whether they compute activations again; those of the same size are planned once."""
     found: dict[tuple[str, int, int], bool] = {}
@@ -100,7 +101,7 @@ def all_planned(
         spec = rival.training
         size = (spec.tunes, spec.k, spec.lora_rank)
         if trains(spec) and size not in found:
-            found[size] = planned(run, sources, spec, display, what=rival.label)
+            found[size] = planned(run, sources, spec, memory, display, what=rival.label)
         ready.append(replace(rival, recompute=found.get(size, False)))
     return ready
 
@@ -208,9 +209,12 @@ def draw_activations(args: ActivationsRun) -> str:
         best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1},
         str(args.config),
     )
-    with at_work(run, results, display) as board:
-        recompute = planned(run, sources, training, display, best["layers"])
-        made = prepare(run, sources, display, board, best["k_max"], training.tokens, training.replay > 0)
+    with at_work(run, results, display) as (board, memory):
+        recompute = planned(run, sources, training, memory, display, best["layers"])
+        replays = training.replay > 0
+        made = prepare(
+            run, sources, display, board, best["k_max"], training.tokens, replays, recompute=recompute
+        )
         tests = test_blocks(run, made.sets)
         if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.workers):
             raise UserError(

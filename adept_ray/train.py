@@ -25,9 +25,9 @@ from adept_ray.checkpoint import TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, joined, micro_batches
 from adept_ray.expansion import export
-from adept_ray.importance import unit_importance
+from adept_ray.importance import layers_at_once, unit_importance
 from adept_ray.loss import next_token_nats
-from adept_ray.ranks import rank, summed, world_size
+from adept_ray.ranks import rank, sum_in_place, summed, world_size
 from adept_ray.rates import parameter_groups, schedule, set_rates
 from adept_ray.scoring import SIDES, block_nats, judged, tasks_of
 from adept_ray.tuning import Tuning, make_ready
@@ -121,7 +121,8 @@ def train(
     training_seconds = 0.0  # of this process: what ran before a resume is not known
 
     def stopped_after_report() -> bool:
-        after = measured(model, job, blocks)
+        with tuning.as_exported():
+            after = measured(model, job, blocks)
         metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
         metrics |= {**trained(state, job), "loss": state.loss}
         metrics["training_seconds"] = round(training_seconds, 2)
@@ -142,7 +143,8 @@ def train(
         step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            state.importance = unit_importance(model, probe_batches(job, blocks, device), tuning.rated)
+            batches = probe_batches(job, blocks, device)
+            state.importance = unit_importance(model, batches, tuning.rated, layers_at_once(model))
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
@@ -221,7 +223,7 @@ def gradients(
         nats += loss.detach().double().cpu()
     if world_size() > 1:
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = summed(torch.cat([piece.flatten() for piece in pieces]))
+        flat = sum_in_place(torch.cat([piece.flatten() for piece in pieces]))
         for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = piece.view_as(parameter)
     return float(summed(nats, device))

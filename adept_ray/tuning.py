@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Tuning:
         """Ids of the layers whose units get rates by importance."""
         self.parameters = trainable(model)
         """What is trained, by full name; always float32, since small steps are lost in fewer bits."""
-        lower = {p.dtype for p in self.parameters.values() if p.dtype.itemsize < torch.float32.itemsize}
+        lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.float()
@@ -59,6 +60,27 @@ class Tuning:
     def merged(self) -> Any:
         """The model as it is exported: of one type again, the backbone's."""
         return uniform(self.model)
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """Within this, what is trained has the backbone's type, as it will have in the exported model.
+
+        So a model of fewer bits is measured in the same arithmetic before and after training.
+        """
+        how = computing_of(self.model)
+        if how.autocast is None:
+            yield
+            return
+        masters = {parameter: parameter.data for parameter in self.parameters.values()}
+        for parameter, data in masters.items():
+            parameter.data = data.to(how.autocast)
+        compute(self.model, replace(how, autocast=None))
+        try:
+            yield
+        finally:
+            for parameter, data in masters.items():
+                parameter.data = data
+            compute(self.model, how)
 
     def recompute(self) -> None:
         """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""

@@ -205,3 +205,15 @@ def test_other_backbones_keep_the_usual_defaults():
     assert parse(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
     assert parse(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
     assert set(ON_GPUS) <= set(SearchRun.model_fields) | set(CompareRun.model_fields)
+
+
+def test_a_resumed_run_takes_no_sizes_from_the_preset():
+    """It has those that it began with: a preset's would contradict them."""
+    words = ["--backbone", "qwen3-8b", "--name", "x", "--resume"]
+    assert parse(SearchRun, "", words).seq_len == SearchRun().seq_len
+
+
+def test_help_shows_the_sizes_of_the_preset(capsys):
+    with pytest.raises(SystemExit):
+        parse(SearchRun, "", ["--backbone", "qwen3-8b", "--help"])
+    assert "20971520" in capsys.readouterr().out

@@ -169,6 +169,13 @@ def board(tmp_path_factory):
         yield board
 
 
+def test_workers_share_the_memory_of_their_machine(board):
+    """Half of it for each of two, whatever Ray keeps for its objects left out."""
+    (node,) = ray.nodes()
+    alone, two = (launch.worker_memory(RunSpec(workers=n)) for n in (1, 2))
+    assert alone == int(node["Resources"]["memory"]) and two == alone // 2
+
+
 @pytest.fixture(scope="module")
 def job(board, tmp_path_factory):
     """A training of many short steps on what the crew measured."""

@@ -375,10 +375,9 @@ def test_a_memory_that_is_too_small_is_told_from_other_errors():
         (lambda: exec("raise torch.OutOfMemoryError('CUDA out of memory')", {"torch": torch}), True),
         (lambda: torch.zeros(2, 3) @ torch.zeros(2, 3), False),
     ):
-        try:
+        with pytest.raises(RuntimeError) as problem:
             raised()
-        except RuntimeError:
-            assert out_of_memory(traceback.format_exc()) == expected
+        assert out_of_memory("".join(traceback.format_exception(problem.value))) == expected
 
 
 def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):

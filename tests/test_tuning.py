@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from common import logits, random_ids, tiny_model
+from common import logits, random_ids, shake, tiny_model
 from transformers import AutoModelForCausalLM
 
 from adept_ray import lora
@@ -55,6 +55,29 @@ def test_a_model_of_fewer_bits_starts_out_the_same(family, tunes):
     )
     next_token_nats(model, BATCH)[0].sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in tuning.parameters.values())
+
+
+@pytest.mark.parametrize("tunes", get_args(Tunes))
+def test_what_is_measured_has_the_type_that_is_exported(tunes):
+    """So every method starts at the backbone's loss to the last bit, and goes on with its float32 weights."""
+    backbone, model = (tiny_model("qwen3").to(torch.bfloat16) for _ in range(2))
+    units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
+    spec = TrainingSpec(k=2 if tunes in ("copies", "originals") else 0, tunes=tunes, lora_rank=2)
+    tuning = make_ready(model, spec, LAYERS if spec.k else (), units, seed=3)
+    shake(tuning.parameters.values(), 1e-4)  # float32 that bfloat16 can't hold
+    for name, parameter in tuning.parameters.items():
+        if "lora_B" in name or (name.endswith(("o_proj.weight", "down_proj.weight")) and tunes == "copies"):
+            parameter.data.zero_()
+    masters = {name: p.detach().clone() for name, p in tuning.parameters.items()}
+    if tunes in ("all", "originals"):  # rounded, they are no longer the backbone's
+        with torch.no_grad():
+            state = {name: p.to(torch.bfloat16) for name, p in model.named_parameters()}
+        backbone.load_state_dict(state, strict=False)
+    with tuning.as_exported(), torch.no_grad():
+        assert {p.dtype for p in tuning.parameters.values()} == {torch.bfloat16}
+        assert torch.equal(next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0])
+    assert all(torch.equal(p, masters[name]) for name, p in tuning.parameters.items())
+    assert computing_of(model).autocast == torch.bfloat16
 
 
 def test_all_parameters_of_a_model_of_fewer_bits_are_trained_in_float32():

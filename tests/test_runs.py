@@ -1,0 +1,97 @@
+"""What the commands share: settings made definite, the plan of a run, what may change when it is resumed."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from common import tiny_model
+
+from adept_ray import runs
+from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
+from adept_ray.runs import as_begun, at_work, check_same, planned, settled
+
+GIB = 2**30
+
+
+@pytest.fixture
+def said():
+    """A display that keeps what it says."""
+    lines = []
+    return SimpleNamespace(say=lines.append, plan=lambda *args: lines.append(args[-1]), lines=lines)
+
+
+SOURCES = SimpleNamespace(config=tiny_model().config)
+
+
+def test_precision_is_definite_from_the_beginning():
+    """A training on GPUs that goes on from a search on CPUs keeps the search's precision."""
+    assert settled(RunSpec()).precision == "float32"
+    assert settled(RunSpec(gpus_per_worker=1)).precision == "bfloat16"
+    assert settled(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
+
+
+def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
+    """The other way round the question would wait for a GPU for ever."""
+    order = []
+
+    @contextmanager
+    def note(name):
+        order.append(name)
+        yield name
+
+    monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
+    monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
+    monkeypatch.setattr(runs, "crew", lambda run, storage: note("crew"))
+    with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
+        assert (board, memory) == ("crew", 7)
+    assert order == ["cluster", "memory", "crew"]
+
+
+def test_a_plan_decides_about_activations(said):
+    """Plenty of memory keeps them, too little is refused."""
+    spec = TrainingSpec(k=2)
+    assert not planned(RunSpec(), SOURCES, spec, GIB, said)
+    assert planned(RunSpec(activation_checkpointing="on"), SOURCES, spec, GIB, said)
+    with pytest.raises(UserError, match="k = 2 with --micro-batch 8 takes"):
+        planned(RunSpec(), SOURCES, spec, 1000, said)
+    assert said.lines == ["k = 2", "k = 2"]
+
+
+def test_workers_without_work_are_warned_of(said):
+    """A step of two blocks gives the third worker nothing to do."""
+    spec = TrainingSpec(k=1, tokens_per_step=256)
+    planned(RunSpec(workers=3), SOURCES, spec, GIB, said)
+    assert "has 2 blocks, so 1 of 3 workers have nothing to train on" in said.lines[0]
+    planned(RunSpec(workers=2), SOURCES, spec, GIB, said)
+    assert len(said.lines) == 3
+
+
+def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
+    """A plan is advice: an architecture that needs data to run is trained all the same."""
+
+    def fails(*_):
+        raise RuntimeError("data-dependent\nbranch")
+
+    monkeypatch.setattr(runs, "plan", fails)
+    assert not planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said)
+    assert said.lines == ["k = 4: what it will take can't be said beforehand (data-dependent)"]
+
+
+def test_a_training_of_an_earlier_version_can_be_resumed():
+    """Settings that its run.json doesn't know had their defaults; others are compared."""
+    begun = TrainingSpec(k=3).model_dump(mode="json")
+    del begun["layers"], begun["placement"]
+    check_same(TrainingSpec(k=3), begun)
+    with pytest.raises(
+        UserError, match="placement is uniform, but the training to be resumed began with guided"
+    ):
+        check_same(TrainingSpec(k=3, placement="uniform"), begun)
+
+
+def test_a_resumed_search_may_save_memory():
+    """On a smaller machine activations may have to be computed again: no result depends on that."""
+    begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
+    resumed = as_begun(SearchRun(name="x", resume=True, activation_checkpointing="on"), begun)
+    assert (resumed.seq_len, resumed.activation_checkpointing) == (64, "on")
+    with pytest.raises(UserError, match="--trials 9: the run 'x' began with 8"):
+        as_begun(SearchRun(name="x", resume=True, trials=9), begun)
