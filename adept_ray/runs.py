@@ -295,5 +295,5 @@ def summary(
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
         )
     for name in ("report.html", "trials.csv", "best.yaml", "model"):
-        if (results.folder / name).exists():
+        if results.holds(name):
             display.say(f"{name + ':':12} {results.place}/{name}")

@@ -103,6 +103,14 @@ class Results:
         fs.copy_files(source, target, filesystem, filesystem)
         filesystem.delete_dir(source)
 
+    def holds(self, name: str) -> bool:
+        """Whether a file or folder of that name is among the results, here or in its place already."""
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        there = filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound
+        return there or (self.folder / name).exists()
+
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all; behind a URI too, so that a cut-off run can be resumed."""
         path = write_text(self.folder / name, text)

@@ -61,6 +61,8 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
         stream.write(b"of an attempt that was cut off")
     results.adopt(f"{saved}/model", "model")
+    write_text(results.folder / "report.html", "")  # not in its place yet
+    assert all(map(results.holds, ("trials.csv", "model", "report.html"))) and not results.holds("best.yaml")
     place = results.publish()
     assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
     assert content(storage, "run/trials.csv") == "a,ä\n"
