@@ -234,10 +234,16 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
     assert trials(room.results("second")) == trials(room.results("first"))
 
 
-def gone(seconds, but=None):
-    """Wait until no process of Ray's is left, save those with `but` in their name."""
+def working(line):
+    """Whether a process of Ray's does or reserves anything: agents don't, nor do workers not yet up."""
+    name = line.partition(" ")[0]
+    return name.endswith(("/raylet", "/gcs_server")) or (name.startswith("ray::") and "Agent" not in name)
+
+
+def gone(seconds, which=bool):
+    """Wait until no process of Ray's is left, or none of some."""
     deadline = time.monotonic() + seconds
-    while left := [line for line in ray_processes() if but is None or but not in line.partition(" ")[0]]:
+    while left := [line for line in ray_processes() if which(line)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
 
@@ -256,14 +262,13 @@ def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     time.sleep(2)  # into the next trial
     process.kill()
     process.communicate()
-    # Ray's agents, which hold nothing, wait a minute for their node; what works or reserves must go at once.
-    gone(20, but="Agent")
+    gone(60, working)  # the others wait a minute for their node, and then go by themselves
     printed = room.run(["tune_k.py", "--name", "killed", "--resume", "--storage", "s3://results"])
     assert "s3://results/killed/model" in printed
     with fetched("s3://results/killed") as folder:
         assert trials(folder) == trials(room.results("first"))
         assert (folder / "report.html").exists() and (folder / "model" / "model.safetensors").exists()
-    gone(90)
+    gone(150)
 
 
 @pytest.mark.slow
