@@ -109,8 +109,7 @@ def train(
     if job.recompute:
         tuning.recompute()
     parameters = list(tuning.parameters.values())
-    groups = parameter_groups(model, spec.weight_decay)
-    optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
+    optimizer = optimizer_of(model, spec, device)
     if resume:
         state = TrainState.load(resume, model, optimizer)
     else:
@@ -143,8 +142,7 @@ def train(
         step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            batches = probe_batches(job, blocks, device)
-            state.importance = unit_importance(model, batches, tuning.rated, layers_at_once(model))
+            state.importance = measured_again(model, tuning, probe_batches(job, blocks, device))
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
@@ -175,6 +173,19 @@ def backbone_of(job: TrainJob, device: torch.device) -> Any:
     """The backbone to make ready; others go on with its weights unless this training changes them."""
     changed = job.training.tunes != "copies"
     return borrow(job.source, job.revision, job.dtype, device, alone=changed)
+
+
+def optimizer_of(model: nn.Module, spec: TrainingSpec, device: torch.device) -> torch.optim.Optimizer | None:
+    """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
+    groups = parameter_groups(model, spec.weight_decay)
+    return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
+
+
+def measured_again(
+    model: nn.Module, tuning: Tuning, general: Iterator[dict[str, torch.Tensor]]
+) -> dict[str, float]:
+    """Importance of the units with rates of their own, as it is now on general text."""
+    return unit_importance(model, general, tuning.rated, layers_at_once(model))
 
 
 def training_text(job: TrainJob, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
