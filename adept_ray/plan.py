@@ -66,9 +66,8 @@ class Plan:
 
     def memory(self, sequences: int, recompute: bool, workers: int = 1) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
-        travelling = (
-            4 * self.trained if workers > 1 else 0
-        )  # gradients in one piece, activations gone by then
+        # Gradients travel in one piece; activations are gone by then.
+        travelling = 4 * self.trained if workers > 1 else 0
         passing = self.casts + self.activations(sequences, recompute)
         return self.weights + self.gradients + self.optimizer + max(passing, travelling)
 
