@@ -253,7 +253,7 @@ def gone(seconds, which=bool):
 def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     """SIGKILL of a whole search, whose results lie on an S3 server: nothing goes on running, nothing is lost.
 
-    Resumed, it doesn't repeat what had finished and comes to the table of the undisturbed search.
+    Resumed, it comes to the table of the undisturbed search.
     """
     s3.create_bucket(Bucket="results")
     process = room.start(room.search("killed", storage="s3://results"))
