@@ -33,7 +33,7 @@ def opening(tokenizer: Any) -> str:
 
 
 def drawn(model: Any, tokenizer: Any, opened: str, tokens: int, count: int) -> list[str]:
-    """`count` texts that go on from `opened`, so many tokens each: a user's turn, an assistant's and so on."""
+    """`count` texts that go on from `opened`, so many tokens each: turns of user and assistant."""
     prompt = tokenizer(opened, return_tensors="pt", add_special_tokens=False).input_ids
     # A turn ends in the EOS token, so it is no end here: the answer comes after it.
     ids = model.generate(
