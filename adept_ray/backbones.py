@@ -314,6 +314,33 @@ def borrow(
     return copy.deepcopy(model, kept)  # of modules and config: what is in `kept` is taken for copied
 
 
+def borrow_shared(source: str, revision: str | None, dtype: str, device: torch.device) -> Any:
+    """The backbone shared out over all ranks (see :mod:`adept_ray.sharding`), otherwise as :func:`borrow`.
+
+    The first rank keeps it whole in its machine's memory, from one task to the next.
+    """
+    from adept_ray.ranks import rank
+    from adept_ray.sharding import shard
+
+    model = outline(source, revision, dtype).requires_grad_(False)
+    shard(model, borrow(source, revision, dtype) if rank() == 0 else None, device)
+    return model
+
+
+def outline(source: str, revision: str | None, dtype: str) -> Any:
+    """The backbone's shapes, without data."""
+    from adept_ray.sharding import skeleton
+
+    return skeleton(load_config(source, revision), dtype)
+
+
+def load_config(source: str, revision: str | None = None) -> Any:
+    """Its Hugging Face config."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source, revision=revision)
+
+
 def load_model(
     source: str,
     revision: str | None = None,

@@ -26,6 +26,7 @@ from torch import nn
 from adept_ray.config import UserError, fingerprint, load_yaml, nearest
 from adept_ray.loss import computing_of
 from adept_ray.ranks import rank, summed, world_size
+from adept_ray.sharding import is_sharded
 
 TASKS = Path(__file__).parent / "tasks"
 PAPER = ("paper_general", "paper_math", "paper_medical")
@@ -125,6 +126,8 @@ def guessing(task: Any, most: int = 1000) -> float | None:
 def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: bool = True) -> np.ndarray:
     """Whether `model` is right on each item, float64 [N]: 0 or 1. Ranks share the work and get it all.
 
+    All ranks work on each item of a `model` that is shared out over them, since each of its passes is theirs.
+
     `batch` is the number of sequences of a forward pass; `quiet` keeps lm-eval's bars of progress back.
     Raises :class:`UserError` as :func:`draw` does.
     """
@@ -132,7 +135,8 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
 
     every = [(task, number) for task, numbers in items.numbers.items() for number in numbers]
     mine: dict[str, list[int]] = {}
-    for task, number in every[rank() :: world_size()]:
+    apart = not is_sharded(model)
+    for task, number in every[rank() :: world_size()] if apart else every:
         mine.setdefault(task, []).append(number)  # ascending: lm-eval takes them for sorted
     right = torch.zeros(len(every), dtype=torch.float64)
     if mine:
@@ -153,7 +157,7 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
             for sample in samples:
                 if sample["filter"] == first:
                     right[place[task, sample["doc_id"]]] = float(sample[metric])
-    return summed(right, next(model.parameters()).device).numpy()
+    return (summed(right, next(model.parameters()).device) if apart else right).numpy()
 
 
 def metric_of(samples: Sequence[Mapping[str, Any]]) -> str:

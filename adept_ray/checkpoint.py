@@ -14,6 +14,8 @@ from torch import nn
 
 from adept_ray.anatomy import trainable
 from adept_ray.config import UserError
+from adept_ray.ranks import rank
+from adept_ray.sharding import gathered, pieces_like
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 
@@ -38,11 +40,18 @@ class TrainState:
     """One row per unit and measurement: step, unit, importance, scale."""
 
     def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles."""
+        """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles.
+
+        The first rank writes, but every rank has to call this: a model may be shared out over all of them.
+        """
         parameters = trainable(model)
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, folder / WEIGHTS)
+        weights = gathered(parameters)
+        moments = gathered(_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
+        if rank() > 0:
+            return
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
         if optimizer is not None:
-            save_file(_optimizer_tensors(parameters, optimizer), folder / OPTIMIZER)
+            save_file(moments, folder / OPTIMIZER)
         (folder / STATE).write_text(json.dumps(vars(self)), encoding="utf-8")
 
     @classmethod
@@ -65,7 +74,7 @@ class TrainState:
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(pieces_like(weights[name], parameter))
         if optimizer is not None and (folder / OPTIMIZER).exists():
             _restore_optimizer(parameters, optimizer, load_file(folder / OPTIMIZER))
         return state
@@ -92,4 +101,4 @@ def _restore_optimizer(
         parameter = parameters[name]
         # AdamW keeps its step counter on the CPU, unless it is fused: then the GPU reads it.
         here = value.dim() > 0 or optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = value.to(parameter.device) if here else value
+        optimizer.state[parameter][key] = pieces_like(value, parameter) if here else value

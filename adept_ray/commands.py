@@ -70,14 +70,12 @@ def find_k(run: SearchRun) -> str:
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as (board, memory):
-        recompute = planned(run, sources, deepest, memory, display)
+        fit = planned(run, sources, deepest, memory, display)
         replays = "replay" in space.parameters
         receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
-        made = prepare(
-            run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, recompute
-        )
+        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, fit)
         results.write_json("importance.json", made.importance)
-        job = replace(job_of(run, made, base, (), space.score), recompute=recompute)
+        job = replace(job_of(run, made, base, (), space.score), fit=fit)
         rows = run_trials(run, space, job, made, results, display, board)
         choice = choose(rows)
         row = next(row for row in rows if row["trial"] == choice.trial)
@@ -114,13 +112,13 @@ def train_full(args: TrainRun) -> str:
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(again, run), at_work(run, results, display) as (board, memory):
-        recompute = planned(run, sources, training, memory, display, best["layers"])
+        fit = planned(run, sources, training, memory, display, best["layers"])
         replays = training.replay > 0
-        made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, recompute=recompute)
+        made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
         results.write_json("importance.json", made.importance)
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
-        job = replace(job, recompute=recompute)
+        job = replace(job, fit=fit)
         with (
             display.stage("train", f"stage 2, {job.steps} steps") as update,
             watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),
@@ -197,10 +195,11 @@ def probe_only(run: ProbeRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
     write_run(results, run, display, sources)
-    with at_work(run, results, display) as (board, _):
-        # A pass more is little on a GPU, and what fits can't be said as long as nothing is trained.
-        recompute = run.activation_checkpointing == "on" or run.gpus_per_worker > 0
-        made = prepare(run, sources, display, board, run.k_max, recompute=recompute)
+    with at_work(run, results, display) as (board, memory):
+        fit = planned(run, sources, TrainingSpec(k=0), memory, display, what="probe")
+        # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
+        fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)
+        made = prepare(run, sources, display, board, run.k_max, fit=fit)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
     write_run(results, run, display, sources, made)

@@ -119,7 +119,7 @@ class Field:
             return replace(row, **self.untouched(phase))
         spec = overlay(entrant.training, {"base_lr": base_lr})
         layers = placed(self.importance, spec, seed) if spec.k else ()
-        job = replace(self.job, training=spec, layers=layers, seed=seed, recompute=entrant.recompute)
+        job = replace(self.job, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         job = replace(job, before=self.before[phase], items=self.items[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:

@@ -116,6 +116,8 @@ class RunSpec(Spec):
     """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
     activation_checkpointing: Switch = "auto"
     """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
+    sharding: Switch = "auto"
+    """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     seed: int = Field(0, ge=0)
@@ -225,6 +227,8 @@ class TrainRun(Spec):
     """Of frozen weights and of what is computed; default: as the search had."""
     activation_checkpointing: Switch | None = None
     """Compute activations again for the gradient; default: as the search had."""
+    sharding: Switch | None = None
+    """Share the model out over the workers (FSDP2); default: as the search had."""
     cache: Path = Field(default_factory=default_cache)
     """Folder for assets, token blocks and probes, shared by all runs."""
     storage: str = "results"
@@ -246,6 +250,8 @@ class CompareRun(RunSpec):
     """Optimizer steps between two measurements of unit importance."""
     tokens: int = Field(6144, ge=1)
     """Tokens that each method trains on."""
+    passes: int = Field(1, ge=1)
+    """Times that a training goes through its text: more than once, it sees tokens / passes distinct ones."""
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
     rate_trials: int = Field(4, ge=1)
@@ -285,6 +291,8 @@ class ActivationsRun(Spec):
     """Of frozen weights and of what is computed; default: as the search had."""
     activation_checkpointing: Switch | None = None
     """Compute activations again for the gradient; default: as the search had."""
+    sharding: Switch | None = None
+    """Share the model out over the workers (FSDP2); default: as the search had."""
     cache: Path = Field(default_factory=default_cache)
     """Folder for assets, token blocks and probes, shared by all runs."""
     storage: str = "results"

@@ -153,6 +153,22 @@ def micro_batches(
         yield {"input_ids": torch.from_numpy(chunk).to(device)}
 
 
+def shared_batches(
+    blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This rank's share of the blocks `ids`, batches of at most `size`; as many batches on every rank.
+
+    A rank that has no block left is given one that doesn't count, by ``counts``, bool [B], behind the others.
+    """
+    import torch
+
+    from adept_ray.ranks import shares
+
+    for share in shares(ids, size):
+        for batch in micro_batches(blocks, share or ids[:1], size, device):
+            yield batch if share else {**batch, "counts": torch.zeros(1, dtype=torch.bool, device=device)}
+
+
 def build_blocks(
     corpus: CorpusFiles,
     splits: Mapping[str, float],

@@ -23,6 +23,7 @@ from rich.table import Column, Table
 if TYPE_CHECKING:
     from adept_ray.config import RunSpec
     from adept_ray.plan import Plan
+    from adept_ray.sharding import Fit
 
 Update = Callable[[int, int], None]
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
@@ -62,17 +63,20 @@ class Display:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
         self.say(f"{what}: {self.seconds[name]:.1f} s")
 
-    def plan(self, needs: Plan, run: RunSpec, recompute: bool, memory: int, what: str) -> None:
+    def plan(self, needs: Plan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
-        activations = needs.casts + needs.activations(run.micro_batch, recompute)
+        share = run.workers if fit.sharded else 1
         parts = {
-            "weights": needs.weights,
-            "gradients": needs.gradients,
-            "optimizer": needs.optimizer,
-            "activations" + (", computed again" if recompute else ""): activations,
+            "weights": needs.weights // share,
+            "gradients": needs.gradients // share,
+            "optimizer": needs.optimizer // share,
+            "activations" + (", computed again" if fit.recompute else ""): needs.casts
+            + needs.activations(run.micro_batch, fit),
         }
+        if fit.sharded:
+            parts["layers put together"] = needs.gathered
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        total = needs.memory(run.micro_batch, recompute, run.workers) / 2**30
+        total = needs.memory(run.micro_batch, fit, run.workers) / 2**30
         self.say(
             f"{what}: {needs.parameters / 1e6:.1f} M parameters, {needs.added / 1e6:.1f} M added, "
             f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "

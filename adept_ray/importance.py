@@ -18,6 +18,7 @@ from adept_ray.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.config import UserError
 from adept_ray.loss import Batch, next_token_nats
 from adept_ray.ranks import summed
+from adept_ray.sharding import is_sharded, whole, without_gradients
 
 Progress = Callable[[int, int], None]
 PROBE_BYTES = 2**30  # what the probe may hold beside the weights
@@ -81,7 +82,7 @@ def bypass_losses(
     """
     blocks = layers_of(model)
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
-    with torch.inference_mode(), evaluating(model):
+    with without_gradients(model), evaluating(model):
         inputs: list[torch.Tensor] = []
         with _recording_inputs(blocks, inputs):
             nats, tokens = next_token_nats(model, batch)
@@ -191,8 +192,8 @@ def taylor_importance(
 ) -> dict[str, float]:
     """:func:`unit_importance` of any `parameters` (by full name), in groups that their names fall into.
 
-    Gradients are taken with ``torch.autograd.grad``: nothing is written to ``.grad``, so none can reach an
-    optimizer. Raises :class:`UserError` when no token is predicted.
+    What ``.grad`` held before it holds afterwards, so no gradient of the probe can reach an optimizer.
+    Raises :class:`UserError` when no token is predicted.
     """
     if not parameters:
         return {}
@@ -202,21 +203,39 @@ def taylor_importance(
         for batch in batches:
             nats, tokens = next_token_nats(model, batch)
             total += tokens.sum().double().cpu()
-            for sum_, gradient in zip(
-                gradients, torch.autograd.grad(nats.sum(), list(parameters.values())), strict=True
-            ):
+            slopes = gradient_of(nats.sum(), model, list(parameters.values()))
+            for sum_, gradient in zip(gradients, slopes, strict=True):
                 sum_ += gradient
-    total = summed(total, gradients[0].device)
+    total = summed(total, next(model.parameters()).device)
     if total == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
     sums: dict[str, list[float]] = {}  # group → [Σ|θ g|, number of scalars]
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        gradient = summed(gradient) / total.item()
-        contribution = (parameter.detach().float() * gradient).abs().sum(dtype=torch.float64).item()
+        gradient = (gradient if is_sharded(model) else summed(gradient)) / total.item()
+        contribution = whole((parameter.detach().float() * gradient).abs().sum(dtype=torch.float64)).item()
         group = sums.setdefault(group_of(name), [0.0, 0.0])
         group[0] += contribution
         group[1] += parameter.numel()
     return {name: sums[group_of(name)][0] / sums[group_of(name)][1] for name in parameters}
+
+
+def gradient_of(
+    loss: torch.Tensor, model: nn.Module, parameters: Sequence[nn.Parameter]
+) -> Sequence[torch.Tensor]:
+    """Gradient of `loss` in `parameters`; of a model that is shared out its pieces, summed over ranks."""
+    if not is_sharded(model):
+        return torch.autograd.grad(loss, parameters)
+    # The pieces are no part of the graph: FSDP puts the layers together, and writes to the pieces' ``.grad``.
+    every = list(model.parameters())
+    kept = [parameter.grad for parameter in every]
+    for parameter in every:
+        parameter.grad = None
+    loss.backward()
+    found = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(every, kept, strict=True):
+        parameter.grad = gradient
+    assert all(gradient is not None for gradient in found)
+    return found  # type: ignore[return-value]
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adept_ray.sharding import whole
+
 SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
 TOP = 0.2  # share of the units that count as important
 KEPT = 0.5  # weight of the backbone's unit where it matters to both; the paper leaves it to be tuned
@@ -74,8 +76,9 @@ def by_skill(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Mean over all scalars of each skill unit's matrices."""
     found: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
-        found.setdefault(skill_of(name), []).append(value.flatten())
-    return {skill: float(torch.cat(parts).mean(dtype=torch.float64)) for skill, parts in found.items()}
+        found.setdefault(skill_of(name), []).append(value)
+    sums = {skill: [whole(part.sum(dtype=torch.float64)) for part in parts] for skill, parts in found.items()}
+    return {skill: float(sum(each)) / sum(p.numel() for p in found[skill]) for skill, each in sums.items()}
 
 
 def consolidate(

@@ -62,7 +62,8 @@ def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch
 
     `batch` holds ``input_ids`` [B, T] and optionally ``attention_mask`` [B, T]. A prediction counts
     only if both the token it is made from and the token it predicts are real, so padding on either
-    side changes nothing. Returns ``(nats [B], tokens [B])``; `nats` carries a graph if grad is enabled.
+    side changes nothing; and, where ``counts`` [B] is given, only in a sequence that does.
+    Returns ``(nats [B], tokens [B])``; `nats` carries a graph if grad is enabled.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
@@ -71,6 +72,8 @@ def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch
     if mask is not None:
         real = F.pad(mask[:, 1:] * mask[:, :-1], (0, 1), value=0)
         targets = targets.masked_fill(real == 0, IGNORED)
+    if "counts" in batch:
+        targets = targets.masked_fill(~batch["counts"][:, None], IGNORED)
     with computing(model):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, wanted = logits.flatten(0, 1), targets.flatten()

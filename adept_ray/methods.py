@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from adept_ray.config import CompareRun, TrainingSpec, UserError, nearest, overlay
+from adept_ray.sharding import PLAIN, Fit
 
 COPIES_RATE, FULL_RATE, FEW_RATE = 3e-3, 3e-4, 1e-3
 
@@ -59,8 +60,8 @@ class Entrant:
     about: str
     rate: float
     training: TrainingSpec
-    recompute: bool = False
-    """Whether it computes activations again, for want of memory."""
+    fit: Fit = PLAIN
+    """How it is made to fit into the workers' memories."""
 
 
 def entrants(run: CompareRun) -> list[Entrant]:

@@ -7,7 +7,6 @@ counts the operations.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +21,14 @@ from adept_ray.anatomy import layer_parameters, layers_of
 from adept_ray.config import RunSpec, TrainingSpec, UserError
 from adept_ray.importance import UNIT_BYTES
 from adept_ray.loss import next_token_nats
+from adept_ray.sharding import Fit, skeleton
 from adept_ray.tuning import make_ready
 
 GIB = 2**30
 # Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
 SLACK = 0.9
 PLANNED = "adept_planned"  # name of an attention without masks
+WIDTHS = (2, 4, 8, 16, 32, 64)  # numbers of workers that are advised
 OUTSIDE = -1  # stands for what lies in no layer
 
 
@@ -55,21 +56,26 @@ class Plan:
     """What it keeps when the activations of layers are computed again."""
     logits: int
     """The gradient of one sequence's logits."""
+    gathered: int
+    """What of a model that is shared out over workers is put together at a time, and one layer's gradient."""
     forward_flops: float
     """Operations of the forward pass per token; a multiplication and an addition count as two."""
     flops: float
     """Operations of a training step per token, nothing computed twice."""
 
-    def activations(self, sequences: int, recompute: bool) -> int:
+    def activations(self, sequences: int, fit: Fit) -> int:
         """Bytes that so many sequences in a forward pass keep, and the gradient of their logits."""
-        return sequences * ((self.recomputed if recompute else self.kept) + self.logits)
+        return sequences * ((self.recomputed if fit.recompute else self.kept) + self.logits)
 
-    def memory(self, sequences: int, recompute: bool, workers: int = 1) -> int:
+    def memory(self, sequences: int, fit: Fit, workers: int = 1) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
+        passing = self.casts + self.activations(sequences, fit)
+        held = self.weights + self.gradients + self.optimizer
+        if fit.sharded:
+            return held // workers + self.gathered + passing
         # Gradients travel in one piece; activations are gone by then.
         travelling = 4 * self.trained if workers > 1 else 0
-        passing = self.casts + self.activations(sequences, recompute)
-        return self.weights + self.gradients + self.optimizer + max(passing, travelling)
+        return held + max(passing, travelling)
 
     @property
     def share(self) -> float:
@@ -85,15 +91,15 @@ def plan(
     No memory is taken and nothing is computed. Raises :class:`UserError` as
     :func:`~adept_ray.tuning.make_ready` does.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
     AttentionInterface.register(PLANNED, sdpa_attention_forward)
     AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
+    model = skeleton(config, dtype)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
-        if model.eval().config._attn_implementation == "sdpa":
+        if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(PLANNED)
         before = scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
@@ -102,13 +108,14 @@ def plan(
     kept = {layer: growing(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
     parameters, trained = list(model.parameters()), scalars(tuning.parameters.values())
     itemsize = getattr(torch, dtype).itemsize
+    weights = sum(p.numel() * p.dtype.itemsize for p in parameters)
     inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
     measuring = min(8 * trained, UNIT_BYTES) if tuning.rated else 0
     return Plan(
         parameters=scalars(parameters),
         added=scalars(parameters) - before,
         trained=trained,
-        weights=sum(p.numel() * p.dtype.itemsize for p in parameters),
+        weights=weights,
         gradients=max(4 * trained, measuring),
         optimizer=8 * trained,
         casts=itemsize * trained if itemsize < 4 else 0,
@@ -116,9 +123,21 @@ def plan(
         # of each layer its input, and while the gradient passes it all that it keeps
         recomputed=kept[OUTSIDE] + sum(whole.streams[layer] for layer in inside) + max([0, *inside.values()]),
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
+        gathered=gathered(model, weights),
         forward_flops=whole.forward / seq_len,
         flops=whole.both / seq_len,
     )
+
+
+def gathered(model: nn.Module, weights: int) -> int:
+    """What is whole at a time of a `model` of so many bytes that is shared out over workers.
+
+    All that lies outside of layers, the layer that runs and the one after it, and a trained layer's gradient.
+    """
+    layers = [list(layer.parameters()) for layer in layers_of(model)]
+    sizes = sorted(sum(p.numel() * p.dtype.itemsize for p in each) for each in layers)
+    slopes = [sum(4 * p.numel() for p in each if p.requires_grad) for each in layers]
+    return weights - sum(sizes) + sum(sizes[-2:]) + max(slopes)
 
 
 def growing(half: int, whole: int, seq_len: int) -> int:
@@ -234,26 +253,49 @@ ATTENTION: dict[Any, Any] = {
 }
 
 
-def recomputes(needs: Plan, run: RunSpec, memory: int, what: str) -> bool:
-    """Whether activations have to be computed again for a worker of `memory` bytes.
+def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
+    """How a training that `needs` so much is made to fit into workers of `memory` bytes.
 
-    Raises :class:`UserError` for what doesn't fit, with what would.
+    Plain where that fits, else with activations computed again, else shared out over the workers, as far as
+    the run allows it. Raises :class:`UserError` for what doesn't fit, with what would.
     """
-    sequences, usable = run.micro_batch, SLACK * memory
-    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[run.activation_checkpointing]
-    for recompute in ways:
-        if needs.memory(sequences, recompute, run.workers) <= usable:
-            return recompute
-    takes = needs.memory(sequences, ways[-1], run.workers) / SLACK / GIB
-    fewer = next((n for n in range(sequences, 0, -1) if needs.memory(n, True, run.workers) <= usable), 0)
-    if fewer == sequences:
-        advice = "drop --activation-checkpointing off"
-    elif fewer:
-        advice = f"use --micro-batch {fewer}"
-    else:
-        least = needs.memory(1, True, run.workers) / SLACK / GIB
-        advice = f"use fewer layers, shorter blocks (--seq-len) or workers of at least {least:.1f} GiB"
+    if run.sharding == "on" and run.workers < 2:
+        raise UserError("--sharding on shares a model out over workers, so give it at least --workers 2")
+    ways = ways_of(run)
+    for fit in ways:
+        if fits(needs, run, memory, fit, run.micro_batch):
+            return fit
+    takes = needs.memory(run.micro_batch, ways[-1], run.workers) / SLACK / GIB
     raise UserError(
-        f"{what} with --micro-batch {sequences} takes {takes:.1f} GiB a worker, and a worker has "
-        f"{memory / GIB:.1f} GiB: {advice}"
+        f"{what} with --micro-batch {run.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
+        f"{memory / GIB:.1f} GiB: {advice(needs, run, memory)}"
     )
+
+
+def ways_of(run: RunSpec) -> list[Fit]:
+    """The ways to make a training fit that the run allows, the fastest first."""
+    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
+    shared = switches[run.sharding] if run.workers > 1 else (False,)
+    return [Fit(again, sharded) for sharded in shared for again in switches[run.activation_checkpointing]]
+
+
+def fits(needs: Plan, run: RunSpec, memory: int, fit: Fit, sequences: int, workers: int = 0) -> bool:
+    """Whether so many sequences a pass fit into `memory` bytes of each worker."""
+    return needs.memory(sequences, fit, workers or run.workers) <= SLACK * memory
+
+
+def advice(needs: Plan, run: RunSpec, memory: int) -> str:
+    """What would make fit what doesn't: the smallest change that does."""
+    least = Fit(recompute=True, sharded=ways_of(run)[-1].sharded)
+    sequences = range(run.micro_batch, 0, -1)
+    fewer = next((n for n in sequences if fits(needs, run, memory, least, n)), 0)
+    if fewer == run.micro_batch:
+        return "drop --activation-checkpointing off"
+    if fewer:
+        return f"use --micro-batch {fewer}"
+    shared = Fit(recompute=True, sharded=True)
+    more = next((n for n in WIDTHS if n > run.workers and fits(needs, run, memory, shared, 1, n)), 0)
+    if more and run.sharding != "off":
+        return f"use --workers {more}, over which the model is shared out, with --micro-batch 1"
+    size = needs.memory(1, least, run.workers) / SLACK / GIB
+    return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

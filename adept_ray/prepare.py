@@ -14,7 +14,7 @@ from typing import Any
 
 from adept_ray.anatomy import family_named
 from adept_ray.assets import CorpusFiles, resolve_corpus
-from adept_ray.backbones import Backbone, resolve_backbone
+from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
 from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
@@ -23,6 +23,7 @@ from adept_ray.display import Display
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import write_json
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
@@ -113,9 +114,7 @@ def checked_config(backbone: Backbone, seq_len: int) -> Any:
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(backbone.source, revision=backbone.revision)
+    config = load_config(backbone.source, backbone.revision)
     family_named(config.model_type)
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:
@@ -132,18 +131,24 @@ def prepare(
     train_tokens: int = 0,
     replay: bool = False,
     receptive: bool = False,
-    recompute: bool = False,
+    fit: Fit = PLAIN,
 ) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them. Needs a running Ray.
 
     `k_max` is the largest depth of interest, which a raced probe goes by. With `replay` the blocks hold
-    general text to train on, too. With `receptive` every layer's reception is measured on training text, with
-    `recompute` gradients are taken without keeping activations.
+    general text to train on, too. With `receptive` every layer's reception is measured on training text.
+    `fit` is how the model is made to fit into the workers' memories.
 
     Of the training split only what `train_tokens` take is handed to the workers; documents lie in it in
     the order of a hash, so that is a fair sample. A smaller split is gone through several times.
-    Raises :class:`UserError` when a corpus is too small for its splits.
+    Raises :class:`UserError` when a corpus is too small for its splits, and when reception is to be measured
+    of a model that is shared out over the workers.
     """
+    if receptive and fit.sharded:
+        raise UserError(
+            "placement receptive needs the whole model on each worker, and this one has to be shared out: "
+            "leave it out, or use larger workers"
+        )
     with display.stage("blocks", "token blocks"):
         sets = token_blocks(run, sources)
         wanted = {
@@ -164,9 +169,9 @@ def prepare(
         display.stage("probe", "stage 1, importance of layers and units") as update,
         watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
     ):
-        importance, before = stage_one(run, sources, sets, blocks, board, k_max, recompute)
+        importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit)
         if receptive:
-            importance["reception"] = reception(run, sources, sets, board, recompute)
+            importance["reception"] = reception(run, sources, sets, board, fit)
     for side, items in sources.items_of("validation").items():
         for sentence in at_chance(items, before[tasks_of(side)]):
             display.say(f"warning: {side} task {sentence}")
@@ -200,7 +205,7 @@ def stage_one(
     blocks: Mapping[str, Blocks],
     board: Any,
     k_max: int,
-    recompute: bool,
+    fit: Fit,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
     model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
@@ -231,7 +236,7 @@ def stage_one(
             held_out=tuple(missing),
             items=unanswered,
             dtype=run.dtype,
-            recompute=recompute,
+            fit=fit,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
         measured = do(board, Task("probe", "probe", job, reference))
@@ -256,7 +261,7 @@ def stage_one(
 
 
 def reception(
-    run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any, recompute: bool
+    run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any, fit: Fit
 ) -> list[float]:
     """Reception of every layer, on as much training text as the probe has of general text."""
     named = (
@@ -279,7 +284,7 @@ def reception(
             importance=False,
             reception=True,
             dtype=run.dtype,
-            recompute=recompute,
+            fit=fit,
         )
         found = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
         write_json(file, {"reception": found["reception"]})

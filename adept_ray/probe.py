@@ -12,15 +12,16 @@ from torch import nn
 
 from adept_ray.activations import pooled, separation
 from adept_ray.anatomy import layers_of
-from adept_ray.backbones import borrow, load_tokenizer
+from adept_ray.backbones import borrow, borrow_shared, load_tokenizer
 from adept_ray.benchmarks import Items, correct
-from adept_ray.corpus import Blocks, micro_batches
+from adept_ray.corpus import Blocks, micro_batches, shared_batches
 from adept_ray.importance import layers_at_once, sequences_at_once, unit_importance
 from adept_ray.loss import Computing, compute
 from adept_ray.race import rank_layers
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.reception import layer_reception
 from adept_ray.scoring import SIDES, block_nats
+from adept_ray.sharding import PLAIN, Fit
 
 Progress = Callable[[int, int], None]
 
@@ -51,8 +52,8 @@ class ProbeJob:
     """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
     dtype: str = "float32"
     """Torch type that the backbone is held in."""
-    recompute: bool = False
-    """Compute activations again for the gradient, where they take too much memory."""
+    fit: Fit = PLAIN
+    """How the model is made to fit into the workers' memories."""
 
 
 def probe(
@@ -68,8 +69,9 @@ def probe(
     items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.reception`) and
     ``separation`` (see :mod:`adept_ray.activations`).
     """
-    model = borrow(job.source, job.revision, job.dtype, device)
-    if job.recompute:
+    take = borrow_shared if job.fit.sharded else borrow
+    model = take(job.source, job.revision, job.dtype, device)
+    if job.fit.recompute:
         compute(model, Computing(recomputed=tuple(layers_of(model))))
     result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
@@ -81,8 +83,8 @@ def probe(
         for name, items in job.items.items():
             result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
     if job.reception:
-        mine = range(rank(), len(blocks["reception"]), world_size())
-        text = micro_batches(blocks["reception"], mine, job.micro_batch, device)
+        every = range(len(blocks["reception"]))
+        text = shared_batches(blocks["reception"], every, job.micro_batch, device)
         result["reception"] = list(layer_reception(model, text))
     if job.separation:
         general, domain = (whole_pooled(model, blocks[side], job.micro_batch, device) for side in SIDES)
@@ -119,8 +121,7 @@ def importance(
         micro_batch=min(at_once, job.micro_batch),
         progress=progress,
     )
-    mine = every[rank() :: world_size()]
-    batches = micro_batches(blocks, mine, job.micro_batch, device)
+    batches = shared_batches(blocks, every, job.micro_batch, device)
     units = unit_importance(model, batches, range(config.num_hidden_layers), layers_at_once(model))
     layers = ranking.importance
     rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)

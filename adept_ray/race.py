@@ -27,7 +27,7 @@ from adept_ray.anatomy import layers_of
 from adept_ray.config import UserError
 from adept_ray.importance import LayerImportance, Progress, bypass_losses, ratio_of_sums
 from adept_ray.loss import Batch
-from adept_ray.ranks import rank, summed, world_size
+from adept_ray.ranks import shares, summed, world_size
 
 CONFIDENCE = 0.95
 FIRST_LOOK = 8  # sequences; with fewer, Student's t hardly ever tells two layers apart after the correction
@@ -84,18 +84,18 @@ def rank_layers(
         upto = min(look, max(done + affordable, schedule[0]))
         if upto == done:
             break
-        mine = range(done, upto)[rank() :: world_size()]
-        for start in range(0, len(mine), micro_batch):
-            ids = list(mine[start : start + micro_batch])
+        for share in shares(range(done, upto), micro_batch):
+            ids = list(share)
             expected = min(budget, spent + each * (total - done))
-            so_far = spent + each * (ids[0] - done)
+            so_far = spent + each * (ids[0] - done if ids else 0)
             tell = _telling(progress, so_far, expected, going, count, head, len(ids)) if progress else None
-            batch = {name: values[ids] for name, values in probe.items()}
-            base[ids], tokens[ids], found = bypass_losses(model, batch, going, tell)
-            increase[torch.tensor(going)[:, None], torch.tensor(ids)] = found
+            batch = {name: values[ids or [done]] for name, values in probe.items()}
+            found = bypass_losses(model, batch, going, tell)
+            if ids:
+                base[ids], tokens[ids], increase[torch.tensor(going)[:, None], torch.tensor(ids)] = found
         spent += each * (upto - done)
-        for share in (base, tokens, increase):
-            piece = share[..., done:upto]
+        for measure in (base, tokens, increase):
+            piece = measure[..., done:upto]
             piece.copy_(summed(piece.contiguous(), next(model.parameters()).device))
         measured[going] = done = upto
         level = (1 - confidence) / len(schedule)

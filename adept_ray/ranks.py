@@ -6,6 +6,8 @@ these functions runs unchanged in a notebook.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -18,6 +20,17 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank, 0 to world_size() - 1."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def shares(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    """This rank's share of `ids` in pieces of at most `size`.
+
+    There are as many pieces on every rank, so the last ones may be empty: where a model is shared out over
+    the ranks each of its passes is made by all of them.
+    """
+    mine = ids[rank() :: world_size()]
+    longest = -(-len(ids) // world_size())
+    return [mine[start : start + size] for start in range(0, longest, size)]
 
 
 def sum_in_place(values: torch.Tensor) -> torch.Tensor:

@@ -36,9 +36,10 @@ from adept_ray.config import (
 from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
-from adept_ray.plan import plan, recomputes
+from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, test_blocks
 from adept_ray.scoring import SIDES
+from adept_ray.sharding import Fit
 from adept_ray.storage import Results, default_name, delete, fetched
 from adept_ray.train import TrainJob
 
@@ -85,7 +86,7 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = ("resume", "cache", "storage", "name", "dashboard", "activation_checkpointing")
+    own = ("resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding")
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):
@@ -119,7 +120,14 @@ def check_backbone(best: Mapping[str, Any], sources: Sources, run: RunSpec, conf
 
 def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
-    machine = ("workers", "gpus_per_worker", "micro_batch", "precision", "activation_checkpointing")
+    machine = (
+        "workers",
+        "gpus_per_worker",
+        "micro_batch",
+        "precision",
+        "activation_checkpointing",
+        "sharding",
+    )
     names = (*machine, "cache", "storage", "name")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
@@ -154,8 +162,8 @@ def planned(
     display: Display,
     layers: Sequence[int] | None = None,
     what: str = "",
-) -> bool:
-    """Show what `training` will take of a worker's `memory`; returns whether activations are computed again.
+) -> Fit:
+    """Show what `training` will take of a worker's `memory`; returns how it is made to fit.
 
     As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
     Raises :class:`UserError` for what doesn't fit.
@@ -174,10 +182,10 @@ def planned(
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
         display.say(f"{what}: what it will take can't be said beforehand ({launch.first_line(problem)})")
-        return run.activation_checkpointing == "on"
-    recompute = recomputes(needs, run, memory, what)
-    display.plan(needs, run, recompute, memory, what)
-    return recompute
+        return Fit(run.activation_checkpointing == "on", run.sharding == "on")
+    fit = fitting(needs, run, memory, what)
+    display.plan(needs, run, fit, memory, what)
+    return fit
 
 
 def put(blocks: Any) -> Any:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from adept_ray.config import ScoreWeights
-from adept_ray.corpus import Blocks, micro_batches
+from adept_ray.corpus import Blocks, shared_batches
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, summed, world_size
+from adept_ray.sharding import without_gradients
 
 SIDES = ("general", "domain")
 
@@ -39,13 +40,13 @@ def block_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray
     device = next(model.parameters()).device
     mine = range(rank(), len(blocks), world_size())
     nats = torch.zeros(len(blocks), dtype=torch.float64)
-    with torch.inference_mode():
+    with without_gradients(model):
         losses = [
-            next_token_nats(model, b)[0].double().cpu()
-            for b in micro_batches(blocks, mine, micro_batch, device)
+            next_token_nats(model, batch)[0].double().cpu()
+            for batch in shared_batches(blocks, range(len(blocks)), micro_batch, device)
         ]
     if losses:
-        nats[list(mine)] = torch.cat(losses)
+        nats[list(mine)] = torch.cat(losses)[: len(mine)]
     return summed(nats, device).numpy()
 
 

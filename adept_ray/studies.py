@@ -48,6 +48,7 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.scoring import SIDES, tasks_of
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results, fetched, write_json
 
 FEWEST = 8  # blocks of a kind of text that a density is drawn of
@@ -75,9 +76,10 @@ def compare_methods(run: CompareRun) -> str:
     with resumable("scripts/compare.py", run), at_work(run, results, display) as (board, memory):
         receptive = any(rival.training.placement == "receptive" for rival in rivals)
         rivals = all_planned(run, sources, rivals, memory, display)
-        tokens = run.tokens * (run.seeds + 1)
-        again = any(rival.recompute for rival in rivals)
-        made = prepare(run, sources, display, board, k_max, tokens, True, receptive, again)
+        tokens = run.tokens // run.passes * (run.seeds + 1)
+        fits = [rival.fit for rival in rivals]
+        fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
+        made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
         results.write_json("importance.json", made.importance)
         field = field_of(run, made, results, display, board)
         rows = run_comparison(run, rivals, field, results, display)
@@ -94,15 +96,15 @@ def compare_methods(run: CompareRun) -> str:
 def all_planned(
     run: CompareRun, sources: Sources, rivals: Sequence[Entrant], memory: int, display: Display
 ) -> list[Entrant]:
-    """The rivals with whether they compute activations again; those of the same size are planned once."""
-    found: dict[tuple[str, int, int], bool] = {}
+    """The rivals with how they are made to fit; those of the same size are planned once."""
+    found: dict[tuple[str, int, int], Fit] = {}
     ready = []
     for rival in rivals:
         spec = rival.training
         size = (spec.tunes, spec.k, spec.lora_rank)
         if trains(spec) and size not in found:
             found[size] = planned(run, sources, spec, memory, display, what=rival.label)
-        ready.append(replace(rival, recompute=found.get(size, False)))
+        ready.append(replace(rival, fit=found.get(size, PLAIN)))
     return ready
 
 
@@ -143,10 +145,11 @@ def own_blocks(
 ) -> dict[str, Blocks]:
     """The blocks of one seed: no two seeds train on a common one, unless there are too few.
 
-    Then all train on all of them, each in an order of its own.
+    Then all train on all of them, each in an order of its own. What a seed has is gone through as often as
+    the training is long.
     """
     blocks = {**made.blocks, **judged}
-    needed = run.tokens * (run.seeds + 1) // run.seq_len
+    needed = run.tokens // run.passes * (run.seeds + 1) // run.seq_len
     for name in ("train", "replay"):
         if len(blocks[name]) >= needed:
             blocks[name] = blocks[name].piece(number, run.seeds + 1)
@@ -210,11 +213,9 @@ def draw_activations(args: ActivationsRun) -> str:
         str(args.config),
     )
     with at_work(run, results, display) as (board, memory):
-        recompute = planned(run, sources, training, memory, display, best["layers"])
+        fit = planned(run, sources, training, memory, display, best["layers"])
         replays = training.replay > 0
-        made = prepare(
-            run, sources, display, board, best["k_max"], training.tokens, replays, recompute=recompute
-        )
+        made = prepare(run, sources, display, board, best["k_max"], training.tokens, replays, fit=fit)
         tests = test_blocks(run, made.sets)
         if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.workers):
             raise UserError(
@@ -222,7 +223,7 @@ def draw_activations(args: ActivationsRun) -> str:
                 f"at least {max(FEWEST, run.workers)} of {run.seq_len} tokens are needed"
             )
         job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
-        job = replace(job, recompute=recompute)
+        job = replace(job, fit=fit)
         with display.stage("train", f"tuning without expansion, {job.steps} steps"):
             last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
         conclude(run, job, made, results, display, board, last["saved"])

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import unit_of
-from adept_ray.backbones import borrow, load_tokenizer
+from adept_ray.backbones import borrow, borrow_shared, load_tokenizer, outline
 from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
 from adept_ray.config import ScoreWeights, TrainingSpec
-from adept_ray.corpus import BlockOrder, Blocks, joined, micro_batches
+from adept_ray.corpus import BlockOrder, Blocks, joined, shared_batches
 from adept_ray.expansion import export
 from adept_ray.importance import layers_at_once, unit_importance
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, sum_in_place, summed, world_size
 from adept_ray.rates import parameter_groups, schedule, set_rates
 from adept_ray.scoring import SIDES, block_nats, judged, tasks_of
+from adept_ray.sharding import PLAIN, Fit, is_sharded, whole
 from adept_ray.tuning import Tuning, make_ready
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -61,8 +62,8 @@ class TrainJob:
     """Whether the answers to those count, in place of bits per byte."""
     dtype: str = "float32"
     """Torch type that the backbone is held in; what is trained is float32 whatever it is."""
-    recompute: bool = False
-    """Compute activations again for the gradient, where they take too much memory."""
+    fit: Fit = PLAIN
+    """How it is made to fit into the workers' memories."""
 
     @property
     def replayed(self) -> float:
@@ -104,10 +105,8 @@ def train(
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
-    model = backbone_of(job, device)
-    tuning = make_ready(model, spec, job.layers, job.units, job.seed)
-    if job.recompute:
-        tuning.recompute()
+    tuning = ready(job, device)
+    model = tuning.model
     parameters = list(tuning.parameters.values())
     optimizer = optimizer_of(model, spec, device)
     if resume:
@@ -128,8 +127,8 @@ def train(
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
-            if rank() == 0:  # nothing is trained after the end, so the optimizer is left out there
-                state.save(Path(folder), model, optimizer if state.step < job.steps else None)
+            # Nothing is trained after the end, so the optimizer is left out there.
+            state.save(Path(folder), model, optimizer if state.step < job.steps else None)
             report(metrics, Path(folder) if rank() == 0 else None)
         return state.step < job.steps and should_stop(state.reports)
 
@@ -169,10 +168,20 @@ def train(
                 return
 
 
-def backbone_of(job: TrainJob, device: torch.device) -> Any:
-    """The backbone to make ready; others go on with its weights unless this training changes them."""
+def ready(job: TrainJob, device: torch.device) -> Tuning:
+    """What the job trains, on this rank; others go on with the backbone's weights unless they are changed."""
+    backbone = job.source, job.revision, job.dtype
+    how = job.training, job.layers, job.units, job.seed
     changed = job.training.tunes != "copies"
-    return borrow(job.source, job.revision, job.dtype, device, alone=changed)
+    if job.fit.sharded:
+        whole = make_ready(borrow(*backbone, alone=changed), *how).model if rank() == 0 else None
+        tuning = make_ready(outline(*backbone), *how)
+        tuning.shard(whole, device)
+    else:
+        tuning = make_ready(borrow(*backbone, device, alone=changed), *how)
+    if job.fit.recompute:
+        tuning.recompute()
+    return tuning
 
 
 def optimizer_of(model: nn.Module, spec: TrainingSpec, device: torch.device) -> torch.optim.Optimizer | None:
@@ -201,13 +210,13 @@ def probe_batches(
     job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the general text on which importance is measured again."""
-    mine = range(rank(), len(blocks["remeasure"]), world_size())
-    return micro_batches(blocks["remeasure"], mine, job.micro_batch, device)
+    every = range(len(blocks["remeasure"]))
+    return shared_batches(blocks["remeasure"], every, job.micro_batch, device)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: float, loss: float, at: str) -> None:
     """Clip the global norm; raises FloatingPointError, naming where, when it or the loss isn't finite."""
-    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, clip)))
     # Clipping an infinite gradient would make every weight nan.
     if not math.isfinite(loss + norm):
         raise FloatingPointError(f"the loss is {loss} and its gradient's norm {norm} at {at}")
@@ -223,16 +232,16 @@ def gradients(
 ) -> float:
     """Fill ``.grad`` with the gradient of the mean loss over the global batch `ids`; returns that loss.
 
-    Every rank works on its share and the gradients are summed, in one piece. Shares may be uneven:
-    the sum is divided by the tokens of the whole batch.
+    Every rank works on its share and the gradients are summed, in one piece (or by FSDP where the model is
+    shared out). Shares may be uneven: the sum is divided by the tokens of the whole batch.
     """
     total = len(ids) * (blocks.tokens.shape[1] - 1)  # packed blocks have no padding
     nats = torch.zeros(1, dtype=torch.float64)
-    for batch in micro_batches(blocks, ids[rank() :: world_size()], micro_batch, device):
+    for batch in shared_batches(blocks, ids, micro_batch, device):
         loss = next_token_nats(model, batch)[0].sum() / total
         loss.backward()
         nats += loss.detach().double().cpu()
-    if world_size() > 1:
+    if world_size() > 1 and not is_sharded(model):
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = sum_in_place(torch.cat([piece.flatten() for piece in pieces]))
         for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
@@ -273,6 +282,13 @@ def measured(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> d
     return found
 
 
+def ready_as_saved(job: TrainJob, device: torch.device, checkpoint: Path) -> Tuning:
+    """What the job trained, as it was saved."""
+    tuning = ready(job, device)
+    TrainState.load(checkpoint, tuning.model)
+    return tuning
+
+
 def conclude(
     job: TrainJob,
     blocks: Mapping[str, Blocks],
@@ -285,12 +301,20 @@ def conclude(
 
     `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
-    model = backbone_of(job, device)
-    before = measured(model, job, blocks)
-    tuning = make_ready(model, job.training, job.layers, job.units, job.seed)
-    TrainState.load(checkpoint, model)
-    model = tuning.merged()  # what is exported is what is scored
-    metrics = judged(before, measured(model, job, blocks), blocks, job.by_tasks, job.weights)
+    backbone = job.source, job.revision, job.dtype
+    take = borrow_shared if job.fit.sharded else borrow
+    before = measured(take(*backbone, device), job, blocks)
+    tuning = ready_as_saved(job, device, checkpoint)
+    if job.fit.sharded:
+        with tuning.as_exported():
+            after = measured(tuning.model, job, blocks)
+        # The first rank puts it together, in its machine's memory; the others have nothing to export.
+        alone = replace(job, fit=PLAIN)
+        model = ready_as_saved(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
+    else:
+        model = tuning.merged()  # what is exported is what is scored
+        after = measured(model, job, blocks)
+    metrics = judged(before, after, blocks, job.by_tasks, job.weights)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}

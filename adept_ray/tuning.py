@@ -17,6 +17,7 @@ from adept_ray.expansion import expand, source_importance
 from adept_ray.importance import taylor_importance
 from adept_ray.loss import Batch, Computing, compute, computing_of
 from adept_ray.rates import by_block, unit_scales
+from adept_ray.sharding import is_sharded, shard
 
 
 class Tuning:
@@ -65,11 +66,16 @@ class Tuning:
     def as_exported(self) -> Iterator[None]:
         """Within this, what is trained has the backbone's type, as it will have in the exported model.
 
-        So a model of fewer bits is measured in the same arithmetic before and after training.
+        So a model of fewer bits is measured in the same arithmetic before and after training. Of one that is
+        shared out the type can't change; there the values are those of the type, and only norms differ.
         """
         how = computing_of(self.model)
         if how.autocast is None:
             yield
+            return
+        if is_sharded(self.model):
+            with self._rounded(how.autocast):
+                yield
             return
         masters = {parameter: parameter.data for parameter in self.parameters.values()}
         for parameter, data in masters.items():
@@ -81,6 +87,25 @@ class Tuning:
             for parameter, data in masters.items():
                 parameter.data = data
             compute(self.model, how)
+
+    @contextmanager
+    def _rounded(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within this, what is trained holds values of `dtype`, in a type of more bits."""
+        masters = {parameter: parameter.detach().clone() for parameter in self.parameters.values()}
+        with torch.no_grad():
+            for parameter, master in masters.items():
+                parameter.copy_(master.to(dtype))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, master in masters.items():
+                    parameter.copy_(master)
+
+    def shard(self, whole: nn.Module | None, device: torch.device) -> None:
+        """Share the model out over all ranks (see :func:`adept_ray.sharding.shard`)."""
+        shard(self.model, whole, device)
+        self.parameters = trainable(self.model)
 
     def recompute(self) -> None:
         """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""
@@ -106,7 +131,14 @@ class Tasl(Lora):
 
     def __init__(self, model: nn.Module, rank: int, seed: int) -> None:
         super().__init__(model, rank, seed)
-        self._before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._before = self._copies()
+
+    def shard(self, whole: nn.Module | None, device: torch.device) -> None:
+        super().shard(whole, device)
+        self._before = self._copies()
+
+    def _copies(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def observe(self, optimizer: torch.optim.Optimizer) -> None:
         lora.observe(self.parameters, optimizer)

@@ -28,6 +28,7 @@ from adept_ray.importance import bypass_losses
 from adept_ray.launch import forget_peak, peak_gib
 from adept_ray.plan import GIB, Plan, plan
 from adept_ray.rates import parameter_groups, set_rates
+from adept_ray.sharding import Fit
 from adept_ray.train import clip_gradients, gradients
 from adept_ray.tuning import make_ready
 
@@ -99,7 +100,7 @@ def report(
 ) -> None:
     """One line, and what the plan said of the memory."""
     speed = tokens / seconds
-    memory = needs.memory(args.sequences, args.recompute) / GIB
+    memory = needs.memory(args.sequences, Fit(args.recompute)) / GIB
     print(
         f"{name:8} {speed:10,.0f} tokens/s   {speed * needs.flops / 1e12:8.2f} TFLOP/s   "
         f"{speed * needs.flops / rate:6.1%} of the product's rate   "

@@ -3,7 +3,9 @@
 import math
 import statistics
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,9 @@ from adept_ray.compare import (
 )
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import CompareRun, UserError
+from adept_ray.corpus import Blocks
 from adept_ray.methods import METHODS, entrants
+from adept_ray.studies import own_blocks
 
 # --- base rates -----------------------------------------------------------------------------------
 
@@ -236,3 +240,15 @@ def test_the_page_holds_every_method_and_number(tmp_path):
     lines = (tmp_path / "comparison.csv").read_text().splitlines()
     assert lines[0].startswith("method,seeds")
     assert [line.split(",")[0] for line in lines[1:]] == ["full", "adept"]
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
+    """No two seeds share a block, and a training takes its text so many times."""
+    run = CompareRun(tokens=64 * 8, passes=passes, seeds=2, seq_len=8)
+    tokens = np.arange(1600).reshape(200, 8)
+    made = SimpleNamespace(blocks={name: Blocks(tokens, np.ones(200)) for name in ("train", "replay")})
+    made.blocks["train"] = made.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
+    found = [own_blocks(run, made, number, {})["train"].tokens for number in range(3)]
+    assert [len(each) for each in found] == [64 // passes] * 3
+    assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)

@@ -14,8 +14,9 @@ from adept_ray.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.backbones import PRESETS
 from adept_ray.config import RunSpec, TrainingSpec, Tunes, UserError
 from adept_ray.loss import next_token_nats
-from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, plan, recomputes
+from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, fitting, plan
 from adept_ray.rates import parameter_groups
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.tuning import make_ready
 
 # Of the weights that are published, tied ones once.
@@ -167,20 +168,24 @@ NEEDS = Plan(
     kept=4 * GIB,
     recomputed=GIB,
     logits=0,
+    gathered=20 * GIB,
     forward_flops=1,
     flops=3,
 )
 
 
+AGAIN = Fit(recompute=True)
+
+
 def asked(memory, switch, needs=NEEDS, **run):
-    """Whether eight sequences, in a memory that just holds so many GiB, are computed again."""
+    """How eight sequences are made to fit, in a memory that just holds so many GiB."""
     spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **run)
-    return recomputes(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
+    return fitting(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
 
 
 @pytest.mark.parametrize(
     "memory, switch, expected",
-    [(41, "auto", False), (40, "auto", True), (17, "auto", True), (90, "on", True)],
+    [(41, "auto", PLAIN), (40, "auto", AGAIN), (17, "auto", AGAIN), (90, "on", AGAIN)],
 )
 def test_activations_are_computed_again_only_for_want_of_memory(memory, switch, expected):
     """Eight sequences take 9 + 32 GiB, or 9 + 8."""
@@ -201,12 +206,42 @@ def test_what_cannot_fit_is_refused_with_what_would(memory, switch, words):
         asked(memory, switch)
 
 
+@pytest.mark.parametrize(
+    "memory, workers, run, expected",
+    [
+        (41, 2, {}, PLAIN),
+        (37.5, 2, {}, AGAIN),
+        (16.5, 2, {}, Fit(recompute=True, sharded=True)),
+        (40.5, 2, {"sharding": "on"}, Fit(sharded=True)),
+        (15, 4, {}, Fit(recompute=True, sharded=True)),
+    ],
+)
+def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, run, expected):
+    """9 GiB of weights, gradients and moments become 4.5 or 2.25, and 4 of layers put together."""
+    assert asked(memory, "auto", replace(NEEDS, gathered=4 * GIB), workers=workers, **run) == expected
+
+
+@pytest.mark.parametrize(
+    "memory, run, words",
+    [
+        (9, {}, "use --workers 2, over which the model is shared out, with --micro-batch 1$"),
+        (6, {"workers": 2}, "use --workers 8, over which"),
+        (9, {"sharding": "off"}, "workers of at least 11.1 GiB$"),
+        (90, {"sharding": "on"}, "--sharding on .*at least --workers 2$"),
+    ],
+)
+def test_more_workers_are_advised_where_they_help(memory, run, words):
+    with pytest.raises(UserError, match=words):
+        asked(memory, "auto", replace(NEEDS, gathered=3 * GIB), **run)
+
+
 def test_what_counts_for_a_memory():
     """Each sequence, and between workers the gradients once more, when activations are gone."""
-    assert NEEDS.memory(2, recompute=False) - NEEDS.memory(1, recompute=False) == NEEDS.kept
-    assert replace(NEEDS, logits=GIB).memory(3, True) == NEEDS.memory(3, True) + 3 * GIB
+    assert NEEDS.memory(2, PLAIN) - NEEDS.memory(1, PLAIN) == NEEDS.kept
+    assert replace(NEEDS, logits=GIB).memory(3, AGAIN) == NEEDS.memory(3, AGAIN) + 3 * GIB
     large = replace(NEEDS, trained=2 * GIB)
-    assert large.memory(1, True, workers=2) - large.memory(1, True) == 7 * GIB
-    assert asked(17, "auto", large) and asked(18, "auto", large, workers=2)
+    assert large.memory(1, AGAIN, workers=2) - large.memory(1, AGAIN) == 7 * GIB
+    run = {"sharding": "off"}
+    assert asked(17, "auto", large, **run) == asked(18, "auto", large, workers=2, **run) == AGAIN
     with pytest.raises(UserError, match=r"at least 18\.9 GiB"):
-        asked(16.9, "auto", large, workers=2)
+        asked(16.9, "auto", large, workers=2, **run)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
 from adept_ray.probe import ProbeJob, probe
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, train
 
 CPU = torch.device("cpu")
@@ -86,6 +88,11 @@ def changed(job, **fields):
     """`job` with other fields, of itself or of its training."""
     own = {name: fields.pop(name) for name in list(fields) if hasattr(job, name)}
     return replace(job, training=job.training.model_copy(update=fields), **own)
+
+
+def keeping(folder):
+    """A report that keeps what comes with it in `folder`."""
+    return lambda _, saved: shutil.copytree(saved, folder)
 
 
 class Run:
@@ -397,33 +404,104 @@ def train_as_rank(rank, store, folder, job, workers):
     def report(metrics, checkpoint):
         reports.append({name: value for name, value in metrics.items() if "seconds" not in name})
         assert (checkpoint is None) == (rank > 0)
-        if checkpoint and metrics["complete"]:
-            shutil.copytree(checkpoint, f"{folder}/checkpoint")
+        if checkpoint:
+            shutil.copytree(checkpoint, f"{folder}/checkpoint-{metrics['step']}", dirs_exist_ok=True)
 
     train(job, BLOCKS, CPU, report)
-    measured = probe(ProbeJob(job.source, None, 2, held_out=("general",)), BLOCKS, CPU)
+    measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=job.fit), BLOCKS, CPU)
     measured["importance"].pop("seconds")
     torch.save((reports, measured), f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 4])  # a step has three blocks: shares are uneven, or even empty
-def test_several_processes_equal_one(job, measured, tmp_path, workers):
-    """Shares of every batch, of the probe and of the scoring on several processes give what one gives."""
-    short = changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
+@pytest.mark.parametrize(
+    "workers, fit",  # a step has three blocks: shares are uneven, or even empty
+    [(2, PLAIN), (4, PLAIN), (2, Fit(sharded=True)), (4, Fit(recompute=True, sharded=True))],
+)
+def test_several_processes_equal_one(job, measured, tmp_path, workers, fit):
+    """Shares of every batch, of the probe and of the scoring on several processes give what one gives.
+
+    So do, where the model itself is shared out, the pieces of it.
+    """
+    short = replace(changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2), fit=fit)
     mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), nprocs=workers)
     first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
     assert all(other == first for other in others)
-    one = Run(tmp_path / "one", short)
+    one = Run(tmp_path / "one", replace(short, fit=PLAIN))
     for shared, alone in zip(first[0], one.metrics, strict=True):
         assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
-    weights = load_file(tmp_path / "checkpoint" / WEIGHTS)
+    weights = load_file(tmp_path / "checkpoint-4" / WEIGHTS)
     moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
     assert max((one.weights()[n] - weights[n]).abs().max().item() for n in weights) < moved / 100
     importance = measured[0]["importance"]
     assert first[1]["nats"]["general"] == pytest.approx(measured[0]["nats"]["general"], rel=1e-5)
     assert first[1]["importance"]["units"] == pytest.approx(importance["units"], rel=1e-3)
     assert first[1]["importance"]["order"] == importance["order"]
+
+
+SHARDED = {
+    "copies": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "originals": {"tunes": "originals"},
+    "all": {"tunes": "all", "k": 0, "layers": ()},
+    "lora": {"tunes": "lora", "k": 0, "layers": ()},
+    "tasl": {"tunes": "tasl", "k": 0, "layers": ()},
+}
+
+
+def sharded_variant(job, name):
+    """Four steps of two reports in which what is trained, or held, differs."""
+    return changed(job, **{"tokens": 4 * PER_STEP * SEQ_LEN, "reports": 2}, **SHARDED[name])
+
+
+def train_sharded(rank, store, folder, job):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    shared = replace(job, fit=Fit(sharded=True))
+    for name in SHARDED:
+        own, seen = Path(folder) / name / "sharded", []
+
+        def report(metrics, saved, own=own, seen=seen):
+            seen.append(metrics["domain_bpb"])
+            if saved:
+                shutil.copytree(saved, own / str(len(seen)))
+
+        variant = sharded_variant(shared, name)
+        train(variant, BLOCKS, CPU, report)
+        train(variant, BLOCKS, CPU, report, resume=own / "1")  # reports once more, then goes on
+        conclude(variant, BLOCKS, CPU, report, own / "2", {})
+        dist.barrier()
+        if rank == 0:
+            (own / "bpb").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+def test_whatever_is_trained_can_be_shared_out(job, tmp_path):
+    """Shared out over two processes a training ends as on one, resumed or not, and so does its export.
+
+    In bfloat16 the norms of what is trained are computed in other bits, so there only the losses agree.
+    """
+    mp.spawn(train_sharded, (str(tmp_path / "store"), str(tmp_path), job), nprocs=2)
+    for name in SHARDED:
+        sharded, plain = tmp_path / name / "sharded", sharded_variant(job, name)
+        one = Run(tmp_path / name / "one", plain)
+        close = 2e-2 if name == "bfloat16" else 1e-3
+        first, end, again, resumed, concluded = json.loads((sharded / "bpb").read_text())
+        assert [first, end] == pytest.approx([m["domain_bpb"] for m in one.metrics], rel=close)
+        assert again == first and resumed == pytest.approx(end, rel=1e-6)
+        assert concluded == pytest.approx(end, rel=1e-3)
+        weights, resumed = (load_file(sharded / number / WEIGHTS) for number in ("2", "4"))
+        assert all(torch.allclose(weights[n], resumed[n], atol=1e-6) for n in weights)
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        conclude(plain, BLOCKS, CPU, keeping(tmp_path / name / "plain"), one.folders[-1], {})
+        ours, theirs = (
+            load_file(f / "model" / "model.safetensors") for f in (sharded / "5", tmp_path / name / "plain")
+        )
+        apart = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in theirs)
+        moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
+        assert ours.keys() == theirs.keys()
+        assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+        assert apart < moved / 100 or name == "bfloat16"
 
 
 # --- the end, and the beginning -------------------------------------------------------------------
@@ -478,7 +556,7 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tm
 
 
 def test_computing_activations_again_changes_no_bit(job, whole, tmp_path):
-    assert same(Run(tmp_path, replace(job, recompute=True)).weights(), whole.weights())
+    assert same(Run(tmp_path, replace(job, fit=Fit(recompute=True))).weights(), whole.weights())
 
 
 def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):

@@ -1,0 +1,110 @@
+"""A model shared out over all ranks, where none can hold it whole (FSDP2, arXiv 2304.11277; pure torch).
+
+Every rank keeps a piece of each parameter, of its gradient and of the optimizer's state. A layer is put
+together when it runs and let go of afterwards, so all ranks have to make the same passes: see
+:func:`adept_ray.ranks.shares`. Gradients are summed over ranks on the way back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from adept_ray.anatomy import layers_of
+from adept_ray.ranks import rank, world_size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model is made to fit into its workers' memories."""
+
+    recompute: bool = False
+    """Compute activations again for the gradient."""
+    sharded: bool = False
+    """Share the model out over the workers."""
+
+
+PLAIN = Fit()
+
+
+def skeleton(config: Any, dtype: str) -> Any:
+    """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
+    return model.eval()
+
+
+def shard(model: nn.Module, whole: nn.Module | None, device: torch.device) -> None:
+    """Share `model` out over all ranks, in place, with the weights of `whole`.
+
+    `model` has the same shapes on every rank and no data (see :func:`skeleton`); `whole` is that model with
+    data on the CPU of the first rank, None on the others, and stays as it is. Every rank keeps its pieces on
+    `device`, the frozen and the trained ones alike.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for part in (*layers_of(model), model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)  # so that between passes all are pieces
+        assert isinstance(part, FSDPModule)
+        part.set_gradient_divide_factor(1.0)  # a sum over ranks and not their mean: losses are shares of one
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    model.to_empty(device=device)
+    weights = whole.state_dict() if whole is not None else {}
+    set_model_state_dict(
+        model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    )
+    # Rotary frequencies and the like are computed when a model is made, so no state names them.
+    made = dict(whole.named_buffers()) if whole is not None else {}
+    for name, buffer in model.named_buffers():
+        if name in made:
+            buffer.copy_(made[name])
+        if world_size() > 1:
+            dist.broadcast(buffer, src=0)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether :func:`shard` has shared `model` out."""
+    return isinstance(model, FSDPModule)
+
+
+def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within this nothing is kept for a gradient.
+
+    FSDP keeps buffers from one pass to the next, and those made in inference mode no training could fill.
+    """
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` put together from the pieces of all ranks, which all must call this; a plain one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def pieces_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A plain `tensor` that all ranks hold, cut as `like` is if that is shared out, on its device."""
+    here = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return here
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The whole tensors on the first rank, on the CPU if they were shared out; all ranks must call this."""
+    found = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor.detach())
+        if rank() == 0:
+            found[name] = together.cpu() if isinstance(tensor, DTensor) else together
+    return found
