@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adept_ray.anatomy import trainable
+from adept_ray.anatomy import layer_of, moved, trainable
 from adept_ray.config import UserError
 from adept_ray.ranks import rank
 from adept_ray.sharding import gathered, pieces_like
@@ -78,6 +78,27 @@ class TrainState:
         if optimizer is not None and (folder / OPTIMIZER).exists():
             _restore_optimizer(parameters, optimizer, load_file(folder / OPTIMIZER))
         return state
+
+    def grow_from(self, folder: Path, model: nn.Module) -> None:
+        """Take over the copies of a training that had some of the `layers`, as they were saved in `folder`.
+
+        Their weights go into `model`, which is made ready for this training, and their importances into this
+        state. The other copies are still identities, so `model` computes what that training's model did.
+        Raises :class:`UserError` when that training had layers that this one hasn't.
+        """
+        had = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if strange := sorted(set(had["layers"]) - set(self.layers)):
+            raise UserError(f"{folder}: it copied layers {strange}, and this training doesn't")
+        now = dict(zip(self.layers, self.added, strict=True))
+        place = {old: now[layer] for layer, old in zip(had["layers"], had["added"], strict=True)}
+        parameters = trainable(model)
+        with torch.no_grad():
+            for name, value in load_file(folder / WEIGHTS).items():
+                parameter = parameters[moved(name, place[layer_of(name)])]
+                parameter.copy_(pieces_like(value, parameter))
+        self.importance = self.importance | {
+            moved(name, place[layer_of(name)]): value for name, value in had["importance"].items()
+        }
 
 
 def _optimizer_tensors(

@@ -62,7 +62,8 @@ class Task:
     judged: bool = False
     """Wait for a verdict on every report but the last."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """More for ``conclude``: the place of the ``checkpoint``, and what it is ``about``."""
+    """More for ``conclude``: the place of the ``checkpoint``, and what it is ``about``; for a training maybe
+    the place of the checkpoint that it is ``grown_from``."""
 
 
 class Board:
@@ -390,8 +391,13 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
         asks = {"should_stop": should_stop} if task.judged else {}
         # The first worker's word holds: another one's view of a shared folder may be older.
         resumed = agreed(last_report(place) if first else NONE, device)
-        with fetched(report_at(place, resumed)) if resumed != NONE else nullcontext() as resume:
-            train(task.job, blocks, device, report, resume=resume, progress=progress, **asks)  # type: ignore[arg-type]
+        start = task.extra.get("grown_from")
+        with (
+            fetched(report_at(place, resumed)) if resumed != NONE else nullcontext() as resume,
+            fetched(start) if start else nullcontext() as grown_from,
+        ):
+            begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
+            train(task.job, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
     else:
         from adept_ray.train import conclude
 

@@ -64,6 +64,8 @@ class TrainJob:
     """Torch type that the backbone is held in; what is trained is float32 whatever it is."""
     fit: Fit = PLAIN
     """How it is made to fit into the workers' memories."""
+    steps_before: int = 0
+    """Steps of the trainings that it goes on from: the text goes on where it was."""
 
     @property
     def replayed(self) -> float:
@@ -94,6 +96,7 @@ def train(
     report: Report,
     should_stop: Callable[[int], bool] = lambda reports: False,
     resume: Path | None = None,
+    grown_from: Path | None = None,
     progress: Progress = lambda done, of: None,
 ) -> None:
     """Run stage 2 on this rank.
@@ -101,7 +104,8 @@ def train(
     `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation), and ``replay`` where
     general text is trained on. `report` gets the metrics and, on rank 0, a folder with the checkpoint; it is
     called equally often on every rank.
-    `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder.
+    `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder; `grown_from`
+    is one of a training with fewer of the layers, which this one goes on from.
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
@@ -113,6 +117,8 @@ def train(
         state = TrainState.load(resume, model, optimizer)
     else:
         state = TrainState(job.layers, tuning.added, importance=tuning.importance)
+        if grown_from:
+            state.grow_from(grown_from, model)
         record_rates(state, tuning, spec)
     scales = tuning.scales(state.importance, spec)
     text, order = training_text(job, blocks)
@@ -149,7 +155,7 @@ def train(
             set_rates(
                 optimizer, spec.base_lr, schedule(state.step, job.steps, spec.warmup, spec.final_lr), scales
             )
-            ids = order.batch(state.step, job.blocks_per_step)
+            ids = order.batch(job.steps_before + state.step, job.blocks_per_step)
             state.loss = gradients(model, parameters, text, ids, job.micro_batch, device)
             clip_gradients(parameters, spec.clip, state.loss, f"step {state.step + 1} of {job.steps}")
             optimizer.step()

@@ -20,7 +20,7 @@ from adept_ray.anatomy import layer_parameters, unit_of
 from adept_ray.backbones import borrow, load_model
 from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
-from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.config import ScoreWeights, TrainingSpec, UserError
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
@@ -655,3 +655,40 @@ def test_stage_one_measures_only_what_is_missing(backbone, measured):
     """Asked for one side's losses alone, it measures no importance and gets the same losses."""
     result = probe(ProbeJob(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
     assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}, "correct": {}}
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+def test_a_grown_model_goes_on_as_the_smaller_one_ended(job, whole, measured, tmp_path):
+    """With one more copy, between those that were there, it starts with the very losses of the end."""
+    grown = changed(job, k=3, layers=(0, 1, 2), tokens=PER_STEP * SEQ_LEN, base_lr=1e-30, reports=1)
+    run = Run(tmp_path, grown, grown_from=whole.folders[-1])
+    for name in ("general_bpb", "domain_bpb"):
+        assert run.metrics[0][name] == whole.metrics[-1][name]
+    moved_up = {1: 1, 4: 5}  # ids of the copies of 0 and 2 with that of 1 between them
+    for name, value in whole.weights().items():
+        layer = int(name.split(".")[2])
+        assert torch.allclose(run.weights()[name.replace(f".{layer}.", f".{moved_up[layer]}.", 1)], value)
+    first = {row["unit"]: row["importance"] for row in run.state()["rates"]}
+    ended = {name: value for name, value in whole.state()["importance"].items() if ".4." in name}
+    for name, value in ended.items():
+        assert first[unit_of(name.replace(".4.", ".5."))] == value
+    source = measured[0]["importance"]["units"]["model.layers.1.self_attn.q_proj.weight"]
+    assert first["model.layers.3.self_attn.q_proj"] == source
+
+
+def test_a_grown_model_goes_on_in_the_text(job, whole, tmp_path):
+    """Its first step takes the blocks that would have come next."""
+    start = changed(job, tokens=PER_STEP * SEQ_LEN, reports=1)
+    ahead = Run(tmp_path / "ahead", replace(start, steps_before=STEPS), grown_from=whole.folders[-1])
+    ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(STEPS, PER_STEP)
+    swapped = {**BLOCKS, "train": Blocks(BLOCKS["train"].tokens[ids], BLOCKS["train"].bytes[ids])}
+    seen = []
+    train(start, swapped, CPU, lambda metrics, _: seen.append(metrics), grown_from=whole.folders[-1])
+    assert ahead.metrics[0]["loss"] == pytest.approx(seen[0]["loss"], rel=1e-6)
+
+
+def test_no_model_shrinks(job, whole, tmp_path):
+    with pytest.raises(UserError, match=r"copied layers \[2\], and this training doesn't"):
+        Run(tmp_path, changed(job, k=1, layers=(0,)), grown_from=whole.folders[-1])
