@@ -86,7 +86,8 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = ("resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding")
+    own = ["resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding"]
+    own += [name for name in ("more_trials", "max_hours", "min_gain_per_layer") if hasattr(run, name)]
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):

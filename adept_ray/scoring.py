@@ -146,8 +146,8 @@ def counted_general(delta: float, weights: ScoreWeights) -> float:
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
     """Standard error of the difference of two trials' scores, paired block by block.
 
-    Both are metrics as :func:`judged` makes them, on the same blocks. Without their ``pulls`` (in a table that
-    was read from a file) the errors of the two scores add up as if they were independent, which is more.
+    Both are metrics as :func:`judged` makes them, on the same blocks. Without their ``pulls`` (in a table
+    that was read from a file) the two scores' errors add up as if they were independent, which is more.
     """
     if not one.get("pulls") or not other.get("pulls"):
         return math.hypot(one["score_se"], other["score_se"])
