@@ -118,8 +118,8 @@ def gone_on(run: SearchRun, about: Mapping[str, Any]) -> SearchRun:
         return begun
     if "seconds" not in about:
         raise UserError(
-            f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with --resume "
-            "first"
+            f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
+            "--resume first"
         )
     return overlay(begun, {"resume": True, "more_trials": 0, "trials": begun.trials + run.more_trials})
 
@@ -166,6 +166,34 @@ def pick(args: PickRun) -> str:
     Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
     """
     display = Display()
+    run, results = as_finished(args)
+    best = load_best(results.folder / "best.yaml")
+    had = validated(ScoreWeights, best["score"], "best.yaml")
+    weights = overlay(had, {"general": args.general, "domain": 1 - args.general})
+    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    rows = with_candidates(rescored(rows, weights), results)
+    choice = choose(rows, weights, args.min_gain_per_layer)
+    row = next(row for row in rows if row["trial"] == choice.trial)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    check_backbone(best, sources, run, results.folder / "best.yaml")
+    with at_work(run, results, display) as (board, _):
+        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial)
+        training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
+        job = job_of(run, made, training, [int(layer) for layer in row["layers"].split()], weights)
+        test = conclude(run, job, made, results, display, board, row["saved"])
+    kept = ("edges", "hyperparameters", "hyperparameters_reliable", "front")  # of all trials, by any weights
+    had_choice = {name: value for name, value in best["choice"].items() if name in kept}
+    write_trials(results, [{**row, "state": row["was"]} for row in rows])
+    write_best(results, run, made, job, test, asdict(choice) | had_choice, best["k_max"])
+    write_report(results.folder)
+    display.say(said(choice))
+    summary(display, choice.reason, test, job, made, results)
+    return results.publish()
+
+
+def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
+    """The settings of a finished search and its folder. Raises :class:`UserError` for anything else."""
     storage, _, name = args.results.rstrip("/").rpartition("/")
     results = Results(storage or ".", name)
     if not results.exists():
@@ -175,32 +203,9 @@ def pick(args: PickRun) -> str:
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
     run = validated(SearchRun, about["run"], f"{args.results}/run.json")
-    given_now = {"storage": storage or ".", "cache": args.cache, "workers": args.workers}
-    given_now |= {"gpus_per_worker": args.gpus_per_worker, "micro_batch": args.micro_batch}
-    run = overlay(run, {key: value for key, value in given_now.items() if value is not None})
-    best = load_best(results.folder / "best.yaml")
-    had = validated(ScoreWeights, best["score"], "best.yaml")
-    weights = overlay(had, {"general": args.general, "domain": 1 - args.general})
-    rows = with_candidates(json.loads((results.folder / "trials.json").read_text())["trials"], results)
-    rows = rescored(rows, weights)
-    choice = choose(rows, weights, args.min_gain_per_layer)
-    launch.check_workers(run)
-    sources = find_sources(run, display)
-    check_backbone(best, sources, run, results.folder / "best.yaml")
-    row = next(row for row in rows if row["trial"] == choice.trial)
-    training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
-    with at_work(run, results, display) as (board, _):
-        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial)
-        job = job_of(run, made, training, [int(layer) for layer in row["layers"].split()], weights)
-        test = conclude(run, job, made, results, display, board, row["saved"])
-    again = {key: best["choice"].get(key, ()) for key in ("edges", "hyperparameters", "front")}
-    again["hyperparameters_reliable"] = best["choice"].get("hyperparameters_reliable", False)
-    write_trials(results, [{**row, "state": row["was"]} for row in rows])
-    write_best(results, run, made, job, test, asdict(choice) | again, best["k_max"])
-    write_report(results.folder)
-    display.say(said(choice))
-    summary(display, choice.reason, test, job, made, results)
-    return results.publish()
+    changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return overlay(run, changes | {"storage": storage or ".", "name": name}), results
 
 
 def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
@@ -291,7 +296,7 @@ def run_trials(
             ended([row for row in rows if row["trial"] in now])
 
     started = time.monotonic()
-    question = f"{run.name if not run.study else 'adept_ray'} {question_of(run, space, made)}"
+    question = question_of(run, space, made)
     with display.trials(run.trials) as show, watching(board, watch):
         rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray, question)
     display.seconds["search"] = round(time.monotonic() - started, 1)
@@ -301,11 +306,11 @@ def run_trials(
 
 
 def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
-    """A name for all that the scores of a search's trials depend on: searches that share it may share trials."""
+    """The name of a study: searches of the same question share it, and learn from each other's trials."""
     sizes = (run.tokens_per_trial, run.validation_tokens, run.seq_len, run.task_items, run.score)
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
-    return fingerprint(made.fingerprints, sizes, tasks, asked, run.dtype, run.pareto)
+    return f"adept_ray {fingerprint(made.fingerprints, sizes, tasks, asked, run.dtype, run.pareto)}"
 
 
 def untouched_row(job: TrainJob, made: Prepared) -> dict[str, Any]:

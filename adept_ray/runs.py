@@ -57,6 +57,8 @@ def settled(run: R, what: str = "") -> R:
         value = getattr(run, field, "")
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
+    if (study := getattr(run, "study", "")) and "://" not in study:
+        changes["study"] = str(Path(study).expanduser().absolute())
     for field in ("general_tasks", "domain_tasks"):
         names = getattr(run, field)
         changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from adept_ray.train import TrainJob
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 HALVING = 2  # a report below the better half of its rung may end the trial
 HOPELESS = 2  # paired standard errors behind the best at the same report
+HALF = 0.5  # of all trials, those whose settings are compared with all
 EXPERIMENT = "search"
 LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 
@@ -125,7 +127,7 @@ class Clock:
     hours: float | None = None
     over: bool = False
     """Whether a trial wasn't begun for want of time."""
-    _since: float = field(default_factory=time.monotonic)
+    _since: float = field(default_factory=lambda: time.monotonic())
     _begun: dict[str, float] = field(default_factory=dict)
     _longest: float = 0.0
 
@@ -498,22 +500,24 @@ def cause(trial: Any) -> str:
 
 
 def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """How much each searched parameter has to do with a trial being among the best, largest share first.
+    """How much each searched parameter has to do with a trial being in the better half, largest share first.
 
-    By PED-ANOVA, Optuna's own choice; empty where there is too little to say anything.
+    By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
     """
     finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
+    searched = {name: each for name, each in space.parameters.items() if each.kind != "fixed"}
+    if len(finished) < 2 / HALF or not searched:
+        return {}
     study = optuna.create_study(direction="maximize")
     for row in finished:
-        params = {name: row[name] for name in space.parameters if name in row}
-        ranges = {name: distribution(space.parameters[name]) for name in params}
+        params = {name: row[name] for name in searched if name in row}
+        ranges = {name: distribution(searched[name]) for name in params}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
         )
-    try:
-        found = optuna.importance.get_param_importances(study)
-    except (ValueError, RuntimeError):
-        return {}
+    with warnings.catch_warnings(action="ignore"):  # it is said in our words how little few trials mean
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=HALF)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 
