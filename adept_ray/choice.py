@@ -260,12 +260,12 @@ def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[s
 
 
 def edges_of(
-    setting: Mapping[str, Any], space: SearchSpace, layers: int, capped: bool, command: str
+    setting: Mapping[str, Any], space: SearchSpace, most: int, command: str, ranges: Sequence[str] = ()
 ) -> tuple[Edge, ...]:
     """Chosen values at an end of their range, with the command that widens it.
 
-    `layers` is the largest k that the backbone has; `capped` says that a budget ended the range of k, which
-    is no reason to widen it. A smallest k of 1 is no edge: below it is the untouched backbone.
+    `most` is the largest k that backbone and budget allow: a range that ends there can't be widened. A smallest
+    k of 1 is no edge either: below it is the untouched backbone. `ranges` are those given on the command line.
     """
     found = []
     for name, searched in space.parameters.items():
@@ -273,13 +273,14 @@ def edges_of(
             continue
         low, high = min(searched.values), max(searched.values)
         end = end_of(searched, setting[name], low, high)
-        if not end or (name == "k" and (capped if end == "high" else low <= 1)):
+        if not end or (name == "k" and end == "low" and low <= 1):
             continue
-        wider = widened(searched, end, low, high, layers if name == "k" else None)
+        wider = widened(searched, end, low, high, most if name == "k" else None)
         if wider == (low, high) or not all(allowed(name, value) for value in wider):
             continue
-        flag = f"--range {name}={wider[0]:.6g}:{wider[1]:.6g}"
-        found.append(Edge(name, setting[name], end, f"{command} {flag}"))
+        kept = [text for text in ranges if not text.startswith(f"{name}=")]
+        flag = " ".join([*kept, f"{name}={wider[0]:.6g}:{wider[1]:.6g}"])
+        found.append(Edge(name, setting[name], end, f"{command} --range {flag}"))
     return tuple(found)
 
 

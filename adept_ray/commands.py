@@ -92,7 +92,7 @@ def find_k(run: SearchRun) -> str:
         row = next(row for row in rows if row["trial"] == choice.trial)
         choice = replace(
             choice,
-            edges=edges_of(row, space, most, most < sources.layers, f"python scripts/tune_k.py {flags(run)}"),
+            edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
             hyperparameters=shares(space, rows),
             hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
             front=front_of(rows, space.weights) if run.pareto else (),
@@ -147,7 +147,8 @@ def searchable(
 
 def flags(run: SearchRun) -> str:
     """The flags that start such a search again under another name."""
-    usual, words = SearchRun(), []
+    usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
+    usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
     for name in SearchRun.model_fields:
         value = getattr(run, name)
         if name in ("name", "resume", "more_trials", "range") or value == getattr(usual, name):

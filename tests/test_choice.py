@@ -228,30 +228,33 @@ SPACE = SearchSpace(
 
 
 @pytest.mark.parametrize(
-    ("setting", "capped", "ends"),
+    ("setting", "most", "ends"),
     [
-        ({"k": 4, "base_lr": 0.003, "warmup": 0.3}, False, {}),
-        ({"k": 6, "base_lr": 0.0098, "warmup": 0.3}, False, {"k": "high", "base_lr": "high"}),
-        ({"k": 6, "base_lr": 0.003}, True, {}),
-        ({"k": 2, "base_lr": 0.00101, "warmup": 0.3}, True, {"k": "low", "base_lr": "low"}),
-        ({"k": 4, "base_lr": 0.003, "warmup": 0.0}, False, {}),  # nothing below 0 is a warm-up
+        ({"k": 4, "base_lr": 0.003, "warmup": 0.3}, 30, {}),
+        ({"k": 6, "base_lr": 0.0098, "warmup": 0.3}, 30, {"k": "high", "base_lr": "high"}),
+        ({"k": 6, "base_lr": 0.003}, 6, {}),  # no more layers, or no more money
+        ({"k": 6, "base_lr": 0.003}, 7, {"k": "high"}),
+        ({"k": 2, "base_lr": 0.00101, "warmup": 0.3}, 6, {"k": "low", "base_lr": "low"}),
+        ({"k": 4, "base_lr": 0.003, "warmup": 0.0}, 30, {}),  # nothing below 0 is a warm-up
     ],
 )
-def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, capped, ends):
-    """On the range's own scale; what the command says is a wider range that the space takes."""
+def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, ends):
+    """On the range's own scale; what the command says is a wider range that the space takes, and k can reach."""
     setting = {"normalization": "rank", **setting}
-    found = edges_of(setting, SPACE, 30, capped, "python scripts/tune_k.py")
+    found = edges_of(setting, SPACE, most, "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
     assert {edge.parameter: edge.end for edge in found} == ends
     for edge in found:
-        (flag,) = re.fullmatch(r"python scripts/tune_k\.py --range (\S+)", edge.command).groups()
-        wider = with_ranges(SPACE, [flag]).parameters[edge.parameter]
+        words = edge.command.removeprefix("python scripts/tune_k.py --range ").split()
+        assert words[:-1] == (["clip=1:2"] if edge.parameter == "k" else ["clip=1:2", "k=2:6"])
+        wider = with_ranges(SPACE, words[-1:]).parameters[edge.parameter]
         low, high = SPACE.parameters[edge.parameter].values
         assert wider.values[0] < low if edge.end == "low" else wider.values[1] > high
         assert wider.kind == SPACE.parameters[edge.parameter].kind and low in wider and high in wider
+        assert edge.parameter != "k" or wider.values[1] <= most
 
 
-def test_no_deeper_than_the_backbone_and_no_shallower_than_one():
-    """A range of k that ends with the backbone's layers, or begins at 1, has no edge there."""
-    whole = SearchSpace(parameters={"k": Range(int=(1, 6))})
-    assert edges_of({"k": 6}, whole, 6, False, "x") == edges_of({"k": 1}, whole, 6, False, "x") == ()
-    assert edges_of({"k": 6}, whole, 7, False, "x")[0].command == "x --range k=1:7"
+def test_below_one_layer_is_the_untouched_backbone():
+    """So a range of k that begins at 1 has no edge there; one of choices has ends, too."""
+    assert edges_of({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), 9, "x") == ()
+    (edge,) = edges_of({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), 9, "x")
+    assert (edge.end, edge.command) == ("high", "x --range k=1:8")

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from adept_ray import search
 from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.commands import prune
 from adept_ray.crew import TaskFailed, out_of_memory
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
@@ -349,6 +350,25 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     monkeypatch.setattr(Proposals, "clock", clock)
     assert proposals().suggest("t9") == "FINISHED"
     assert Clock().begins("0") and not Clock().over
+
+
+def test_the_weights_of_a_long_search_stay_few(tmp_path):
+    """Of 50 trials those of the best of each k are left, and of one that runs: a folder stays small."""
+    rows: list[dict] = []
+    for number in range(50):
+        folder = tmp_path / f"trial-{number:03d}" / "report-1"
+        folder.mkdir(parents=True)
+        state = ("finished", "finished", "stopped", "failed")[number % 4]
+        row = {"trial": folder.parent.name, "k": 1 + number % 5, "state": "running", "saved": str(folder)}
+        row |= {"score": float(number * 17 % 50), "general_delta": 0.0, "domain_delta": 0.0}
+        prune([*rows, row], ScoreWeights(), pareto=False)
+        assert folder.exists()
+        rows.append({**row, "state": state})
+        prune(rows, ScoreWeights(), pareto=False)
+        best = sorted((row["score"], row["k"], row["saved"]) for row in rows if row["state"] == "finished")
+        kept = {k: place for _, k, place in best}
+        assert {str(path) for path in tmp_path.glob("*/report-1")} == set(kept.values())
+    assert len(kept) == 5
 
 
 def test_what_matters_is_said_of_enough_trials():
