@@ -264,8 +264,9 @@ def edges_of(
 ) -> tuple[Edge, ...]:
     """Chosen values at an end of their range, with the command that widens it.
 
-    `most` is the largest k that backbone and budget allow: a range that ends there can't be widened. A smallest
-    k of 1 is no edge either: below it is the untouched backbone. `ranges` are those given on the command line.
+    `most` is the largest k that backbone and budget allow: a range that ends there can't be widened. A
+    smallest k of 1 is no edge either: below it is the untouched backbone. `ranges` are those that the command
+    line gave already.
     """
     found = []
     for name, searched in space.parameters.items():

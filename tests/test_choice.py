@@ -239,7 +239,7 @@ SPACE = SearchSpace(
     ],
 )
 def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, ends):
-    """On the range's own scale; what the command says is a wider range that the space takes, and k can reach."""
+    """On the range's own scale; the command names a wider range, which the space takes and k can reach."""
     setting = {"normalization": "rank", **setting}
     found = edges_of(setting, SPACE, most, "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
     assert {edge.parameter: edge.end for edge in found} == ends

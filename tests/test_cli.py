@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from common import save_tiny_backbone, write_corpus
 from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
+from adept_ray.commands import flags
 from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun, load_search_space
+from adept_ray.runs import settled
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
 
@@ -253,6 +256,22 @@ def test_a_search_space_brings_its_sizes():
     assert parse(SearchRun, "", [*quick, "--max-trials", "8"]).trials == 8
     assert parse(SearchRun, "", [*quick, "--backbone", "qwen3-8b"]).probe_tokens == found.probe_tokens
     assert parse(SearchRun, "", [*quick, "--name", "x", "--more-trials", "2"]).trials == usual.trials
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--backbone", "qwen3-8b", "--workers", "2", "--no-dashboard"],
+        ["--domain-tasks", "offline_piqa", "medqa", "--max-hours", "1.5", "--pareto", "--seed", "3"],
+        ["--precision", "bfloat16", "--max-new-params", "10%", "--study", "sqlite:///a.db"],
+    ],
+)
+def test_a_search_can_say_with_which_flags_it_began(words):
+    """They make the same settings again, but for its name."""
+    run = settled(parse(SearchRun, "", words))
+    again = settled(parse(SearchRun, "", shlex.split(flags(run))))
+    assert again.model_copy(update={"name": run.name}) == run
 
 
 def test_a_resumed_run_takes_no_sizes_from_the_preset():

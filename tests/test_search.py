@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from adept_ray import search
-from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.commands import prune
+from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.crew import TaskFailed, out_of_memory
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
