@@ -98,7 +98,8 @@ def find_k(run: SearchRun) -> str:
             front=front_of(rows, space.weights) if run.pareto else (),
         )
         training = training_of(row, base)
-        job = job_of(run, made, training, placed(made.layer_importance, training, run.seed), space.weights)
+        layers = placed(made.layer_importance, training, run.seed)
+        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
     write_best(results, run, made, job, test, asdict(choice), k_max)
     write_run(results, run, display, sources, made)
@@ -178,10 +179,12 @@ def pick(args: PickRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display)
     check_backbone(best, sources, run, results.folder / "best.yaml")
-    with at_work(run, results, display) as (board, _):
-        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial)
-        training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
-        job = job_of(run, made, training, [int(layer) for layer in row["layers"].split()], weights)
+    training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
+    layers = [int(layer) for layer in row["layers"].split()]
+    with at_work(run, results, display) as (board, memory):
+        fit = planned(run, sources, training, memory, display, layers)
+        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
+        job = replace(job_of(run, made, training, layers, weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
     kept = ("edges", "hyperparameters", "hyperparameters_reliable", "front")  # of all trials, by any weights
     had_choice = {name: value for name, value in best["choice"].items() if name in kept}

@@ -142,10 +142,7 @@ def gathered(model: nn.Module, weights: int) -> int:
 
 def layer_sizes(config: Any) -> tuple[int, list[int]]:
     """Scalars of a model of that Hugging Face `config`, and of each of its layers; no memory is taken."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    model = skeleton(config, "float32")
     return scalars(model.parameters()), [scalars(layer.parameters()) for layer in layers_of(model)]
 
 
