@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from adept_ray.backbones import PRESETS
-from adept_ray.config import Interrupted, Spec, UserError, validated
+from adept_ray.config import Interrupted, Spec, UserError, load_search_space, validated
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -40,8 +40,8 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
 def parse(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
     """A `spec` from command-line flags (default: those of this process).
 
-    A backbone's preset brings its own defaults of other flags. Raises :class:`UserError` for a value that
-    `spec` refuses.
+    A backbone's preset brings its own defaults of other flags, and so does a search space. Raises
+    :class:`UserError` for a value that `spec` refuses.
     """
     purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
     sizes: Mapping[str, Any] = {}
@@ -49,8 +49,12 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
         words = [word for word in (sys.argv[1:] if args is None else args) if word not in ("-h", "--help")]
         first = vars(tyro.cli(flags_of(spec, {}), description=purpose, args=words))
         preset = PRESETS.get(first["backbone"])
-        if preset and not first.get("resume"):  # what is resumed has the sizes that it began with
-            sizes = preset.sizes
+        # what is resumed has the sizes that it began with
+        if not first.get("resume") and not first.get("more_trials"):
+            sizes = preset.sizes if preset else {}
+            if "search_space" in spec.model_fields:
+                again = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=words))
+                sizes = {**sizes, **load_search_space(again["search_space"]).run}
     return validated(
         spec, vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args)), where="command line"
     )
@@ -63,8 +67,9 @@ def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     """
     fields = []
     for name, field in spec.model_fields.items():
-        marks = [tyro.conf.arg(help=field.description)]
-        if (field.json_schema_extra or {}).get("positional"):  # type: ignore[union-attr]
+        extra: Any = field.json_schema_extra or {}
+        marks = [tyro.conf.arg(help=field.description, aliases=extra.get("aliases"))]
+        if extra.get("positional"):
             marks.append(tyro.conf.Positional)
         kind = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
         default = dataclasses.field()

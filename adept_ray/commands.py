@@ -12,7 +12,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adept_ray import launch
+from adept_ray.choice import RELIABLE, UNTOUCHED, candidates, choose, edges_of, front_of, rescored, said
 from adept_ray.config import (
+    SEARCHABLE,
+    PickRun,
     ProbeRun,
     RunSpec,
     ScoreWeights,
@@ -21,14 +24,17 @@ from adept_ray.config import (
     TrainingSpec,
     TrainRun,
     UserError,
+    fingerprint,
     load_search_space,
+    overlay,
     validated,
 )
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
 from adept_ray.figures import draw_importance
 from adept_ray.placement import placed
-from adept_ray.prepare import Prepared, find_sources, prepare
+from adept_ray.plan import layer_sizes
+from adept_ray.prepare import Prepared, Sources, find_sources, prepare
 from adept_ray.report import write_report
 from adept_ray.runs import (
     as_begun,
@@ -47,8 +53,11 @@ from adept_ray.runs import (
     write_best,
     write_run,
 )
-from adept_ray.search import check_space, choose, search, training_of
-from adept_ray.storage import Results, delete
+from adept_ray.scoring import judged
+from adept_ray.search import describe, opened, search, shares, training_of
+from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
+from adept_ray.storage import NONE as NO_REPORT
+from adept_ray.storage import Results, delete, last_report, report_at
 from adept_ray.train import TrainJob
 
 
@@ -60,13 +69,15 @@ def find_k(run: SearchRun) -> str:
     display = Display()
     run = settled(run)
     results = Results(run.storage, run.name)
-    results.open(run.resume)
-    if run.resume:
-        run = as_begun(run, json.loads((results.folder / "run.json").read_text())["run"])
-    space = load_search_space(run.search_space)
+    results.open(run.resume or run.more_trials > 0)
+    if run.resume or run.more_trials:
+        run = gone_on(run, json.loads((results.folder / "run.json").read_text()))
+    opened(run.study)
+    space = with_ranges(load_search_space(run.search_space), run.range)
     launch.check_workers(run)
     sources = find_sources(run, display)
     base = TrainingSpec(tokens=run.tokens_per_trial)
+    space, most = searchable(run, space, sources, display)
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
     with resumable("scripts/tune_k.py", run), at_work(run, results, display) as (board, memory):
@@ -75,19 +86,149 @@ def find_k(run: SearchRun) -> str:
         receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
         made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, fit)
         results.write_json("importance.json", made.importance)
-        job = replace(job_of(run, made, base, (), space.score), fit=fit)
+        job = replace(job_of(run, made, base, (), space.weights), fit=fit)
         rows = run_trials(run, space, job, made, results, display, board)
-        choice = choose(rows)
+        choice = choose(rows, space.weights, run.min_gain_per_layer)
         row = next(row for row in rows if row["trial"] == choice.trial)
+        choice = replace(
+            choice,
+            edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
+            hyperparameters=shares(space, rows),
+            hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
+            front=front_of(rows, space.weights) if run.pareto else (),
+        )
         training = training_of(row, base)
-        job = job_of(run, made, training, placed(made.layer_importance, training, run.seed), space.score)
+        layers = placed(made.layer_importance, training, run.seed)
+        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
-        delete_checkpoints(rows, choice.trial)
     write_best(results, run, made, job, test, asdict(choice), k_max)
     write_run(results, run, display, sources, made)
     write_report(results.folder)
+    display.say(said(choice))
     summary(display, choice.reason, test, job, made, results)
     return results.publish()
+
+
+def gone_on(run: SearchRun, about: Mapping[str, Any]) -> SearchRun:
+    """The settings of a search that goes on, or of a finished one that is extended.
+
+    Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
+    """
+    begun = as_begun(run, about["run"])
+    if not run.more_trials:
+        return begun
+    if "seconds" not in about:
+        raise UserError(
+            f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
+            "--resume first"
+        )
+    return overlay(begun, {"resume": True, "more_trials": 0, "trials": begun.trials + run.more_trials})
+
+
+def searchable(
+    run: SearchRun, space: SearchSpace, sources: Sources, display: Display
+) -> tuple[SearchSpace, int]:
+    """The space as it is searched, and the largest k that backbone and budget allow.
+
+    The budget ends the range of k, and the paper's setting goes first. Raises :class:`UserError`.
+    """
+    most = sources.layers
+    if run.max_new_params:
+        total, sizes = layer_sizes(sources.config)
+        limit = amount(run.max_new_params, total)
+        allowed, most = affordable(space, sizes, limit, f"--max-new-params {run.max_new_params}")
+        if allowed != space:
+            display.say(
+                f"--max-new-params {run.max_new_params}: at most {limit / 1e6:.1f} M parameters are added, "
+                f"so no k above {most} is tried"
+            )
+        space = allowed
+    return paper_first(space), most
+
+
+def flags(run: SearchRun) -> str:
+    """The flags that start such a search again under another name."""
+    usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
+    usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
+    for name in SearchRun.model_fields:
+        value = getattr(run, name)
+        if name in ("name", "resume", "more_trials", "range") or value == getattr(usual, name):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)
+
+
+def pick(args: PickRun) -> str:
+    """Choose anew among the trials of a finished search, by other weights; returns the results' place.
+
+    Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
+    """
+    display = Display()
+    run, results = as_finished(args)
+    best = load_best(results.folder / "best.yaml")
+    had = validated(ScoreWeights, best["score"], "best.yaml")
+    weights = overlay(had, {"general": args.general, "domain": 1 - args.general})
+    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    rows = with_candidates(rescored(rows, weights), results)
+    choice = choose(rows, weights, args.min_gain_per_layer)
+    row = next(row for row in rows if row["trial"] == choice.trial)
+    launch.check_workers(run)
+    sources = find_sources(run, display)
+    check_backbone(best, sources, run, results.folder / "best.yaml")
+    training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
+    layers = [int(layer) for layer in row["layers"].split()]
+    with at_work(run, results, display) as (board, memory):
+        fit = planned(run, sources, training, memory, display, layers)
+        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
+        job = replace(job_of(run, made, training, layers, weights), fit=fit)
+        test = conclude(run, job, made, results, display, board, row["saved"])
+    kept = ("edges", "hyperparameters", "hyperparameters_reliable", "front")  # of all trials, by any weights
+    had_choice = {name: value for name, value in best["choice"].items() if name in kept}
+    write_trials(results, [{**row, "state": row["was"]} for row in rows])
+    write_best(results, run, made, job, test, asdict(choice) | had_choice, best["k_max"])
+    write_report(results.folder)
+    display.say(said(choice))
+    summary(display, choice.reason, test, job, made, results)
+    return results.publish()
+
+
+def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
+    """The settings of a finished search and its folder. Raises :class:`UserError` for anything else."""
+    storage, _, name = args.results.rstrip("/").rpartition("/")
+    results = Results(storage or ".", name)
+    if not results.exists():
+        raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
+    results.open(resume=True)
+    about = json.loads((results.folder / "run.json").read_text())
+    if "seconds" not in about or not (results.folder / "trials.json").exists():
+        raise UserError(f"{args.results} holds no finished search to choose from")
+    run = validated(SearchRun, about["run"], f"{args.results}/run.json")
+    changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return overlay(run, changes | {"storage": storage or ".", "name": name}), results
+
+
+def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
+    """The rows with the places of the weights that were kept; finished ones without any don't count.
+
+    What a row's state ``was`` stays known. Raises :class:`UserError` when no weights are left.
+    """
+    found = []
+    for row in rows:
+        place = f"{results.ray}/trials/{row['trial']}"
+        number = NO_REPORT if row["state"] != "finished" else last_report(place)
+        state = "given up" if row["state"] == "finished" and number == NO_REPORT else row["state"]
+        saved = None if number == NO_REPORT else report_at(place, number)
+        found.append({**row, "was": row["state"], "state": state, "saved": saved})
+    if not any(row["saved"] for row in found):
+        raise UserError(
+            f"{results.place} has no candidates any more: their weights under ray/trials are gone"
+        )
+    return found
 
 
 def train_full(args: TrainRun) -> str:
@@ -140,44 +281,70 @@ def run_trials(
     display: Display,
     board: Any,
 ) -> list[dict[str, Any]]:
-    """Search under a live table; trials.csv is written as trials end."""
+    """Search under a live table; returns a row a trial, the untouched backbone's first.
+
+    As trials end trials.csv is written, and the weights of those that can't be chosen any more are deleted.
+    """
     over: list[str] = []
+    untouched = untouched_row(job, made)
+
+    def ended(rows: list[dict[str, Any]]) -> None:
+        write_trials(results, [untouched, *rows])
+        prune(rows, space.weights, run.pareto)
 
     def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:
         show(progress, rows)
         now = [row["trial"] for row in rows if row["state"] != "running"]
         if now != over:
             over[:] = now
-            write_trials(results, [row for row in rows if row["trial"] in now])
+            ended([row for row in rows if row["trial"] in now])
 
     started = time.monotonic()
+    question = question_of(run, space, made)
     with display.trials(run.trials) as show, watching(board, watch):
-        rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray)
+        rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray, question)
     display.seconds["search"] = round(time.monotonic() - started, 1)
     display.say(f"search: {display.seconds['search']:.1f} s")
-    write_trials(results, rows)
-    return rows
+    ended(rows)
+    return [untouched, *rows]
+
+
+def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
+    """The name of a study: searches of the same question share it, and learn from each other's trials."""
+    sizes = (run.tokens_per_trial, run.validation_tokens, run.seq_len, run.task_items, run.score)
+    tasks = (run.general_tasks, run.domain_tasks)
+    asked = space.model_dump(exclude={"run", "first", "judge_after"})
+    return f"adept_ray {fingerprint(made.fingerprints, sizes, tasks, asked, run.dtype, run.pareto)}"
+
+
+def untouched_row(job: TrainJob, made: Prepared) -> dict[str, Any]:
+    """The row of the backbone as it is: what every trial is measured against."""
+    metrics = judged(job.before, job.before, made.blocks, job.by_tasks, job.weights)
+    return describe(UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ())
+
+
+HIDDEN = ("saved", "error", "pulls", "was")  # of a row, not for trials.csv
 
 
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write trials.csv."""
+    """Write trials.csv, and trials.json with all that a later choice needs."""
     text = io.StringIO()
-    names = [
-        name
-        for name in rows[0]
-        if name not in ("saved", "error")
-        and (not name.endswith("_accuracy") or any(row[name] is not None for row in rows))
-    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    varied = [name for name in names if name in SEARCHABLE and name != "k"]
+    names = [*names[:3], *varied, *(name for name in names[3:] if name not in (*varied, *HIDDEN))]
+    names = [n for n in names if not n.endswith("_accuracy") or any(row[n] is not None for row in rows)]
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     results.write("trials.csv", text.getvalue())
+    results.write_json("trials.json", {"trials": rows})
 
 
-def delete_checkpoints(rows: Sequence[Mapping[str, Any]], keep: str) -> None:
-    """Delete the checkpoints of all trials but the chosen one: they are most of the folder's size."""
+def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> None:
+    """Delete the weights of trials that are over and can't be chosen: they would be most of the folder."""
+    kept = candidates(rows, weights, pareto)
     for row in rows:
-        if row["saved"] and row["trial"] != keep:
+        if row["saved"] and row["state"] in ("finished", "stopped", "failed") and row["trial"] not in kept:
             delete(row["saved"])
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -36,6 +36,11 @@ def split_at_commas(names: Any) -> Any:
     """Names given as one text with commas, or as several, or both."""
     names = [names] if isinstance(names, str) else names
     return [part.strip() for name in names for part in str(name).split(",") if part.strip()]
+
+
+def as_several(value: Any) -> Any:
+    """One value as a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
@@ -200,12 +205,45 @@ class SearchRun(RunSpec):
 
     search_space: Path = Path(__file__).parent.parent / "search_spaces" / "default.yaml"
     """File with the ranges, the score weights and the first trials."""
-    trials: int = Field(8, ge=1)
-    """Number of trials."""
+    range: tuple[str, ...] = ()
+    """Other ends for ranges of the search space: NAME=LOW:HIGH, such as k=1:16."""
+    trials: int = Field(8, ge=1, json_schema_extra={"aliases": ["--max-trials"]})
+    """Number of trials; fewer where --max-hours is over first."""
+    max_hours: float | None = Field(None, gt=0)
+    """Begin no trial that, as long as the longest so far, would end after so many hours of search."""
+    max_new_params: str = ""
+    """Most parameters to add: a share of the backbone's (10%) or a number (15M, 1.5B, 2e7)."""
     tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
+    pareto: bool = False
+    """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
+    min_gain_per_layer: float | None = Field(None, ge=0)
+    """Points of score that every added layer has to earn."""
+    study: str = ""
+    """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""
     resume: bool = False
     """Continue the search of that NAME, with the settings it began with."""
+    more_trials: int = Field(0, ge=0)
+    """Extend the finished search of that NAME by so many trials."""
+
+
+class PickRun(Spec):
+    """What ``pick.py`` takes: a finished search, and what counts now."""
+
+    results: str = Field(json_schema_extra={"positional": True})
+    """Results folder of a search, or its URI."""
+    general: float = Field(0.5, ge=0, le=1)
+    """Weight of the general side; the domain side has the rest of 1."""
+    min_gain_per_layer: float | None = Field(None, ge=0)
+    """Points of score that every added layer has to earn."""
+    workers: int | None = Field(None, ge=1)
+    """Ray Train workers; default: as the search had."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs each worker gets; default: as the search had."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Blocks per forward pass on one worker; default: as the search had."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder for assets, token blocks and probes, shared by all runs."""
 
 
 class TrainRun(Spec):
@@ -327,13 +365,24 @@ class ScoreWeights(Spec):
     """Weight of the general side."""
     domain: float = Field(0.5, ge=0)
     """Weight of the domain side."""
+    retain: bool = False
+    """A loss on the general side counts, a gain doesn't: min(Δ_general, 0) takes the place of Δ_general."""
+
+
+class Misplaced(ValueError):
+    """A mistake that is found when a whole specification is looked at; `at` is the path of keys to it."""
+
+    def __init__(self, message: str, *at: Any) -> None:
+        super().__init__(message)
+        self.at = at
 
 
 class Range(Spec):
     """One searched parameter: exactly one of ``int``, ``float``, ``log``, ``choice``, ``fixed``.
 
     ``int``, ``float`` and ``log`` (a float on a logarithmic scale) take ``[low, high]``, both ends
-    included; ``choice`` takes a list of values, ``fixed`` one value.
+    included; ``choice`` takes a list of values, ``fixed`` one value. ``when`` names the parameters, and the
+    values of them, without which this one isn't there.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -343,6 +392,7 @@ class Range(Spec):
     log: tuple[Any, ...] | None = None
     choice: tuple[Any, ...] | None = None
     fixed: Any = None
+    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(as_several)]] = Field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -360,8 +410,27 @@ class Range(Spec):
             return value in self.values
         return self.values[0] <= value <= self.values[1]
 
+    def clipped(self, value: Any) -> Any:
+        """`value`, or what lies nearest to it; of choices that are no numbers the first."""
+        if value in self:
+            return value
+        if self.kind in ("choice", "fixed"):
+            numbers = all(isinstance(each, Number) for each in (*self.values, value))
+            return min(self.values, key=lambda each: abs(each - value)) if numbers else self.values[0]
+        return min(max(value, self.values[0]), self.values[1])
+
+    @property
+    def middle(self) -> Any:
+        """The middle on its own scale; of choices the middle one."""
+        if self.kind in ("choice", "fixed"):
+            return self.values[(len(self.values) - 1) // 2]
+        low, high = self.values
+        if self.kind == "log":
+            return float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}")
+        return (low + high) // 2 if self.kind == "int" else (low + high) / 2
+
     def _given(self) -> list[str]:
-        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+        return [name for name in FORMS if getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -378,24 +447,38 @@ class Range(Spec):
             if isinstance(value, bool):
                 raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
         if self.kind in ("int", "float", "log"):
-            if len(values) != 2:
-                raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
-            wanted = int if self.kind == "int" else (int, float)
-            for value in values:
-                if not isinstance(value, wanted):
-                    raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
-                if not math.isfinite(value):
-                    raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
-            if values[0] > values[1]:
-                raise ValueError(f"the range [{values[0]}, {values[1]}] is empty: low must not exceed high")
-            if self.kind == "log" and values[0] <= 0:
-                raise ValueError("a log range must start above 0")
+            self._check_ends(values)
         return self
 
+    def _check_ends(self, values: tuple[Any, ...]) -> None:
+        if len(values) != 2:
+            raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
+        wanted = int if self.kind == "int" else (int, float)
+        for value in values:
+            if not isinstance(value, wanted):
+                raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
+        if values[0] > values[1]:
+            raise ValueError(f"the range [{values[0]}, {values[1]}] is empty: low must not exceed high")
+        if self.kind == "log" and values[0] <= 0:
+            raise ValueError("a log range must start above 0")
 
+
+FORMS = ("int_", "float_", "log", "choice", "fixed")
 # Set by the run, or by a compared method.
 UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank", "layers")
 SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
+# What a search space may say about a run: how much, never on what and where.
+SIZES = (
+    "trials",
+    "tokens_per_trial",
+    "seq_len",
+    "probe_tokens",
+    "remeasure_tokens",
+    "validation_tokens",
+    "test_tokens",
+)
 
 
 class SearchSpace(Spec):
@@ -405,37 +488,97 @@ class SearchSpace(Spec):
     """Range of each searched field of :class:`TrainingSpec`."""
     score: ScoreWeights = ScoreWeights()
     """Weights of the two sides."""
+    general: Literal["gain", "retain"] = "gain"
+    """Whether a gain on the general side is paid for, or only a loss counts."""
     first: tuple[dict[str, Any], ...] = ()
     """Settings tried before the sampler proposes its own."""
     judge_after: int = Field(3, ge=1)
     """A trial can be stopped early only once this many others have come as far."""
+    run: dict[str, int] = Field(default_factory=dict)
+    """Defaults of the flags in :data:`SIZES` for a run that searches this space."""
+
+    @property
+    def weights(self) -> ScoreWeights:
+        """The weights with what counts on the general side."""
+        return overlay(self.score, {"retain": self.general == "retain"})
+
+    def active(self, setting: Mapping[str, Any]) -> list[str]:
+        """The parameters that are there, given the values of those that others depend on."""
+        found: list[str] = []
+        for name, searched in self.parameters.items():
+            if all(on in found and setting.get(on) in values for on, values in searched.when.items()):
+                found.append(name)
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:
-        for name in self.parameters:
-            if name not in SEARCHABLE:
-                raise ValueError(f"unknown parameter '{name}': {nearest(name, SEARCHABLE)}")
         if "k" not in self.parameters:
-            raise ValueError("parameter 'k' is missing: give its range, such as {int: [1, 8]}")
+            raise Misplaced("parameter 'k' is missing: give its range, such as {int: [1, 8]}", "parameters")
         if self.score.general + self.score.domain <= 0:
-            raise ValueError("score: one of the weights 'general' and 'domain' must be above 0")
-        for setting in self.first:
-            if set(setting) != set(self.parameters):
-                raise ValueError(
-                    f"a setting under 'first' must name exactly {', '.join(sorted(self.parameters))}"
-                )
+            raise Misplaced("score: one of the weights 'general' and 'domain' must be above 0", "score")
+        if self.score.retain:
+            raise Misplaced("score.retain: write 'general: retain' beside 'score'", "score", "retain")
         for name, searched in self.parameters.items():
-            whole = TrainingSpec.model_fields[name].annotation is int
-            if whole and searched.kind in ("float", "log"):
-                raise ValueError(
-                    f"parameter '{name}' is a whole number: give int or choice, not {searched.kind}"
-                )
-            for value in (*searched.values, *(setting[name] for setting in self.first)):
-                validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
-            for setting in self.first:
-                if setting[name] not in searched:
-                    raise ValueError(f"first: {name} {setting[name]!r} lies outside its range")
+            self._check_parameter(name, searched)
+            self._check_condition(name, searched)
+        for number, setting in enumerate(self.first):
+            self._check_first(number, setting)
+        for name in self.run:
+            if name not in SIZES:
+                raise Misplaced(f"run: unknown key '{name}': {nearest(name, SIZES)}", "run", name)
+            try:
+                validated(SearchRun, {name: self.run[name]}, where="run", error=ValueError)
+            except ValueError as problem:
+                raise Misplaced(str(problem), "run", name) from None
         return self
+
+    def _check_parameter(self, name: str, searched: Range) -> None:
+        at = ("parameters", name)
+        if name not in SEARCHABLE:
+            raise Misplaced(f"unknown parameter '{name}': {nearest(name, SEARCHABLE)}", *at)
+        whole = TrainingSpec.model_fields[name].annotation is int
+        if whole and searched.kind in ("float", "log"):
+            raise Misplaced(
+                f"parameter '{name}' is a whole number: give int or choice, not {searched.kind}", *at
+            )
+        for value in searched.values:
+            self._check_value(name, value, *at)
+
+    def _check_value(self, name: str, value: Any, *at: Any) -> None:
+        try:
+            validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
+        except ValueError as problem:
+            raise Misplaced(str(problem), *at) from None
+
+    def _check_condition(self, name: str, searched: Range) -> None:
+        at = ("parameters", name, "when")
+        if name == "k" and searched.when:
+            raise Misplaced("parameter 'k' takes no 'when': every trial has a k", *at)
+        before = list(self.parameters)[: list(self.parameters).index(name)]
+        for on, values in searched.when.items():
+            if on not in before:
+                known = nearest(on, before) if before else "there is none"
+                raise Misplaced(
+                    f"parameter '{name}': 'when' names '{on}', which isn't listed before it: {known}", *at, on
+                )
+            for value in values:
+                if value not in self.parameters[on]:
+                    raise Misplaced(
+                        f"parameter '{name}': 'when' asks for a {on} of {value!r}, which lies "
+                        "outside its range",
+                        *at,
+                        on,
+                    )
+
+    def _check_first(self, number: int, setting: Mapping[str, Any]) -> None:
+        at = ("first", number)
+        wanted = self.active(setting)
+        if set(setting) != set(wanted):
+            raise Misplaced(f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at)
+        for name in wanted:
+            self._check_value(name, setting[name], *at, name)
+            if setting[name] not in self.parameters[name]:
+                raise Misplaced(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
 
 
 def _reads_as_number(text: str) -> bool:
@@ -449,9 +592,15 @@ def _reads_as_number(text: str) -> bool:
 S = TypeVar("S", bound=Spec)
 
 
-def validated(spec: type[S], values: Mapping[str, Any], where: str, error: type[Exception] = UserError) -> S:
+def validated(
+    spec: type[S],
+    values: Mapping[str, Any],
+    where: str | Callable[[Sequence[Any]], str],
+    error: type[Exception] = UserError,
+) -> S:
     """Build `spec` from `values`, turning pydantic's report into one sentence.
 
+    `where` names their place, or is asked for it with the path of keys to the mistake.
     Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
     """
     try:
@@ -459,6 +608,9 @@ def validated(spec: type[S], values: Mapping[str, Any], where: str, error: type[
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if callable(where):
+            cause = first.get("ctx", {}).get("error")
+            where = where((*first["loc"], *getattr(cause, "at", ())))
         if first["type"] == "extra_forbidden":
             message = (
                 f"unknown key '{key}': {nearest(str(first['loc'][-1]), _names_at(spec, first['loc'][:-1]))}"
@@ -500,21 +652,62 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises :class:`UserError` naming the file when it can't be read."""
+    """Read a YAML mapping. Raises :class:`UserError` naming the file, and the line, of what can't be read."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+        mark = getattr(problem, "problem_mark", None)
+        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        raise UserError(f"{path}{line_of(mark)}: not readable as YAML: {said}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
     return data
 
 
+def line_of(mark: Any) -> str:
+    """A place that PyYAML marked, in words, to follow a file's name."""
+    return f", line {mark.line + 1}" if mark else ""
+
+
 def load_search_space(path: Path) -> SearchSpace:
-    """Read and check a search-space file. Raises :class:`UserError` that names the mistake."""
-    return validated(SearchSpace, load_yaml(path), where=str(path))
+    """Read and check a search-space file. Raises :class:`UserError` that names the mistake and its line."""
+    values = load_yaml(path)
+    document = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    check_repeated(document, path)
+    return validated(SearchSpace, values, where=lambda at: f"{path}{line_of(mark_at(document, at))}")
+
+
+def check_repeated(node: Any, path: Path) -> None:
+    """Refuse a key that a mapping has twice: YAML would take the last one. Raises :class:`UserError`."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UserError(f"{path}{line_of(key.start_mark)}: the key '{key.value}' is there twice")
+            seen.add(key.value)
+            check_repeated(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            check_repeated(value, path)
+
+
+def mark_at(node: Any, at: Iterable[Any]) -> Any:
+    """Where in a YAML document the path of keys `at` leads, as far as it goes."""
+    mark = node.start_mark
+    for part in at:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            mark, node = found[-1][0].start_mark, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            mark = node.start_mark
+        else:
+            break
+    return mark
 
 
 def fingerprint(*parts: Any) -> str:

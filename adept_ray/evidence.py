@@ -141,7 +141,7 @@ class Trial(Record):
     domain_delta: float | None
     score: float | None
     score_se: float | None
-    state: Literal["finished", "stopped", "failed"]
+    state: Literal["finished", "stopped", "failed", "untouched"]
 
 
 class RunRecord(Record):

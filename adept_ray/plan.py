@@ -140,6 +140,12 @@ def gathered(model: nn.Module, weights: int) -> int:
     return weights - sum(sizes) + sum(sizes[-2:]) + max(slopes)
 
 
+def layer_sizes(config: Any) -> tuple[int, list[int]]:
+    """Scalars of a model of that Hugging Face `config`, and of each of its layers; no memory is taken."""
+    model = skeleton(config, "float32")
+    return scalars(model.parameters()), [scalars(layer.parameters()) for layer in layers_of(model)]
+
+
 def growing(half: int, whole: int, seq_len: int) -> int:
     """What of `whole` bytes goes by the sequence, when half a sequence keeps `half`.
 

@@ -57,6 +57,8 @@ def settled(run: R, what: str = "") -> R:
         value = getattr(run, field, "")
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
+    if (study := getattr(run, "study", "")) and "://" not in study:
+        changes["study"] = str(Path(study).expanduser().absolute())
     for field in ("general_tasks", "domain_tasks"):
         names = getattr(run, field)
         changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]
@@ -86,7 +88,8 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = ("resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding")
+    own = ["resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding"]
+    own += [name for name in ("more_trials", "max_hours", "min_gain_per_layer") if hasattr(run, name)]
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):

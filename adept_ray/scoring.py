@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Change:
     standard_error: float
     """Of `delta`, over blocks or items, paired: how much another sample would move it."""
     measure: Literal["bpb", "accuracy"] = "bpb"
+    pulls: tuple[float, ...] = ()
+    """How far each block or item pulls `delta` from what the others say, in its unit; they sum to 0."""
 
 
 def block_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
@@ -62,10 +64,9 @@ def change(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
     with a single block.
     """
     kept = float(after.sum() / before.sum())
-    spread = float(((after - kept * before) ** 2).sum())
-    count = len(before)
-    error = math.sqrt(spread * count / (count - 1)) / float(before.sum()) if count > 1 else math.nan
-    return Change(bits_per_byte(before, size), bits_per_byte(after, size), 100 * (1 - kept), 100 * error)
+    pulls = 100 * (kept * before - after) / float(before.sum())
+    levels = bits_per_byte(before, size), bits_per_byte(after, size)
+    return Change(*levels, 100 * (1 - kept), spread(pulls), "bpb", tuple(pulls.tolist()))
 
 
 def points(before: np.ndarray, after: np.ndarray) -> Change:
@@ -74,8 +75,19 @@ def points(before: np.ndarray, after: np.ndarray) -> Change:
     The standard error is that of a mean of paired differences; nan with a single item.
     """
     moved = 100 * (after - before)
-    error = float(moved.std(ddof=1)) / math.sqrt(len(moved)) if len(moved) > 1 else math.nan
-    return Change(float(before.mean()), float(after.mean()), float(moved.mean()), error, "accuracy")
+    pulls = (moved - moved.mean()) / len(moved)
+    levels = float(before.mean()), float(after.mean())
+    return Change(*levels, float(moved.mean()), spread(pulls), "accuracy", tuple(pulls.tolist()))
+
+
+def spread(pulls: Sequence[float] | np.ndarray) -> float:
+    """Standard error of a change from the pulls of its blocks or items, [N]; nan with a single one.
+
+    Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
+    """
+    count = len(pulls)
+    square = float((np.asarray(pulls) ** 2).sum())
+    return math.sqrt(square * count / (count - 1)) if count > 1 else math.nan
 
 
 def tasks_of(side: str) -> str:
@@ -95,7 +107,7 @@ def judged(
     `before` and `after` hold, [N] each, a side's loss of each block, nats, and (under :func:`tasks_of`) maybe
     its answers, which count in place of the losses where `by_tasks` says so. Keys for each side: ``SIDE_bpb``
     and maybe ``SIDE_accuracy``, each with a ``…_before``; ``SIDE_delta`` and ``SIDE_delta_se`` of the
-    one that counts. Also ``score`` and ``score_se``.
+    one that counts. Also ``score`` and ``score_se``, and ``pulls``: side → those of its change.
     """
     metrics: dict[str, Any] = {}
     counted = []
@@ -108,11 +120,43 @@ def judged(
         counted.append(changes[-1] if by_tasks else changes[0])
         metrics |= {f"{side}_delta": counted[-1].delta, f"{side}_delta_se": counted[-1].standard_error}
     score, error = combined(counted[0], counted[1], weights)
-    return {**metrics, "score": score, "score_se": error}
+    pulls = {side: list(each.pulls) for side, each in zip(SIDES, counted, strict=True)}
+    return {**metrics, "score": score, "score_se": error, "pulls": pulls}
 
 
 def combined(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
-    """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error."""
-    score = weights.general * general.delta + weights.domain * domain.delta
-    error = math.hypot(weights.general * general.standard_error, weights.domain * domain.standard_error)
+    """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error.
+
+    Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
+    smaller one may be a loss.
+    """
+    score = weights.general * counted_general(general.delta, weights) + weights.domain * domain.delta
+    counts = not weights.retain or not general.delta > general.standard_error
+    error = math.hypot(
+        weights.general * general.standard_error if counts else 0.0, weights.domain * domain.standard_error
+    )
     return score, error
+
+
+def counted_general(delta: float, weights: ScoreWeights) -> float:
+    """What of a general change counts."""
+    return min(delta, 0.0) if weights.retain else delta
+
+
+def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
+    """Standard error of the difference of two trials' scores, paired block by block.
+
+    Both are metrics as :func:`judged` makes them, on the same blocks. Without their ``pulls`` (in a table
+    that was read from a file) the two scores' errors add up as if they were independent, which is more.
+    """
+    if not one.get("pulls") or not other.get("pulls"):
+        return math.hypot(one["score_se"], other["score_se"])
+    pairs = zip(score_pulls(one, weights), score_pulls(other, weights), strict=True)
+    return math.hypot(*(spread(mine - others) for mine, others in pairs))
+
+
+def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
+    """How far each block or item of each side pulls the score."""
+    general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
+    counts = not weights.retain or not metrics["general_delta"] > spread(general)
+    return [weights.general * counts * general, weights.domain * domain]

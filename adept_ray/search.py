@@ -1,4 +1,4 @@
-"""The search for k: Ray Tune and Optuna over trials of stage 2, and the rule that chooses among them."""
+"""The search for k: Ray Tune and Optuna over trials of stage 2."""
 
 from __future__ import annotations
 
@@ -6,27 +6,46 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import optuna
 import ray
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from pyarrow import fs
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import SEARCHABLE, Range, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.config import (
+    SEARCHABLE,
+    Range,
+    ScoreWeights,
+    SearchRun,
+    SearchSpace,
+    TrainingSpec,
+    UserError,
+    overlay,
+)
 from adept_ray.crew import Task, TaskFailed, board_name, out_of_memory, reports
-from adept_ray.expansion import check_depth
 from adept_ray.importance import LayerImportance
-from adept_ray.placement import check_placement, placed, ranks_needed
+from adept_ray.placement import placed
+from adept_ray.scoring import counted_general, difference_error
+from adept_ray.storage import located
 from adept_ray.train import TrainJob
 
-STARTUP_TRIALS = 4  # proposed at random (after the settings under `first`) before TPE models the score
-HALVING = 2  # a report below the better half of its rung ends the trial
+STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
+HALVING = 2  # a report below the better half of its rung may end the trial
+HOPELESS = 2  # paired standard errors behind the best at the same report
+HALF = 0.5  # of all trials, those whose settings are compared with all
 EXPERIMENT = "search"
 LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 
@@ -37,18 +56,24 @@ class Verdicts(ASHAScheduler):
     A trial that Tune ends from outside would leave the crew at work on it; one that returns from its own
     loop leaves it free for the next. Workers wait for the verdict on each report, so
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
-    on whatever its score, else the first one alone would be the measure. And it goes on while it lies
-    within one standard error of the best that came as far: such a trial may still be chosen, by the rule of
-    :func:`choose`, so ending it could change the answer. Tune doesn't keep a scheduler's
-    state, so scores and decisions are written to `memory` (a path or URI), and read back when a search
-    is resumed.
+    on whatever its score, else the first one alone would be the measure. And it is ended only if it lies
+    more than two standard errors behind the best that had seen as many tokens. The error is that of the
+    difference, paired over the validation blocks that both were scored on: what makes a block hard for one
+    makes it hard for the other, so a single reading of that size is no accident of the text, and a trial that
+    may still be chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
+
+    Tune doesn't keep a scheduler's state, so scores and decisions are written to `memory` (a path or URI),
+    and read back when a search is resumed.
     """
 
-    def __init__(self, board: str, memory: str, judge_after: int, **options: Any) -> None:
+    def __init__(
+        self, board: str, memory: str, judge_after: float, weights: ScoreWeights, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._board, self._memory, self._judge_after = board, memory, judge_after
+        self._weights = weights
         self._decided: dict[str, bool] = {}  # "trial id/report" → stop
-        self._best: dict[str, list[float]] = {}  # report → score and standard error of the best so far
+        self._best: dict[str, dict[str, Any]] = {}  # report → what was measured of the best so far
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         key = f"{trial.trial_id}/{result['report']}"
@@ -63,12 +88,15 @@ class Verdicts(ASHAScheduler):
         return TrialScheduler.CONTINUE
 
     def _beyond_noise(self, result: Mapping[str, Any]) -> bool:
-        """Whether a report lies more than one standard error below the best one before it."""
-        report, score, error = str(result["report"]), result["score"], result["score_se"]
-        best, noise = self._best.get(report, (-math.inf, 0.0))
-        if score > best:
-            self._best[report] = [score, error if math.isfinite(error) else 0.0]
-        return bool(score < best - noise)
+        """Whether a report lies beyond chance below the best one before it, of as many tokens."""
+        report, best = str(result["report"]), self._best.get(str(result["report"]))
+        if math.isfinite(result["score"]) and (best is None or result["score"] > best["score"]):
+            names = ("score", "score_se", "general_delta", "pulls", "tokens")
+            self._best[report] = {name: result.get(name) for name in names}
+        if best is None or best["tokens"] != result.get("tokens"):
+            return False
+        behind = best["score"] - result["score"]
+        return bool(behind > HOPELESS * difference_error(best, result, self._weights))
 
     def _remember(self) -> None:
         rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
@@ -92,18 +120,94 @@ class Verdicts(ASHAScheduler):
                 scores.update(remembered)
 
 
+@dataclass
+class Clock:
+    """The time that a search may still take. It is this process's: a search that goes on has a new one."""
+
+    hours: float | None = None
+    over: bool = False
+    """Whether a trial wasn't begun for want of time."""
+    _since: float = field(default_factory=lambda: time.monotonic())
+    _begun: dict[str, float] = field(default_factory=dict)
+    _longest: float = 0.0
+
+    def begins(self, trial: str) -> bool:
+        """Whether a trial as long as the longest so far would end in time; if so it begins now."""
+        now = time.monotonic()
+        if self.hours is not None and now - self._since + self._longest > 3600 * self.hours:
+            self.over = True
+            return False
+        self._begun[trial] = now
+        return True
+
+    def ends(self, trial: str) -> None:
+        """Say that a trial ended."""
+        if trial in self._begun:
+            self._longest = max(self._longest, time.monotonic() - self._begun.pop(trial))
+
+
+class Sampler(optuna.samplers.TPESampler):
+    """TPE after STARTUP_TRIALS trials that were *begun*; Optuna itself counts those that ended.
+
+    Of trials that run at the same time many more would be random. Where others' trials are in the study, too,
+    they count: what they found is known.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=1)
+        self._startup = optuna.samplers.RandomSampler(seed)
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        if trial.number < STARTUP_TRIALS:
+            return self._startup.sample_independent(study, trial, name, distribution)
+        return super().sample_independent(study, trial, name, distribution)
+
+
 class Proposals(OptunaSearch):
-    """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end."""
+    """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end.
+
+    A study that isn't in this process's memory may know more than Tune does after a kill: what Tune has lost
+    of it is given up, and what had been asked for first is asked for again. `owner` tells its trials from
+    those of other searches.
+    """
+
+    clock: ClassVar[Clock] = Clock()
+
+    def __init__(self, owner: str = "", weights: ScoreWeights | None = None, **options: Any) -> None:
+        self._owner, self._weights = owner, weights or ScoreWeights()
+        super().__init__(**options)
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self.clock.begins(trial_id):
+            return Searcher.FINISHED
+        setting = super().suggest(trial_id)
+        self._ot_trials[trial_id].set_user_attr("search", self._owner)
+        return setting
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         # Tune counts a resumed trial's iterations from 1 again; our reports go on where they were.
-        super().on_trial_result(trial_id, {**result, "training_iteration": result["report"]})
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # the study outlived Tune's own records
+            super().on_trial_result(trial_id, {**result, "training_iteration": result["report"]})
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        finished = bool(result and result.get("complete"))
-        super().on_trial_complete(trial_id, result if finished else None, error)
+        self.clock.ends(trial_id)
+        if not (result and result.get("complete")):
+            result = None
+        elif "general_delta" in result:
+            result = {**result, "general_delta": counted_general(result["general_delta"], self._weights)}
+        super().on_trial_complete(trial_id, result, error)
+
+    def restore(self, checkpoint_path: str) -> None:
+        super().restore(checkpoint_path)
+        study: Any = self._ot_study
+        known = {trial.number for trial in self._ot_trials.values()}
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            if trial.user_attrs.get("search") == self._owner and trial.number not in known:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                if asked := trial.system_attrs.get("fixed_params"):
+                    study.enqueue_trial(asked)
 
 
 class Rows(tune.Callback):
@@ -132,6 +236,20 @@ class Rows(tune.Callback):
         self._post(trial, "failed")
 
 
+MEASURED = (
+    "general_bpb",
+    "domain_bpb",
+    "general_accuracy",
+    "domain_accuracy",
+    "general_delta",
+    "domain_delta",
+    "score",
+    "score_se",
+    "tokens",
+    "seconds",
+)
+
+
 def trial_name(trial: Any) -> str:
     """trial-001, trial-002, … in the order in which they were proposed."""
     return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
@@ -145,49 +263,20 @@ def ended(metrics: Mapping[str, Any] | None) -> str:
 def describe(
     name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, layers_for: LayersFor
 ) -> dict[str, Any]:
-    """A row of trials.csv; numbers are None before the first report."""
-    names = (
-        "general_bpb",
-        "domain_bpb",
-        "general_accuracy",
-        "domain_accuracy",
-        "general_delta",
-        "domain_delta",
-        "score",
-        "score_se",
-        "tokens",
-        "seconds",
-    )
+    """A row of trials.csv; numbers are None before the first report.
+
+    Not for the file are the place of what the trial ``saved`` last and the ``pulls`` of blocks on its score.
+    """
     return {
         "trial": name,
         "k": config["k"],
         "layers": " ".join(map(str, layers_for(config))),
         **{key: value for key, value in config.items() if key != "k"},
-        **{key: metrics.get(key) for key in names},
+        **{key: metrics.get(key) for key in MEASURED},
         "state": state,
+        "saved": metrics.get("saved"),
+        "pulls": metrics.get("pulls"),
     }
-
-
-def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[TrainingSpec, int]:
-    """A deepest training of the space, and how many of the least important layers it needs in order.
-
-    Raises :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
-
-    What holds for the largest k and offset of the ranges holds for the others.
-    """
-
-    def values(name: str) -> tuple[Any, ...]:
-        ranges = space.parameters
-        return ranges[name].values if name in ranges else (getattr(base, name),)
-
-    for k in values("k"):
-        check_depth(k, layers)
-    extreme = {"k": max(values("k")), "offset": max(values("offset"))}
-    extreme["tokens_per_step"] = min(values("tokens_per_step"))
-    deepest = [overlay(base, {**extreme, "placement": placement}) for placement in values("placement")]
-    for training in deepest:
-        check_placement(training, layers)
-    return deepest[0], max(ranks_needed(training, layers) for training in deepest)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
@@ -198,6 +287,42 @@ def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
         low, high = searched.values
         return optuna.distributions.FloatDistribution(low, high, log=searched.kind == "log")
     return optuna.distributions.CategoricalDistribution(searched.values)
+
+
+def propose(space: SearchSpace, trial: Any) -> None:
+    """Ask Optuna for a value of each parameter that is there, in the order of the file."""
+    setting: dict[str, Any] = {}
+    for name, searched in space.parameters.items():
+        if name not in space.active(setting):
+            continue
+        if searched.kind == "int":
+            setting[name] = trial.suggest_int(name, *searched.values)
+        elif searched.kind in ("float", "log"):
+            setting[name] = trial.suggest_float(name, *searched.values, log=searched.kind == "log")
+        else:
+            setting[name] = trial.suggest_categorical(name, searched.values)
+
+
+def opened(study: str) -> optuna.storages.BaseStorage | None:
+    """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
+
+    Raises :class:`UserError` for what can't be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if not study:
+        return None
+    try:
+        if "://" in study:
+            return RDBStorage(study)
+        if Path(study).suffix in (".db", ".sqlite", ".sqlite3"):
+            return RDBStorage(f"sqlite:///{Path(study).absolute()}")
+        return JournalStorage(JournalFileBackend(study))
+    except Exception as problem:  # drivers raise errors of their own
+        said = " ".join(str(problem).split())
+        raise UserError(
+            f"--study {study} can't be opened ({said[:200]}): give sqlite:///FILE, "
+            "postgresql://USER@HOST/NAME or the path of a file"
+        ) from None
 
 
 def trial(
@@ -242,10 +367,12 @@ def search(
     importance: LayerImportance,
     blocks: Any,
     storage: str,
+    study: str = "",
 ) -> list[dict[str, Any]]:
-    """Run (or continue) the trials; returns one row a trial: see :func:`final_row`.
+    """Run (or continue, or extend) the trials; returns one row a trial: see :func:`final_row`.
 
-    `job` holds what all trials share; `blocks` is an object reference. Raises KeyboardInterrupt when
+    `job` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
+    searches of the same one find each other's trials in a database. Raises KeyboardInterrupt when
     the search was interrupted.
     """
     # A failed trial is a row with its state; its traceback is kept in its folder, not shown in between.
@@ -262,50 +389,86 @@ def search(
         return placed(importance, overlay(job.training, config), job.seed)
 
     experiment = f"{storage}/{EXPERIMENT}"
+    Proposals.clock = Clock(run.max_hours)
     if run.resume and tune.Tuner.can_restore(experiment):
+        extend(experiment, run.trials)
+        for row in rows_of(experiment, layers_for):
+            if row["state"] != "interrupted":
+                ray.get_actor(board_name(run)).note.remote(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True)
     else:
-        tuner = new_tuner(run, space, job.report_steps, layers_for, trainable, storage)
+        tuner = new_tuner(run, space, job, layers_for, trainable, storage, study)
     tuner.fit()
-    ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
-    rows = [final_row(each, layers_for) for each in ran]
-    if sum(row["state"] != "interrupted" for row in rows) < run.trials:
+    rows = rows_of(experiment, layers_for)
+    left = run.trials - sum(row["state"] != "interrupted" for row in rows)
+    if left > 0 and not Proposals.clock.over:
         raise KeyboardInterrupt
     return rows
+
+
+def extend(experiment: str, trials: int) -> None:
+    """Let a search, ended or not, go on up to so many trials in all.
+
+    Tune keeps the number with the state of its generator, and takes no other one when it restores that.
+    """
+    filesystem, path = located(experiment)
+    for file in filesystem.get_file_info(fs.FileSelector(path)):
+        if file.base_name.startswith("search_gen_state-"):
+            with filesystem.open_input_file(file.path) as stream:
+                state = cloudpickle.loads(stream.read())
+            with filesystem.open_output_stream(file.path) as stream:
+                stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))
+
+
+def rows_of(experiment: str, layers_for: LayersFor) -> list[dict[str, Any]]:
+    """The rows of the trials that Tune has records of."""
+    ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
+    return [final_row(each, layers_for) for each in ran]
 
 
 def new_tuner(
     run: SearchRun,
     space: SearchSpace,
-    report_steps: Sequence[int],
+    job: TrainJob,
     layers_for: LayersFor,
     trainable: Any,
     storage: str,
+    study: str,
 ) -> tune.Tuner:
-    """The tuner of a search that begins."""
+    """The tuner of a search that begins.
+
+    With ``--pareto`` no trial is stopped early: one that is poor by the weights may be the best for others.
+    """
     board = board_name(run)
+    objectives: dict[str, Any] = {"metric": "score", "mode": "max"}
+    if run.pareto:
+        objectives = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
             num_samples=run.trials,
             max_concurrent_trials=1,
             reuse_actors=True,
             search_alg=Proposals(
-                space={name: distribution(searched) for name, searched in space.parameters.items()},
-                metric="score",
-                mode="max",
+                owner=storage,
+                weights=job.weights,
+                space=functools.partial(propose, space),
                 points_to_evaluate=[dict(setting) for setting in space.first],
-                sampler=optuna.samplers.TPESampler(seed=run.seed, n_startup_trials=STARTUP_TRIALS),
+                sampler=Sampler(run.seed),
+                study_name=study,
+                storage=opened(run.study),
+                **objectives,
             ),
             scheduler=Verdicts(
                 board,
                 memory=f"{storage}/verdicts.json",
-                judge_after=space.judge_after,
+                judge_after=math.inf if run.pareto else space.judge_after,
+                weights=job.weights,
+                metric="score",
+                mode="max",
                 time_attr="report",
                 grace_period=1,
-                max_t=len(report_steps),
+                max_t=len(job.report_steps),
                 reduction_factor=HALVING,
                 stop_last_trials=False,
             ),
@@ -323,12 +486,11 @@ def new_tuner(
 
 
 def final_row(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
-    """The row of a trial after the search, with the place of what it ``saved`` last and its ``error``."""
+    """The row of a trial after the search, with its ``error``."""
     metrics = trial.last_result or {}
     state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
     row = describe(trial_name(trial), trial.config, metrics, state, layers_for)
-    error = cause(trial) if state == "failed" else None
-    return {**row, "saved": metrics.get("saved"), "error": error}
+    return {**row, "error": cause(trial) if state == "failed" else None}
 
 
 def cause(trial: Any) -> str:
@@ -337,50 +499,26 @@ def cause(trial: Any) -> str:
     return lines[-1] if lines else "an error without a message"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The chosen trial and why."""
+def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How much each searched parameter has to do with a trial being in the better half, largest share first.
 
-    k: int
-    trial: str
-    score: float
-    best_k: int
-    best_score: float
-    threshold: float
-    reason: str
-
-
-def choose(rows: Sequence[Mapping[str, Any]]) -> Choice:
-    """The smallest k whose best score lies within one standard error of the best (the 1-SE rule).
-
-    Only finished trials count, since others saw fewer tokens. The standard error is the best
-    trial's, over validation blocks, paired with the untouched backbone. An added layer costs
-    inference time for ever, so a larger k must earn it. Raises :class:`UserError` without a finished trial.
+    By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
     """
-    if all(row["state"] == "failed" for row in rows):
-        raise UserError(f"all {len(rows)} trials failed; the first with: {rows[0].get('error')}")
     finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
-    if not finished:
-        raise UserError("no trial was trained to its end, so there is no k to choose: run more trials")
-    per_k: dict[int, Mapping[str, Any]] = {}
+    searched = {name: each for name, each in space.parameters.items() if each.kind != "fixed"}
+    if len(finished) < 2 / HALF or not searched:
+        return {}
+    study = optuna.create_study(direction="maximize")
     for row in finished:
-        if row["k"] not in per_k or row["score"] > per_k[row["k"]]["score"]:
-            per_k[row["k"]] = row
-    best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
-    error = best["score_se"] if math.isfinite(best["score_se"]) else 0.0
-    threshold = best["score"] - error
-    chosen = per_k[min(k for k, row in per_k.items() if row["score"] >= threshold)]
-    if chosen is best:
-        reason = (
-            f"k = {best['k']} has the best score, {best['score']:.2f} ± {error:.2f}, and no smaller k that "
-            f"was trained to its end comes within one standard error of it."
+        params = {name: row[name] for name in searched if name in row}
+        ranges = {name: distribution(searched[name]) for name in params}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
         )
-    else:
-        reason = (
-            f"k = {chosen['k']} scores {chosen['score']:.2f}, within one standard error ({error:.2f}) of the "
-            f"best, {best['score']:.2f} at k = {best['k']}, and it adds fewer layers."
-        )
-    return Choice(chosen["k"], chosen["trial"], chosen["score"], best["k"], best["score"], threshold, reason)
+    with warnings.catch_warnings(action="ignore"):  # it is said in our words how little few trials mean
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=HALF)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 
 def training_of(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:

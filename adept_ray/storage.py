@@ -17,6 +17,8 @@ from adept_ray.config import RunSpec, UserError
 
 RAY = "ray"  # sub-folder for what Ray and the workers keep
 REPORT = "report-"  # folders of what a training saved with its reports
+# what a command that goes on from a run behind a URI reads of it
+HELD = ("run.json", "importance.json", "runs.csv", "best.yaml", "trials.csv", "trials.json", "rates.jsonl")
 NONE = -1  # number of no report
 MANIFEST = "manifest.json"  # its files and their sizes, bytes
 
@@ -73,7 +75,7 @@ class Results:
             stream.write(b"")
         filesystem.delete_file(f"{path}/.writable")
         if download:
-            for name in ("run.json", "importance.json", "runs.csv"):
+            for name in HELD:
                 if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
                     fs.copy_files(f"{path}/{name}", str(self.folder / name), filesystem, fs.LocalFileSystem())
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import yaml
 from rivals import prepare_torch
 
+from adept_ray.choice import UNTOUCHED, choose
 from adept_ray.config import TrainingSpec, default_cache
-from adept_ray.search import choose
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("assets", "backbones", "corpora", "wheels")
@@ -40,7 +40,8 @@ def timed_search(folder: Path, name: str, cache: Path, *flags: str) -> tuple[flo
     wall = time.perf_counter() - started
     run = json.loads((folder / "results" / name / "run.json").read_text())
     with (folder / "results" / name / "trials.csv").open() as file:
-        return wall - run["seconds"]["test"], list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["state"] != UNTOUCHED]
+    return wall - run["seconds"]["test"], rows
 
 
 def fresh_cache(folder: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from common import save_tiny_backbone, write_corpus
 
 from adept_ray.assets import BOOLQ
-from adept_ray.backbones import ON_GPUS, PRESETS
+from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
-from adept_ray.config import CompareRun, RunSpec, SearchRun, TrainRun, load_search_space
+from adept_ray.commands import flags
+from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun, load_search_space
+from adept_ray.runs import settled
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
 
@@ -79,6 +82,12 @@ def space_file(folder, text):
         ({"seq_len": 100_000}, ["--seq-len 100000", "takes at most"]),
         ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),
         ({"storage": "nosuchscheme://bucket"}, ["nosuchscheme://bucket", "not a URI"]),
+        ({"study": "nosuch://host/name"}, ["--study nosuch://host/name can't be opened", "sqlite:///FILE"]),
+        ({"range": "k=4:1"}, ["--range k=4:1", "empty"]),
+        ({"max_new_params": "many"}, ["--max-new-params many", "10%"]),
+        ({"max_new_params": "10"}, ["--max-new-params 10: k = 1, the smallest", "adds"]),
+        ({"max_hours": 0}, ["max_hours", "greater than 0"]),
+        ({"more_trials": 3, "name": "unknown"}, ["holds no run to resume"]),
         ({"search_space": "/no/such/space.yaml"}, ["/no/such/space.yaml", "no such file"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -156,6 +165,37 @@ def test_a_name_that_exists_is_not_overwritten(refusal, tmp_path):
     assert (folder / "run.json").read_text() == "{}"
 
 
+def test_more_trials_are_for_a_finished_search(refusal, tmp_path, room):
+    """An unfinished one goes on first; what an extended or resumed search was for can't be changed."""
+    folder = tmp_path / "results" / "mine"
+    folder.mkdir(parents=True)
+    begun = {"backbone": str(room / "backbone"), "name": "mine", "precision": "float32"}
+    begun |= {side: str(room / f"{side}.jsonl") for side in ("general", "domain")}
+    (folder / "run.json").write_text(json.dumps({"run": begun}))
+    assert "isn't finished, so go on with --resume" in refusal(name="mine", more_trials=2)
+    assert "--pareto True: the run 'mine' began with False" in refusal(name="mine", resume=True, pareto=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "holds no search"),
+        ({"run.json": {"run": {}}}, "holds no finished search"),
+        ({"run.json": {"run": {}, "seconds": {}}}, "holds no finished search"),
+        ({"run.json": {"run": {}, "seconds": {}}, "trials.json": {"trials": []}}, "no candidates any more"),
+    ],
+)
+def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, words):
+    """Nothing there, an unfinished run, an older one, one whose weights are gone: a sentence each."""
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "best.yaml").write_text("{run: {}, training: {}, layers: [], score: {}, k_max: 1}")
+    monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path), "--general", "0.7"])
+    with pytest.raises(SystemExit) as exit_:
+        main(PickRun, "commands.pick", "")
+    assert exit_.value.code == 2 and words in capsys.readouterr().err
+
+
 def test_nothing_to_resume_is_said(refusal):
     """--resume of a name under which nothing began is refused."""
     assert "holds no run to resume" in refusal(name="unknown", resume=True)
@@ -205,6 +245,33 @@ def test_other_backbones_keep_the_usual_defaults():
     assert parse(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
     assert parse(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
     assert set(ON_GPUS) <= set(SearchRun.model_fields) | set(CompareRun.model_fields)
+
+
+def test_a_search_space_brings_its_sizes():
+    """Over the preset's; a flag holds against both, and what goes on keeps what it began with."""
+    quick = ["--search-space", str(SPACES / "quick.yaml")]
+    usual = SearchRun()
+    found = parse(SearchRun, "", quick)
+    assert (found.trials, found.tokens_per_trial, found.seq_len) == (4, 2048, usual.seq_len)
+    assert parse(SearchRun, "", [*quick, "--max-trials", "8"]).trials == 8
+    assert parse(SearchRun, "", [*quick, "--backbone", "qwen3-8b"]).probe_tokens == found.probe_tokens
+    assert parse(SearchRun, "", [*quick, "--name", "x", "--more-trials", "2"]).trials == usual.trials
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--backbone", "qwen3-8b", "--workers", "2", "--no-dashboard"],
+        ["--domain-tasks", "offline_piqa", "medqa", "--max-hours", "1.5", "--pareto", "--seed", "3"],
+        ["--precision", "bfloat16", "--max-new-params", "10%", "--study", "sqlite:///a.db"],
+    ],
+)
+def test_a_search_can_say_with_which_flags_it_began(words):
+    """They make the same settings again, but for its name."""
+    run = settled(parse(SearchRun, "", words))
+    again = settled(parse(SearchRun, "", shlex.split(flags(run))))
+    assert again.model_copy(update={"name": run.name}) == run
 
 
 def test_a_resumed_run_takes_no_sizes_from_the_preset():

@@ -19,6 +19,7 @@ from adept_ray.config import (
     overlay,
     validated,
 )
+from adept_ray.spaces import check_space, paper_first
 
 SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 
@@ -40,12 +41,21 @@ def refused(action, *words):
     return message
 
 
+def test_the_search_spaces_that_are_shipped():
+    """Those that the README names."""
+    assert [path.stem for path in SPACES] == ["default", "paper", "placement", "quick", "qwen3-8b", "rates"]
+
+
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_shipped_search_space_loads(path):
-    """Each file of search_spaces/ is valid, searches k, and its first settings lie inside its ranges."""
+    """Each is valid for 30 layers, and its first settings are whole trainings inside its ranges."""
     loaded = load_search_space(path)
-    assert "k" in loaded.parameters
-    for setting in loaded.first:
+    check_space(loaded, 30, TrainingSpec())
+    ready = paper_first(loaded)
+    assert ready.first[0]["k"] == 4 and all(setting in ready.first for setting in loaded.first)
+    for setting in ready.first:
+        overlay(TrainingSpec(), setting)
+        assert list(loaded.active(setting)) == [name for name in loaded.parameters if name in setting]
         for name, value in setting.items():
             searched = loaded.parameters[name]
             if searched.kind in ("choice", "fixed"):
@@ -149,6 +159,69 @@ def test_the_proposed_number_is_one(text, tmp_path):
 def test_a_wrong_search_space_is_refused_in_one_sentence(text, words, tmp_path):
     """Every mistake in the file as a whole names the file and what is wrong."""
     refused(lambda: space(text, tmp_path), "space.yaml", *words)
+
+
+HEAD = """# a comment
+parameters:
+  k: {int: [1, 4]}
+  placement:
+    choice: [guided, uniform]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "line", "words"),
+    [
+        ("  base_lr: {log: [0.1, 0.01]}", 6, "empty"),
+        ("  base_lr:\n    log:\n      - 0.1\n      - 1e-5", 6, "'1e-5' is a string"),
+        ("  base_rl: {log: [0.1, 1]}", 6, "did you mean base_lr"),
+        ("  warmup:\n    float: [0.1, 1.5]", 6, "less than 1"),
+        ("  base_lr:\n    lgo: [0.1, 1]", 7, "unknown key"),
+        ("score:\n  general: 0.5\n  domain: -1", 8, "greater than or equal to 0"),
+        ("score:\n  genral: 0.5", 7, "did you mean general"),
+        ("score:\n  retain: true", 7, "write 'general: retain'"),
+        ("general: loss", 6, "'gain' or 'retain'"),
+        ("first:\n  - {k: 1, placement: guided}\n  - {k: 9, placement: guided}", 8, "k 9 lies outside"),
+        ("first:\n  - k: 1\n    placement: nowhere", 8, "nowhere"),
+        ("first:\n\n  - k: 1", 8, "exactly k, placement"),
+        ("judge_after: 0", 6, "greater than or equal to 1"),
+        ("run:\n  trials: 3\n  workers: 2", 8, "unknown key 'workers'"),
+        ("run: {trials: 0}", 6, "greater than or equal to 1"),
+        ("run: {trials: few}", 6, "integer"),
+        ("  offset: {int: [0, 4], when: {placment: uniform}}", 6, "isn't listed before it: did you mean"),
+        ("  offset:\n    int: [0, 4]\n    when: {placement: [deepest]}", 8, "'deepest', which lies outside"),
+        ("  k: {int: [1, 2]}", 6, "'k' is there twice"),
+        ("  base_lr: {log: [0.1, 1]", 7, "not readable as YAML"),
+        ("\tbase_lr: 1", 6, "not readable as YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(rest, line, words, tmp_path):
+    """Every sentence about a search space begins with the file and the line to look at."""
+    text = f"{HEAD}{rest}\n"
+    message = refused(lambda: space(text, tmp_path), words)
+    assert message.startswith(f"{tmp_path / 'space.yaml'}, line {line}: "), message
+
+
+def test_a_condition_may_name_one_value_or_several(tmp_path):
+    """And it is part of what a first setting has to name."""
+    one = space(f"{HEAD}  offset: {{int: [0, 4], when: {{placement: uniform}}}}", tmp_path)
+    several = space(f"{HEAD}  offset: {{int: [0, 4], when: {{placement: [uniform]}}}}", tmp_path)
+    assert one == several and one.active({"placement": "uniform"}) == ["k", "placement", "offset"]
+    assert one.active({"placement": "guided"}) == ["k", "placement"]
+    whole = (
+        f"{HEAD}  offset: {{int: [0, 4], when: {{placement: uniform}}}}\nfirst: [{{k: 1, placement: guided}}"
+    )
+    assert len(space(f"{whole}, {{k: 1, placement: uniform, offset: 2}}]", tmp_path).first) == 2
+    refused(
+        lambda: space(f"{whole}, {{k: 1, placement: uniform}}]", tmp_path), "exactly k, offset, placement"
+    )
+    refused(lambda: space("parameters: {k: {int: [1, 2], when: {k: 1}}}", tmp_path), "'k' takes no 'when'")
+
+
+def test_only_a_loss_counts_where_the_space_says_so(tmp_path):
+    """It goes where the weights go."""
+    assert space("parameters: {k: {fixed: 1}}\ngeneral: retain", tmp_path).weights.retain
+    assert not space("parameters: {k: {fixed: 1}}", tmp_path).weights.retain
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -26,9 +26,13 @@ parameters:
   base_lr: {log: [0.0005, 1.0e+37]}
 judge_after: 1
 first:
-  - {k: 2, recompute_every: 2, base_lr: 0.01}
-  - {k: 3, recompute_every: 4, base_lr: 0.0005}
+  - {k: 2, recompute_every: 2, base_lr: 0.0005}
+  - {k: 3, recompute_every: 4, base_lr: 0.01}
   - {k: 1, recompute_every: 2, base_lr: 1.0e+37}
+"""
+FRONT = """
+parameters: {k: {int: [1, 4]}, base_lr: {log: [0.001, 0.1]}}
+first: [{k: 1, base_lr: 0.05}, {k: 2, base_lr: 0.005}]
 """
 TASK = """
 task: reports
@@ -117,11 +121,11 @@ def searched(room):
 
 
 def trials(folder):
-    """trials.csv without the seconds."""
+    """trials.csv without the seconds and the untouched backbone."""
     with (folder / "trials.csv").open() as file:
-        return [
-            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
-        ]
+        untouched, *rows = csv.DictReader(file)
+    assert (untouched["trial"], untouched["k"], untouched["score"]) == ("untouched", "0", "0.0")
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def ray_processes():
@@ -149,7 +153,7 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
     assert "bits per byte" in searched and "report.html" in searched
     rows = trials(folder)
     assert [row["trial"] for row in rows] == [f"trial-00{i}" for i in (1, 2, 3)]
-    assert [row["k"] for row in rows] == ["2", "3", "1"]  # the settings under `first`
+    assert [row["k"] for row in rows] == ["3", "2", "1"]  # the settings under `first`, the paper's before all
     chosen = next(row for row in rows if row["trial"] == best["choice"]["trial"])
     assert chosen["state"] == "finished" and int(chosen["k"]) == best["training"]["k"] == len(best["layers"])
 
@@ -212,10 +216,11 @@ def interrupted(process):
 def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
     """Ctrl-C in stage 1, then in a trial: trials.csv equals that of the undisturbed search, seconds aside.
 
+    It is a search of two trials, in a database, that one more is added to afterwards.
     It resumes without a dashboard and beside another Ray cluster, where Ray's own clean-up of stopped trials
     is known to fail: ours doesn't need it.
     """
-    process = room.start(room.search("second", cache="cache3"))
+    process = room.start(room.search("second", cache="cache3", trials=2, study="sqlite:///study.db"))
     while "stage 1" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     time.sleep(2)
@@ -231,7 +236,34 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
         room.run([*again, "--no-dashboard"])
     finally:
         ray.shutdown()
+    assert trials(room.results("second")) == trials(room.results("first"))[:2]
+    room.run(["tune_k.py", "--name", "second", "--more-trials", "1", "--cache", "cache3"])
     assert trials(room.results("second")) == trials(room.results("first"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_other_weights_pick_another_trial_of_the_front(room, searched):
+    """A search for trade-offs keeps what may be picked: by new weights it is exported without training."""
+    (room.folder / "front.yaml").write_text(FRONT)
+    flags = {"search-space": "front.yaml", "trials": 2, "max-new-params": "200k"}
+    room.run([*room.search("front", **flags), "--pareto"])
+    folder = room.results("front")
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    points = {row["trial"]: row for row in trials(folder)}
+    assert set(best["choice"]["front"]) <= set(points) and best["choice"]["front"]
+    assert {row["state"] for row in points.values()} == {"finished"}
+    kept = {path.parent.name for path in (folder / "ray" / "trials").glob("*/report-*")}
+    assert kept >= {*best["choice"]["front"], best["choice"]["trial"]}
+    wanted = max(kept, key=lambda trial: float(points[trial]["general_delta"]))
+    room.run(["pick.py", "results/front", "--general", "1"])
+    again = yaml.safe_load((folder / "best.yaml").read_text())
+    assert again["score"] == {"general": 1.0, "domain": 0.0, "retain": False}
+    assert again["choice"]["best_score"] == pytest.approx(float(points[wanted]["general_delta"]))
+    assert again["training"]["k"] == again["choice"]["k"] == len(again["layers"])
+    record = json.loads((folder / "model" / "adept.json").read_text())
+    assert record["source_layers"] == again["layers"]
+    assert again["test"]["score"] == pytest.approx(again["test"]["general"]["delta"])
 
 
 def working(line):
@@ -256,7 +288,7 @@ def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     Resumed, it comes to the table of the undisturbed search.
     """
     s3.create_bucket(Bucket="results")
-    process = room.start(room.search("killed", storage="s3://results"))
+    process = room.start(room.search("killed", storage="s3://results", study="study.log"))
     while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:
         assert line, process.communicate()
     time.sleep(2)  # into the next trial

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from adept_ray.config import ScoreWeights
 from adept_ray.corpus import Blocks
-from adept_ray.scoring import Change, bits_per_byte, block_nats, change, combined, judged, points
+from adept_ray.scoring import (
+    Change,
+    bits_per_byte,
+    block_nats,
+    change,
+    combined,
+    difference_error,
+    judged,
+    points,
+)
 
 MODEL = tiny_model("qwen3")
 BLOCKS = Blocks(random_ids(7, 16).numpy().astype(np.int32), np.array([40, 61, 55, 47, 80, 33, 52]))
@@ -118,6 +127,30 @@ def test_points_are_the_gain_in_accuracy_with_a_paired_error():
     assert found.standard_error == pytest.approx(100 * np.std(moved, ddof=1) / 10)
     assert points(before, before).delta == points(before, before).standard_error == 0
     assert math.isnan(points(before[:1], after[:1]).standard_error)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_of_a_difference_is_that_of_leaving_blocks_out(seed):
+    """For two models on the same blocks, too: it agrees with the jackknife of their scores' difference."""
+    before, after, size = made_up(seed)
+    other = after + np.random.default_rng(9).normal(0, 0.05, len(size)) * before
+    weights = ScoreWeights(general=0.3, domain=0.7)
+    blocks = {"general": Blocks(BLOCKS.tokens, size), "domain": Blocks(BLOCKS.tokens, size)}
+
+    def score(losses, kept):
+        held = {side: before[kept] for side in blocks}
+        return judged(held, {side: losses[kept] for side in blocks}, of(blocks, kept), False, weights)
+
+    def of(blocks, kept):
+        return {side: Blocks(each.tokens, each.bytes[kept]) for side, each in blocks.items()}
+
+    kept = ~np.eye(len(size), dtype=bool)
+    moved = [score(after, k)["score"] - score(other, k)["score"] for k in kept]
+    jackknife = math.sqrt((len(size) - 1) * np.var(moved))
+    whole = np.ones(len(size), dtype=bool)
+    found = difference_error(score(after, whole), score(other, whole), weights)
+    # both sides are the same blocks here, so their errors don't add up in squares but in full
+    assert found * 1 / math.hypot(0.3, 0.7) == pytest.approx(jackknife, rel=0.05)
 
 
 def test_tasks_count_where_a_side_has_them_unless_bits_per_byte_are_asked_for():

@@ -1,0 +1,342 @@
+"""Choosing k from the table of a search, with what the table leaves open; no Ray, no Optuna, no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adept_ray.config import Range, ScoreWeights, SearchSpace, TrainingSpec, UserError, validated
+from adept_ray.scoring import counted_general, difference_error
+
+Row = Mapping[str, Any]
+UNTOUCHED = "untouched"  # name and state of the backbone's own row
+TOLD_APART = 1.96  # standard errors beyond which two scores differ, at 95 %
+EDGE = 0.05  # of a range's width, on its own scale: as near to an end is at that end
+EVEN = ScoreWeights()
+RELIABLE = 20  # trials from which on the importance of hyperparameters means something
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What the search knows of one k."""
+
+    k: int
+    trials: int
+    """Trials of that k, whatever became of them."""
+    trial: str
+    """The best finished one."""
+    score: float
+    standard_error: float | None
+    """Of `score`, paired with the untouched backbone over validation blocks; None with a single block."""
+    gain: float | None
+    """`score` minus that of the next smaller k with a finished trial; None for the untouched backbone."""
+    gain_error: float | None
+    """Standard error of `gain`, paired block by block."""
+    differs: bool | None
+    """Whether `gain` stands out of its noise; None where that isn't known."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A chosen value at an end of its range: beyond it may be a better one."""
+
+    parameter: str
+    value: float
+    end: str
+    """``low`` or ``high``."""
+    command: str
+    """The command that searches a wider range."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial, why, and how sure that is; goes into best.yaml as it is."""
+
+    k: int
+    trial: str
+    score: float
+    best_k: int
+    best_score: float
+    threshold: float
+    """The score that a trial of this k needed to be chosen."""
+    reason: str
+    """Two sentences: why this k, and what one layer more or fewer would change."""
+    depths: tuple[Depth, ...] = ()
+    """By k, ascending; the first one is the untouched backbone."""
+    edges: tuple[Edge, ...] = ()
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    """Parameter → its share in what good trials have in common."""
+    hyperparameters_reliable: bool = False
+    front: tuple[str, ...] = ()
+    """Of a search for all trade-offs: the trials that no other one beats on both sides."""
+    min_gain_per_layer: float | None = None
+
+
+def choose(
+    rows: Sequence[Row], weights: ScoreWeights = EVEN, min_gain_per_layer: float | None = None
+) -> Choice:
+    """The smallest k whose best score lies within one standard error of the best (the 1-SE rule).
+
+    An added layer costs inference time for ever, so a larger k must earn it. Only finished trials count,
+    since others saw fewer tokens. The error is that of the difference between the two trials, paired over
+    validation blocks: both saw the same text, so what makes a block hard for one does so for the other, and
+    the difference is far less noisy than either score. A k that a smaller one equals or beats is never taken.
+
+    With `min_gain_per_layer` every added layer has to earn so many points: they are taken off each score.
+    Raises :class:`UserError` without a finished trial.
+    """
+    per_k = best_of_each_k(rows)
+    price = min_gain_per_layer or 0.0
+
+    def worth(row: Row) -> float:
+        return float(row["score"] - price * row["k"])
+
+    climbing: list[Row] = []
+    for row in per_k.values():
+        if not climbing or worth(row) > worth(climbing[-1]):
+            climbing.append(row)
+    top = climbing[-1]
+    errors = [0.0 if row is top else known(difference_error(top, row, weights)) for row in climbing]
+    chosen, error = next(
+        (row, error) for row, error in zip(climbing, errors, strict=True) if worth(top) - worth(row) <= error
+    )
+    best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
+    depths = depths_of(rows, per_k, weights)
+    return Choice(
+        k=chosen["k"],
+        trial=chosen["trial"],
+        score=chosen["score"],
+        best_k=best["k"],
+        best_score=best["score"],
+        threshold=worth(top) - error + price * chosen["k"],
+        reason=f"{why(chosen, best, error, min_gain_per_layer)} {neighbours(chosen['k'], depths)}",
+        depths=depths,
+        min_gain_per_layer=min_gain_per_layer,
+    )
+
+
+def best_of_each_k(rows: Iterable[Row]) -> dict[int, Row]:
+    """k → its best finished trial, ascending. Raises :class:`UserError` when there is none."""
+    trials = [row for row in rows if row["state"] != UNTOUCHED]
+    finished = [row for row in trials if row["state"] == "finished" and math.isfinite(row["score"])]
+    if not finished and trials and all(row["state"] == "failed" for row in trials):
+        raise UserError(f"all {len(trials)} trials failed; the first with: {trials[0].get('error')}")
+    if not finished:
+        raise UserError("no trial was trained to its end, so there is no k to choose: run more trials")
+    best: dict[int, Row] = {}
+    for row in finished:
+        if row["k"] not in best or row["score"] > best[row["k"]]["score"]:
+            best[row["k"]] = row
+    return dict(sorted(best.items()))
+
+
+def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeights) -> tuple[Depth, ...]:
+    """What is known of each k with a finished trial, above the untouched backbone."""
+    before: Row = {"trial": UNTOUCHED, "k": 0, "score": 0.0, "score_se": 0.0}
+    idle = sum(row["k"] == 0 and row["state"] != UNTOUCHED for row in rows)
+    depths = [Depth(0, idle, UNTOUCHED, 0.0, 0.0, None, None, None)]
+    for k, row in per_k.items():
+        if k == 0:  # such a trial changes nothing: it is the untouched backbone
+            continue
+        gain, error = row["score"] - before["score"], difference_error(row, before, weights)
+        sure = math.isfinite(error)
+        depths.append(
+            Depth(
+                k=k,
+                trials=sum(each["k"] == k for each in rows),
+                trial=row["trial"],
+                score=row["score"],
+                standard_error=row["score_se"] if math.isfinite(row["score_se"]) else None,
+                gain=gain,
+                gain_error=error if sure else None,
+                differs=abs(gain) > TOLD_APART * error if sure else None,
+            )
+        )
+        before = row
+    return tuple(depths)
+
+
+def why(chosen: Row, best: Row, error: float, price: float | None) -> str:
+    """The sentence that says why this k."""
+    head = f"k = {chosen['k']} scores {chosen['score']:.2f}"
+    noise = known(chosen["score_se"])
+    told = chosen["k"] == 0 or chosen["score"] > TOLD_APART * noise
+    doubt = "" if told else ", though it isn't told from the untouched backbone"
+    if price:
+        return f"{head}, and more layers don't earn {price:g} points each beyond one standard error{doubt}."
+    if chosen is best:
+        return f"{head}, the best, and no smaller k comes within one standard error of it{doubt}."
+    return (
+        f"{head}, within one standard error ({error:.2f}) of the best, {best['score']:.2f} at "
+        f"k = {best['k']}, and it adds fewer layers{doubt}."
+    )
+
+
+def neighbours(k: int, depths: Sequence[Depth]) -> str:
+    """The sentence that says what fewer layers and what more layers would change."""
+    here = next((at for at, depth in enumerate(depths) if depth.k == k), 0)
+    said = []
+    if here:
+        fewer, depth = depths[here - 1], depths[here]
+        place = f"k = {fewer.k}" if fewer.k else "the untouched backbone"
+        said.append(f"{layers(k - fewer.k)} fewer ({place}) would score {moved(-gain_of(depth), depth)}")
+    if here + 1 < len(depths):
+        more = depths[here + 1]
+        said.append(f"{layers(more.k - k)} more (k = {more.k}) would score {moved(gain_of(more), more)}")
+    else:
+        said.append("no larger k was trained to its end")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def layers(count: int) -> str:
+    return f"{count} layer{'s' * (count > 1)}"
+
+
+def gain_of(depth: Depth) -> float:
+    return depth.gain or 0.0
+
+
+def moved(change: float, depth: Depth) -> str:
+    """A change of the score in words, with the doubt of the step to that depth."""
+    error = "" if depth.gain_error is None else f" ± {depth.gain_error:.2f}"
+    return f"{abs(change):.2f}{error} {'more' if change > 0 else 'less'}" + (
+        " (within the noise)" if depth.differs is False else ""
+    )
+
+
+def known(error: float) -> float:
+    """A standard error, or 0 where a single block gives none."""
+    return error if math.isfinite(error) else 0.0
+
+
+# --- trade-offs -----------------------------------------------------------------------------------
+
+
+def front_of(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
+    """The finished trials that no other one beats on one side without losing on the other."""
+    points = {
+        row["trial"]: (counted_general(row["general_delta"], weights), row["domain_delta"])
+        for row in rows
+        if row["state"] == "finished" and math.isfinite(row["score"])
+    }
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(
+            other != point and other[0] >= point[0] and other[1] >= point[1] for other in points.values()
+        )
+
+    return tuple(trial for trial, point in points.items() if not beaten(point))
+
+
+def rescored(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]:
+    """The rows with the scores, and their errors, that other weights give."""
+    found = []
+    for row in rows:
+        if row.get("pulls"):
+            none = {"general_delta": 0.0, "pulls": {side: [0.0] * len(p) for side, p in row["pulls"].items()}}
+            general = counted_general(row["general_delta"], weights)
+            score = weights.general * general + weights.domain * row["domain_delta"]
+            row = {**row, "score": score, "score_se": difference_error(row, none, weights)}
+        found.append(dict(row))
+    return found
+
+
+def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[str]:
+    """The trials that may still be chosen: the best of each k, and with `front` those on the front.
+
+    All others' checkpoints can go: more trials never make them the best of their k.
+    """
+    try:
+        kept = {row["trial"] for row in best_of_each_k(rows).values()}
+    except UserError:  # none is finished yet
+        return set()
+    return kept | (set(front_of(rows, weights)) if front else set())
+
+
+# --- ends of ranges -------------------------------------------------------------------------------
+
+
+def edges_of(
+    setting: Mapping[str, Any], space: SearchSpace, most: int, command: str, ranges: Sequence[str] = ()
+) -> tuple[Edge, ...]:
+    """Chosen values at an end of their range, with the command that widens it.
+
+    `most` is the largest k that backbone and budget allow: a range that ends there can't be widened. A
+    smallest k of 1 is no edge either: below it is the untouched backbone. `ranges` are those that the command
+    line gave already.
+    """
+    found = []
+    for name, searched in space.parameters.items():
+        if name not in setting or not (searched.kind in ("int", "float", "log") or name == "k"):
+            continue
+        low, high = min(searched.values), max(searched.values)
+        end = end_of(searched, setting[name], low, high)
+        if not end or (name == "k" and end == "low" and low <= 1):
+            continue
+        wider = widened(searched, end, low, high, most if name == "k" else None)
+        if wider == (low, high) or not all(allowed(name, value) for value in wider):
+            continue
+        kept = [text for text in ranges if not text.startswith(f"{name}=")]
+        flag = " ".join([*kept, f"{name}={wider[0]:.6g}:{wider[1]:.6g}"])
+        found.append(Edge(name, setting[name], end, f"{command} --range {flag}"))
+    return tuple(found)
+
+
+def end_of(searched: Range, value: float, low: float, high: float) -> str | None:
+    """The end of a range at which a value lies."""
+    if low == high:
+        return None
+    scale = math.log if searched.kind == "log" else float
+    place = (scale(value) - scale(low)) / (scale(high) - scale(low))
+    return "low" if place <= EDGE else "high" if place >= 1 - EDGE else None
+
+
+def widened(searched: Range, end: str, low: float, high: float, most: int | None) -> tuple[float, float]:
+    """The range with that end moved: a log one by a factor of four, others by half their width or more."""
+    if searched.kind == "log":
+        return (low / 4, high) if end == "low" else (low, high * 4)
+    if isinstance(low, int) and isinstance(high, int):
+        return (max(1, low // 2), high) if end == "low" else (low, min(2 * high, most or 2 * high))
+    step = (high - low) / 2
+    return (low - step, high) if end == "low" else (low, high + step)
+
+
+def allowed(name: str, value: float) -> bool:
+    """Whether a training takes that value."""
+    try:
+        validated(TrainingSpec, {name: value}, where="")
+    except UserError:
+        return False
+    return True
+
+
+# --- for the terminal -----------------------------------------------------------------------------
+
+
+def said(choice: Choice) -> str:
+    """The table per k, and what else the search leaves open, as lines of text."""
+    lines = ["  k  trials  score           against the next smaller k"]
+    for depth in choice.depths:
+        error = "" if depth.standard_error is None else f" ± {depth.standard_error:.2f}"
+        score = f"{depth.score:+.2f}{error}" if depth.k else "0  untouched"
+        step = ""
+        if depth.gain is not None:
+            noise = "" if depth.gain_error is None else f" ± {depth.gain_error:.2f}"
+            step = f"{depth.gain:+.2f}{noise}" + (" within the noise" if depth.differs is False else "")
+        mark = " ← chosen" if depth.k == choice.k else ""
+        lines.append(f"{depth.k:3}  {depth.trials or '–':>6}  {score:14}  {step}{mark}".rstrip())
+    if choice.hyperparameters:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in choice.hyperparameters.items())
+        doubt = "" if choice.hyperparameters_reliable else f"; of fewer than {RELIABLE} trials: a guess"
+        lines.append(f"what mattered: {shares}{doubt}")
+    for edge in choice.edges:
+        lines.append(
+            f"{edge.parameter} = {edge.value:g} lies at the {edge.end} end of its range; to widen it: "
+            f"{edge.command}"
+        )
+    if choice.front:
+        lines.append(f"front: {' '.join(choice.front)}; pick.py chooses among them by other weights")
+    return "\n".join(lines)

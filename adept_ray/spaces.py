@@ -1,0 +1,122 @@
+"""A search space made fit for a run: other ends, what the budget and the backbone allow, the paper first."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adept_ray.config import SearchSpace, TrainingSpec, UserError, nearest, overlay
+from adept_ray.expansion import check_depth
+from adept_ray.placement import check_placement, ranks_needed
+
+# The paper's setting, as far as a search varies it; its rate depends on the model.
+PAPER = {"k": 4, "placement": "guided", "offset": 0, "recompute_every": 500}
+
+
+def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[TrainingSpec, int]:
+    """A deepest training of the space, and how many of the least important layers it needs in order.
+
+    Raises :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
+
+    What holds for the largest k and offset of the ranges holds for the others.
+    """
+
+    def values(name: str) -> tuple[Any, ...]:
+        ranges = space.parameters
+        return ranges[name].values if name in ranges else (getattr(base, name),)
+
+    for k in values("k"):
+        check_depth(k, layers)
+    extreme = {"k": max(values("k")), "tokens_per_step": min(values("tokens_per_step"))}
+    deepest = []
+    for placement in values("placement"):
+        setting = {**extreme, "placement": placement}
+        if "offset" not in space.parameters or "offset" in space.active(setting):
+            setting["offset"] = max(values("offset"))
+        deepest.append(overlay(base, setting))
+    for training in deepest:
+        check_placement(training, layers)
+    return deepest[0], max(ranks_needed(training, layers) for training in deepest)
+
+
+def with_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
+    """The space with other ends of some ranges, NAME=LOW:HIGH each; settings outside them aren't tried first.
+
+    Raises :class:`UserError` for what isn't of that form and for ends that can't be.
+    """
+    for text in given:
+        match = re.fullmatch(r"(\w+)=([^:=]+):([^:=]+)", text.replace(" ", ""))
+        if not match:
+            raise UserError(f"--range {text}: give NAME=LOW:HIGH, such as k=1:16")
+        name = match[1]
+        if name not in space.parameters:
+            raise UserError(f"--range {text}: no such parameter in it, {nearest(name, space.parameters)}")
+        whole = TrainingSpec.model_fields[name].annotation is int
+        kind = "int" if whole else "log" if space.parameters[name].kind == "log" else "float"
+        try:
+            ends = [int(end) if whole else float(end) for end in match.groups()[1:]]
+        except ValueError:
+            raise UserError(f"--range {text}: its ends must be {'whole ' * whole}numbers") from None
+        ranges = {key: value.model_dump() for key, value in space.parameters.items()}
+        ranges[name] = {kind: ends, "when": ranges[name]["when"]}
+        low, high = ends
+        first = [setting for setting in space.first if low <= setting.get(name, low) <= high]
+        space = overlay(space, {"parameters": ranges, "first": first}, where=f"--range {text}")
+    return space
+
+
+def amount(text: str, total: int) -> float:
+    """Parameters that ``--max-new-params`` allows of a model of `total`. Raises :class:`UserError`."""
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)", text.strip())
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if not match or not number > 0:
+        raise UserError(f"--max-new-params {text}: give a share such as 10%, or a number such as 15M")
+    return number * {"%": total / 100, "": 1, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+
+
+def affordable(space: SearchSpace, sizes: Sequence[int], limit: float, flag: str) -> tuple[SearchSpace, int]:
+    """The space without depths that add more than `limit` parameters, and the largest k that doesn't.
+
+    `sizes` are the parameters of each layer: whichever k layers are copied, it must be enough.
+    Raises :class:`UserError`, naming the `flag`, when no k is left.
+    """
+    largest = sorted(sizes, reverse=True)
+    most = max(k for k in range(len(sizes) + 1) if sum(largest[:k]) <= limit)
+    depths = space.parameters["k"]
+    if min(depths.values) > most:
+        least = min(depths.values)
+        raise UserError(
+            f"{flag}: k = {least}, the smallest of the search space, adds {sum(largest[:least]) / 1e6:.1f} M "
+            f"parameters, more than the {limit / 1e6:.1f} M that are allowed"
+        )
+    if max(depths.values) <= most:
+        return space, most
+    if depths.kind == "int":
+        cut: dict[str, Any] = {"int": (depths.values[0], most)}
+    else:
+        cut = {"choice": tuple(k for k in depths.values if k <= most)}
+    parameters = {name: searched.model_dump() for name, searched in space.parameters.items()} | {"k": cut}
+    first = [setting for setting in space.first if setting["k"] <= most]
+    return overlay(space, {"parameters": parameters, "first": first}), most
+
+
+def paper_first(space: SearchSpace) -> SearchSpace:
+    """The space with the paper's setting before all others, as near to it as its ranges allow.
+
+    A setting under ``first`` that is the paper's at a rate of its own is taken to the front; otherwise one is
+    made, at the middle of the range of rates, and at the defaults of what the paper doesn't vary.
+    """
+    made: dict[str, Any] = {}
+    for name, searched in space.parameters.items():
+        usual = PAPER.get(name, TrainingSpec.model_fields[name].default)
+        if name in space.active(made):
+            made[name] = searched.middle if name == "base_lr" else searched.clipped(usual)
+    ours = [name for name in made if name in PAPER]
+    same = [s for s in space.first if all(s.get(name) == made[name] for name in ours)]
+    front = same[0] if same else made
+    return overlay(space, {"first": (front, *(setting for setting in space.first if setting != front))})

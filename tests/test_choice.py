@@ -1,0 +1,260 @@
+"""Choosing k: the smallest that is not worse beyond noise, what that leaves open, what other weights pick."""
+
+import math
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adept_ray.choice import (
+    UNTOUCHED,
+    candidates,
+    choose,
+    edges_of,
+    front_of,
+    rescored,
+    said,
+)
+from adept_ray.config import Range, ScoreWeights, SearchSpace, UserError
+from adept_ray.scoring import change, combined, spread
+from adept_ray.spaces import with_ranges
+
+EVEN = ScoreWeights()
+
+
+def row(k, score, error=1.0, state="finished", trial=None):
+    """A row as it is read from a file: without the pulls of single blocks."""
+    return {"trial": trial or f"trial of {k}", "k": k, "score": score, "score_se": error, "state": state}
+
+
+def measured(k, general, domain, trial=None, weights=EVEN):
+    """A row as a search makes it, from losses of each block before and after."""
+    size = np.full(len(general[0]), 100)
+    sides = [change(np.array(before), np.array(after), size) for before, after in (general, domain)]
+    score, error = combined(*sides, weights)
+    return {
+        **row(k, score, error, trial=trial),
+        "general_delta": sides[0].delta,
+        "domain_delta": sides[1].delta,
+        "pulls": {"general": sides[0].pulls, "domain": sides[1].pulls},
+    }
+
+
+NOISE = np.array([-20.0, 15.0, -5.0, 25.0, -15.0, 0.0])  # what makes a block's change differ from another's
+BEFORE = [100.0] * len(NOISE)
+AS_BEFORE = (BEFORE, BEFORE)
+
+
+def learnt(points, shared=NOISE, own=0.0):
+    """Losses before and after a reduction of so many percent, unlike from block to block."""
+    return BEFORE, 100 - points + shared + own
+
+
+def test_the_smallest_k_within_one_standard_error():
+    """Of the k whose best score reaches the best minus the error of the difference, the smallest is taken."""
+    rows = [row(1, 7.9, 0.6), row(2, 9.1, 0.6), row(2, 3.0), row(4, 9.0, 9.0), row(6, 10.0, 0.8), row(6, 9.9)]
+    found = choose(rows)
+    assert (found.k, found.score, found.best_k, found.best_score) == (2, 9.1, 6, 10.0)
+    assert found.threshold == pytest.approx(9.0)  # the errors of independent scores add up in squares
+    assert all(part in found.reason for part in ("k = 2", "9.10", "1.00", "10.00", "k = 6"))
+
+
+def test_errors_are_paired_block_by_block():
+    """What all trials share tells none from another: two scores of huge errors can differ surely."""
+    rows = [measured(k, AS_BEFORE, learnt(10 + k)) for k in (1, 2)]
+    assert rows[0]["score_se"] > 2 and choose(rows).k == 2
+    apart = [measured(1, AS_BEFORE, learnt(21)), measured(2, AS_BEFORE, learnt(22, -NOISE))]
+    assert choose(apart).k == 1
+    (_, first, second) = choose(apart).depths
+    assert first.differs and not second.differs
+    assert second.gain_error == pytest.approx(0.5 * spread(2 * NOISE / len(NOISE)))
+    assert first.gain_error == first.standard_error == pytest.approx(apart[0]["score_se"])
+
+
+rows_of_trials = st.lists(
+    st.builds(
+        row,
+        st.integers(1, 5),
+        st.integers(-8, 8).map(float) | st.just(math.nan),
+        st.floats(0, 5) | st.just(math.nan),
+        st.sampled_from(["finished", "finished", "stopped", "failed"]),
+    ),
+    min_size=1,
+)
+
+
+@given(rows_of_trials, st.none() | st.floats(0, 2))
+def test_the_choice_can_be_justified(rows, price):
+    """What is chosen was finished, no smaller k is as good, and what beats it does so within the noise."""
+    rows.insert(0, row(0, 0.0, 0.0, UNTOUCHED, UNTOUCHED))
+    able = [r for r in rows if r["state"] == "finished" and not math.isnan(r["score"])]
+    if not able:
+        failed = all(r["state"] == "failed" for r in rows[1:])
+        with pytest.raises(UserError, match="trials failed" if failed else "no trial was trained to its end"):
+            choose(rows, EVEN, price)
+        return
+    found = choose(rows, EVEN, price)
+    worth = {id(r): r["score"] - (price or 0) * r["k"] for r in able}
+    mine = next(r for r in able if r["trial"] == found.trial and r["score"] == found.score)
+    assert found.score == max(r["score"] for r in able if r["k"] == found.k)
+    assert found.best_score == max(r["score"] for r in able)
+    assert all(worth[id(r)] < worth[id(mine)] for r in able if r["k"] < found.k)
+    top = max(worth.values())
+    errors = [math.hypot(r["score_se"], mine["score_se"]) for r in able if worth[id(r)] == top]
+    assert top - worth[id(mine)] <= max([0.0, *(e for e in errors if e == e)]) + 1e-9
+    assert found.threshold <= found.score + 1e-9
+
+
+@given(rows_of_trials)
+def test_every_choice_can_be_written_and_told(rows):
+    """YAML takes it, nothing in it is nan, the reason is two sentences, each k has a line in the table."""
+    if not any(r["state"] == "finished" and not math.isnan(r["score"]) for r in rows):
+        return
+    found = choose(rows)
+    written = yaml.safe_load(yaml.safe_dump(asdict(found)))
+    assert written["depths"][0] == asdict(found.depths[0]) and ".nan" not in yaml.safe_dump(asdict(found))
+    assert len(re.findall(r"\.(?: |$)", found.reason)) == 2
+    ks = [depth.k for depth in found.depths]
+    assert ks == sorted(set(ks)) and ks[0] == 0 and found.k in ks
+    assert said(found).count("\n") == len(ks) and said(found).count("chosen") == 1
+    for before, depth in zip(found.depths, found.depths[1:], strict=False):
+        assert depth.gain == pytest.approx(depth.score - before.score)
+
+
+def test_trials_that_did_not_finish_do_not_count():
+    """A stopped, failed or interrupted trial saw fewer tokens, so its score is not compared, only counted."""
+    rows = [row(5, 50.0, state=state) for state in ("stopped", "failed", "interrupted")]
+    found = choose([*rows, row(5, 1.0)])
+    assert (found.k, found.score, found.depths[1].trials) == (5, 1.0, 4)
+    with pytest.raises(UserError, match="run more trials"):
+        choose(rows)
+
+
+def test_when_every_trial_failed_the_first_reason_is_given():
+    """The sentence counts the trials and quotes the innermost line of the first error."""
+    rows = [{**row(k, math.nan, state="failed"), "error": f"reason {k}"} for k in (2, 3)]
+    with pytest.raises(UserError, match="all 2 trials failed; the first with: reason 2"):
+        choose([row(0, 0.0, 0.0, UNTOUCHED), *rows])
+
+
+def test_layers_have_to_earn_what_is_asked_of_each():
+    """Two points for each of two layers pay at a price of 1.5, four more for half a point each don't."""
+    rows = [row(2, 6.0, 0.0), row(4, 10.0, 0.0), row(8, 12.0, 0.0)]
+    picked = {price: choose(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
+    assert picked == {None: 8, 0.4: 8, 0.6: 4, 1.5: 4, 2.5: 2}
+    assert "don't earn 1.5 points each" in choose(rows, EVEN, 1.5).reason
+
+
+def test_the_reason_says_what_neighbours_would_change():
+    """Fewer and more layers, by name and by how much; a choice that could be chance says so."""
+    reason = choose([row(2, 6.0, 0.1), row(4, 6.1, 3.0)]).reason
+    assert "2 layers fewer (the untouched backbone) would score 6.00 ± 0.10 less" in reason.replace("L", "l")
+    assert "2 layers more (k = 4) would score 0.10 ± 3.00 more (within the noise)" in reason
+    assert "no larger k was trained to its end" in choose([row(3, 5.0, 0.1)]).reason
+    assert "isn't told from the untouched backbone" in choose([row(3, 1.0, 3.0)]).reason
+
+
+# --- trade-offs -----------------------------------------------------------------------------------
+
+
+TRADES = [
+    measured(1, learnt(4), learnt(6), "even"),
+    measured(2, learnt(1), learnt(12), "domain"),
+    measured(2, learnt(8), learnt(1), "general"),
+    measured(3, learnt(3), learnt(5), "beaten"),
+]
+
+
+def test_the_front_is_what_nothing_beats_on_both_sides():
+    """One that loses on both sides isn't on it; where general gains don't count, they keep none on it."""
+    assert front_of(TRADES, EVEN) == ("even", "domain", "general")
+    assert front_of(TRADES, ScoreWeights(retain=True)) == ("domain",)
+
+
+def test_other_weights_give_the_scores_that_a_search_with_them_would_have():
+    """Scores and errors; so the pick is what that search would choose among the same trials."""
+    picks = {}
+    for general in (0.0, 0.5, 0.9):
+        weights = ScoreWeights(general=general, domain=1 - general)
+        again = rescored(TRADES, weights)
+        for before, after in zip(TRADES, again, strict=True):
+            deltas = before["general_delta"], before["domain_delta"]
+            assert after["score"] == pytest.approx(general * deltas[0] + (1 - general) * deltas[1])
+        picks[general] = choose(again, weights).trial
+        assert max(again, key=lambda each: each["score"])["trial"] in front_of(TRADES, weights)
+    assert picks == {0.0: "domain", 0.5: "domain", 0.9: "general"}
+    assert [r["score_se"] for r in rescored(TRADES, EVEN)] == pytest.approx([r["score_se"] for r in TRADES])
+    unscored = row(1, None, None, "failed")
+    assert rescored([unscored], EVEN) == [unscored]
+
+
+def test_weights_are_kept_of_what_can_still_be_chosen():
+    """The best of each k, and of a search for trade-offs the front; with more trials nothing comes back."""
+    rows = [*TRADES, measured(3, learnt(5), learnt(5), "better"), row(4, 99.0, state="stopped", trial="cut")]
+    assert candidates(rows, EVEN, front=False) == {"even", "domain", "better"}
+    assert candidates(rows, EVEN, front=True) == {"even", "domain", "better", "general"}
+    assert candidates(rows[:0], EVEN, front=True) == set()
+    for end in range(len(rows)):
+        gone = {r["trial"] for r in rows[:end]} - candidates(rows[:end], EVEN, front=False)
+        assert not gone & candidates(rows, EVEN, front=False)
+
+
+def test_a_general_gain_is_not_paid_for_where_only_losses_count():
+    """The score is the domain's alone, a loss counts as ever, and a gain within its noise keeps its error."""
+    weights = ScoreWeights(retain=True)
+    won, lost = (measured(1, learnt(points), learnt(6), weights=weights) for points in (20, -20))
+    assert won["score"] == pytest.approx(3) and lost["score"] == pytest.approx(3 - 10)
+    assert won["score_se"] < measured(1, learnt(20), learnt(6))["score_se"]
+    slight = measured(1, learnt(0.1), learnt(6), weights=weights)
+    assert slight["score"] == pytest.approx(3)
+    assert slight["score_se"] == pytest.approx(measured(1, learnt(0.1), learnt(6))["score_se"])
+
+
+# --- ends of ranges -------------------------------------------------------------------------------
+
+
+SPACE = SearchSpace(
+    parameters={
+        "k": Range(int=(2, 6)),
+        "base_lr": Range(log=(0.001, 0.01)),
+        "warmup": Range(float=(0.0, 0.6)),
+        "normalization": Range(choice=("rank", "none")),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "most", "ends"),
+    [
+        ({"k": 4, "base_lr": 0.003, "warmup": 0.3}, 30, {}),
+        ({"k": 6, "base_lr": 0.0098, "warmup": 0.3}, 30, {"k": "high", "base_lr": "high"}),
+        ({"k": 6, "base_lr": 0.003}, 6, {}),  # no more layers, or no more money
+        ({"k": 6, "base_lr": 0.003}, 7, {"k": "high"}),
+        ({"k": 2, "base_lr": 0.00101, "warmup": 0.3}, 6, {"k": "low", "base_lr": "low"}),
+        ({"k": 4, "base_lr": 0.003, "warmup": 0.0}, 30, {}),  # nothing below 0 is a warm-up
+    ],
+)
+def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, ends):
+    """On the range's own scale; the command names a wider range, which the space takes and k can reach."""
+    setting = {"normalization": "rank", **setting}
+    found = edges_of(setting, SPACE, most, "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
+    assert {edge.parameter: edge.end for edge in found} == ends
+    for edge in found:
+        words = edge.command.removeprefix("python scripts/tune_k.py --range ").split()
+        assert words[:-1] == (["clip=1:2"] if edge.parameter == "k" else ["clip=1:2", "k=2:6"])
+        wider = with_ranges(SPACE, words[-1:]).parameters[edge.parameter]
+        low, high = SPACE.parameters[edge.parameter].values
+        assert wider.values[0] < low if edge.end == "low" else wider.values[1] > high
+        assert wider.kind == SPACE.parameters[edge.parameter].kind and low in wider and high in wider
+        assert edge.parameter != "k" or wider.values[1] <= most
+
+
+def test_below_one_layer_is_the_untouched_backbone():
+    """So a range of k that begins at 1 has no edge there; one of choices has ends, too."""
+    assert edges_of({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), 9, "x") == ()
+    (edge,) = edges_of({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), 9, "x")
+    assert (edge.end, edge.command) == ("high", "x --range k=1:8")
