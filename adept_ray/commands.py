@@ -32,6 +32,7 @@ from adept_ray.config import (
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
 from adept_ray.figures import draw_importance
+from adept_ray.growth import grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes
 from adept_ray.prepare import Prepared, Sources, find_sources, prepare
@@ -93,7 +94,7 @@ def find_k(run: SearchRun) -> str:
         choice = replace(
             choice,
             edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
-            hyperparameters=shares(space, rows),
+            hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
             hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
             front=front_of(rows, space.weights) if run.pareto else (),
         )
@@ -300,9 +301,14 @@ def run_trials(
             ended([row for row in rows if row["trial"] in now])
 
     started = time.monotonic()
-    question = question_of(run, space, made)
-    with display.trials(run.trials) as show, watching(board, watch):
-        rows = search(run, space, job, made.layer_importance, put(made.blocks), results.ray, question)
+    importance, blocks = made.layer_importance, put(made.blocks)
+    plan = stages(run, space, job, importance) if run.strategy == "grow" else []
+    with display.trials(len(plan) or run.trials) as show, watching(board, watch):
+        if plan:
+            rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote)
+        else:
+            question = question_of(run, space, made)
+            rows = search(run, space, job, importance, blocks, results.ray, question)
     display.seconds["search"] = round(time.monotonic() - started, 1)
     display.say(f"search: {display.seconds['search']:.1f} s")
     ended(rows)

@@ -213,6 +213,8 @@ class SearchRun(RunSpec):
     """Begin no trial that, as long as the longest so far, would end after so many hours of search."""
     max_new_params: str = ""
     """Most parameters to add: a share of the backbone's (10%) or a number (15M, 1.5B, 2e7)."""
+    strategy: Literal["trials", "grow"] = "trials"
+    """Independent trials, or one model that is given the next layer again and again."""
     tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
     pareto: bool = False
@@ -225,6 +227,14 @@ class SearchRun(RunSpec):
     """Continue the search of that NAME, with the settings it began with."""
     more_trials: int = Field(0, ge=0)
     """Extend the finished search of that NAME by so many trials."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchRun:
+        others = ("pareto", "study", "more_trials", "max_hours")
+        if self.strategy == "grow" and (given := [name for name in others if getattr(self, name)]):
+            flag = given[0].replace("_", "-")
+            raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
+        return self
 
 
 class PickRun(Spec):

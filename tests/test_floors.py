@@ -13,7 +13,7 @@ FLOORS = (
     "storage assets backbones corpus benchmarks scoring checkpoint",
     "probe train",
     "launch crew",
-    "methods display prepare choice spaces search compare",
+    "methods display prepare choice spaces search growth compare",
     "evidence figures page report comparison_report cli runs commands studies",
 )
 ORDER = " ".join(FLOORS).split()

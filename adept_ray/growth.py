@@ -1,0 +1,112 @@
+"""Growing in place of restarting: one model that is given the next copy again and again.
+
+S_k is nested in S_{k+1} and a fresh copy changes nothing, so a model trained with k copies becomes one with
+k + 1 when the next copy is inserted. Train a while, insert, train: the whole curve of score against k for
+about the cost of one training at the largest. Each reading comes at the end of a schedule of its own (warm-up
+and decay), so readings compare; but the later ones have seen more text, so a gain is that of a layer *and* of
+the text that it was trained on, and growing asks for a larger k than independent trials do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adept_ray.choice import TOLD_APART
+from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, UserError, overlay
+from adept_ray.crew import Task, TaskFailed, reports
+from adept_ray.importance import LayerImportance
+from adept_ray.placement import placed
+from adept_ray.scoring import difference_error
+from adept_ray.search import describe
+from adept_ray.train import TrainJob
+
+Row = dict[str, Any]
+NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One depth of a growth: its setting, as a trial has one, and the training that leads to it."""
+
+    setting: Mapping[str, Any]
+    job: TrainJob
+
+    @property
+    def name(self) -> str:
+        """What a trial of that depth is called."""
+        return f"grow-{self.setting['k']:02d}"
+
+    def row(self, metrics: Mapping[str, Any], state: str) -> Row:
+        """A row of trials.csv; ``tokens`` are all that the model has seen."""
+        before = self.job.steps_before * self.job.blocks_per_step * self.job.seq_len
+        seen = {"tokens": before + metrics["tokens"]} if metrics else {}
+        return describe(self.name, self.setting, {**metrics, **seen}, state, lambda _: self.job.layers)
+
+
+def stages(run: SearchRun, space: SearchSpace, job: TrainJob, importance: LayerImportance) -> list[Stage]:
+    """The depths of the space, ascending; the tokens of a trial are shared out among them.
+
+    All but k is what the space tries first. Raises :class:`UserError` for a placement that isn't nested.
+    """
+    depths = depths_of(space.parameters["k"])
+    found: list[Stage] = []
+    for depth in depths:
+        setting = {**space.first[0], "k": depth}
+        sizes = {"tokens": max(1, run.tokens_per_trial // len(depths)), "reports": 1}
+        training = overlay(job.training, setting | sizes)
+        if training.placement not in NESTED:
+            raise UserError(
+                f"--strategy grow: at placement {training.placement} a larger k doesn't keep the layers of a "
+                f"smaller one; the setting that the search space tries first must have {' or '.join(NESTED)}"
+            )
+        stage = replace(job, training=training, layers=placed(importance, training, job.seed))
+        found.append(Stage(setting, replace(stage, steps_before=len(found) * stage.steps)))
+    return found
+
+
+def depths_of(k: Range) -> list[int]:
+    """The depths above 0 that a range of k holds. Raises :class:`UserError` when there is none."""
+    every = range(k.values[0], k.values[1] + 1) if k.kind == "int" else sorted(k.values)
+    if found := [depth for depth in every if depth > 0]:
+        return found
+    raise UserError("--strategy grow: the search space has no k above 0")
+
+
+def grow(
+    plan: Sequence[Stage],
+    blocks: Any,
+    storage: str,
+    board: Any,
+    note: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Grow through the stages of a `plan`; returns a row a depth, as a search does a trial.
+
+    It stops at the first depth whose gain over the one before is within its noise (at 95 %, paired block by
+    block), and at one that fails. A depth that was trained before an interruption is only scored again.
+    `note` is given each row when its depth begins and when it ends.
+    """
+    rows: list[Row] = []
+    for stage in plan:
+        note(stage.row({}, "running"))
+        start = {"grown_from": rows[-1]["saved"]} if rows else {}
+        try:
+            *_, metrics = reports(board, Task(stage.name, "train", stage.job, blocks, storage, extra=start))
+        except TaskFailed as problem:
+            error = str(problem).strip().splitlines()[-1]
+            rows.append({**stage.row({}, "failed"), "error": error})
+            note(rows[-1])
+            break
+        rows.append(stage.row(metrics, "finished"))
+        note(rows[-1])
+        if within_noise(rows, stage.job.weights):
+            break
+    return rows
+
+
+def within_noise(rows: Sequence[Row], weights: ScoreWeights) -> bool:
+    """Whether the last depth doesn't stand out above the one before (the untouched backbone, at first)."""
+    before = rows[-2] if len(rows) > 1 else {"score": 0.0, "score_se": 0.0}
+    error = difference_error(rows[-1], before, weights)
+    return bool(rows[-1]["score"] - before["score"] <= TOLD_APART * error)

@@ -1,0 +1,146 @@
+"""Growing through the depths: one model, one text, a reading at each depth, an end without gain."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import save_tiny_backbone
+
+from adept_ray import growth
+from adept_ray.choice import choose
+from adept_ray.config import ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError
+from adept_ray.corpus import Blocks
+from adept_ray.crew import TaskFailed
+from adept_ray.growth import grow, stages
+from adept_ray.importance import LayerImportance
+from adept_ray.probe import ProbeJob, probe
+from adept_ray.train import TrainJob, train
+
+CPU, SEQ_LEN, PER_STEP = torch.device("cpu"), 16, 4
+IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.4), (0.01,) * 4, 3.0)
+SPACE = SearchSpace(
+    parameters={"k": {"int": [1, 3]}, "base_lr": {"fixed": 0.01}}, first=({"k": 1, "base_lr": 0.01},)
+)
+
+
+def counting(number, seed, stride):
+    """Blocks that count upwards by `stride`, 3 bytes a token."""
+    start = np.random.default_rng(seed).integers(0, 300, (number, 1))
+    tokens = (3 + (start + stride * np.arange(SEQ_LEN)) % 300).astype(np.int32)
+    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+
+
+BLOCKS = {
+    "probe": counting(4, 1, 2),
+    "remeasure": counting(2, 1, 2),
+    "general": counting(5, 2, 2),
+    "domain": counting(24, 3, 1),
+    "train": counting(40, 4, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    source = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone")))
+    found = probe(ProbeJob(source, None, 4, held_out=("general", "domain")), BLOCKS, CPU)
+    training = TrainingSpec(tokens_per_step=PER_STEP * SEQ_LEN, recompute_every=2)
+    return TrainJob(
+        source=source,
+        revision=None,
+        training=training,
+        layers=(),
+        units=found["importance"]["units"],
+        before=found["nats"],
+        weights=ScoreWeights(general=0, domain=1),
+        seq_len=SEQ_LEN,
+        micro_batch=4,
+        seed=0,
+    )
+
+
+def run_of(steps):
+    return SearchRun(strategy="grow", tokens_per_trial=steps * PER_STEP * SEQ_LEN)
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """Tasks are done here and now, as a worker does them; returns what was begun."""
+    begun = []
+
+    def reports(board, task):
+        begun.append(task)
+        found = []
+
+        def report(metrics, folder):
+            saved = str(shutil.copytree(folder, tmp_path / task.name))
+            found.append({**metrics, "saved": saved})
+
+        start = task.extra.get("grown_from")
+        train(task.job, task.blocks, CPU, report, grown_from=Path(start) if start else None)
+        return found
+
+    monkeypatch.setattr(growth, "reports", reports)
+    return begun
+
+
+def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(job):
+    """Each depth has the layers of the one before, its share of the tokens, and the steps that come next."""
+    plan = stages(run_of(13), SPACE, job, IMPORTANCE)
+    assert [stage.name for stage in plan] == ["grow-01", "grow-02", "grow-03"]
+    assert [stage.job.layers for stage in plan] == [(1,), (1, 2), (0, 1, 2)]
+    assert [(stage.job.steps_before, stage.job.steps) for stage in plan] == [(0, 4), (4, 4), (8, 4)]
+
+
+def test_the_curve_is_read_along_one_training(job, alone):
+    """A row a depth, each better than the last on text that can be learned; the choice is made among them."""
+    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    assert [row["k"] for row in rows] == [1, 2, 3] and {row["state"] for row in rows} == {"finished"}
+    assert [row["tokens"] for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
+    assert [row["layers"] for row in rows] == ["1", "1 2", "0 1 2"]
+    assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
+    starts = [task.extra.get("grown_from") for task in alone]
+    assert starts == [None, rows[0]["saved"], rows[1]["saved"]]
+    assert choose(rows).k == 3
+
+
+def test_growth_ends_where_a_layer_gains_nothing(job, alone):
+    """At a rate at which nothing is learned the second depth is within the noise, and there is no third."""
+    still = SPACE.model_copy(update={"first": ({"k": 1, "base_lr": 1e-30},)})
+    seen = []
+    plan = stages(run_of(60), still, job, IMPORTANCE)
+    rows = grow(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
+    assert [row["k"] for row in rows] == [1] and rows[0]["score"] == pytest.approx(0, abs=1e-9)
+    assert seen == [(1, "running"), (1, "finished")]
+
+
+def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, monkeypatch):
+    done = growth.reports
+
+    def fails_at_two(board, task):
+        if task.name == "grow-02":
+            raise TaskFailed("Traceback …\nMemoryError: too large")
+        return done(board, task)
+
+    monkeypatch.setattr(growth, "reports", fails_at_two)
+    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    assert [(row["k"], row["state"]) for row in rows] == [(1, "finished"), (2, "failed")]
+    assert rows[1]["error"] == "MemoryError: too large" and rows[1]["score"] is None
+    assert choose(rows).k == 1 and math.isfinite(choose(rows).score)
+
+
+def test_what_cannot_grow_is_refused(job):
+    """A placement that moves its layers with k, a space without layers to add, flags of trials."""
+    spread = SearchSpace(
+        parameters={"k": {"int": [1, 3]}, "placement": {"fixed": "uniform"}},
+        first=({"k": 1, "placement": "uniform"},),
+    )
+    with pytest.raises(UserError, match=r"placement uniform .* must have guided or deepest"):
+        stages(run_of(9), spread, job, IMPORTANCE)
+    nothing = SearchSpace(parameters={"k": {"fixed": 0}}, first=({"k": 0},))
+    with pytest.raises(UserError, match="no k above 0"):
+        stages(run_of(9), nothing, job, IMPORTANCE)
+    with pytest.raises(ValueError, match="--pareto is for independent trials"):
+        SearchRun(strategy="grow", pareto=True)
