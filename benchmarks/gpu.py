@@ -21,7 +21,7 @@ import torch
 from shapes import SHAPES, config_of
 from transformers import AutoModelForCausalLM
 
-from adept_ray.anatomy import layer_parameters
+from adept_ray.anatomy import layer_parameters, layers_of
 from adept_ray.config import TrainingSpec
 from adept_ray.corpus import Blocks
 from adept_ray.importance import bypass_losses
@@ -81,6 +81,9 @@ def training(
     tuning = make_ready(model, spec, layers, units, seed=0)
     if args.recompute:
         tuning.recompute()
+    if args.compile:
+        for layer in layers_of(model):
+            layer.compile(dynamic=False)
     parameters = list(tuning.parameters.values())
     optimizer = torch.optim.AdamW(parameter_groups(model), fused=args.device.type == "cuda")
     scales = tuning.scales(tuning.importance, spec)
@@ -117,6 +120,7 @@ def main() -> None:
     flags.add_argument("--sequences", type=int, default=1, help="in a forward pass")
     flags.add_argument("--passes", type=int, default=4, help="forward passes of a step")
     flags.add_argument("--recompute", action="store_true", help="compute activations again")
+    flags.add_argument("--compile", action="store_true", help="layers by torch.compile")
     flags.add_argument("--rivals", nargs="+", choices=sorted(SPECS), default=["adept"])
     flags.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     flags.add_argument("--repeats", type=int, default=5)

@@ -1,6 +1,6 @@
 """How cost grows: the probe with layers, tokens and workers, a step of stage 2 with layers and tokens.
 
-python benchmarks/growth.py                # prints a table and draws benchmarks/growth.png
+python benchmarks/scaling.py                # prints a table and draws benchmarks/scaling.png
 
 Random models with 8, 16 and 32 layers of width 128. A worker has one thread.
 """
@@ -120,7 +120,7 @@ def draw(
     for axes in (left, right):
         axes.legend()
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(__file__).parent / "growth.png", dpi=120)
+    figure.savefig(Path(__file__).parent / "scaling.png", dpi=120)
 
 
 if __name__ == "__main__":
