@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from adept_ray.config import SearchRun, Spec, UserError, load_yaml, overlay, validated
+from adept_ray.backbones import PRESETS
+from adept_ray.config import SIZES, SearchRun, Spec, UserError, load_yaml, overlay, validated
 from adept_ray.expansion import RECORD
 from adept_ray.plan import Inference, inference
 
@@ -276,11 +277,15 @@ class RunRecord(Record):
 
 def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:
     """The flags that start such a search again under another name."""
+    preset = PRESETS.get(run.backbone)
+    brought = set(preset.sizes if preset else ())  # by something else, if no flag says what they are
+    if run.search_space != SearchRun().search_space:
+        brought |= set(SIZES)
     usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
     usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
     for name in SearchRun.model_fields:
         value = getattr(run, name)
-        if name in without or value == getattr(usual, name):
+        if name in without or (value == getattr(usual, name) and name not in brought):
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
