@@ -33,6 +33,10 @@ class BackbonePreset:
 
     source: str | Asset
     note: str
+    model: str = ""
+    """Its id on the Hugging Face hub."""
+    license: str = ""
+    """The hub's name of its licence."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
     """Flags whose defaults are others for this backbone."""
 
@@ -52,14 +56,25 @@ ON_GPUS: dict[str, Any] = {
     "recompute_every": 500,
     "search_space": SPACES / "qwen3-8b.yaml",
 }
+
+
+def _qwen3(size: str, micro_batch: int) -> BackbonePreset:
+    model = f"Qwen/Qwen3-{size}-Base"
+    return BackbonePreset(model, "Apache-2.0", model, "apache-2.0", ON_GPUS | {"micro_batch": micro_batch})
+
+
 PRESETS: dict[str, BackbonePreset] = {
-    "smollm2-135m": BackbonePreset(SMOLLM2, SMOLLM2.note),
-    "qwen3-1.7b": BackbonePreset("Qwen/Qwen3-1.7B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 4}),
-    "qwen3-4b": BackbonePreset("Qwen/Qwen3-4B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 2}),
-    "qwen3-8b": BackbonePreset("Qwen/Qwen3-8B-Base", "Apache-2.0", ON_GPUS | {"micro_batch": 1}),
+    "smollm2-135m": BackbonePreset(
+        SMOLLM2, SMOLLM2.note, "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+    ),
+    "qwen3-1.7b": _qwen3("1.7B", 4),
+    "qwen3-4b": _qwen3("4B", 2),
+    "qwen3-8b": _qwen3("8B", 1),
     "llama3-8b": BackbonePreset(
         "meta-llama/Meta-Llama-3-8B",
         "Meta Llama 3 licence; access must be asked for",
+        "meta-llama/Meta-Llama-3-8B",
+        "llama3",
         ON_GPUS | {"micro_batch": 1},
     ),
 }

@@ -17,6 +17,7 @@ from adept_ray.config import UserError
 from adept_ray.ranks import rank
 from adept_ray.sharding import gathered, pieces_like
 
+CURVE = ("step", "tokens", "general_delta", "domain_delta", "score", "loss")
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -38,6 +39,14 @@ class TrainState:
     """Training loss of the last step, nats per token."""
     rates: list[dict[str, Any]] = field(default_factory=list)
     """One row per unit and measurement: step, unit, importance, scale."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """The learning curve, one row per report: step, tokens, changes, score and loss at that step."""
+
+    def told(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The learning curve with this report, which may be one that is made again."""
+        earlier = [row for row in self.curve if row["step"] < self.step]
+        self.curve = [*earlier, {name: metrics[name] for name in CURVE}]
+        return self.curve
 
     def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles.

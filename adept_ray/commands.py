@@ -31,12 +31,13 @@ from adept_ray.config import (
 )
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
+from adept_ray.evidence import flags
 from adept_ray.figures import draw_importance
 from adept_ray.growth import grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes
 from adept_ray.prepare import Prepared, Sources, find_sources, prepare
-from adept_ray.report import write_report
+from adept_ray.report import adopt_rivals, write_pages
 from adept_ray.runs import (
     as_begun,
     at_work,
@@ -67,6 +68,8 @@ def find_k(run: SearchRun) -> str:
 
     Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
     """
+    if run.report_only:
+        return report_again(run)
     display = Display()
     run = settled(run)
     results = Results(run.storage, run.name)
@@ -104,10 +107,26 @@ def find_k(run: SearchRun) -> str:
         test = conclude(run, job, made, results, display, board, row["saved"])
     write_best(results, run, made, job, test, asdict(choice), k_max)
     write_run(results, run, display, sources, made)
-    write_report(results.folder)
+    write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results)
     return results.publish()
+
+
+def report_again(run: SearchRun) -> str:
+    """Write report and model card of a results folder again; returns its place.
+
+    Raises :class:`UserError` when there is none, or when something in it isn't as it should be.
+    """
+    results = Results(run.storage, run.name)
+    if not run.name or not results.exists():
+        raise UserError(f"{results.place} holds no results: --report-only takes --name and maybe --storage")
+    if run.comparison:
+        adopt_rivals(results, run.comparison)
+    write_pages(results)
+    place = results.publish()
+    Display().say(f"report.html: {place}/report.html")
+    return place
 
 
 def gone_on(run: SearchRun, about: Mapping[str, Any]) -> SearchRun:
@@ -147,22 +166,6 @@ def searchable(
     return paper_first(space), most
 
 
-def flags(run: SearchRun) -> str:
-    """The flags that start such a search again under another name."""
-    usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
-    usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
-    for name in SearchRun.model_fields:
-        value = getattr(run, name)
-        if name in ("name", "resume", "more_trials", "range") or value == getattr(usual, name):
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
-
-
 def pick(args: PickRun) -> str:
     """Choose anew among the trials of a finished search, by other weights; returns the results' place.
 
@@ -191,7 +194,7 @@ def pick(args: PickRun) -> str:
     had_choice = {name: value for name, value in best["choice"].items() if name in kept}
     write_trials(results, [{**row, "state": row["was"]} for row in rows])
     write_best(results, run, made, job, test, asdict(choice) | had_choice, best["k_max"])
-    write_report(results.folder)
+    write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results)
     return results.publish()
@@ -267,8 +270,10 @@ def train_full(args: TrainRun) -> str:
         ):
             last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
         test = conclude(run, job, made, results, display, board, last["saved"])
+    write_curves(results, [{"trial": "training", "curve": last["curve"]}])
     write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
     write_run(results, run, display, sources, made, training)
+    write_pages(results)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
 
@@ -291,6 +296,7 @@ def run_trials(
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
+        write_curves(results, rows)
         prune(rows, space.weights, run.pareto)
 
     def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:
@@ -329,7 +335,7 @@ def untouched_row(job: TrainJob, made: Prepared) -> dict[str, Any]:
     return describe(UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ())
 
 
-HIDDEN = ("saved", "error", "pulls", "was")  # of a row, not for trials.csv
+HIDDEN = ("saved", "error", "pulls", "curve", "was")  # of a row, not for trials.csv
 
 
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -344,6 +350,12 @@ def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     results.write("trials.csv", text.getvalue())
     results.write_json("trials.json", {"trials": rows})
+
+
+def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write curves.jsonl: what every trial reported as it trained."""
+    readings = [{"trial": row["trial"], **reading} for row in rows for reading in row["curve"]]
+    results.write("curves.jsonl", "".join(json.dumps(reading) + "\n" for reading in readings))
 
 
 def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adept_ray import figures
 from adept_ray.compare import MEASURE, Training, summarise, to_csv
-from adept_ray.page import NONE, card, figure_html, inline, pairs, signed, write_page
+from adept_ray.page import NONE, card, figure_html, inline, pairs, scrolled, signed, write_page
 
 COLUMNS = {
     "method": "method",
@@ -163,8 +163,12 @@ def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> s
         "each interval for itself: of twenty rivals that are no different one would stand out. "
         "(edge): the best rate has no worse one on one side, so more tries may still help that method. "
         "Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
-        f'</p><div class="scroll"><table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        f"</table></div><h3>The methods</h3>{notes}"
+        "</p>"
+        + scrolled(
+            f'<table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
+            "All methods",
+        )
+        + f"<h3>The methods</h3>{notes}"
     )
 
 
@@ -185,7 +189,7 @@ def figures_of(summaries: Sequence[Mapping[str, Any]]) -> str:
         + "".join(
             (
                 figure_html(
-                    inline(figures.ranked_figure(points, MEASURE), "score", "Score of every method"),
+                    inline(figures.ranked_figure(points, MEASURE), "methods", "Score of every method"),
                     "Mean score over seeds with its 95 % interval.",
                 ),
                 figure_html(
@@ -217,5 +221,5 @@ def rates_of(rows: Sequence[Training]) -> str:
         )
     return (
         '<p class="note">Base rate and validation score, a training each, all of the same seed.</p>'
-        f'<div class="scroll"><table class="trials"><tbody>{body}</tbody></table></div>'
+        + scrolled(f'<table class="trials"><tbody>{body}</tbody></table>', "Base rates tried")
     )

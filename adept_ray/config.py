@@ -227,6 +227,10 @@ class SearchRun(RunSpec):
     """Continue the search of that NAME, with the settings it began with."""
     more_trials: int = Field(0, ge=0)
     """Extend the finished search of that NAME by so many trials."""
+    report_only: bool = False
+    """Write report and model card of that NAME again, a search or a training, and do nothing else."""
+    comparison: str = ""
+    """With --report-only: results folder or URI of compare.py, whose rivals the report shows from then on."""
 
     @model_validator(mode="after")
     def _check(self) -> SearchRun:

@@ -1,26 +1,71 @@
-"""A results folder, read and checked: what the report is made from."""
+"""A results folder, read and checked: what report and model card are made from."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from adept_ray.config import Spec, UserError, load_yaml
+from adept_ray.backbones import PRESETS
+from adept_ray.config import SIZES, SearchRun, Spec, UserError, load_yaml, overlay, validated
+from adept_ray.expansion import RECORD
+from adept_ray.plan import Inference, inference
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
+RIVALS = "comparison.csv"
+# All that is read here; of a folder behind a URI no more has to be fetched.
+FILES = (
+    "best.yaml",
+    "trials.csv",
+    "importance.json",
+    "rates.jsonl",
+    "curves.jsonl",
+    "run.json",
+    RIVALS,
+    "model/config.json",
+    f"model/{RECORD}",
+)
+# Settings of a search that say how it goes on, and those that say where it lies, not what it does.
+GOING_ON = ("name", "resume", "more_trials", "report_only", "comparison")
+ELSEWHERE = (*GOING_ON, "storage", "cache", "study")
 
 
 class Record(Spec):
     """A part of a results file; keys the report does not need are left alone."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Depth(Record):
+    """The best finished trial of one k; 0 is the untouched backbone, which scores 0."""
+
+    k: int
+    trials: int | None = None
+    trial: str | None = None
+    score: float | None = None
+    standard_error: float | None = None
+    gain: float | None = None
+    """Over the next smaller k, paired document by document."""
+    gain_error: float | None = None
+    differs: bool | None = None
+    """Whether that gain stands out of its noise."""
+
+
+class Edge(Record):
+    """A searched parameter whose chosen value lies at the end of its range."""
+
+    parameter: str
+    value: Any
+    end: str
+    command: str
+    """Searches a wider range."""
 
 
 class Choice(Record):
@@ -30,6 +75,14 @@ class Choice(Record):
     trial: str | None = None
     reason: str
     threshold: float | None = None
+    depths: tuple[Depth, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    hyperparameters: dict[str, float] = Field(default_factory=dict)
+    """Share of each searched parameter in the differences between scores."""
+    hyperparameters_reliable: bool = False
+    front: tuple[str, ...] = ()
+    """Trials that no other beats on both sides."""
+    min_gain_per_layer: float | None = None
 
 
 class Side(Record):
@@ -76,8 +129,24 @@ class Best(Record):
     run: dict[str, Any]
     training: dict[str, Any]
     layers: list[int]
-    choice: Choice
+    choice: Choice | None = None
+    """None where k was not searched."""
     test: Test
+
+    @property
+    def k(self) -> int:
+        """How many layers were added."""
+        return len(self.layers)
+
+    @property
+    def trial(self) -> str | None:
+        """Name of the chosen trial."""
+        return self.choice.trial if self.choice else None
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _none(cls, choice: Any) -> Any:
+        return choice or None
 
 
 class LayerRow(Record):
@@ -103,17 +172,23 @@ class Importance(Record):
     made_from: dict[str, Any] = Field(default_factory=dict)
     seconds: float | None = None
 
+    def open_between(self, layers: Collection[int]) -> tuple[list[int], list[int]]:
+        """The chosen layers that the probe doesn't tell from others, and those others.
+
+        Both are empty where the `layers` aren't the least important of all, as other placements choose.
+        """
+        k = len(layers)
+        if set(layers) != set(self.order[:k]):
+            return [], []
+        open_ = {row.layer for row in self.layers if row.places and row.places[0] < k <= row.places[1]}
+        return [i for i in self.order[:k] if i in open_], [i for i in self.order[k:] if i in open_]
+
     def doubt(self, layers: Collection[int]) -> str:
         """A sentence saying which of the chosen layers could as well be others.
 
         Empty when none could, and when they aren't the least important of all, as other placements choose.
         """
-        k = len(layers)
-        if set(layers) != set(self.order[:k]):
-            return ""
-        doubtful = {row.layer for row in self.layers if row.places and row.places[0] < k <= row.places[1]}
-        chosen = [layer for layer in self.order[:k] if layer in doubtful]
-        others = [layer for layer in self.order[k:] if layer in doubtful]
+        chosen, others = self.open_between(layers)
         if not chosen:
             return ""
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
@@ -141,11 +216,44 @@ class Trial(Record):
     domain_delta: float | None
     score: float | None
     score_se: float | None
-    state: Literal["finished", "stopped", "failed", "untouched"]
+    state: str
+    """finished, stopped, failed, untouched (the backbone as it was), …"""
+
+
+class Reading(Record):
+    """A row of ``curves.jsonl``: what one trial reported at one point of its training."""
+
+    trial: str
+    step: int
+    tokens: int
+    general_delta: float | None = None
+    domain_delta: float | None = None
+    score: float | None = None
+    loss: float | None = None
+    """Of the training text at that step, nats per token."""
+
+
+class Rival(Record):
+    """A row of ``comparison.csv``: means over seeds and half of their 95 % intervals."""
+
+    method: str
+    score: float | None
+    score_ci: float | None = None
+    general_delta: float | None
+    general_delta_ci: float | None = None
+    domain_delta: float | None
+    domain_delta_ci: float | None = None
+    against_adept: float | None = None
+    against_adept_ci: float | None = None
 
 
 class RunRecord(Record):
     """``run.json``: how the folder was made."""
+
+    run: dict[str, Any] = Field(default_factory=dict)
+    """The command's settings."""
+    training: dict[str, Any] | None = None
+    """Of a training at full length, which has no trials."""
 
     versions: dict[str, Any]
     fingerprints: dict[str, Any]
@@ -154,18 +262,89 @@ class RunRecord(Record):
     command: str
     notes: dict[str, Any]
 
+    @property
+    def repeats(self) -> str:
+        """A command that does the same again, under another name and where the reader is.
+
+        That of a search is made of its settings, since a resumed one was called with few of them.
+        """
+        if self.training is not None or not self.run:
+            return self.command
+        settings = {name: value for name, value in self.run.items() if name in SearchRun.model_fields}
+        run = validated(SearchRun, settings, "run.json: run")
+        return f"python scripts/tune_k.py {flags(run, ELSEWHERE)}".strip()
+
+
+def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:
+    """The flags that start such a search again under another name."""
+    preset = PRESETS.get(run.backbone)
+    brought = set(preset.sizes if preset else ())  # by something else, if no flag says what they are
+    if run.search_space != SearchRun().search_space:
+        brought |= set(SIZES)
+    usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
+    usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
+    for name in SearchRun.model_fields:
+        value = getattr(run, name)
+        if name in without or (value == getattr(usual, name) and name not in brought):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the report reads of a results folder."""
+    """Everything that is known of a results folder."""
 
     name: str
     best: Best
     importance: Importance
     trials: list[Trial]
+    """None of a training at full length."""
     rows: list[dict[str, str]]  # trials.csv as written, for the table
     rates: list[Rate]
+    curves: list[Reading]
+    rivals: list[Rival]
     run: RunRecord
+    cost: Inference | None
+    """Of the exported model; None where it isn't there, or can't be run without data."""
+
+    @property
+    def depths(self) -> list[Depth]:
+        """A row for each k, ascending: the choice's own, or what the trials say."""
+        if self.best.choice and self.best.choice.depths:
+            return list(self.best.choice.depths)
+        rows = []
+        for k in sorted({trial.k for trial in self.trials if trial.k is not None}):
+            own = [trial for trial in self.trials if trial.k == k]
+            ended = [t for t in own if t.state == "finished" and t.score is not None]
+            best = max(ended, key=lambda trial: trial.score or 0.0, default=None)
+            found = (
+                {"trial": best.trial, "score": best.score, "standard_error": best.score_se} if best else {}
+            )
+            rows.append(Depth(k=k, trials=len(own), **found))
+        return rows
+
+    @property
+    def front(self) -> list[Trial]:
+        """Finished trials and the backbone, as far as no other is better on both sides; by general change."""
+        sides = {
+            trial.trial: (trial.general_delta, trial.domain_delta)
+            for trial in self.trials
+            if trial.state in ("finished", "untouched")
+        }
+        known = {name: (g, d) for name, (g, d) in sides.items() if g is not None and d is not None}
+        named = self.best.choice.front if self.best.choice else ()
+        names = named or [
+            name
+            for name, (g, d) in known.items()
+            if not any(og >= g and od >= d and (og, od) != (g, d) for og, od in known.values())
+        ]
+        shown = [trial for trial in self.trials if trial.trial in names and trial.trial in known]
+        return sorted(shown, key=lambda trial: known[trial.trial])
 
 
 R = TypeVar("R", bound=Record)
@@ -200,39 +379,62 @@ def _json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON: {problem}") from None
 
 
-def _read_rates(path: Path) -> list[Rate]:
+def _read_lines(record: type[R], path: Path) -> list[R]:
+    """The rows of a .jsonl file."""
     places = [
         (f"{path}, line {i}", line) for i, line in enumerate(_text(path).splitlines(), 1) if line.strip()
     ]
-    return [checked(Rate, _json(line, where), where) for where, line in places]
+    return [checked(record, _json(line, where), where) for where, line in places]
 
 
-def _read_trials(path: Path) -> tuple[list[Trial], list[dict[str, str]]]:
+def _read_table(record: type[R], path: Path) -> tuple[list[R], list[dict[str, str]]]:
+    """The rows of a .csv file, checked and as written; an empty field is None."""
     reader = csv.DictReader(io.StringIO(_text(path)), restval="")
-    trials, rows = [], []
+    found, rows = [], []
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if None in row:
             raise UserError(f"{where}: has more fields than the header has columns")
-        trials.append(checked(Trial, {name: value or None for name, value in row.items()}, where))
+        found.append(checked(record, {name: value or None for name, value in row.items()}, where))
         rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: holds no trial")
-    return trials, rows
+    return found, rows
+
+
+def _cost(model: Path, seq_len: int) -> Inference | None:
+    if not (model / "config.json").exists() or not (model / RECORD).exists():
+        return None
+    from transformers import AutoConfig
+
+    added = _json(_text(model / RECORD), str(model / RECORD)).get("added_layers", [])
+    try:
+        return inference(AutoConfig.from_pretrained(model), added, seq_len)
+    except Exception:  # a pass without data is more than some architectures can do
+        return None
 
 
 def read(folder: Path) -> Evidence:
+    """All of a results folder; raises :class:`UserError` that names the file and what is wrong in it."""
     best = checked(Best, load_yaml(folder / "best.yaml"), str(folder / "best.yaml"))
     records = {}
     for name in ("importance.json", "run.json"):
         records[name] = _json(_text(folder / name), str(folder / name))
-    trials, rows = _read_trials(folder / "trials.csv")
+    run = checked(RunRecord, records["run.json"], str(folder / "run.json"))
+    trials: list[Trial] = []
+    rows: list[dict[str, str]] = []
+    if run.training is None:
+        trials, rows = _read_table(Trial, folder / "trials.csv")
+        if not trials:
+            raise UserError(f"{folder / 'trials.csv'}: holds no trial")
+    curves, rivals = folder / "curves.jsonl", folder / RIVALS
     return Evidence(
-        name=folder.resolve().name,
+        name=run.run.get("name") or folder.resolve().name,
         best=best,
         importance=checked(Importance, records["importance.json"], str(folder / "importance.json")),
         trials=trials,
         rows=rows,
-        rates=_read_rates(folder / "rates.jsonl"),
-        run=checked(RunRecord, records["run.json"], str(folder / "run.json")),
+        rates=_read_lines(Rate, folder / "rates.jsonl"),
+        curves=_read_lines(Reading, curves) if curves.exists() else [],
+        rivals=_read_table(Rival, rivals)[0] if rivals.exists() else [],
+        run=run,
+        cost=_cost(folder / "model", best.run.get("seq_len", 128)),
     )

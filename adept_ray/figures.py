@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from adept_ray.activations import densities
 from adept_ray.config import UserError
-from adept_ray.evidence import Evidence, Importance, LayerRow, Rate, Trial, checked
+from adept_ray.evidence import Depth, Evidence, Importance, LayerRow, Rate, checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart with any colour vision; marks differ in shape as well.
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#1f2933", "#7b8794"
+DARK_ORANGE = "#a84a00"  # orange that is dark enough to read
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 
 STYLE: dict[str, Any] = {
-    "font.size": 9,
+    "font.size": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
     "text.color": INK,
     "axes.labelcolor": "#52606d",
     "axes.edgecolor": "#9aa5b1",
@@ -65,6 +69,16 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+Places = Mapping[str, tuple[float, float]]
+HALF, WIDE, NARROW = (4.3, 3.5), (9.6, 3.4), (4.3, 3.6)  # inches; a phone gets NARROW in place of WIDE
+
+
+def _targets(axes: Axes, places: Places) -> None:
+    """An unseen mark on each place, under its name as id: what a reader points at or tabs to."""
+    for name, (x, y) in places.items():
+        axes.plot([x], [y], "o", color=INK, markersize=13, alpha=0, gid=name, zorder=9, label="_")
+
+
 def known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
@@ -88,23 +102,28 @@ def importance_figure(importance: Mapping[str, Any], chosen: Sequence[int]) -> F
 
 
 @styled()
-def layer_figure(importance: Importance, chosen: Sequence[int]) -> Figure:
+def layer_figure(importance: Importance, chosen: Sequence[int], size: tuple[float, float] = WIDE) -> Figure:
+    """As :func:`importance_figure`; hollow marks are layers that the probe doesn't tell from chosen ones."""
     layers = [row for row in importance.layers if math.isfinite(row.mean)]
-    figure, axes = _axes(9.8, 3.4)
+    figure, axes = _axes(*size)
     _importance_scale(axes, [row.mean for row in layers])
     marked = [row for row in layers if row.layer in set(chosen)]
-    others = [row for row in layers if row.layer not in set(chosen)]
+    tied = set(importance.open_between(chosen)[1])
+    open_ = [row for row in layers if row.layer in tied]
+    others = [row for row in layers if row.layer not in {*chosen, *tied}]
     _layer_points(axes, others, "o", GREY, 5, "other layers" if marked else "layers")
+    _layer_points(axes, open_, "o", ORANGE, 5, "not told from a chosen one", "white")
     _layer_points(axes, marked, "D", ORANGE, 7, "chosen layers")
     for row in marked:
         top = (row.layer, row.mean + or_zero(row.standard_error))
-        axes.annotate(str(row.layer), top, (0, 6), textcoords="offset points", ha="center", color=ORANGE)
+        axes.annotate(str(row.layer), top, (0, 6), textcoords="offset points", ha="center", color=DARK_ORANGE)
+    _targets(axes, {f"layer{row.layer}": (row.layer, row.mean) for row in layers})
     axes.set_xlabel("layer")
     axes.set_ylabel("loss increase when bypassed\n(nats per token)")
-    _whole_numbers(axes, 16)
+    _whole_numbers(axes, 16 if size == WIDE else 8)
     axes.margins(x=0.02)
     if layers:
-        figure.legend(loc="outside upper left", ncols=2)
+        figure.legend(loc="outside upper left", ncols=3 if size == WIDE else 2, columnspacing=1.2)
     return figure
 
 
@@ -126,14 +145,15 @@ def _importance_scale(axes: Axes, means: Sequence[float]) -> None:
 
 
 def _layer_points(
-    axes: Axes, rows: Sequence[LayerRow], marker: str, color: str, size: float, label: str
+    axes: Axes, rows: Sequence[LayerRow], marker: str, color: str, size: float, label: str, fill: str = ""
 ) -> None:
     if rows:
         axes.errorbar(
             [row.layer for row in rows],
             [row.mean for row in rows],
             [or_zero(row.standard_error) for row in rows],
-            fmt=marker, color=color, markersize=size, capsize=2.5, elinewidth=1.2, label=label,
+            fmt=marker, color=color, markerfacecolor=fill or color, markersize=size,
+            capsize=2.5, elinewidth=1.2, label=label,
         )  # fmt: skip
 
 
@@ -164,24 +184,21 @@ def save(figure: Figure, path: Path) -> Path:
 
 @styled()
 def score_figure(results: Evidence) -> Figure:
-    figure, axes = _axes(4.6, 3.5)
+    """Score against k: every trial, the best of each k ± its standard error, the chosen one."""
+    figure, axes = _axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    threshold = results.best.choice.threshold
-    if known(threshold):
-        axes.axhline(threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
+    choice = results.best.choice
+    if choice and known(choice.threshold):
+        axes.axhline(choice.threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
     _trial_points(axes, [(trial.state, trial.k, trial.score) for trial in results.trials])
-    best = _best_per_k(results.trials)
-    if best:
-        scores, errors = zip(*best.values(), strict=True)
-        axes.errorbar(
-            list(best), scores, errors,
-            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
-        )  # fmt: skip
-    k = results.best.choice.k
-    if k in best or k == 0:  # the untouched backbone scores 0
-        _mark_chosen(axes, k, best.get(k, (0.0, 0.0))[0])
+    best = {depth.k: depth for depth in results.depths if known(depth.score)}
+    _best_line(axes, list(best.values()))
+    chosen = results.best.k
+    if chosen in best or chosen == 0:  # the untouched backbone scores 0
+        _mark_chosen(axes, chosen, or_zero(best[chosen].score) if chosen in best else 0.0)
+    _targets(axes, trial_places(results, "k", "score"))
     axes.set_xlabel("k, added layers")
-    axes.set_ylabel("score")
+    axes.set_ylabel("validation score")
     _whole_numbers(axes, 12)
     axes.yaxis.set_major_formatter(_plain)
     axes.margins(x=0.08, y=0.08)
@@ -189,14 +206,24 @@ def score_figure(results: Evidence) -> Figure:
     return figure
 
 
-def _best_per_k(trials: Iterable[Trial]) -> dict[int, tuple[float, float]]:
-    """The best finished score of each k and its standard error, smallest k first."""
-    best: dict[int, tuple[float, float]] = {}
-    for trial in trials:
-        if trial.state == "finished" and trial.k is not None and known(trial.score):
-            found = (trial.score, or_zero(trial.score_se))
-            best[trial.k] = max(best.get(trial.k, found), found)
-    return dict(sorted(best.items()))
+def _best_line(axes: Axes, best: Sequence[Depth]) -> None:
+    if best:
+        axes.errorbar(
+            [depth.k for depth in best],
+            [or_zero(depth.score) for depth in best],
+            [or_zero(depth.standard_error) for depth in best],
+            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
+        )  # fmt: skip
+
+
+def trial_places(results: Evidence, x: str, y: str) -> dict[str, tuple[float, float]]:
+    """Where trials lie in a figure of two of their columns: trial0, trial1, … in the order of the table."""
+    places = {}
+    for number, trial in enumerate(results.trials):
+        at = getattr(trial, x), getattr(trial, y)
+        if known(at[0]) and known(at[1]) and trial.state != "failed":
+            places[f"trial{number}"] = at
+    return places
 
 
 def _trial_points(axes: Axes, points: Sequence[tuple[str, float | None, float | None]]) -> None:
@@ -205,12 +232,18 @@ def _trial_points(axes: Axes, points: Sequence[tuple[str, float | None, float | 
         if xy:
             axes.plot(
                 *zip(*xy, strict=True), "o", color=BLUE, markerfacecolor=fill, markersize=5.5,
-                alpha=0.75 if state == "finished" else 1, label=state, zorder=2,
+                alpha=0.75 if state == "finished" else 1, label=state, zorder=2, linestyle="none",
             )  # fmt: skip
+    untouched = [(x, y) for state, x, y in points if state == "untouched" and known(x) and known(y)]
+    for x, y in untouched or [(0.0, 0.0)]:
+        axes.plot([x], [y], "P", color=INK, markersize=7, label="untouched", zorder=4, linestyle="none")
 
 
 def _mark_chosen(axes: Axes, x: float, y: float) -> None:
-    axes.plot([x], [y], "D", color=ORANGE, markersize=8.5, markeredgecolor="white", label="chosen", zorder=5)
+    axes.plot(
+        [x], [y], "D", color=ORANGE, markersize=8.5, markeredgecolor="white",
+        label="chosen", zorder=5, linestyle="none",
+    )  # fmt: skip
 
 
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -218,25 +251,67 @@ WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 @styled()
 def trade_figure(results: Evidence) -> Figure:
-    figure, axes = _axes(4.6, 3.5)
+    """General against domain change of every trial, and the front of those that no other beats on both."""
+    figure, axes = _axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
+    front = [(or_zero(trial.general_delta), or_zero(trial.domain_delta)) for trial in results.front]
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=1, linestyle="--", label="front", zorder=1)
     _trial_points(axes, [(trial.state, trial.general_delta, trial.domain_delta) for trial in results.trials])
-    axes.plot([0], [0], "P", color=INK, markersize=7, label="untouched", zorder=6)
-    choice = results.best.choice
-    won = [(t.general_delta, t.domain_delta) for t in results.trials if t.trial == choice.trial]
-    for x, y in won or [(0.0, 0.0)] * (choice.k == 0):
+    k = results.best.k
+    won = [(t.general_delta, t.domain_delta) for t in results.trials if t.trial == results.best.trial]
+    for x, y in won or [(0.0, 0.0)] * (k == 0):
         at = (or_zero(x), or_zero(y))
         _mark_chosen(axes, *at)
-        axes.annotate(f"k = {choice.k}", at, (8, 6), textcoords="offset points", color=ORANGE, bbox=WHITE_BOX)
+        axes.annotate(f"k = {k}", at, (8, 6), textcoords="offset points", color=DARK_ORANGE, bbox=WHITE_BOX)
+    _targets(axes, trial_places(results, "general_delta", "domain_delta"))
     axes.set_xlabel("general Δ (right is better)")
     axes.set_ylabel("domain Δ (up is better)")
     axes.grid(True, axis="x")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_plain)
     axes.margins(0.12)
-    figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
     return figure
+
+
+@styled()
+def curve_figure(results: Evidence, what: Literal["score", "loss"]) -> Figure:
+    """What every trial reported against the tokens it had trained on; the chosen trial stands out."""
+    figure, axes = _axes(*HALF)
+    states = {trial.trial: trial.state for trial in results.trials}
+    ends = {}
+    for name, (tokens, values) in _curves(results, what).items():
+        won, stopped = name == results.best.trial or name not in states, states.get(name) == "stopped"
+        label = name if name not in states else "chosen" if won else "stopped" if stopped else "finished"
+        (line,) = axes.plot(tokens, values, color=BLUE, linewidth=1, marker="o", markersize=3, label=label)
+        if won:
+            line.set(color=ORANGE, linewidth=2, zorder=3)
+        elif stopped:
+            line.set(linestyle=":")
+        if name in states:
+            ends[f"trial{list(states).index(name)}"] = (tokens[-1], values[-1])
+    _targets(axes, ends)
+    axes.set_xlabel("tokens trained on, thousands")
+    axes.set_ylabel("validation score" if what == "score" else "training loss (nats per token)")
+    axes.yaxis.set_major_formatter(_plain)
+    lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def _curves(results: Evidence, what: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Trial → thousands of tokens and what was reported there; every score begins at 0, the backbone's."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for reading in sorted(results.curves, key=lambda reading: reading.tokens):
+        value = getattr(reading, what)
+        if known(value):
+            start: list[float] = [0.0] if what == "score" else []
+            tokens, values = curves.setdefault(reading.trial, (list(start), list(start)))
+            tokens.append(reading.tokens / 1000)
+            values.append(value)
+    return curves
 
 
 # ---------------------------------------------------------------- comparisons
@@ -247,7 +322,7 @@ Point = tuple[float, float | None]  # a mean and half of its interval
 @styled()
 def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -> Figure:
     """Means with their intervals, one below the other in the order given, numbered; `own` stands out."""
-    figure, axes = _axes(4.6, 0.9 + 0.28 * len(points))
+    figure, axes = _axes(HALF[0], 0.9 + 0.28 * len(points))
     axes.axvline(0, color=GREY, linewidth=0.8)
     for row, (name, mean, half) in enumerate(points):
         color = ORANGE if name == own else BLUE
@@ -264,7 +339,7 @@ def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -
 @styled()
 def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure:
     """General against domain change with intervals on both; numbers as in :func:`ranked_figure`."""
-    figure, axes = _axes(4.6, max(3.5, 0.9 + 0.28 * len(points)))
+    figure, axes = _axes(HALF[0], max(3.5, 0.9 + 0.28 * len(points)))
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
     for number, (name, (x, half_x), (y, half_y)) in enumerate(points, 1):
@@ -279,7 +354,8 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
             capsize=2,
             alpha=0.8,
         )
-        axes.annotate(str(number), (x, y), (5, 4), textcoords="offset points", fontsize=7, color=color)
+        words = DARK_ORANGE if name == own else BLUE
+        axes.annotate(str(number), (x, y), (5, 4), textcoords="offset points", fontsize=9, color=words)
     axes.set_xlabel("general Δ (right is better)")
     axes.set_ylabel("domain Δ (up is better)")
     axes.grid(True, axis="x")
@@ -371,7 +447,7 @@ def lines_of(kinds: Sequence[str]) -> dict[str, Line]:
 
 @styled()
 def rate_figure(rows: Mapping[str, list[Rate]], lines: Mapping[str, Line], last: int, top: float) -> Figure:
-    figure, axes = _axes(2.3, 1.9)
+    figure, axes = _axes(2.1, 1.9)
     axes.axhline(1, color=GREY, linewidth=0.8)
     for kind, history in rows.items():
         line = lines[kind]

@@ -91,16 +91,8 @@ def plan(
     No memory is taken and nothing is computed. Raises :class:`UserError` as
     :func:`~adept_ray.tuning.make_ready` does.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
-    AttentionInterface.register(PLANNED, sdpa_attention_forward)
-    AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
-    model = skeleton(config, dtype)
+    model = without_masks(config, dtype)
     with torch.device("meta"):
-        if model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(PLANNED)
         before = scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
         tuning = make_ready(model, training, layers, units, seed=0)
@@ -138,6 +130,47 @@ def gathered(model: nn.Module, weights: int) -> int:
     sizes = sorted(sum(p.numel() * p.dtype.itemsize for p in each) for each in layers)
     slopes = [sum(4 * p.numel() for p in each if p.requires_grad) for each in layers]
     return weights - sum(sizes) + sum(sizes[-2:]) + max(slopes)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a forward pass takes with the added layers, and without them."""
+
+    parameters: int
+    """Scalars of the whole model."""
+    added: int
+    """Scalars of the added layers."""
+    flops: float
+    """Operations of the whole model per token."""
+    flops_before: float
+    """Operations without the added layers."""
+
+
+def inference(config: Any, added: Sequence[int], seq_len: int) -> Inference:
+    """What a model of that Hugging Face `config` takes to run; `added` are the layers to do without."""
+    model = without_masks(config).requires_grad_(False)
+    parameters, flops = scalars(model.parameters()), traced(model, seq_len).forward
+    layers = layers_of(model)
+    for layer in sorted(added, reverse=True):
+        del layers[layer]
+    model.config.num_hidden_layers = len(layers)
+    less = parameters - scalars(model.parameters())
+    return Inference(parameters, less, flops / seq_len, traced(model, seq_len).forward / seq_len)
+
+
+def without_masks(config: Any, dtype: str = "float32") -> Any:
+    """A model of that Hugging Face `config` without data, ready to be traced."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
+    AttentionInterface.register(PLANNED, sdpa_attention_forward)
+    AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
+    model = skeleton(config, dtype)
+    if model.config._attn_implementation == "sdpa":
+        with torch.device("meta"):
+            model.set_attn_implementation(PLANNED)
+    return model
 
 
 def layer_sizes(config: Any) -> tuple[int, list[int]]:

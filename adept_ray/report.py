@@ -1,20 +1,37 @@
-"""``report.html``: one self-contained page about a search.
+"""``report.html``: one self-contained page about a search, or about a training at full length.
 
-Reads only a results folder (``best.yaml``, ``trials.csv``, ``importance.json``, ``rates.jsonl``,
-``run.json``), so a report can be written again long after the run. The page needs no script and no
-network, and the same folder always gives the same bytes.
+Reads only a results folder (see :mod:`adept_ray.evidence`), so a report can be written again long after
+the run. The page needs no network, and its few lines of script only show what is also in its tables. The same
+folder always gives the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from adept_ray import figures
-from adept_ray.evidence import Evidence, Rate, Side, read
-from adept_ray.page import NONE, card, duration, figure_html, inline, pairs, signed, write_page
+from adept_ray.card import write_card
+from adept_ray.comparison_report import figures_of, verdict
+from adept_ray.config import UserError
+from adept_ray.evidence import ELSEWHERE, FILES, RIVALS, Depth, Evidence, Rate, Side, Trial, read
+from adept_ray.page import (
+    NONE,
+    card,
+    duration,
+    figure_html,
+    fitted,
+    inline,
+    pairs,
+    scrolled,
+    short,
+    signed,
+    write_page,
+)
+from adept_ray.storage import Results
 
 
 def _layers(k: int) -> str:
@@ -49,6 +66,7 @@ DIGITS = {
     "seconds": ".0f",
 }
 WORDS = ("trial", "layers", "normalization", "granularity", "sign", "placement", "state")
+NUMBERS = (*DIGITS, "general_delta", "domain_delta", "score")
 SIGNED = {"general_delta": 2, "domain_delta": 2, "score": 3}
 
 
@@ -67,23 +85,40 @@ def _cell(column: str, text: str) -> str:
     return format(value, DIGITS.get(column, "g" if value.is_integer() else ".3g")).replace("-", "−", 1)
 
 
+# ---------------------------------------------------------------- the first screen
+
+
 def _side_card(title: str, side: Side) -> str:
     error = "" if side.standard_error is None else f"± {side.standard_error:.2f}, "
     return card(title, f"{signed(side.delta, 2)} {side.unit}", f"{error}{_verdict(side)}", side.levels("bpb"))
 
 
-def _cards(results: Evidence) -> str:
-    test, run, k = results.best.test, results.run, results.best.choice.k
-    depth = len(results.importance.layers)
-    total = run.seconds.get("total", sum(run.seconds.values()))
-    memory = "" if run.peak_memory_gib is None else f"peak memory {run.peak_memory_gib:.1f} GiB"
-    deeper = f"{100 * k / max(depth, 1):.0f} % more layers to run" if k else "as before"
-    return (
-        _side_card(f"Domain: {_ran(results, 'domain')}", test.domain)
-        + _side_card(f"General: {_ran(results, 'general')}", test.general)
-        + card("Layers", f"{depth} → {depth + k}", deeper)
-        + card("Wall clock", duration(total), f"{len(results.trials)} trials", memory)
+def _gains(results: Evidence) -> str:
+    test = results.best.test
+    return _side_card(f"Domain: {_ran(results, 'domain')}", test.domain) + _side_card(
+        f"General: {_ran(results, 'general')}", test.general
     )
+
+
+def _costs(results: Evidence) -> str:
+    run, k, cost = results.run, results.best.k, results.cost
+    depth = len(results.importance.layers)
+    cards = card("Layers", f"{depth} → {depth + k}", _more(depth + k, depth))
+    if cost:
+        before = cost.parameters - cost.added
+        share = f"{_more(cost.parameters, before)}, {short(cost.parameters)} in all"
+        cards += card("Parameters", f"+{short(cost.added)}" if k else "none added", share)
+        slower = "operations per token of a forward pass"
+        cards += card("Inference", _more(cost.flops, cost.flops_before), slower)
+    total = run.seconds.get("total", sum(run.seconds.values()))
+    count = sum(trial.state != "untouched" for trial in results.trials)
+    tried = f"{count} trials" if count else "training at full length"
+    memory = "" if run.peak_memory_gib is None else f"peak memory {run.peak_memory_gib:.1f} GiB"
+    return cards + card("Wall clock", duration(total), tried, memory)
+
+
+def _more(after: float, before: float) -> str:
+    return f"{signed(100 * (after / max(before, 1) - 1), 1)} %" if after != before else "as before"
 
 
 def _ran(results: Evidence, name: str) -> str:
@@ -91,21 +126,150 @@ def _ran(results: Evidence, name: str) -> str:
     return Path(str(results.best.run.get(name, NONE))).name
 
 
+def _edges(results: Evidence) -> str:
+    choice = results.best.choice
+    warnings = ""
+    for edge in choice.edges if choice else ():
+        where = f"{edge.parameter} = {edge.value} lies at the {edge.end} end of its range"
+        warnings += (
+            f'<div class="warning">{escape(where)}, so the best may lie beyond it. This searches further:'
+            f"<pre>{escape(edge.command)}</pre></div>"
+        )
+    return warnings
+
+
 def _first_screen(results: Evidence) -> str:
     best = results.best
-    k, layers = best.choice.k, ", ".join(map(str, best.layers))
+    k, layers = best.k, ", ".join(map(str, best.layers))
     copied = f" {'Copy of layer' if k == 1 else 'Copies of layers'} {layers}." if k else ""
     answer = f"{_layers(k)} added to {_ran(results, 'backbone')} to learn {_ran(results, 'domain')}.{copied}"
+    why = f'<p class="why">{escape(best.choice.reason)}</p>' if best.choice else ""
     return (
         f'<p class="eyebrow">adept_ray · {escape(results.name)}</p>'
-        f'<h1>k = {k}</h1><p class="lead">{escape(answer)}</p>'
-        f"<p>{escape(best.choice.reason)}</p>"
-        f'<div class="cards">{_cards(results)}</div>'
-        f'<p class="note">Measured once, on the test split, against the untouched backbone: the reduction of '
-        f"bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in points, ± one "
-        f"standard error, so positive is better; less than two of them is called no clear change. "
-        f"Test score {signed(best.test.score, 3)}.</p>"
+        f'<h1>k = {k}</h1><p class="lead">{escape(answer)}</p>{why}'
+        f'<div class="answers"><div><h2>Gained</h2><div class="cards one">{_gains(results)}</div></div>'
+        f'<div><h2>Cost</h2><div class="cards">{_costs(results)}</div></div></div>'
+        f'<p class="note">Gains are measured once, on the test split, against the untouched backbone: the '
+        f"reduction of bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in "
+        f"points, ± one standard error, so positive is better; less than two of them is called no clear "
+        f"change. Test score {signed(best.test.score, 3)}.</p>{_edges(results)}"
     )
+
+
+# ---------------------------------------------------------------- the sections
+
+
+def _tip(trial: Trial, row: Mapping[str, str], won: bool) -> str:
+    """What a reader is told of a trial's mark in a figure."""
+    settings = [n for n in row if n not in NUMBERS and n not in ("trial", "k", "layers", "state") and row[n]]
+    said = ", ".join(f"{HEADINGS.get(name, name)} {_cell(name, row[name])}" for name in settings)
+    error = f" ± {trial.score_se:.2f}" if figures.known(trial.score_se) else ""
+    lines = (
+        f"{trial.trial}, k = {NONE if trial.k is None else trial.k}, {'chosen' if won else trial.state}",
+        f"score {signed(trial.score, 2)}{error}",
+        f"general Δ {signed(trial.general_delta, 2)}, domain Δ {signed(trial.domain_delta, 2)}",
+        said,
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _tips(results: Evidence) -> dict[str, str]:
+    pairs_ = zip(results.trials, results.rows, strict=True)
+    won = results.best.trial
+    return {f"trial{i}": _tip(trial, row, trial.trial == won) for i, (trial, row) in enumerate(pairs_)}
+
+
+def _score_section(results: Evidence) -> str:
+    choice = results.best.choice
+    dashed = (
+        ""
+        if not choice or choice.threshold is None
+        else " Dashed: what a smaller k has to reach to be preferred."
+    )
+    label = f"Score of every trial against k; chosen k = {results.best.k}"
+    score = figure_html(
+        inline(figures.score_figure(results), "score", label, _tips(results)),
+        f"Validation score; 0 is the untouched backbone. Filled: finished, hollow: stopped early.{dashed}",
+    )
+    return f'<div class="two">{score}<div>{_depth_table(results)}{_price(results)}</div></div>'
+
+
+def _depth_table(results: Evidence) -> str:
+    """A row for each k: its best trial, and what it gains over the next smaller one."""
+    depths = results.depths
+    paired = any(depth.gain is not None for depth in depths)
+    names = ["k", "trials", "best score", *(["gain", "told apart"] if paired else [])]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = ""
+    for depth in depths:
+        cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
+        cells.append(_with_error(depth.score, depth.standard_error) if depth.k else "0")
+        if paired:
+            cells += [_with_error(depth.gain, depth.gain_error), _differs(depth)]
+        won = ' class="won"' if depth.k == results.best.k else ""
+        body += f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    note = (
+        "Gain: over the next smaller k, paired on the same validation text, ± standard error; told apart: "
+        "whether it stands out of that noise."
+        if paired
+        else "The best finished trial of each k, ± standard error over validation text."
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return scrolled(table, "Best score of each k") + f'<p class="note">{note}</p>'
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return signed(value, 2) + (f" ± {error:.2f}" if figures.known(value) and figures.known(error) else "")
+
+
+def _differs(depth: Depth) -> str:
+    return {None: NONE, True: "yes", False: "no"}[depth.differs]
+
+
+def _price(results: Evidence) -> str:
+    least = results.best.choice.min_gain_per_layer if results.best.choice else None
+    if not least:
+        return ""
+    return f'<p class="note">A layer had to earn {least:g} points of score to be added.</p>'
+
+
+def _search_section(results: Evidence) -> str:
+    tips = _tips(results)
+    trade = figure_html(
+        inline(figures.trade_figure(results), "trade", "General against domain change of every trial", tips),
+        "What each trial gained in the domain and kept or lost in general, on the validation split. Dashed: "
+        "the front, trials that no other beats on both sides.",
+    )
+    shares = _hyperparameters(results)
+    return f'<div class="two">{trade}<div>{shares}</div></div>'
+
+
+def _hyperparameters(results: Evidence) -> str:
+    choice = results.best.choice
+    if not choice or not choice.hyperparameters:
+        return ""
+    ranked = sorted(choice.hyperparameters.items(), key=lambda item: -item[1])
+    rows = "".join(_share(HEADINGS.get(name, name), f"{share:.0%}", share) for name, share in ranked)
+    doubt = (
+        ""
+        if choice.hyperparameters_reliable
+        else " Unreliable: too few trials finished to tell one parameter's part from another's."
+    )
+    return (
+        f"<h3>What made the difference</h3>{_shares(rows)}"
+        '<p class="note">Share of each searched parameter in the differences between scores '
+        f"(fANOVA).{doubt}</p>"
+    )
+
+
+def _share(name: str, said: str, share: float, css: str = "") -> str:
+    """A row with a bar."""
+    bar = f'<td class="bar"><i style="width:{100 * share:.1f}%"></i></td>'
+    return f'<tr class="{css}"><td>{escape(name)}</td><td>{said}</td>{bar}</tr>'
+
+
+def _shares(rows: str) -> str:
+    return f'<table class="shares"><tbody>{rows}</tbody></table>'
 
 
 def _importance_section(results: Evidence) -> str:
@@ -119,7 +283,6 @@ def _importance_section(results: Evidence) -> str:
     base = (
         "" if importance.base_loss is None else f" The whole backbone's loss is {importance.base_loss:.3f}."
     )
-    order = f" Least important first: {', '.join(map(str, importance.order))}." if importance.order else ""
     label = f"Importance of {len(importance.layers)} layers; chosen: {', '.join(map(str, chosen)) or 'none'}"
     doubt = importance.doubt(chosen)
     race = (
@@ -128,25 +291,57 @@ def _importance_section(results: Evidence) -> str:
         if importance.probe == "raced"
         else ""
     )
-    caption = f"Mean ± standard error{on}, logarithmic axis.{base}{order}{race} {doubt}".rstrip()
-    return figure_html(inline(figures.layer_figure(importance, chosen), "importance", label), caption, "wide")
+    caption = f"Mean ± standard error{on}, logarithmic axis.{base}{race} {doubt}".rstrip()
+    tips = {
+        f"layer{row.layer}": f"layer {row.layer}: {row.mean:.3g} ± {row.standard_error:.2g} nats per token"
+        for row in importance.layers
+    }
+    pictures = (
+        inline(figures.layer_figure(importance, chosen, size), name, label, tips)
+        for name, size in (("importance", figures.WIDE), ("importance-narrow", figures.NARROW))
+    )
+    return figure_html(fitted(*pictures), caption) + _layer_table(results)
 
 
-def _search_section(results: Evidence) -> str:
-    choice = results.best.choice
-    dashed = "" if choice.threshold is None else " Dashed: what a smaller k has to reach to be preferred."
-    score = figure_html(
-        inline(
-            figures.score_figure(results), "score", f"Score of every trial against k; chosen k = {choice.k}"
+def _layer_table(results: Evidence) -> str:
+    """Every layer's numbers, least important first."""
+    importance = results.importance
+    rows = {row.layer: row for row in importance.layers}
+    order = importance.order or tuple(sorted(rows, key=lambda layer: rows[layer].mean))
+    body = ""
+    for layer in order:
+        row = rows[layer]
+        low, high = row.places or (None, None)
+        places = (
+            NONE if low is None or high is None else f"{low + 1}" + (f" to {high + 1}" if high > low else "")
+        )
+        won = ' class="won"' if layer in results.best.layers else ""
+        body += (
+            f"<tr{won}><td>{layer}</td><td>{row.mean:.4g}</td><td>{row.standard_error:.2g}</td>"
+            f"<td>{places}</td></tr>"
+        )
+    head = "<tr><th>layer</th><th>importance</th><th>± s.e.</th><th>place</th></tr>"
+    return (
+        "<details><summary>Every layer, least important first</summary><table><caption>Loss increase in nats "
+        f"per token; place: what the probe leaves open at {importance.confidence:.0%} confidence.</caption>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></details>"
+    )
+
+
+def _curves_section(results: Evidence) -> str:
+    tips = _tips(results)
+    parts = ""
+    for what, label, caption in (
+        ("score", "Score of every trial as it trained", "Validation score at every report of a trial."),
+        (
+            "loss",
+            "Training loss of every trial",
+            "Loss of the step before each report, on the training text.",
         ),
-        f"Validation score; 0 is the untouched backbone. Filled: finished, hollow: stopped early.{dashed}",
-    )
-    trade = figure_html(
-        inline(figures.trade_figure(results), "trade", "General against domain change of every trial"),
-        "What each trial gained in the domain and what it cost in general, on the validation split. "
-        "The untouched backbone is at the origin.",
-    )
-    return f'<div class="two">{score}{trade}</div>'
+    ):
+        svg = inline(figures.curve_figure(results, what), f"curve-{what}", label, tips)  # type: ignore[arg-type]
+        parts += figure_html(svg, caption)
+    return f'<div class="two">{parts}</div>'
 
 
 RATES_CAPTION = (
@@ -158,7 +353,7 @@ RATES_CAPTION = (
 
 def _rates_section(results: Evidence) -> str:
     if not results.rates:
-        added = results.best.choice.k > 0
+        added = results.best.k > 0
         return (
             "<p>No unit rates were recorded.</p>"
             if added
@@ -166,10 +361,8 @@ def _rates_section(results: Evidence) -> str:
         )
     lines = figures.lines_of(list(dict.fromkeys(figures.place(rate.unit)[1] for rate in results.rates)))
     legend = "".join(f"<li>{_sample(line)}{escape(line.label)}</li>" for line in lines.values())
-    panels = f'<div class="panels">{_rate_panels(results, lines)}</div>'
-    return (
-        f'<ul class="legend">{legend}</ul><figure>{panels}<figcaption>{RATES_CAPTION}</figcaption></figure>'
-    )
+    panels = f'<ul class="legend">{legend}</ul><div class="panels">{_rate_panels(results, lines)}</div>'
+    return f"<figure>{panels}<figcaption>{RATES_CAPTION}</figcaption></figure>"
 
 
 def _sample(line: figures.Line) -> str:
@@ -202,19 +395,29 @@ def _rate_panels(results: Evidence, lines: Mapping[str, figures.Line]) -> str:
 
 def _trials_section(results: Evidence) -> str:
     columns = list(results.rows[0])
-    winner = results.best.choice.trial
+    winner = results.best.trial
     head = "".join(_field("th", name, HEADINGS.get(name, name.replace("_", " "))) for name in columns)
     body = ""
-    for row in results.rows:
+    for number, row in enumerate(results.rows):
         won = row["trial"] == winner
         cells = {name: _cell(name, row[name]) for name in columns}
         cells["trial"] += " ◆" if won else ""
         fields = "".join(_field("td", name, text) for name, text in cells.items())
-        body += f'<tr class="{"won" if won else row["state"]}">{fields}</tr>\n'
+        css = "won" if won else escape(row["state"])
+        body += f'<tr class="{css}" data-of="trial{number}">{fields}</tr>\n'
     table = f'<table class="trials"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
     legend = "" if winner is None else "◆ the chosen trial. "
     note = f'<p class="note">{legend}All numbers are from the validation split.</p>'
-    return f'{note}<div class="scroll">{table}</div>'
+    return note + scrolled(table, "All trials")
+
+
+def _rivals_section(results: Evidence) -> str:
+    summaries = [rival.model_dump() for rival in results.rivals]
+    note = (
+        "Means over seeds ± half of the 95 % interval, of a comparison on equal tokens with a base rate of "
+        "its own for each method; its trainings are others than the trials above."
+    )
+    return f'<p>{escape(verdict(summaries))}</p>{figures_of(summaries)}<p class="note">{note}</p>'
 
 
 def _field(tag: str, column: str, text: str) -> str:
@@ -226,22 +429,18 @@ def _stages(seconds: Mapping[str, float]) -> str:
     total = seconds.get("total", sum(seconds.values()))
     rows = ""
     for stage, spent in seconds.items():
-        share = 100 * spent / total if total > 0 and stage != "total" else 0
-        rows += (
-            f'<tr class="{"total" if stage == "total" else ""}"><td>{escape(stage)}</td>'
-            f"<td>{duration(spent)}</td>"
-            f'<td class="bar"><i style="width:{share:.1f}%"></i></td></tr>'
-        )
-    return f'<table class="stages"><tbody>{rows}</tbody></table>'
+        share = spent / total if total > 0 and stage != "total" else 0
+        rows += _share(stage, duration(spent), share, "total" if stage == "total" else "")
+    return _shares(rows)
 
 
 def _making_section(results: Evidence) -> str:
     run, best = results.run, results.best
     return (
-        f"<h3>Command</h3><pre>{escape(run.command)}</pre>"
-        f"<h3>Wall clock</h3>{_stages(run.seconds)}"
+        f"<h3>Does the same again</h3><pre>{escape(run.repeats)}</pre>"
         f"<h3>Licences and notes</h3>{pairs(run.notes)}"
-        f'<div class="two"><div><h3>Run</h3>{pairs(best.run)}</div>'
+        f'<div class="two"><div><h3>Wall clock</h3>{_stages(run.seconds)}'
+        f"<h3>Run</h3>{pairs({name: best.run[name] for name in best.run if name not in ELSEWHERE})}</div>"
         f"<div><h3>Training of the winner</h3>{pairs(best.training)}"
         f"<h3>Versions</h3>{pairs(run.versions)}"
         f"<h3>Fingerprints</h3>{pairs(run.fingerprints)}</div></div>"
@@ -253,12 +452,50 @@ def write_report(folder: Path) -> Path:
 
     Raises :class:`UserError` that names the file when one is missing or does not hold what it should.
     """
-    results = read(folder)
-    parts = {
-        "Importance of each layer": _importance_section(results),
-        "What the search saw": _search_section(results),
-        "Unit rates of the winner": _rates_section(results),
-        "All trials": _trials_section(results),
-        "How this was made": _making_section(results),
+    return _page(folder, read(folder))
+
+
+def _page(folder: Path, results: Evidence) -> Path:
+    searched = bool(results.trials)
+    sections = {
+        "Why this k": _score_section if searched else None,
+        "Domain against general": _search_section if searched else None,
+        "Learning curves": _curves_section if results.curves else None,
+        "Importance of each layer": _importance_section,
+        "Unit rates": _rates_section,
+        "All trials": _trials_section if searched else None,
+        "Rivals": _rivals_section if results.rivals else None,
+        "How this was made": _making_section,
     }
+    parts = {title: section(results) for title, section in sections.items() if section}
     return write_page(folder / "report.html", f"{results.name}: adept_ray", _first_screen(results), parts)
+
+
+def adopt_rivals(results: Results, comparison: str) -> None:
+    """Copy the table of a comparison (a folder or URI) into `results`, where the report finds it.
+
+    Raises :class:`UserError` where there is none, or one of another backbone or other corpora.
+    """
+    storage, _, name = comparison.rstrip("/").rpartition("/")
+    rivals = Results(storage or ".", name)
+    rivals.fetch((RIVALS, "run.json"))
+    results.fetch(("run.json",))
+    if not rivals.holds(RIVALS):
+        raise UserError(f"{comparison}: no {RIVALS} in it; give the results folder of scripts/compare.py")
+    theirs, ours = (json.loads((r.folder / "run.json").read_text())["run"] for r in (rivals, results))
+    for key in ("backbone", "general", "domain"):
+        if theirs[key] != ours[key]:
+            raise UserError(f"{comparison}: its {key} is {theirs[key]}, that of {results.place} {ours[key]}")
+    results.write(RIVALS, (rivals.folder / RIVALS).read_text())
+
+
+def write_pages(results: Results) -> None:
+    """Write report and model card of what lies in `results`, here or behind its URI.
+
+    Raises :class:`UserError` as :func:`write_report` does.
+    """
+    results.fetch(FILES)
+    evidence = read(results.folder)
+    _page(results.folder, evidence)
+    if results.holds("model"):
+        write_card(results.folder / "model", evidence)

@@ -265,7 +265,8 @@ def describe(
 ) -> dict[str, Any]:
     """A row of trials.csv; numbers are None before the first report.
 
-    Not for the file are the place of what the trial ``saved`` last and the ``pulls`` of blocks on its score.
+    Not for the file are the place of what the trial ``saved`` last and the ``pulls`` of blocks on its score,
+    nor its learning ``curve``.
     """
     return {
         "trial": name,
@@ -276,6 +277,7 @@ def describe(
         "state": state,
         "saved": metrics.get("saved"),
         "pulls": metrics.get("pulls"),
+        "curve": metrics.get("curve") or [],
     }
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,26 @@ class Results:
             raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
 
     def _check_remote(self, download: bool) -> None:
-        from pyarrow import fs
-
         filesystem, path = self.filesystem()
         filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/.writable") as stream:
             stream.write(b"")
         filesystem.delete_file(f"{path}/.writable")
         if download:
-            for name in HELD:
-                if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
-                    fs.copy_files(f"{path}/{name}", str(self.folder / name), filesystem, fs.LocalFileSystem())
+            self.fetch(HELD)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Copy files that lie behind a URI, and aren't here yet, to `folder`; what doesn't exist is left."""
+        if not self._remote:
+            return
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        for name in names:
+            here = self.folder / name
+            if not here.exists() and filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
+                here.parent.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(f"{path}/{name}", str(here), filesystem, fs.LocalFileSystem())
 
     def filesystem(self) -> tuple[Any, str]:
         """pyarrow's file system of the place and the path on it. Raises :class:`UserError` for a bad URI."""

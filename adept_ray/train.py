@@ -129,6 +129,7 @@ def train(
             after = measured(model, job, blocks)
         metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
         metrics |= {**trained(state, job), "loss": state.loss}
+        metrics["curve"] = state.told(metrics)
         metrics["training_seconds"] = round(training_seconds, 2)
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)

@@ -1,6 +1,7 @@
 """One thread, no network and no stopwatch, fixed before torch is imported."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -67,3 +68,20 @@ def s3():
             patch.setenv(name, value)
         yield boto3.client("s3")
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium of this machine, without a window, behind Playwright; skips the test where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium fonts-dejavu-core")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("background-networking", "component-update", "quic", "sync", "gpu")
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{each}" for each in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

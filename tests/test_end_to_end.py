@@ -128,6 +128,11 @@ def trials(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def readings(folder):
+    """The rows of curves.jsonl."""
+    return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+
 def ray_processes():
     """Command lines of Ray's own processes on this machine."""
     found = []
@@ -147,7 +152,8 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
     """Every file that is promised is there, and the summary says k, why, the change and where."""
     folder = room.results("first")
     names = {"best.yaml", "trials.csv", "importance.json", "rates.jsonl", "run.json", "report.html", "model"}
-    assert names <= {path.name for path in folder.iterdir()}
+    assert names | {"curves.jsonl"} <= {path.name for path in folder.iterdir()}
+    assert (folder / "model" / "README.md").exists()
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert f"k = {best['choice']['k']} " in searched and best["choice"]["reason"] in searched
     assert "bits per byte" in searched and "report.html" in searched
@@ -156,6 +162,11 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
     assert [row["k"] for row in rows] == ["3", "2", "1"]  # the settings under `first`, the paper's before all
     chosen = next(row for row in rows if row["trial"] == best["choice"]["trial"])
     assert chosen["state"] == "finished" and int(chosen["k"]) == best["training"]["k"] == len(best["layers"])
+    ends = {reading["trial"]: reading for reading in readings(folder)}
+    for row in rows:
+        if row["score"]:  # the one that failed has none
+            assert ends[row["trial"]]["score"] == float(row["score"])
+            assert ends[row["trial"]]["tokens"] == int(row["tokens"])
 
 
 @pytest.mark.slow
@@ -299,7 +310,9 @@ def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     assert "s3://results/killed/model" in printed
     with fetched("s3://results/killed") as folder:
         assert trials(folder) == trials(room.results("first"))
-        assert (folder / "report.html").exists() and (folder / "model" / "model.safetensors").exists()
+        assert {"model.safetensors", "README.md"} <= {path.name for path in (folder / "model").iterdir()}
+        page = (folder / "report.html").read_text()
+        assert ">adept_ray · killed<" in page and "Parameters" in page  # of what lies in the bucket alone
     gone(150)
 
 
@@ -383,6 +396,9 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched):
     record = json.loads((folder / "model" / "adept.json").read_text())
     assert record["source_layers"] == best["layers"]
     assert full["test"]["domain"]["delta"] > 0
+    assert [reading["tokens"] for reading in readings(folder)] == [1024, 2048]
+    assert "training at full length" in (folder / "report.html").read_text()
+    assert "2,048 tokens" in (folder / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ FLOORS = (
     "probe train",
     "launch crew",
     "methods display prepare choice spaces search growth compare",
-    "evidence figures page report comparison_report cli runs commands studies",
+    "evidence figures page comparison_report card report cli runs commands studies",
 )
 ORDER = " ".join(FLOORS).split()
 METHOD = FLOORS[0].split()

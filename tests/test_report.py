@@ -1,143 +1,46 @@
-"""The report is whole, safe to open, and says what is missing when it can't be written."""
+"""Report and card are whole, safe to open, and say what is missing when they can't be written."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
+import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
+from common import tiny_model
+from huggingface_hub import ModelCard
+from made_up import (
+    CHOSEN,
+    FILES,
+    LAYERS,
+    UNITS,
+    best,
+    curves,
+    edited_json,
+    importance,
+    run,
+    tied,
+    trials,
+    whole_best,
+    write_csv,
+    write_folder,
+    write_whole_folder,
+)
 
-from adept_ray.config import UserError
-from adept_ray.evidence import Importance
+from adept_ray.backbones import PRESETS
+from adept_ray.card import write_card
+from adept_ray.cli import parse
+from adept_ray.commands import find_k
+from adept_ray.config import SearchRun, UserError
+from adept_ray.evidence import Importance, read
 from adept_ray.figures import draw_importance, importance_figure
 from adept_ray.report import write_report
-
-LAYERS = 6
-CHOSEN = [2, 4]
-UNITS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")
-FILES = ("best.yaml", "trials.csv", "importance.json", "rates.jsonl", "run.json")
-
-
-def importance() -> dict[str, Any]:
-    means = [7.66, 0.31, 0.12, 0.44, 0.15, 1.9]
-    return {
-        "base_loss": 3.4904,
-        "layers": [{"layer": i, "mean": m, "standard_error": 0.05 * m} for i, m in enumerate(means)],
-        "order": sorted(range(LAYERS), key=means.__getitem__),
-        "units": {},
-        "made_from": {"backbone": "tiny", "corpus": "boolq", "tokens": 2048},
-        "seconds": 6.1,
-    }
-
-
-def trials() -> list[dict[str, Any]]:
-    """Four trials around general 1.0 and domain 1.2 bits per byte; the second one wins."""
-    rows = []
-    for number, (k, general, domain, state) in enumerate(
-        [
-            (1, -0.2, 4.0, "finished"),
-            (2, -0.1, 9.5, "finished"),
-            (3, 0.1, 9.6, "finished"),
-            (3, -0.9, 3.0, "stopped"),
-        ]
-    ):
-        rows.append(
-            {
-                "trial": f"trial-{number + 1:03}",
-                "k": k,
-                "layers": " ".join(map(str, sorted(importance()["order"][:k]))),
-                "recompute_every": 12,
-                "base_lr": 0.00123456,
-                "general_bpb": 1.0 * (1 - general / 100),
-                "domain_bpb": 1.2 * (1 - domain / 100),
-                "general_delta": general,
-                "domain_delta": domain,
-                "score": (general + domain) / 2,
-                "score_se": 0.21,
-                "tokens": 12288,
-                "seconds": 91.5,
-                "state": state,
-            }
-        )
-    return rows
-
-
-def best(k: int = 2) -> dict[str, Any]:
-    changed = k > 0
-    return {
-        "run": {"backbone": "tiny", "general": "boolq", "domain": "medical", "seq_len": 256, "seed": 7},
-        "training": {"k": k, "base_lr": 0.00123456, "recompute_every": 12, "normalization": "rank"},
-        "layers": CHOSEN if changed else [],
-        "choice": {
-            "k": k,
-            "trial": "trial-002" if changed else None,
-            "reason": f"k = {k} is the smallest within one standard error of the best.",
-            "best_score": 4.85,
-            "best_k": 3,
-            "threshold": 4.64,
-        },
-        "test": {
-            "general": {"before_bpb": 1.0111, "after_bpb": 1.0122 if changed else 1.0111,
-                        "delta": -0.11 if changed else 0.0, "standard_error": 0.08},
-            "domain": {"before_bpb": 1.2345, "after_bpb": 1.1234 if changed else 1.2345,
-                       "delta": 9.0 if changed else 0.0, "standard_error": 0.33},
-            "score": 4.445 if changed else 0.0,
-        },
-    }  # fmt: skip
-
-
-def rates() -> list[dict[str, Any]]:
-    """Units of the two copies, which sit at 3 and 6 of the expanded model."""
-    return [
-        {
-            "step": step,
-            "unit": f"model.layers.{layer}.{unit}",
-            "importance": 1e-6,
-            "scale": 0.4 * i + step / 90,
-        }
-        for step in (0, 12)
-        for layer in (3, 6)
-        for i, unit in enumerate(UNITS)
-    ]
-
-
-def run() -> dict[str, Any]:
-    return {
-        "versions": {"python": "3.11.9", "torch": "2.13.0"},
-        "seed": 7,
-        "fingerprints": {"backbone": "0123456789abcdef"},
-        "seconds": {"assets": 3.0, "probe": 6.1, "search": 380.0, "test": 8.0, "total": 397.1},
-        "peak_memory_gib": 3.25,
-        "command": "python scripts/tune_k.py --run.domain medical",
-        "notes": {
-            "backbone": "made up (Apache-2.0)",
-            "general": "CC BY-SA 3.0",
-            "domain": "see https://example.org",
-        },
-    }
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-
-
-def write_folder(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "best.yaml").write_text(yaml.safe_dump(best()))
-    write_csv(folder / "trials.csv", trials())
-    (folder / "importance.json").write_text(json.dumps(importance()))
-    (folder / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates()))
-    (folder / "run.json").write_text(json.dumps(run()))
-    return folder
 
 
 @pytest.fixture
@@ -188,8 +91,9 @@ def test_every_section_and_number_is_there(page: str) -> None:
     """A reader finds the answer, the evidence and the making, with the numbers of the folder."""
     text = text_of(page)
     for title in (
+        "Why this k",
+        "Domain against general",
         "Importance of each layer",
-        "What the search saw",
         "Unit rates",
         "All trials",
         "How this was made",
@@ -218,9 +122,9 @@ def test_rate_panels_name_copy_and_source(page: str) -> None:
 
 
 def test_the_page_loads_nothing(page: str) -> None:
-    """No script, style import or address is fetched: the report opens the same without a network."""
+    """No script, style or address is fetched: the report opens the same without a network."""
     for tag, attributes in Outline(page).tags:
-        assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base")
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
         for name, value in attributes.items():
             assert name != "src" and not name.startswith("on")
             assert "href" not in name or (value or "").startswith("#"), (tag, name, value)
@@ -238,9 +142,9 @@ def test_ids_are_unique_and_resolve(page: str) -> None:
 def test_every_figure_has_a_name(page: str) -> None:
     """A screen reader hears what each picture shows."""
     figures = [attributes for tag, attributes in Outline(page).tags if tag == "svg"]
-    # importance, score, trade; a line of the legend per unit; a panel per added layer
-    assert len(figures) == 3 + len(UNITS) + len(CHOSEN)
-    assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in figures)
+    # score, trade, importance for either screen; a line of the legend per unit; a panel per added layer
+    assert len(figures) == 4 + len(UNITS) + len(CHOSEN)
+    assert all(each.get("role") in ("img", "group") and each.get("aria-label") for each in figures)
 
 
 def test_text_is_escaped(folder: Path) -> None:
@@ -257,14 +161,6 @@ def test_text_is_escaped(folder: Path) -> None:
     assert not {"b", "i", "u", "s", "em"} & {tag for tag, attributes in Outline(page).tags if not attributes}
     for text in ("<b>bold</b>", "tune '<u>&amp;' $title ${first}", "of <em>", '<s>"$x_$'):
         assert text in text_of(page)
-
-
-def tied() -> dict[str, Any]:
-    """Layers 2, 4 and 1 of the order 2 4 1 3 5 0 could be any of the second to fourth, as could 3."""
-    found = importance()
-    for layer, places in {2: [0, 0], 4: [1, 3], 1: [1, 2], 3: [2, 3], 5: [4, 4], 0: [5, 5]}.items():
-        found["layers"][layer]["places"] = places
-    return found
 
 
 @pytest.mark.parametrize(
@@ -388,3 +284,151 @@ def test_importance_need_not_be_positive(tmp_path: Path, means: list[float]) -> 
     low, high = figure.axes[0].get_ylim()
     assert all(low <= mean <= high for mean in shown)
     draw_importance({"layers": layers}, [1], tmp_path / "importance.png")
+
+
+# ---------------------------------------------------------------- all that a folder can hold
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything in it; tests that change it work on a copy."""
+    return write_whole_folder(tmp_path_factory.mktemp("whole") / "tiny-medical")
+
+
+def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
+    """What only newer folders know is on the page: gains per k, edges, costs, what mattered, rivals."""
+    text = text_of(write_report(whole).read_text(encoding="utf-8"))
+    for words in (
+        "+2.80 ± 0.30",  # of k = 2 over k = 1
+        "base_lr = 0.00123 lies at the high end of its range",
+        "python scripts/tune_k.py --search-space wider.yaml",
+        "+15.49 k",
+        "+28.3 %, 70.18 k in all",
+        "Unreliable: too few trials",
+        "A layer had to earn 0.5 points",
+        "ADEPT is number 2 of 3 by mean score",
+        "4 trials",  # the untouched backbone is none
+    ):
+        assert words in text, words
+
+
+def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
+    """Parameters and operations with and without the copies are those of the models themselves."""
+    cost = read(whole).cost
+    biases = {"attention_bias": False, "mlp_bias": False}
+    with_copies, without = (tiny_model(layers=n, **biases) for n in (LAYERS + len(CHOSEN), LAYERS))
+    count = [sum(p.numel() for p in model.parameters()) for model in (with_copies, without)]
+    assert cost is not None and (cost.parameters, cost.added) == (count[0], count[0] - count[1])
+    assert cost.flops > cost.flops_before > cost.flops * LAYERS / (LAYERS + len(CHOSEN))
+
+
+def test_the_front_is_what_no_other_beats_on_both_sides(folder: Path) -> None:
+    """Without the search's own word on it: of the finished trials, in the order of their general change."""
+    assert [trial.trial for trial in read(folder).front] == ["trial-003"]
+    rows = trials()
+    rows[0]["general_delta"] = 0.3  # better than any in general, worse in the domain
+    write_csv(folder / "trials.csv", rows)
+    assert [trial.trial for trial in read(folder).front] == ["trial-003", "trial-001"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "domain": "my texts/",
+            "trials": 12,
+            "seed": 7,
+            "dashboard": False,
+            "general_tasks": ["mmlu", "cmmlu"],
+        },
+        {"backbone": "qwen3-1.7b", "workers": 4, "tokens_per_trial": 6144, "resume": True},
+        {},
+    ],
+)
+def test_the_command_on_the_page_does_the_same_again(folder: Path, settings: dict[str, Any]) -> None:
+    """Its flags give the settings of the run back, but for the name and whether it was resumed."""
+    sizes = PRESETS[settings["backbone"]].sizes if "backbone" in settings else {}
+    usual = {name: value for name, value in sizes.items() if name in SearchRun.model_fields}
+    ran = SearchRun(**(usual | settings | {"name": "tiny-medical"}))
+    edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
+    script, *flags = shlex.split(read(folder).run.repeats)[1:]
+    assert script == "scripts/tune_k.py"
+    elsewhere = {"name": "", "resume": False, "precision": ANY}
+    assert parse(SearchRun, "", flags) == ran.model_copy(update=elsewhere)
+
+
+def test_a_training_at_full_length_has_a_report_too(folder: Path) -> None:
+    """It has no trials, and its learning curve is its own."""
+    (folder / "trials.csv").unlink()
+    edited_json(folder / "run.json", training={"k": 2})
+    (folder / "curves.jsonl").write_text(json.dumps(curves()[0] | {"trial": "training"}))
+    text = text_of(write_report(folder).read_text(encoding="utf-8"))
+    assert "Learning curves" in text and "training at full length" in text and "k = 2" in text
+    assert "All trials" not in text
+
+
+def test_the_hub_reads_the_card(whole: Path) -> None:
+    """huggingface_hub finds in the card's head what was put there, and the text has the page's facts."""
+    edited = best_of(whole) | {"run": best_of(whole)["run"] | {"backbone": "smollm2-135m"}}
+    (whole / "best.yaml").write_text(yaml.safe_dump(edited))
+    card = ModelCard.load(write_card(whole / "model", read(whole)))
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (card.data.license, card.data.language) == ("apache-2.0", "en")
+    assert card.data.library_name == "transformers"
+    results = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
+    assert results == {("medical", "bits_per_byte"): 1.1234, ("boolq", "bits_per_byte"): 1.0122}
+    for words in (
+        "| 3 | 2 |",
+        "| 6 | 4 |",
+        "+9.00 ± 0.33 %",
+        whole_best()["choice"]["reason"],
+        "CC BY-SA 3.0",
+        "AutoModelForCausalLM.from_pretrained",
+        "doesn't tell the chosen layers 4 from 1",
+    ):
+        assert words in card.text, words
+
+
+def best_of(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "best.yaml").read_text())
+
+
+def test_a_card_says_nothing_that_is_not_known(whole: Path) -> None:
+    """A backbone of one's own has no id on the hub and no licence that this project could know."""
+    edited = best_of(whole) | {"run": {"backbone": str(whole), "general": "boolq", "domain": "my.jsonl"}}
+    (whole / "best.yaml").write_text(yaml.safe_dump(edited))
+    data = ModelCard.load(write_card(whole / "model", read(whole))).data.to_dict()
+    assert not {"base_model", "base_model_relation", "license", "language"} & set(data)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_report_only_writes_page_and_card_again(tmp_path: Path, remote: bool) -> None:
+    """From the folder alone, here or behind a URI, with the rivals of a comparison from then on."""
+    storage = tmp_path.as_uri() if remote else str(tmp_path)
+    folder = write_whole_folder(tmp_path / "tiny-medical")
+    (folder / "comparison.csv").rename(made(tmp_path / "rivals") / "comparison.csv")
+    settings = {"backbone": "tiny", "general": "boolq", "domain": "medical"}
+    (tmp_path / "rivals" / "run.json").write_text(json.dumps({"run": settings}))
+    edited_json(folder / "run.json", run=settings | {"name": "tiny-medical"})
+    run = SearchRun(storage=storage, name="tiny-medical", report_only=True)
+    assert find_k(run).rstrip("/").endswith("tiny-medical")
+    assert "Rivals" not in text_of((folder / "report.html").read_text())
+    find_k(run.model_copy(update={"comparison": f"{storage}/rivals"}))
+    text = text_of((folder / "report.html").read_text())
+    assert "Rivals" in text and "tiny-medical" in text
+    assert (folder / "model" / "README.md").read_text().startswith("---\n")
+    edited_json(tmp_path / "rivals" / "run.json", run=settings | {"domain": "math"})
+    with pytest.raises(UserError, match=r"its domain is math, that of .*tiny-medical medical"):
+        find_k(run.model_copy(update={"comparison": f"{storage}/rivals"}))
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "nobody"])
+def test_report_only_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    """A sentence says that there are no results, and which flags name some."""
+    with pytest.raises(UserError, match="holds no results: --report-only takes --name"):
+        find_k(SearchRun(storage=str(tmp_path), name=name, report_only=True))

@@ -1,0 +1,168 @@
+"""``model/README.md``: the model card, the report's facts in the form that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adept_ray.assets import HUB_ID
+from adept_ray.backbones import PRESETS
+from adept_ray.evidence import Evidence, Side
+from adept_ray.expansion import added_layers
+from adept_ray.storage import write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+ENGLISH = {"boolq", "medical", "math"}  # corpora whose language is known
+PAPER = "https://arxiv.org/abs/2510.10071"
+
+
+def write_card(model: Path, results: Evidence) -> Path:
+    """Write the card of an exported model's folder; returns its path."""
+    return write_text(model / "README.md", str(model_card(results)))
+
+
+def model_card(results: Evidence) -> ModelCard:
+    """What the model is, what it rests on and what it can't do, with metadata for the hub."""
+    from huggingface_hub import ModelCard
+
+    sections = {
+        "Layers": _layers(results),
+        "Evidence": _evidence(results),
+        "How to load it": _loading(results),
+        "Training data and licences": _sources(results),
+        "Limits": _limits(results),
+        "How it was made": _making(results),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    head = f"---\n{card_data(results).to_yaml()}\n---\n\n"
+    return ModelCard(f"{head}# {results.name}\n\n{_what(results)}\n\n{body}\n", ignore_metadata_errors=False)
+
+
+def card_data(results: Evidence) -> ModelCardData:
+    """The card's front matter; what isn't known is left out."""
+    from huggingface_hub import ModelCardData
+
+    run = results.best.run
+    backbone = str(run.get("backbone", ""))
+    preset = PRESETS.get(backbone)
+    on_hub = HUB_ID.fullmatch(backbone) and ":" not in backbone and not Path(backbone).exists()
+    base = preset.model if preset else backbone if on_hub else None
+    return ModelCardData(
+        model_name=results.name,
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=preset.license if preset else None,
+        language="en" if {run.get("general"), run.get("domain")} <= ENGLISH else None,
+        tags=["adept", "continual-pretraining", "layer-expansion"],
+        eval_results=[*_measured(results, "general"), *_measured(results, "domain")],
+    )
+
+
+def _measured(results: Evidence, name: str) -> list[EvalResult]:
+    """What the model reaches on the test split of a side."""
+    from huggingface_hub import EvalResult
+
+    side: Side = getattr(results.best.test, name)
+    values = {"bits_per_byte": side.after_bpb, "accuracy": side.after_accuracy}
+    corpus = Path(str(results.best.run.get(name, name))).name
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=corpus,
+            dataset_name=f"{corpus} ({name})",
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in values.items()
+        if value is not None
+    ]
+
+
+def _what(results: Evidence) -> str:
+    run, k = results.best.run, results.best.k
+    return (
+        f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
+        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): the least important layers are copied as "
+        "identities and only the copies are trained, each of their units at a rate of its own. All other "
+        "weights are the backbone's, bit for bit."
+    )
+
+
+def _layers(results: Evidence) -> str:
+    layers = sorted(results.best.layers)
+    rows = [f"| {added} | {source} |" for source, added in zip(layers, added_layers(layers), strict=True)]
+    table = "\n".join(["| layer of this model | is a copy of the backbone's |", "|---|---|", *rows])
+    depth, cost = len(results.importance.layers), results.cost
+    said = f"{depth} layers became {depth + len(layers)}"
+    if cost and cost.added:
+        share, slower = cost.added / (cost.parameters - cost.added), cost.flops / cost.flops_before - 1
+        said += (
+            f", {cost.parameters / 1e6:.1f} M parameters of which {cost.added / 1e6:.1f} M are new "
+            f"({share:.1%}); a forward pass takes {slower:.1%} more operations per token"
+        )
+    return f"{said}.\n\n{table}" if layers else "No layer was added: this is the backbone."
+
+
+def _evidence(results: Evidence) -> str:
+    test, choice = results.best.test, results.best.choice
+    rows = [_row(results, "domain", test.domain), _row(results, "general", test.general)]
+    head = ["| test split | before → after | change, better is positive |", "|---|---|---|"]
+    parts = [
+        "\n".join([*head, *rows]),
+        "Measured once, against the untouched backbone, ± one standard error.",
+    ]
+    if choice:
+        parts.append(f"Why k = {choice.k}: {choice.reason}")
+    scores = [
+        f"| {depth.k} | {depth.score:+.2f} ± {depth.standard_error or 0.0:.2f} |"
+        for depth in results.depths
+        if depth.score is not None
+    ]
+    if scores:
+        parts.append("\n".join(["| k | best validation score |", "|---|---|", *scores]))
+    return "\n\n".join(parts)
+
+
+def _row(results: Evidence, name: str, side: Side) -> str:
+    error = "" if side.standard_error is None else f" ± {side.standard_error:.2f}"
+    corpus = Path(str(results.best.run.get(name, ""))).name
+    return f"| {name}: {corpus} | {side.levels('bits per byte')} | {side.delta:+.2f}{error} {side.unit} |"
+
+
+def _loading(results: Evidence) -> str:
+    return (
+        "A plain Hugging Face folder, no remote code:\n\n```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "path/to/this/folder"\n'
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
+    )
+
+
+def _sources(results: Evidence) -> str:
+    tokens = results.best.training.get("tokens")
+    trained = f"Trained on {tokens:,} tokens of the domain text.\n\n" if tokens else ""
+    return trained + "\n".join(f"- {name}: {note}" for name, note in results.run.notes.items())
+
+
+def _limits(results: Evidence) -> str:
+    limits = [
+        "It has been measured by what the table above says, and by nothing else: not for safety, not for "
+        "facts, not for following instructions.",
+        "The standard errors are over test text; another seed of the training would give another model.",
+        "Part of a gain on general text may be recovery, such as of a backbone that was quantized or tuned "
+        "to follow instructions, and not knowledge kept.",
+    ]
+    doubt = results.importance.doubt(results.best.layers)
+    return "\n".join(f"- {limit}" for limit in [*limits, *([doubt] if doubt else [])])
+
+
+def _making(results: Evidence) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results.run.versions.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in results.best.training.items())
+    return f"```\n{results.run.repeats}\n```\n\nTraining of the model:\n\n{settings}\n\nVersions: {versions}."
