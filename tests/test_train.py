@@ -398,48 +398,52 @@ def test_units_move_at_the_rates_last_recorded(every_step):
 
 
 def train_as_rank(rank, store, folder, job, workers):
+    """Once with the whole model on every rank, and once with it shared out."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     torch.set_num_threads(1)
-    reports = []
+    found = []
+    for fit in (PLAIN, Fit(recompute=True, sharded=True)):
+        reports = []
 
-    def report(metrics, checkpoint):
-        reports.append({name: value for name, value in metrics.items() if "seconds" not in name})
-        assert (checkpoint is None) == (rank > 0)
-        if checkpoint:
-            shutil.copytree(checkpoint, f"{folder}/checkpoint-{metrics['step']}", dirs_exist_ok=True)
+        def report(metrics, checkpoint, fit=fit, reports=reports):
+            kept = {name: value for name, value in metrics.items() if "seconds" not in name}
+            reports.append(kept | {"pulls": kept["pulls"]["domain"], "curve": len(kept["curve"])})
+            assert (checkpoint is None) == (rank > 0)
+            if checkpoint and metrics["complete"]:
+                shutil.copytree(checkpoint, f"{folder}/{'sharded' if fit.sharded else 'plain'}")
 
-    train(job, BLOCKS, CPU, report)
-    measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=job.fit), BLOCKS, CPU)
-    measured["importance"].pop("seconds")
-    torch.save((reports, measured), f"{folder}/{rank}")
+        train(replace(job, fit=fit), BLOCKS, CPU, report)
+        measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
+        measured["importance"].pop("seconds")
+        found.append((reports, measured))
+    torch.save(found, f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "workers, fit",  # a step has three blocks: shares are uneven, or even empty
-    [(2, PLAIN), (4, PLAIN), (2, Fit(sharded=True)), (4, Fit(recompute=True, sharded=True))],
-)
-def test_several_processes_equal_one(job, measured, tmp_path, workers, fit):
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [2, 4])  # a step has three blocks: shares are uneven, or even empty
+def test_several_processes_equal_one(job, measured, tmp_path, workers):
     """Shares of every batch, of the probe and of the scoring on several processes give what one gives.
 
     So do, where the model itself is shared out, the pieces of it.
     """
-    short = replace(changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2), fit=fit)
+    short = changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
     mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), nprocs=workers)
     first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
     assert all(other == first for other in others)
-    one = Run(tmp_path / "one", replace(short, fit=PLAIN))
-    for shared, alone in zip(first[0], one.metrics, strict=True):
-        pulls, same_pulls = shared.pop("pulls"), alone.pop("pulls")
-        assert all(pulls[side] == pytest.approx(same_pulls[side], abs=1e-2) for side in same_pulls)
-        assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
-    weights = load_file(tmp_path / "checkpoint-4" / WEIGHTS)
-    moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
-    assert max((one.weights()[n] - weights[n]).abs().max().item() for n in weights) < moved / 100
+    one = Run(tmp_path / "one", short)
+    moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in one.weights())
     importance = measured[0]["importance"]
-    assert first[1]["nats"]["general"] == pytest.approx(measured[0]["nats"]["general"], rel=1e-5)
-    assert first[1]["importance"]["units"] == pytest.approx(importance["units"], rel=1e-3)
-    assert first[1]["importance"]["order"] == importance["order"]
+    for (reports, probed), folder in zip(first, ("plain", "sharded"), strict=True):
+        for shared, alone in zip(reports, one.metrics, strict=True):
+            alone = alone | {"pulls": alone["pulls"]["domain"], "curve": len(alone["curve"])}
+            assert shared.pop("pulls") == pytest.approx(alone.pop("pulls"), abs=1e-2)
+            assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
+        weights = load_file(tmp_path / folder / WEIGHTS)
+        assert max((one.weights()[n] - weights[n]).abs().max().item() for n in weights) < moved / 100
+        assert probed["nats"]["general"] == pytest.approx(measured[0]["nats"]["general"], rel=1e-5)
+        assert probed["importance"]["units"] == pytest.approx(importance["units"], rel=1e-3)
+        assert probed["importance"]["order"] == importance["order"]
 
 
 SHARDED = {
@@ -479,6 +483,7 @@ def train_sharded(rank, store, folder, job):
     dist.destroy_process_group()
 
 
+@pytest.mark.timeout(300)
 def test_whatever_is_trained_can_be_shared_out(job, tmp_path):
     """Shared out over two processes a training ends as on one, resumed or not, and so does its export.
 
