@@ -104,7 +104,7 @@ class Run:
         train(job, BLOCKS, CPU, self.report, **options)
 
     def report(self, metrics, folder):
-        self.metrics.append({name: value for name, value in metrics.items() if "seconds" not in name})
+        self.metrics.append({name: value for name, value in metrics.items() if "second" not in name})
         self.folders.append(self._folder / str(len(self.folders)))
         shutil.copytree(folder, self.folders[-1])
 
@@ -403,7 +403,7 @@ def train_as_rank(rank, store, folder, job, workers):
     reports = []
 
     def report(metrics, checkpoint):
-        reports.append({name: value for name, value in metrics.items() if "seconds" not in name})
+        reports.append({name: value for name, value in metrics.items() if "second" not in name})
         assert (checkpoint is None) == (rank > 0)
         if checkpoint:
             shutil.copytree(checkpoint, f"{folder}/checkpoint-{metrics['step']}", dirs_exist_ok=True)
@@ -432,6 +432,7 @@ def test_several_processes_equal_one(job, measured, tmp_path, workers, fit):
     for shared, alone in zip(first[0], one.metrics, strict=True):
         pulls, same_pulls = shared.pop("pulls"), alone.pop("pulls")
         assert all(pulls[side] == pytest.approx(same_pulls[side], abs=1e-2) for side in same_pulls)
+        assert shared.pop("scales") == pytest.approx(alone.pop("scales"))
         assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
     weights = load_file(tmp_path / "checkpoint-4" / WEIGHTS)
     moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
