@@ -433,6 +433,8 @@ def test_several_processes_equal_one(job, measured, tmp_path, workers, fit):
         pulls, same_pulls = shared.pop("pulls"), alone.pop("pulls")
         assert all(pulls[side] == pytest.approx(same_pulls[side], abs=1e-2) for side in same_pulls)
         assert shared.pop("scales") == pytest.approx(alone.pop("scales"))
+        for point, same in zip(shared.pop("curve"), alone.pop("curve"), strict=True):
+            assert point == pytest.approx(same, rel=1e-3, abs=1e-3)
         assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
     weights = load_file(tmp_path / "checkpoint-4" / WEIGHTS)
     moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
