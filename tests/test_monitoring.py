@@ -132,6 +132,7 @@ def test_the_dashboard_shows_the_job_the_board_and_the_trial_by_name(watched, br
     page.get_by_text(RUN, exact=True).first.wait_for(timeout=60_000)  # the column of jobs' names
     page.goto(f"{dashboard}/#/actors")
     page.get_by_text(f"board {RUN}").first.wait_for(timeout=60_000)
+    page.get_by_text(f"board {RUN}").first.scroll_into_view_if_needed()
     page.screenshot(path=os.environ.get("ADEPT_RAY_SCREENSHOT", tmp_path / "actors.png"))
     tasks = f"{dashboard}/api/v0/tasks?filter_keys=name&filter_predicates=%3D&filter_values={quote(TITLE)}"
     assert f'"{TITLE}"' in page.request.get(tasks).text()
