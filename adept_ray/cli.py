@@ -68,7 +68,8 @@ def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     fields = []
     for name, field in spec.model_fields.items():
         extra: Any = field.json_schema_extra or {}
-        marks = [tyro.conf.arg(help=field.description, aliases=extra.get("aliases"))]
+        arg = tyro.conf.arg(name=extra.get("flag"), help=field.description, aliases=extra.get("aliases"))
+        marks = [arg]
         if extra.get("positional"):
             marks.append(tyro.conf.Positional)
         kind = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]

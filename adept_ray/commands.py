@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -36,7 +35,7 @@ from adept_ray.figures import draw_importance
 from adept_ray.growth import grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes
-from adept_ray.prepare import Prepared, Sources, find_sources, prepare
+from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
 from adept_ray.report import adopt_rivals, write_pages
 from adept_ray.runs import (
     as_begun,
@@ -70,7 +69,7 @@ def find_k(run: SearchRun) -> str:
     """
     if run.report_only:
         return report_again(run)
-    display = Display()
+    display = Display(run.json_lines)
     run = settled(run)
     results = Results(run.storage, run.name)
     results.open(run.resume or run.more_trials > 0)
@@ -125,7 +124,7 @@ def report_again(run: SearchRun) -> str:
         adopt_rivals(results, run.comparison)
     write_pages(results)
     place = results.publish()
-    Display().say(f"report.html: {place}/report.html")
+    Display(run.json_lines).say(f"report.html: {place}/report.html")
     return place
 
 
@@ -171,7 +170,7 @@ def pick(args: PickRun) -> str:
 
     Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
     """
-    display = Display()
+    display = Display(args.json_lines)
     run, results = as_finished(args)
     best = load_best(results.folder / "best.yaml")
     had = validated(ScoreWeights, best["score"], "best.yaml")
@@ -240,7 +239,7 @@ def train_full(args: TrainRun) -> str:
 
     Raises :class:`UserError` for bad input.
     """
-    display = Display()
+    display = Display(args.json_lines)
     best = load_best(args.config)
     run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
     run = settled(run, "train")
@@ -264,10 +263,7 @@ def train_full(args: TrainRun) -> str:
         weights = validated(ScoreWeights, best["score"], str(args.config))
         job = job_of(run, made, training, tuple(best["layers"]), weights)
         job = replace(job, fit=fit)
-        with (
-            display.stage("train", f"stage 2, {job.steps} steps") as update,
-            watching(board, lambda progress, _: update(*progress.get("train", (0, job.steps)))),
-        ):
+        with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
             last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
         test = conclude(run, job, made, results, display, board, last["saved"])
     write_curves(results, [{"trial": "training", "curve": last["curve"]}])
@@ -306,7 +302,6 @@ def run_trials(
             over[:] = now
             ended([row for row in rows if row["trial"] in now])
 
-    started = time.monotonic()
     importance, blocks = made.layer_importance, put(made.blocks)
     plan = stages(run, space, job, importance) if run.strategy == "grow" else []
     with display.trials(len(plan) or run.trials) as show, watching(board, watch):
@@ -315,8 +310,6 @@ def run_trials(
         else:
             question = question_of(run, space, made)
             rows = search(run, space, job, importance, blocks, results.ray, question)
-    display.seconds["search"] = round(time.monotonic() - started, 1)
-    display.say(f"search: {display.seconds['search']:.1f} s")
     ended(rows)
     return [untouched, *rows]
 
@@ -371,7 +364,7 @@ def probe_only(run: ProbeRun) -> str:
 
     Raises :class:`UserError` for bad input.
     """
-    display = Display()
+    display = Display(run.json_lines)
     if run.general_tasks or run.domain_tasks:
         raise UserError("--general-tasks and --domain-tasks judge trained models: there is none in a probe")
     run = settled(run, "probe")

@@ -125,6 +125,8 @@ class RunSpec(Spec):
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
+    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    """Print every event as a line of JSON, for machines, and nothing else."""
     seed: int = Field(0, ge=0)
     """Seed of the split, the order of blocks and the search."""
     cache: Path = Field(default_factory=default_cache)
@@ -258,6 +260,8 @@ class PickRun(Spec):
     """Blocks per forward pass on one worker; default: as the search had."""
     cache: Path = Field(default_factory=default_cache)
     """Folder for assets, token blocks and probes, shared by all runs."""
+    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    """Print every event as a line of JSON, for machines, and nothing else."""
 
 
 class TrainRun(Spec):
@@ -289,6 +293,8 @@ class TrainRun(Spec):
     """Name of the results folder; empty makes one from backbone, domain and time."""
     resume: bool = False
     """Continue the training of that NAME from its last checkpoint."""
+    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    """Print every event as a line of JSON, for machines, and nothing else."""
 
 
 class CompareRun(RunSpec):
@@ -351,6 +357,8 @@ class ActivationsRun(Spec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
+    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    """Print every event as a line of JSON, for machines, and nothing else."""
 
 
 class EvaluateRun(Spec):
@@ -370,6 +378,8 @@ class EvaluateRun(Spec):
     """Folder for assets, token blocks and probes, shared by all runs."""
     output: Path | None = None
     """File to write the table to as JSON, too."""
+    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    """Print every event as a line of JSON, for machines, and nothing else."""
 
 
 class ScoreWeights(Spec):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config import RunSpec
 from adept_ray.launch import CPUS_PER_WORKER, Memory, forget_peak, peak_gib, threads_per_worker
+from adept_ray.metrics import Numbers, serve
 from adept_ray.storage import NONE, fetched, last_report, report_at, save_report
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Task:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More for ``conclude``: the place of the ``checkpoint``, and what it is ``about``; for a training maybe
     the place of the checkpoint that it is ``grown_from``."""
+    title: str = ""
+    """What it is called where a person watches the cluster; its name if empty."""
 
 
 class Board:
@@ -84,6 +87,7 @@ class Board:
         self._closed = ""  # why there will be no more tasks
         self._limit: int | None = None  # smallest k at which a worker ran out of memory
         self._changed = asyncio.Condition()
+        self._numbers = Numbers()
 
     async def lead(self, board: Any, run: RunSpec, storage: str) -> None:
         """Keep the workers running; when they are gone for good, so are the tasks. `board` is its own handle.
@@ -91,11 +95,13 @@ class Board:
         It is done here and not in the run's own process, where it would take a thread: one that still waits
         for Ray when the run is interrupted ends the process with Ray's status in place of ours.
         """
+        serving = asyncio.create_task(serve(self._numbers, run.name))
         try:
             await asyncio.to_thread(keep_workers, board, run, storage)
             await self.close("the workers went home")
         except Exception as error:
             await self.close(f"the workers can't be kept running: {error}")
+        serving.cancel()
 
     async def submit(self, task: Any) -> int:
         """Hand in a task; returns its number."""
@@ -181,10 +187,20 @@ class Board:
     async def advance(self, task: str, done: int, of: int) -> None:
         """Say that the task of that name has done so much of so much."""
         self._progress[task] = (done, of)
+        self._numbers.of(task, {"step": done})
 
     async def note(self, row: dict[str, Any]) -> None:
         """Keep the latest row of a trial."""
         self._rows[row["trial"]] = row
+        self._numbers.of(row["trial"], {"running": row["state"] == "running"})
+
+    async def measured(self, training: str, numbers: dict[str, Any]) -> None:
+        """Keep the latest numbers of a training, for who watches the run from outside."""
+        self._numbers.of(training, numbers)
+
+    async def timed(self, seconds: dict[str, float]) -> None:
+        """Keep the seconds of every stage so far, for who watches the run from outside."""
+        self._numbers.stages(seconds)
 
     async def read(self) -> tuple[dict[str, tuple[int, int]], list[dict[str, Any]]]:
         """(done, of) of every task, and the trials' rows."""
@@ -254,8 +270,9 @@ def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
     import ray
 
     number, seen = ray.get(board.submit.remote([ray.put(task)])), 0
+    waiting = board.reports.options(name=task.title or task.name)  # what the dashboard shows as running
     while True:
-        new, end = ray.get(board.reports.remote(number, seen))
+        new, end = ray.get(waiting.remote(number, seen))
         yield from new
         seen += len(new)
         if end:
@@ -347,6 +364,16 @@ def agreed(number: int, device: torch.device) -> int:
     return int(numbers)
 
 
+@contextmanager
+def seen_running(task: Task, board: Any) -> Iterator[None]:
+    """Let who watches the run from outside see that a training runs, and when it no longer does."""
+    board.measured.remote(task.name, {"k": task.job.training.k, "running": True})  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        board.measured.remote(task.name, {"running": False})
+
+
 def perform(task: Task, number: int, board: Any, first: bool, device: torch.device) -> None:
     """Call the loop of a task on this worker and pass its reports on; only the `first` worker speaks."""
     import ray
@@ -368,6 +395,8 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
                 else:
                     saved = save_report(folder, place, number_of_report)
                 metrics = {**metrics, "saved": saved}
+            if task.loop == "train":
+                board.measured.remote(task.name, metrics)
             ray.get(board.report.remote(number, metrics))
 
     def should_stop(reports: int) -> bool:
@@ -393,6 +422,7 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
         resumed = agreed(last_report(place) if first else NONE, device)
         start = task.extra.get("grown_from")
         with (
+            seen_running(task, board) if first else nullcontext(),
             fetched(report_at(place, resumed)) if resumed != NONE else nullcontext() as resume,
             fetched(start) if start else nullcontext() as grown_from,
         ):
@@ -402,4 +432,4 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
         from adept_ray.train import conclude
 
         with fetched(task.extra["checkpoint"]) as checkpoint:
-            conclude(task.job, blocks, device, report, checkpoint, task.extra["about"])  # type: ignore[arg-type]
+            conclude(task.job, blocks, device, report, checkpoint, task.extra["about"], progress)  # type: ignore[arg-type]

@@ -1,13 +1,19 @@
-"""What a person sees in the terminal: stages with their progress, a live table of trials."""
+"""What a person sees in the terminal: stages with their progress, a live table of trials.
+
+Or, for a machine, an object of JSON a line: every event, and nothing else, on stdout.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -26,42 +32,85 @@ if TYPE_CHECKING:
     from adept_ray.sharding import Fit
 
 Update = Callable[[int, int], None]
+Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Mapping[str, Any]]], None]
+Listener = Callable[[str, Mapping[str, Any]], None]
+# What others print is none of a live picture's business.
+ASIDE: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
+PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
 
 
 class Display:
-    """Writes to the terminal; to a file or a pipe it writes a line per event instead of live pictures."""
+    """Writes to the terminal; to a file or a pipe it writes a line per event instead of live pictures.
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    With `json_lines` it writes events for machines and nothing for persons.
+    """
+
+    def __init__(self, json_lines: bool = False) -> None:
+        self._out = sys.stdout  # the terminal's, wherever what others print is sent
+        self._json = json_lines
+        self.console = Console(file=self._out, highlight=False, quiet=json_lines)
+        self.live = self.console.is_terminal and not json_lines
+        """Whether a person looks on."""
         self.seconds: dict[str, float] = {}
         """Wall clock of each stage so far."""
+        self.listeners: list[Listener] = []
+        """Called with the name of every event and its facts."""
         self._started = time.monotonic()
 
     def total(self) -> float:
         """Seconds since the command began."""
         return round(time.monotonic() - self._started, 1)
 
-    def say(self, text: str) -> None:
-        """One line (or more)."""
+    def show(self, text: str) -> None:
+        """One line (or more) for persons."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def event(self, name: str, /, **facts: Any) -> None:
+        """Something that happened, for machines and listeners; what isn't finite becomes null."""
+        for listener in self.listeners:
+            listener(name, facts)
+        if self._json:
+            line = to_json({"event": name, "at": self.total(), **facts}, inf_nan_mode="null")
+            self._out.write(line.decode() + "\n")
+            self._out.flush()
+
+    def say(self, text: str) -> None:
+        """One line (or more) for persons and machines alike."""
+        self.show(text)
+        self.event("note", text=text.strip())
+
+    def warn(self, sentence: str) -> None:
+        """Something that the user should look into."""
+        self.show(f"warning: {sentence}")
+        self.event("warning", text=sentence)
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[Update]:
         """Show that a stage runs; yields a function that takes (done, of)."""
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-        if not self.console.is_terminal:
-            self.say(f"{what} …")
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, **ASIDE)
+        self.event("stage_began", stage=name, what=what)
+        if not self.live:
+            self.show(f"{what} …")
             bar.disable = True
         task = bar.add_task(what, total=None)
+        told = [started]
+
+        def update(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+            if (now := time.monotonic()) - told[0] > PROGRESS_EVERY:
+                told[0] = now
+                self.event("progress", stage=name, done=done, of=of, left=left(now - started, done / of))
+
         try:
             with bar:
-                yield lambda done, of: bar.update(task, completed=done, total=of)
+                yield update
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
-        self.say(f"{what}: {self.seconds[name]:.1f} s")
+        self.show(f"{what}: {self.seconds[name]:.1f} s")
+        self.event("stage_ended", stage=name, seconds=self.seconds[name])
 
     def plan(self, needs: Plan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
@@ -77,7 +126,11 @@ class Display:
             parts["layers put together"] = needs.gathered
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         total = needs.memory(run.micro_batch, fit, run.workers) / 2**30
-        self.say(
+        sizes_of = ("parameters", "added", "trained", "flops")
+        facts = {name: getattr(needs, name) for name in sizes_of}
+        facts |= {"gib": total, "of_gib": memory / 2**30, **asdict(fit)}
+        self.event("plan", what=what, **facts)
+        self.show(
             f"{what}: {needs.parameters / 1e6:.1f} M parameters, {needs.added / 1e6:.1f} M added, "
             f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "
             f"{needs.flops / 1e9:.2f} GFLOP a token\n"
@@ -86,6 +139,7 @@ class Display:
 
     def importance(self, importance: Mapping[str, Any]) -> None:
         """The importance of every layer as a table with bars, least important first."""
+        self.event("importance", **{name: importance[name] for name in ("order", "ties", "layers")})
         rows = {row["layer"]: row for row in importance["layers"]}
         most = max(row["mean"] for row in rows.values())
         table = Table("layer", "nats per token", "", box=None, header_style="bold")
@@ -97,18 +151,20 @@ class Display:
         self.console.print(table)
         for group in importance["ties"]:
             names = " ".join(map(str, group))
-            self.say(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
-        self.say(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
+            self.show(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
+        self.show(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
 
     def training(self, row: Mapping[str, Any]) -> None:
         """A line about a training of a comparison that ended."""
         rate = f"  rate {row['base_lr']:.3g}" if row["base_lr"] else ""
         deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
         end = f"failed: {row['error']}" if row["error"] else "general {}  domain {}  score {}".format(*deltas)
-        self.say(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
+        self.event("training", **row)
+        self.show(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
 
     def comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
+        self.event("comparison", rows=rows)
         numbers = ("score", "general_delta", "domain_delta", "against_adept")
         table = Table(Column("method", overflow="fold"), box=None)
         for name in ("score", "general Δ", "domain Δ", "score − adept"):
@@ -126,6 +182,7 @@ class Display:
 
     def overlaps(self, models: Mapping[str, Sequence[Mapping[str, Any]]], layers: Sequence[int]) -> None:
         """How far the densities of both kinds of text overlap: mean over layers, and at the chosen ones."""
+        self.event("overlaps", models=models)
         table = Table("model", "mean overlap", *(f"layer {layer}" for layer in layers), box=None)
         for name, rows in models.items():
             mean = sum(row["overlap"] for row in rows) / len(rows)
@@ -135,6 +192,7 @@ class Display:
 
     def accuracies(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Accuracy of each benchmark task beside that of guessing."""
+        self.event("accuracies", rows=rows)
         table = Table("task", "items", "accuracy %", "chance %", box=None)
         for row in rows:
             error = row["standard_error"]
@@ -144,31 +202,56 @@ class Display:
         self.console.print(table)
 
     @contextmanager
-    def trials(
-        self, total: int
-    ) -> Iterator[Callable[[Mapping[str, tuple[int, int]], Sequence[Mapping[str, Any]]], None]]:
+    def trials(self, total: int) -> Iterator[Show]:
         """A live table; yields a function that takes the progress of each trial and the trials' rows."""
-        started, told = time.monotonic(), set()
-        live = Live(console=self.console, auto_refresh=False, transient=False)
+        started = time.monotonic()
+        live = Live(console=self.console, auto_refresh=False, transient=False, **ASIDE)
+        told: dict[str, Mapping[str, Any]] = {}
 
         def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]) -> None:
-            over = [row for row in rows if row["state"] != "running"]
-            clock = f"search: {len(over)} of {total} trials over, {time.monotonic() - started:.0f} s"
-            if self.console.is_terminal:
-                live.update(Group(trials_table(rows, progress), clock), refresh=True)
-                return
-            for row in over:
-                if row["trial"] not in told:
-                    told.add(row["trial"])
-                    self.say(
-                        "  ".join(f"{n} {v}" for n, v in zip(COLUMNS, cells(row, progress), strict=True))
-                    )
+            elapsed = time.monotonic() - started
+            if self.live:
+                live.update(
+                    Group(trials_table(rows, progress), clock(elapsed, rows, progress, total)), refresh=True
+                )
+            for row in rows:
+                if row != told.get(row["trial"]):
+                    told[row["trial"]] = row
+                    short = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+                    self.event("trial", **short, left=left(elapsed, through(rows, progress, total)))
+                    if not self.live and row["state"] != "running":
+                        texts = zip(COLUMNS, cells(row, progress), strict=True)
+                        self.show("  ".join(f"{name} {text}" for name, text in texts))
 
-        if not self.console.is_terminal:
-            yield show
-            return
-        with live:
-            yield show
+        self.event("stage_began", stage="search", what=f"{total} trials")
+        try:
+            with live if self.live else nullcontext():
+                yield show
+        finally:
+            self.seconds["search"] = round(time.monotonic() - started, 1)
+        self.show(f"search: {self.seconds['search']:.1f} s")
+        self.event("stage_ended", stage="search", seconds=self.seconds["search"])
+
+
+def left(elapsed: float, share: float) -> float | None:
+    """Seconds still to go after `elapsed` ones brought a `share` (0…1) of the whole; None if none did."""
+    return round(elapsed * (1 - share) / share, 1) if share > 0 else None
+
+
+def through(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]], total: int) -> float:
+    """Share of `total` trials that is done; of a running one as many steps as it has made."""
+    begun = (progress.get(row["trial"], (0, 1)) for row in rows if row["state"] == "running")
+    return (sum(row["state"] != "running" for row in rows) + sum(done / of for done, of in begun)) / total
+
+
+def clock(
+    elapsed: float, rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]], total: int
+) -> str:
+    """The line under the table of trials."""
+    over = sum(row["state"] != "running" for row in rows)
+    seconds = left(elapsed, through(rows, progress, total))
+    more = f", about {seconds:.0f} s left" if seconds else ""
+    return f"search: {over} of {total} trials over, {elapsed:.0f} s{more}"
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> Table:

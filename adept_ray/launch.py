@@ -42,7 +42,8 @@ def cluster(run: RunSpec) -> Iterator[str]:
 
     check_workers(run)
     address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "adept_ray"}
+    about = ray.job_config.JobConfig(metadata={"job_name": run.name})
+    options: dict[str, Any] = {"namespace": "adept_ray", "job_config": about}
     if address is None:
         options |= {
             "address": "local",
@@ -61,6 +62,13 @@ def cluster(run: RunSpec) -> Iterator[str]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def how_to_enter() -> str:
+    """What a person must do to see the dashboard of the cluster that this process is connected to."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # Ray sets it when it turns that on by itself
+        return ""
+    return " (it asks for a token: paste what `ray get-auth-token` prints)"
 
 
 def knock(address: str) -> None:

@@ -6,7 +6,8 @@ Each result is kept in the cache under the fingerprint of all that made it, so a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,8 @@ from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
 from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
-from adept_ray.crew import Task, do, watching
-from adept_ray.display import Display
+from adept_ray.crew import Progresses, Task, do, watching
+from adept_ray.display import Display, Update
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
@@ -149,8 +150,8 @@ def prepare(
             "placement receptive needs the whole model on each worker, and this one has to be shared out: "
             "leave it out, or use larger workers"
         )
-    with display.stage("blocks", "token blocks"):
-        sets = token_blocks(run, sources)
+    with display.stage("blocks", "token blocks") as update:
+        sets = token_blocks(run, sources, update)
         wanted = {
             "probe": ("general", "probe", run.probe_tokens),
             "remeasure": ("general", "probe", min(run.remeasure_tokens, run.probe_tokens)),
@@ -165,24 +166,40 @@ def prepare(
                 train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
                 blocks[name] = train.first(max(train_tokens, run.seq_len))
             test_blocks(run, sets)  # too small a test split is said now, not after the search
-    with (
-        display.stage("probe", "stage 1, importance of layers and units") as update,
-        watching(board, lambda progress, _: update(*progress.get("probe", (0, 1)))),
-    ):
+    with on_crew(display, board, "probe", "stage 1, importance of layers and units", "probe"):
         importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit)
         if receptive:
             importance["reception"] = reception(run, sources, sets, board, fit)
     for side, items in sources.items_of("validation").items():
         for sentence in at_chance(items, before[tasks_of(side)]):
-            display.say(f"warning: {side} task {sentence}")
+            display.warn(f"{side} task {sentence}")
     return Prepared(sources, sets, blocks, importance, before)
 
 
-def token_blocks(run: RunSpec, sources: Sources) -> dict[str, BlockSet]:
-    """All blocks of the corpora, from the cache or built now."""
+@contextmanager
+def on_crew(display: Display, board: Any, name: str, what: str, *tasks: str) -> Iterator[None]:
+    """A stage with the progress of the `tasks` that the crew does in it, one after the other."""
+    with display.stage(name, what) as update:
+
+        def show(progress: Progresses, _: object) -> None:
+            shares = [done / of for done, of in (progress.get(task, (0, 1)) for task in tasks)]
+            update(round(1000 * sum(shares)), 1000 * len(tasks))
+
+        with watching(board, show):
+            yield
+
+
+def token_blocks(run: RunSpec, sources: Sources, update: Update) -> dict[str, BlockSet]:
+    """All blocks of the corpora, from the cache or built now; `update` hears of the bytes that are done."""
     backbone = sources.backbone
     common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.cache)
+    sizes = [
+        sum(file.stat().st_size for file in corpus.files)
+        for corpus in (sources.general, sources.domain)
+        if corpus
+    ]
     sets = {"general": build_blocks(sources.general, GENERAL_SPLITS, *common)}
+    update(sizes[0], sum(sizes))
     if sources.domain:
         sets["domain"] = build_blocks(sources.domain, DOMAIN_SPLITS, *common, apart_from=sources.general)
     return sets

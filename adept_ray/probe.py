@@ -76,8 +76,10 @@ def probe(
     result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
         result["importance"] = importance(model, job, blocks["probe"], device, progress)
-    for name in job.held_out:
+    for number, name in enumerate(job.held_out, 1):
         result["nats"][name] = block_nats(model, blocks[name], job.micro_batch).tolist()
+        if not job.importance:
+            progress(number, len(job.held_out))
     if job.items:
         tokenizer = load_tokenizer(job.source, job.revision)
         for name, items in job.items.items():

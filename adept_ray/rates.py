@@ -39,6 +39,17 @@ def unit_scales(
     return {name: 2 * (1 - slowed[unit_of(name)]) for name in importance}
 
 
+def mean_scales(scales: Mapping[str, float]) -> dict[str, float]:
+    """Mean scale of the units of each kind (``q_proj`` … ``down_proj``, all norms as ``norm``).
+
+    `scales` goes by parameter name, as :func:`unit_scales` returns it.
+    """
+    kinds: dict[str, list[float]] = {}
+    for unit, scale in {unit_of(name): scale for name, scale in scales.items()}.items():
+        kinds.setdefault("norm" if is_norm(unit) else unit.rpartition(".")[2], []).append(scale)
+    return {kind: sum(each) / len(each) for kind, each in kinds.items()}
+
+
 def by_block(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
     """Importances at granularity ``block``: a layer's attention, its mlp, its norms.
 

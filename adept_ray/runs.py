@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,12 +37,14 @@ from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.plan import fitting, plan
-from adept_ray.prepare import Prepared, Sources, notes, test_blocks
+from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
 from adept_ray.sharding import Fit
 from adept_ray.storage import Results, default_name, delete, fetched
 from adept_ray.train import TrainJob
 
+CHATTER = "ray.log"
+SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", SearchRun, CompareRun)
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
@@ -68,11 +70,43 @@ def settled(run: R, what: str = "") -> R:
 @contextmanager
 def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[Any, int]]:
     """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes."""
-    with launch.cluster(run) as dashboard:
-        display.say(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}")
+    with chatter_to(results), launch.cluster(run) as dashboard:
+        enter = launch.how_to_enter() if dashboard else ""
+        display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{enter}")
+        display.event("results", place=results.place, dashboard=dashboard, enter=enter.strip(" ()"))
         memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
-        with crew(run, results.ray) as board:
+        with crew(run, results.ray) as board, timing(display, board):
             yield board, memory
+
+
+@contextmanager
+def chatter_to(results: Results) -> Iterator[None]:
+    """Send what Ray, Tune and Train print here, and what workers print, to a file among the results.
+
+    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards.
+    """
+    file = results.folder / CHATTER
+    try:
+        with file.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            yield
+    finally:
+        results.write(CHATTER, file.read_text(errors="replace"))  # behind a URI too
+
+
+@contextmanager
+def timing(display: Display, board: Any) -> Iterator[None]:
+    """Tell the board the seconds of every stage, those that are over already too."""
+
+    def tell(event: str, _: object = None) -> None:
+        if event == "stage_ended":
+            board.timed.remote(display.seconds)
+
+    tell("stage_ended")
+    display.listeners.append(tell)
+    try:
+        yield
+    finally:
+        display.listeners.remove(tell)
 
 
 @contextmanager
@@ -88,7 +122,16 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = ["resume", "cache", "storage", "name", "dashboard", "activation_checkpointing", "sharding"]
+    own = [
+        "resume",
+        "cache",
+        "storage",
+        "name",
+        "dashboard",
+        "json_lines",
+        "activation_checkpointing",
+        "sharding",
+    ]
     own += [name for name in ("more_trials", "max_hours", "min_gain_per_layer") if hasattr(run, name)]
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
@@ -131,7 +174,7 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
         "activation_checkpointing",
         "sharding",
     )
-    names = (*machine, "cache", "storage", "name")
+    names = (*machine, "cache", "storage", "name", "json_lines")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
@@ -172,8 +215,8 @@ def planned(
     Raises :class:`UserError` for what doesn't fit.
     """
     if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.workers:
-        display.say(
-            f"warning: a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
+        display.warn(
+            f"a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
             f"{run.workers - sequences} of {run.workers} workers have nothing to train on: raise "
             "tokens_per_step"
         )
@@ -210,7 +253,7 @@ def conclude(
     """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
     backbone = made.sources.backbone
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
-    with display.stage("test", "test splits and export"):
+    with on_crew(display, board, "test", "test splits and export", "conclude"):
         blocks = put(test_blocks(run, made.sets))
         job = replace(job, items=made.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
@@ -296,15 +339,18 @@ def summary(
 ) -> None:
     """The last lines of a run: k, why, what it gained, where everything lies."""
     layers = " ".join(map(str, job.layers)) or "none"
-    display.say(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
-    if doubt := checked(Importance, made.importance, "importance").doubt(job.layers):
-        display.say(doubt)
+    display.show(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
+    doubt = checked(Importance, made.importance, "importance").doubt(job.layers)
+    if doubt:
+        display.show(doubt)
     for side in SIDES:
         found = checked(Side, test[side], "test")
-        display.say(
+        display.show(
             f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
         )
-    for name in ("report.html", "trials.csv", "best.yaml", "model"):
-        if results.holds(name):
-            display.say(f"{name + ':':12} {results.place}/{name}")
+    files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
+    for name, place in files.items():
+        display.show(f"{name + ':':12} {place}")
+    facts = {"k": job.training.k, "layers": job.layers, "reason": why, "doubt": doubt}
+    display.event("summary", **facts, test=test, files=files, seconds=display.seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 import time
 import warnings
@@ -255,6 +254,18 @@ def trial_name(trial: Any) -> str:
     return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
 
 
+def trial_title(trial: Any) -> str:
+    """``trial-007 k=4 lr=3e-4``: a trial as persons read it in Ray's dashboard and logs."""
+    return titled(trial_name(trial), trial.config)
+
+
+def titled(name: str, config: Mapping[str, Any]) -> str:
+    """A trial's name and its most telling settings."""
+    digits, _, exponent = f"{config['base_lr']:.1e}".partition("e") if "base_lr" in config else ("", "", "")
+    rate = f" lr={float(digits):g}e{int(exponent)}" if digits else ""
+    return f"{name} k={config['k']}{rate}"
+
+
 def ended(metrics: Mapping[str, Any] | None) -> str:
     """State of a trial that ended without an error."""
     return "finished" if metrics and metrics.get("complete") else "stopped"
@@ -352,9 +363,10 @@ def trial(
         layers=layers,
         units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
-    name = tune.get_context().get_trial_name()
+    title = tune.get_context().get_trial_name()
+    name = title.partition(" ")[0]
     try:
-        for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True)):
+        for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True, title=title)):
             tune.report(metrics)
     except TaskFailed as problem:
         if out_of_memory(str(problem)):
@@ -377,8 +389,6 @@ def search(
     searches of the same one find each other's trials in a database. Raises KeyboardInterrupt when
     the search was interrupted.
     """
-    # A failed trial is a row with its state; its traceback is kept in its folder, not shown in between.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -474,7 +484,7 @@ def new_tuner(
                 reduction_factor=HALVING,
                 stop_last_trials=False,
             ),
-            trial_name_creator=trial_name,
+            trial_name_creator=trial_title,
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(

@@ -25,12 +25,12 @@ from adept_ray.config import (
 )
 from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, do, watching
-from adept_ray.display import Display
+from adept_ray.display import Display, Update
 from adept_ray.expansion import RECORD
 from adept_ray.figures import save, separation_figure
 from adept_ray.methods import Entrant, entrants
 from adept_ray.placement import check_placement, ranks_needed
-from adept_ray.prepare import Prepared, Sources, find_sources, prepare, test_blocks
+from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
 from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
     as_begun,
@@ -60,7 +60,7 @@ def compare_methods(run: CompareRun) -> str:
 
     Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
     """
-    display = Display()
+    display = Display(run.json_lines)
     run = settled(run, "compare")
     results = Results(run.storage, run.name)
     results.open(run.resume)
@@ -112,7 +112,7 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
     """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
     backbone, tests = made.sources.backbone, test_blocks(run, made.sets)
     items = {"rate": made.sources.items_of("validation"), "test": made.sources.items_of("test")}
-    with display.stage("untouched", "the untouched backbone on the test splits"):
+    with on_crew(display, board, "untouched", "the untouched backbone on the test splits", "untouched"):
         job = ProbeJob(
             backbone.source,
             backbone.revision,
@@ -192,7 +192,7 @@ def draw_activations(args: ActivationsRun) -> str:
     of the search but for the rate), and the expanded one that the search exported.
     Raises :class:`UserError` for bad input.
     """
-    display = Display()
+    display = Display(args.json_lines)
     best = load_best(args.config)
     changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": ()}
     if args.test_tokens:
@@ -224,11 +224,11 @@ def draw_activations(args: ActivationsRun) -> str:
             )
         job = job_of(run, made, training, tuple(best["layers"]), ScoreWeights())
         job = replace(job, fit=fit)
-        with display.stage("train", f"tuning without expansion, {job.steps} steps"):
+        with on_crew(display, board, "train", f"tuning without expansion, {job.steps} steps", "without"):
             last = do(board, Task("without", "train", job, put(made.blocks), results.ray))
         conclude(run, job, made, results, display, board, last["saved"])
-        with display.stage("activations", "activations of three models"):
-            models = separations(run, made, results, expanded, board)
+        with display.stage("activations", "activations of three models") as update:
+            models = separations(run, made, results, expanded, board, update)
     results.write_json("activations.json", {"layers": best["layers"], "models": models})
     rows = [
         {"model": name, "layer": row["layer"], "copy": row["copy"], "overlap": row["overlap"]}
@@ -245,7 +245,7 @@ def draw_activations(args: ActivationsRun) -> str:
 
 
 def separations(
-    run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any
+    run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any, update: Update
 ) -> dict[str, list[dict[str, Any]]]:
     """Name of a model → a row a layer (see :func:`adept_ray.figures.separation_figure`)."""
     backbone = made.sources.backbone
@@ -268,6 +268,7 @@ def separations(
                 {"layer": at - sum(a <= at for a in copies), "copy": at in copies, **row}
                 for at, row in enumerate(measured)
             ]
+            update(len(found), len(folders))
     return found
 
 
@@ -275,7 +276,7 @@ def evaluate(run: EvaluateRun) -> None:
     """Score a model on benchmark tasks and print the table. Raises :class:`UserError` for bad input."""
     import torch
 
-    display = Display()
+    display = Display(run.json_lines)
     with display.stage("tasks", "benchmark tasks"):
         items = draw(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
     with display.stage("model", run.model):
@@ -284,11 +285,11 @@ def evaluate(run: EvaluateRun) -> None:
         model = load_model(backbone.source, backbone.revision, dtype, device=device)
         tokenizer = load_tokenizer(backbone.source, backbone.revision)
     with display.stage("items", f"{len(items)} items"):
-        right = correct(model, tokenizer, items, run.micro_batch, quiet=False)
+        right = correct(model, tokenizer, items, run.micro_batch, quiet=not display.live)
     rows = accuracies(items, right)
     display.accuracies(rows)
     for sentence in at_chance(items, right):
-        display.say(f"warning: {sentence}")
+        display.warn(sentence)
     if run.output:
         run.output.parent.mkdir(parents=True, exist_ok=True)
         about = {"model": backbone.name, "fingerprint": backbone.fingerprint, "seed": run.seed}

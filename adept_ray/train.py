@@ -28,7 +28,7 @@ from adept_ray.expansion import export
 from adept_ray.importance import layers_at_once, unit_importance
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, sum_in_place, summed, world_size
-from adept_ray.rates import parameter_groups, schedule, set_rates
+from adept_ray.rates import mean_scales, parameter_groups, schedule, set_rates
 from adept_ray.scoring import SIDES, block_nats, judged, tasks_of
 from adept_ray.sharding import PLAIN, Fit, is_sharded, whole
 from adept_ray.tuning import Tuning, make_ready
@@ -122,7 +122,7 @@ def train(
         record_rates(state, tuning, spec)
     scales = tuning.scales(state.importance, spec)
     text, order = training_text(job, blocks)
-    training_seconds = 0.0  # of this process: what ran before a resume is not known
+    began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
 
     def stopped_after_report() -> bool:
         with tuning.as_exported():
@@ -131,6 +131,9 @@ def train(
         metrics |= {**trained(state, job), "loss": state.loss}
         metrics["curve"] = state.told(metrics)
         metrics["training_seconds"] = round(training_seconds, 2)
+        tokens = (state.step - began_at) * job.blocks_per_step * job.seq_len
+        metrics["tokens_per_second"] = round(tokens / training_seconds, 1) if training_seconds else None
+        metrics["scales"] = mean_scales(scales) if tuning.rated else {}
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         with tempfile.TemporaryDirectory() as folder:
@@ -303,6 +306,7 @@ def conclude(
     report: Report,
     checkpoint: Path,
     about: dict,
+    progress: Progress = lambda done, of: None,
 ) -> None:
     """Score backbone and trained model on the test splits and export the model.
 
@@ -311,6 +315,7 @@ def conclude(
     backbone = job.source, job.revision, job.dtype
     take = borrow_shared if job.fit.sharded else borrow
     before = measured(take(*backbone, device), job, blocks)
+    progress(1, 3)
     tuning = ready_as_saved(job, device, checkpoint)
     if job.fit.sharded:
         with tuning.as_exported():
@@ -322,6 +327,7 @@ def conclude(
         model = tuning.merged()  # what is exported is what is scored
         after = measured(model, job, blocks)
     metrics = judged(before, after, blocks, job.by_tasks, job.weights)
+    progress(2, 3)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}

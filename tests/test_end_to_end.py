@@ -76,14 +76,14 @@ class Room:
         flags = {"search-space": "space.yaml", **SIZES, **TRIALS, **changes}
         return self.command("tune_k.py", name=name, **flags)
 
-    def start(self, command):
+    def start(self, command, stderr=subprocess.STDOUT):
         """A script as a process of its own."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:]],
             cwd=self.folder,
             env=os.environ | self.env,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             start_new_session=True,  # a process group of its own, as a terminal gives it
         )
@@ -422,13 +422,24 @@ def test_the_probe_alone_gives_what_the_search_used(room, searched):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_in_which_every_trial_fails_says_so(room):
-    """Status 2 and one sentence; the table of failed trials is kept."""
+    """Status 2 and one sentence; the table of failed trials is kept, and what Ray printed of them in a file.
+
+    With --json every line of stdout is an event, and the sentence is all that is on stderr.
+    """
     (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 1.0e+37}}")
-    process = room.start(room.search("bad", **{"search-space": "bad.yaml", "trials": 1}))
-    printed = process.communicate()[0]
+    command = [*room.search("bad", **{"search-space": "bad.yaml", "trials": 1}), "--json"]
+    process = room.start(command, stderr=subprocess.PIPE)
+    printed, sentence = process.communicate()
     assert process.returncode == 2
-    sentence = printed.strip().splitlines()[-1]
-    assert sentence.startswith("error: ") and "all 1 trials failed" in sentence
+    assert sentence.startswith("error: ") and "all 1 trials failed" in sentence and sentence.count("\n") == 1
+    events = [json.loads(line) for line in printed.splitlines()]
+    began, ended = (
+        [e["stage"] for e in events if e["event"] == name] for name in ("stage_began", "stage_ended")
+    )
+    assert began == ended == ["assets", "blocks", "probe", "search"]
+    assert {"results", "plan"} <= {event["event"] for event in events}
+    assert [event["state"] for event in events if event["event"] == "trial"][-1] == "failed"
+    assert "FloatingPointError" in (room.results("bad") / "ray.log").read_text()
     assert trials(room.results("bad"))[0]["state"] == "failed"
 
 

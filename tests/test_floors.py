@@ -12,7 +12,7 @@ FLOORS = (
     "tuning plan activations",
     "storage assets backbones corpus benchmarks scoring checkpoint",
     "probe train",
-    "launch crew",
+    "launch metrics crew",
     "methods display prepare choice spaces search growth compare",
     "evidence figures page comparison_report card report cli runs commands studies",
 )

@@ -1,6 +1,6 @@
 """What the commands share: settings made definite, the plan of a run, what may change when it is resumed."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +17,10 @@ GIB = 2**30
 def said():
     """A display that keeps what it says."""
     lines = []
-    return SimpleNamespace(say=lines.append, plan=lambda *args: lines.append(args[-1]), lines=lines)
+    every = dict.fromkeys(("say", "show", "warn"), lines.append)
+    return SimpleNamespace(
+        **every, event=lambda *_, **__: None, plan=lambda *args: lines.append(args[-1]), lines=lines
+    )
 
 
 SOURCES = SimpleNamespace(config=tiny_model().config)
@@ -42,6 +45,8 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
     monkeypatch.setattr(runs, "crew", lambda run, storage: note("crew"))
+    monkeypatch.setattr(runs, "chatter_to", nullcontext)
+    monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
     with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
         assert (board, memory) == ("crew", 7)
     assert order == ["cluster", "memory", "crew"]
@@ -50,8 +55,8 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
 def test_a_plan_decides_about_activations(said):
     """Plenty of memory keeps them, too little is refused."""
     spec = TrainingSpec(k=2)
-    assert not planned(RunSpec(), SOURCES, spec, GIB, said)
-    assert planned(RunSpec(activation_checkpointing="on"), SOURCES, spec, GIB, said)
+    assert not planned(RunSpec(), SOURCES, spec, GIB, said).recompute
+    assert planned(RunSpec(activation_checkpointing="on"), SOURCES, spec, GIB, said).recompute
     with pytest.raises(UserError, match="k = 2 with --micro-batch 8 takes"):
         planned(RunSpec(), SOURCES, spec, 1000, said)
     assert said.lines == ["k = 2", "k = 2"]
@@ -73,7 +78,7 @@ def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
         raise RuntimeError("data-dependent\nbranch")
 
     monkeypatch.setattr(runs, "plan", fails)
-    assert not planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said)
+    assert not planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said).recompute
     assert said.lines == ["k = 4: what it will take can't be said beforehand (data-dependent)"]
 
 

@@ -1,0 +1,82 @@
+"""A run's own numbers as Ray application metrics, which Ray's agents serve to Prometheus as ``ray_…``.
+
+The process of the board says them all: it lives as long as the run, and workers, trials and the command tell
+it what they know. Ray forgets a gauge that isn't set again within two of its export intervals (10 s each),
+so all are set every few seconds: a run that is gone vanishes, and so do the speed and the step of a trial
+that has ended, while what it reached stays readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SET_EVERY = 2.0  # seconds
+SIDES = ("general", "domain")
+TRIAL = ("run", "trial", "k")
+# Name → what it is, and its tags. The names of trials and runs are few; nothing that grows is a tag.
+SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adept_running": ("1 while the training runs, 0 once it is over", TRIAL),
+    "adept_k": ("Expansion depth: layers added", TRIAL),
+    "adept_score": ("Weighted change against the untouched backbone, percent", TRIAL),
+    "adept_bits_per_byte": ("Held-out bits per byte of a side at the last report", (*TRIAL, "side")),
+    "adept_step": ("Optimizer steps done, while it runs", TRIAL),
+    "adept_tokens_per_second": (
+        "Trained tokens a second as of the last report, scoring left out, while it runs",
+        TRIAL,
+    ),
+    "adept_scale": ("Mean scale of the units of a kind, 0 to 2", (*TRIAL, "unit")),
+    "adept_stage_seconds": ("Wall clock of a stage", ("run", "stage")),
+}
+Reading = tuple[str, float, dict[str, str]]  # series, value, tags
+
+
+class Numbers:
+    """What is known of a run's trainings and stages now."""
+
+    def __init__(self) -> None:
+        self._trials: dict[str, dict[str, Any]] = {}
+        self._stages: dict[str, float] = {}
+
+    def of(self, trial: str, numbers: Mapping[str, Any]) -> None:
+        """Keep the latest numbers of a training: ``k``, ``running``, ``step``, what a report has."""
+        self._trials.setdefault(trial, {}).update(numbers)
+
+    def stages(self, seconds: Mapping[str, float]) -> None:
+        """Keep the seconds of every stage so far."""
+        self._stages = dict(seconds)
+
+    def readings(self, run: str) -> Iterator[Reading]:
+        """Everything that is to be said now."""
+        for trial, numbers in self._trials.items():
+            if "k" in numbers:  # else it is no training, or hasn't begun
+                tags = {"run": run, "trial": trial, "k": str(numbers["k"])}
+                yield from of_training(numbers, tags)
+        for stage, seconds in self._stages.items():
+            yield "adept_stage_seconds", seconds, {"run": run, "stage": stage}
+
+
+def of_training(numbers: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Reading]:
+    """What is to be said of one training."""
+    running = bool(numbers.get("running"))
+    yield "adept_running", float(running), tags
+    for name in ("k", "score", *(("step", "tokens_per_second") if running else ())):
+        if numbers.get(name) is not None:
+            yield f"adept_{name}", float(numbers[name]), tags
+    for side in SIDES:
+        if numbers.get(f"{side}_bpb") is not None:
+            yield "adept_bits_per_byte", float(numbers[f"{side}_bpb"]), {**tags, "side": side}
+    for unit, scale in numbers.get("scales", {}).items():
+        yield "adept_scale", float(scale), {**tags, "unit": unit}
+
+
+async def serve(numbers: Numbers, run: str) -> None:
+    """Set the gauges of the run of that name again and again, until cancelled; for an actor's event loop."""
+    from ray.util.metrics import Gauge
+
+    gauges = {name: Gauge(name, about, tags) for name, (about, tags) in SERIES.items()}
+    while True:
+        for name, value, tags in numbers.readings(run):
+            gauges[name].set(value, tags)
+        await asyncio.sleep(SET_EVERY)

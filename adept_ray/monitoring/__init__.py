@@ -1,0 +1,1 @@
+"""Dashboards that ship with the package: ``grafana.json``, see docs/monitoring.md."""

@@ -1,0 +1,78 @@
+"""The terminal: a line an event for persons where none looks on, JSON and nothing else for machines."""
+
+import json
+import math
+
+import pytest
+
+from adept_ray.display import Display, clock, left, through
+from adept_ray.runs import CHATTER, chatter_to
+from adept_ray.storage import Results
+
+ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
+RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
+OVER = {**RUNNING, "state": "finished"}
+
+
+def play(display):
+    """A stage, a warning, and a trial that is seen running twice and then over."""
+    with display.stage("probe", "stage 1") as update:
+        update(1, 2)
+    display.warn("too few blocks")
+    with display.trials(2) as show:
+        show({"trial-001": (1, 4)}, [RUNNING])
+        show({"trial-001": (2, 4)}, [RUNNING])
+        show({"trial-001": (4, 4)}, [OVER])
+
+
+def test_every_event_is_an_object_of_json_on_a_line(capsys):
+    """Nothing else is on stdout, a trial's row comes when it changes, and what isn't finite is null."""
+    display = Display(json_lines=True)
+    play(display)
+    display.importance({"order": [0], "ties": [], "confidence": 0.95, "base_loss": 1.0, "layers": [LAYER]})
+    printed = capsys.readouterr()
+    events = [json.loads(line) for line in printed.out.splitlines()]
+    names = "stage_began stage_ended warning stage_began trial trial stage_ended importance"
+    assert [event["event"] for event in events] == names.split() and not printed.err
+    assert events[1]["stage"] == "probe" and events[1]["seconds"] >= 0
+    assert events[2]["text"] == "too few blocks"
+    assert [event["state"] for event in events[4:6]] == ["running", "finished"]
+    assert events[4]["score"] == 1.5 and events[4]["score_se"] is None
+    assert events[7]["layers"] == [LAYER]
+
+
+LAYER = {"layer": 0, "mean": 0.1, "standard_error": 0.01}
+
+
+def test_where_nobody_looks_on_there_are_plain_lines(capsys):
+    """Into a pipe goes a line an event: no bar, no cursor movements, no trial that is still running."""
+    play(Display())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "stage 1 …" and lines[1].startswith("stage 1: ") and lines[1].endswith(" s")
+    assert lines[2] == "warning: too few blocks"
+    assert lines[3].startswith("trial trial-001  k 2") and "finished" in lines[3]
+    assert len(lines) == 5 and not any("\x1b" in line for line in lines)
+
+
+def test_the_time_left_counts_what_running_trials_have_done():
+    """Three quarters of two trials took 30 s, so 10 s are left; before the first step nothing is said."""
+    rows, steps = [OVER, {**RUNNING, "trial": "trial-002"}], {"trial-002": (2, 4)}
+    assert through(rows, steps, 2) == pytest.approx(0.75)
+    assert left(30.0, 0.75) == pytest.approx(10.0) and left(30.0, 0.0) is None
+    assert clock(30.0, rows, steps, 2) == "search: 1 of 2 trials over, 30 s, about 10 s left"
+    assert clock(30.0, [], {}, 2) == "search: 0 of 2 trials over, 30 s"
+
+
+def test_what_others_print_goes_to_a_file_of_the_results(tmp_path, capsys):
+    """Only what the display writes comes to the terminal meanwhile; a resumed run adds to the file."""
+    results = Results(str(tmp_path), "a run")
+    results.folder.mkdir()
+    display = Display()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), chatter_to(results):
+            print("chatter")
+            display.show("news")
+            raise KeyboardInterrupt
+    print("afterwards")
+    assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
+    assert (results.folder / CHATTER).read_text() == "chatter\nchatter\n"

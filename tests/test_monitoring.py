@@ -1,0 +1,170 @@
+"""Who watches a run from outside sees it: in the metrics, in Ray's dashboard, in the Grafana dashboard."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import ray
+from common import save_tiny_backbone
+from prometheus_client.parser import text_string_to_metric_families
+from test_crew import BLOCKS, SEQ_LEN
+
+import adept_ray
+from adept_ray import launch
+from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.crew import Task, crew, do, reports
+from adept_ray.metrics import SERIES, Numbers
+from adept_ray.probe import ProbeJob
+from adept_ray.search import titled
+from adept_ray.train import TrainJob
+
+GRAFANA = json.loads((Path(adept_ray.__file__).parent / "monitoring" / "grafana.json").read_text())
+RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"
+PREFIX = "ray_"  # put before every application metric
+
+
+def test_a_title_says_what_is_tried():
+    assert titled(TRIAL, {"k": 1, "base_lr": 3e-4}) == TITLE
+    assert titled("trial-010", {"k": 12, "base_lr": 0.0123}) == "trial-010 k=12 lr=1.2e-2"
+    assert titled("trial-001", {"k": 2}) == "trial-001 k=2"
+
+
+def test_every_panel_queries_what_is_exported():
+    """The dashboard has unique panels, and no query of it names a series or a tag that no run has."""
+    panels = GRAFANA["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 0
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    variables = {each["name"]: each for each in GRAFANA["templating"]["list"]}
+    queries += [each["definition"] for each in variables.values() if each["type"] == "query"]
+    shown = set()
+    for query in queries:
+        name, selected = re.search(rf"{PREFIX}(adept_\w+)(?:{{(.*?)}})?", query).groups()
+        assert set(re.findall(r"(\w+)=", selected or "")) <= set(SERIES[name][1])
+        shown.add(name)
+    assert shown == set(SERIES)
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(GRAFANA)))
+    assert used - {"__all"} == set(variables) and {"datasource", "run"} <= set(variables)
+
+
+def test_a_trial_that_is_over_keeps_what_it_reached_and_moves_no_more():
+    """Speed and step are said of running trainings alone; before its k is known nothing is said of one."""
+    numbers = Numbers()
+    numbers.of(TRIAL, {"step": 3})
+    assert list(numbers.readings(RUN)) == []
+    numbers.of(TRIAL, {"k": 1, "running": True, "score": 2.5, "tokens_per_second": 7.0, "domain_bpb": None})
+    assert {name for name, *_ in numbers.readings(RUN)} == {
+        f"adept_{name}" for name in ("running", "k", "score", "step", "tokens_per_second")
+    }
+    numbers.of(TRIAL, {"running": False})
+    assert {name: value for name, value, _ in numbers.readings(RUN)} == {
+        "adept_running": 0.0,
+        "adept_k": 1.0,
+        "adept_score": 2.5,
+    }
+
+
+# --- with Ray -------------------------------------------------------------------------------------
+
+
+def served():
+    """What the node's agent serves to Prometheus of ours: (name, tags) → value."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(url, timeout=30).read().decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if (name := sample.name.removeprefix(PREFIX)) in SERIES:
+                assert name != sample.name
+                tags = {tag: sample.labels[tag] for tag in SERIES[name][1]}
+                found[name, tuple(tags.items())] = sample.value
+    return found
+
+
+def wait_until(what, seconds=60):
+    """Wait for `what`() to be true; fails with what is served then."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, served()
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run in mid-training: the dashboard's address, the board, an iterator of reports, the first report."""
+    run = RunSpec(name=RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        folder = tmp_path_factory.mktemp("watched")
+        with launch.cluster(run) as dashboard, crew(run, str(folder / "ray")) as board:
+            backbone = str(save_tiny_backbone(folder / "backbone", layers=3))
+            asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
+            measured = do(board, Task("probe", "probe", asked, ray.put(BLOCKS)))
+            spec = TrainingSpec(k=1, base_lr=3e-4, tokens=20 * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=2)
+            units, before = measured["importance"]["units"], measured["nats"]
+            job = TrainJob(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
+            task = Task(TRIAL, "train", job, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
+            said = reports(board, task)
+            yield dashboard, board, said, next(said)  # its worker waits for the verdict
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_dashboard_shows_the_job_the_board_and_the_trial_by_name(watched, browser, tmp_path):
+    """With the token that one is told to paste the page opens; without it it shows nothing of the run."""
+    dashboard, *_ = watched
+    command = re.search("`(ray [a-z-]+)`", launch.how_to_enter()).group(1).split()
+    ray_command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    token = subprocess.run(ray_command, capture_output=True, text=True, check=True).stdout
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{dashboard}/#/jobs")
+    page.get_by_role("dialog").get_by_role("textbox").fill(token)
+    assert page.request.get(f"{dashboard}/api/jobs/").status == 401
+    page.get_by_role("dialog").get_by_role("button").last.click()
+    page.get_by_text(RUN, exact=True).first.wait_for(timeout=60_000)  # the column of jobs' names
+    page.goto(f"{dashboard}/#/actors")
+    page.get_by_text(f"board {RUN}").first.wait_for(timeout=60_000)
+    page.get_by_text(f"board {RUN}").first.scroll_into_view_if_needed()
+    page.screenshot(path=os.environ.get("ADEPT_RAY_SCREENSHOT", tmp_path / "actors.png"))
+    tasks = f"{dashboard}/api/v0/tasks?filter_keys=name&filter_predicates=%3D&filter_values={quote(TITLE)}"
+    assert f'"{TITLE}"' in page.request.get(tasks).text()
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_metrics_endpoint_serves_what_the_reports_say(watched):
+    """Every series, with the values of the report; once it is over the trial is seen to stand still."""
+    _, board, said, report = watched
+    ray.get(board.timed.remote({"probe": 1.25}))
+    trial = {"run": RUN, "trial": TRIAL, "k": "1"}
+    expected = {("adept_stage_seconds", (("run", RUN), ("stage", "probe"))): 1.25}
+
+    def expect(name, value, **more):
+        expected[name, tuple({**trial, **more}.items())] = pytest.approx(value)
+
+    for name in ("score", "step", "tokens_per_second"):
+        expect(f"adept_{name}", report[name])
+    expect("adept_k", 1)
+    expect("adept_running", 1)
+    for side in ("general", "domain"):
+        expect("adept_bits_per_byte", report[f"{side}_bpb"], side=side)
+    for unit, scale in report["scales"].items():
+        expect("adept_scale", scale, unit=unit)
+    assert {"q_proj", "down_proj", "norm"} <= set(report["scales"])
+    assert {name for name, _ in expected} == set(SERIES)
+    wait_until(lambda: served() == expected)
+    ray.get(board.decide.remote(TRIAL, 1, False))
+    (last,) = said
+    running, step, score = (f"adept_{name}" for name in ("running", "step", "score"))
+    at = tuple(trial.items())
+    wait_until(lambda: served().get((running, at)) == 0 and (step, at) not in served())
+    assert served()[score, at] == pytest.approx(last["score"])
