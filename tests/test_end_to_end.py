@@ -429,6 +429,7 @@ def test_a_search_in_which_every_trial_fails_says_so(room):
     assert process.returncode == 2
     sentence = printed.strip().splitlines()[-1]
     assert sentence.startswith("error: ") and "all 1 trials failed" in sentence
+    assert "1 of 3 trials were begun in time" in printed
     assert trials(room.results("bad"))[0]["state"] == "failed"
 
 
