@@ -129,12 +129,14 @@ class Clock:
     """Whether a trial wasn't begun for want of time."""
     _since: float = field(default_factory=lambda: time.monotonic())
     _begun: dict[str, float] = field(default_factory=dict)
-    _longest: float = 0.0
+    _longest: float | None = None
 
     def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far would end in time; if so it begins now."""
+        """Whether a trial as long as the longest so far would end in time; if so it begins, as the first does."""
         now = time.monotonic()
-        if self.hours is not None and now - self._since + self._longest > 3600 * self.hours:
+        first = not self._begun and self._longest is None
+        ends = now - self._since + (self._longest or 0.0)
+        if self.hours is not None and not first and ends > 3600 * self.hours:
             self.over = True
             return False
         self._begun[trial] = now
@@ -143,7 +145,7 @@ class Clock:
     def ends(self, trial: str) -> None:
         """Say that a trial ended."""
         if trial in self._begun:
-            self._longest = max(self._longest, time.monotonic() - self._begun.pop(trial))
+            self._longest = max(self._longest or 0.0, time.monotonic() - self._begun.pop(trial))
 
 
 class Sampler(optuna.samplers.TPESampler):
