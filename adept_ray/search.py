@@ -132,11 +132,11 @@ class Clock:
     _longest: float | None = None
 
     def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far would end in time; if so it begins, as the first does."""
+        """Whether a trial as long as the longest so far would end in time, or is the first; it begins then."""
         now = time.monotonic()
         first = not self._begun and self._longest is None
-        ends = now - self._since + (self._longest or 0.0)
-        if self.hours is not None and not first and ends > 3600 * self.hours:
+        end = now - self._since + (self._longest or 0.0)
+        if self.hours is not None and not first and end > 3600 * self.hours:
             self.over = True
             return False
         self._begun[trial] = now

@@ -422,9 +422,10 @@ def test_the_probe_alone_gives_what_the_search_used(room, searched):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_in_which_every_trial_fails_says_so(room):
-    """Status 2 and one sentence; the table of failed trials is kept. No trial begins after the time it has."""
+    """Status 2 and one sentence; the table of failed trials is kept. None begins when the time is over."""
     (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 1.0e+37}}")
-    process = room.start(room.search("bad", **{"search-space": "bad.yaml", "trials": 3, "max-hours": 0.0001}))
+    flags = {"search-space": "bad.yaml", "trials": 3, "max-hours": 0.0001}
+    process = room.start(room.search("bad", **flags))
     printed = process.communicate()[0]
     assert process.returncode == 2
     sentence = printed.strip().splitlines()[-1]
