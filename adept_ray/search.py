@@ -132,7 +132,7 @@ class Clock:
     _longest: float | None = None
 
     def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far would end in time, or is the first; it begins then."""
+        """Whether a trial as long as the longest so far ends in time, or is the first; then it begins."""
         now = time.monotonic()
         first = not self._begun and self._longest is None
         end = now - self._since + (self._longest or 0.0)
