@@ -288,12 +288,13 @@ def run_trials(
     As trials end trials.csv is written, and the weights of those that can't be chosen any more are deleted.
     """
     over: list[str] = []
+    pruned: set[str] = set()
     untouched = untouched_row(job, made)
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
         write_curves(results, rows)
-        prune(rows, space.weights, run.pareto)
+        pruned.update(prune([r for r in rows if r["saved"] not in pruned], space.weights, run.pareto))
 
     def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:
         show(progress, rows)
@@ -310,6 +311,8 @@ def run_trials(
         else:
             question = question_of(run, space, made)
             rows = search(run, space, job, importance, blocks, results.ray, question)
+    if run.max_hours and len(rows) < run.trials:
+        display.say(f"--max-hours {run.max_hours:g}: {len(rows)} of {run.trials} trials were begun in time")
     ended(rows)
     return [untouched, *rows]
 
@@ -351,12 +354,17 @@ def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     results.write("curves.jsonl", "".join(json.dumps(reading) + "\n" for reading in readings))
 
 
-def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> None:
-    """Delete the weights of trials that are over and can't be chosen: they would be most of the folder."""
+def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> list[str]:
+    """Delete the weights of trials that are over and can't be chosen: they would be most of the folder.
+
+    Returns the places of what was deleted.
+    """
     kept = candidates(rows, weights, pareto)
-    for row in rows:
-        if row["saved"] and row["state"] in ("finished", "stopped", "failed") and row["trial"] not in kept:
-            delete(row["saved"])
+    over = [row for row in rows if row["saved"] and row["state"] in ("finished", "stopped", "failed")]
+    gone = [row["saved"] for row in over if row["trial"] not in kept]
+    for place in gone:
+        delete(place)
+    return gone
 
 
 def probe_only(run: ProbeRun) -> str:

@@ -128,12 +128,14 @@ class Clock:
     """Whether a trial wasn't begun for want of time."""
     _since: float = field(default_factory=lambda: time.monotonic())
     _begun: dict[str, float] = field(default_factory=dict)
-    _longest: float = 0.0
+    _longest: float | None = None
 
     def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far would end in time; if so it begins now."""
+        """Whether a trial as long as the longest so far ends in time, or is the first; then it begins."""
         now = time.monotonic()
-        if self.hours is not None and now - self._since + self._longest > 3600 * self.hours:
+        first = not self._begun and self._longest is None
+        end = now - self._since + (self._longest or 0.0)
+        if self.hours is not None and not first and end > 3600 * self.hours:
             self.over = True
             return False
         self._begun[trial] = now
@@ -142,7 +144,7 @@ class Clock:
     def ends(self, trial: str) -> None:
         """Say that a trial ended."""
         if trial in self._begun:
-            self._longest = max(self._longest, time.monotonic() - self._begun.pop(trial))
+            self._longest = max(self._longest or 0.0, time.monotonic() - self._begun.pop(trial))
 
 
 class Sampler(optuna.samplers.TPESampler):

@@ -423,11 +423,15 @@ def test_the_probe_alone_gives_what_the_search_used(room, searched):
 @pytest.mark.timeout(400)
 def test_a_search_in_which_every_trial_fails_says_so(room):
     """Status 2 and one sentence; the table of failed trials is kept, and what Ray printed of them in a file.
+    None begins when the time is over.
 
     With --json every line of stdout is an event, and the sentence is all that is on stderr.
     """
     (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 1.0e+37}}")
-    command = [*room.search("bad", **{"search-space": "bad.yaml", "trials": 1}), "--json"]
+    command = [
+        *room.search("bad", **{"search-space": "bad.yaml", "trials": 3, "max-hours": 0.0001}),
+        "--json",
+    ]
     process = room.start(command, stderr=subprocess.PIPE)
     printed, sentence = process.communicate()
     assert process.returncode == 2
@@ -439,6 +443,7 @@ def test_a_search_in_which_every_trial_fails_says_so(room):
     assert began == ended == ["assets", "blocks", "probe", "search"]
     assert {"results", "plan"} <= {event["event"] for event in events}
     assert [event["state"] for event in events if event["event"] == "trial"][-1] == "failed"
+    assert any("1 of 3 trials were begun in time" in str(event) for event in events)
     assert "FloatingPointError" in (room.results("bad") / "ray.log").read_text()
     assert trials(room.results("bad"))[0]["state"] == "failed"
 

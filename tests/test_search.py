@@ -347,6 +347,9 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
         now[0] += 60 * minutes * begun[-1]
         clock.ends(str(len(begun) - 1))
     assert begun == [True, True, True, True, False] and clock.over  # 45 minutes and 20 are more than an hour
+    late = Clock(hours=1.0)
+    now[0] += 7200
+    assert [late.begins("0"), late.begins("1")] == [True, False]
     monkeypatch.setattr(Proposals, "clock", clock)
     assert proposals().suggest("t9") == "FINISHED"
     assert Clock().begins("0") and not Clock().over
