@@ -449,6 +449,26 @@ def test_a_search_in_which_every_trial_fails_says_so(room):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_one_model_grows_while_two_workers_share_it_out(room):
+    """A row a depth of one nested model, all of whose tokens add up, and its export is a plain folder."""
+    (room.folder / "grow.yaml").write_text("parameters: {k: {int: [1, 2]}, base_lr: {fixed: 0.03}}")
+    flags = {"search-space": "grow.yaml", "strategy": "grow", "workers": 2, "sharding": "on"}
+    printed = room.run(room.search("grown", **flags, **{"tokens-per-trial": 4096}))
+    folder = room.results("grown")
+    assert "layers put together" in printed
+    rows = trials(folder)
+    assert [(row["trial"], row["k"], row["tokens"]) for row in rows] == [
+        ("grow-01", "1", "2048"),
+        ("grow-02", "2", "4096"),
+    ]
+    assert set(rows[0]["layers"].split()) < set(rows[1]["layers"].split())
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    layers = AutoModelForCausalLM.from_pretrained(folder / "model").config.num_hidden_layers
+    assert layers == 4 + best["choice"]["k"] and (folder / "report.html").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.assets
 @pytest.mark.timeout(600)
 def test_the_default_backbone_and_corpora_learn_medicine(tmp_path):
