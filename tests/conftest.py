@@ -70,7 +70,7 @@ def s3():
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it runs, no other event loop can
 def browser():
     """A Chromium of this machine, without a window, behind Playwright; skips the test where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")

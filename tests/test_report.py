@@ -289,10 +289,10 @@ def test_importance_need_not_be_positive(tmp_path: Path, means: list[float]) -> 
 # ---------------------------------------------------------------- all that a folder can hold
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything in it; tests that change it work on a copy."""
-    return write_whole_folder(tmp_path_factory.mktemp("whole") / "tiny-medical")
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A folder with everything in it."""
+    return write_whole_folder(tmp_path / "tiny-medical")
 
 
 def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
