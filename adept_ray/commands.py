@@ -57,8 +57,8 @@ from adept_ray.runs import (
 from adept_ray.scoring import judged
 from adept_ray.search import describe, opened, search, shares, training_of
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
-from adept_ray.storage import NONE as NO_REPORT
-from adept_ray.storage import Results, delete, last_report, report_at
+from adept_ray.storage import NONE as NO_STEP
+from adept_ray.storage import Results, checkpoint_at, delete, last_checkpoint
 from adept_ray.train import TrainJob
 
 
@@ -223,9 +223,9 @@ def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list
     found = []
     for row in rows:
         place = f"{results.ray}/trials/{row['trial']}"
-        number = NO_REPORT if row["state"] != "finished" else last_report(place)
-        state = "given up" if row["state"] == "finished" and number == NO_REPORT else row["state"]
-        saved = None if number == NO_REPORT else report_at(place, number)
+        number = NO_STEP if row["state"] != "finished" else last_checkpoint(place)
+        state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
+        saved = None if number == NO_STEP else checkpoint_at(place, number)
         found.append({**row, "was": row["state"], "state": state, "saved": saved})
     if not any(row["saved"] for row in found):
         raise UserError(

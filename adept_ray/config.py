@@ -44,6 +44,7 @@ def as_several(value: Any) -> Any:
 
 
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
+Place = Annotated[str, BeforeValidator(str)]  # a path or a URI
 
 
 class UserError(ValueError):
@@ -115,6 +116,8 @@ class RunSpec(Spec):
     """Blocks per forward pass on one worker; changes speed and memory, not what is computed."""
     workers: int = Field(1, ge=1)
     """Ray Train workers per trial."""
+    min_workers: int = Field(0, ge=0)
+    """Fewest workers to go on with when nodes are lost and none replaces them; 0: all of --workers."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs each worker gets; 0 trains on CPUs."""
     precision: Precision = "auto"
@@ -129,12 +132,33 @@ class RunSpec(Spec):
     """Print every event as a line of JSON, for machines, and nothing else."""
     seed: int = Field(0, ge=0)
     """Seed of the split, the order of blocks and the search."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
+    cache: Place = Field(default_factory=lambda: str(default_cache()))
+    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> RunSpec:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers, {self.workers}")
+        return self
+
+    @property
+    def local_cache(self) -> Path:
+        """Folder of this machine for what is downloaded or converted, and for copies out of the cache."""
+        return default_cache() if "://" in self.cache else Path(self.cache)
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which a task can't go on."""
+        return self.min_workers or self.workers
+
+    @property
+    def crews(self) -> int:
+        """Groups of that many workers that work at the same time (at least, where that isn't known yet)."""
+        return 1
 
     @property
     def dtype(self) -> str:
@@ -219,6 +243,8 @@ class SearchRun(RunSpec):
     """Independent trials, or one model that is given the next layer again and again."""
     tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
+    concurrent: int | Literal["auto"] = 1
+    """Trials at once, each on --workers of its own; auto: as many as the cluster has room for."""
     pareto: bool = False
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)
@@ -242,6 +268,18 @@ class SearchRun(RunSpec):
             raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
         return self
 
+    @model_validator(mode="after")
+    def _check_concurrent(self) -> SearchRun:
+        if self.concurrent != "auto" and self.concurrent < 1:
+            raise ValueError(f"concurrent must be at least 1, or auto, not {self.concurrent}")
+        if self.concurrent != 1 and self.strategy == "grow":
+            raise ValueError("--concurrent is for independent trials: leave it out with --strategy grow")
+        return self
+
+    @property
+    def crews(self) -> int:
+        return 1 if self.concurrent == "auto" else min(self.concurrent, self.trials)
+
 
 class PickRun(Spec):
     """What ``pick.py`` takes: a finished search, and what counts now."""
@@ -258,8 +296,8 @@ class PickRun(Spec):
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
     """Blocks per forward pass on one worker; default: as the search had."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
+    cache: Place = Field(default_factory=lambda: str(default_cache()))
+    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
     """Print every event as a line of JSON, for machines, and nothing else."""
 
@@ -275,6 +313,8 @@ class TrainRun(Spec):
     """How often to score on the validation splits and write a checkpoint."""
     workers: int | None = Field(None, ge=1)
     """Ray Train workers; default: as the search had."""
+    min_workers: int | None = Field(None, ge=0)
+    """Fewest workers to go on with when nodes are lost; 0: all of them; default: as the search had."""
     gpus_per_worker: float | None = Field(None, ge=0)
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
@@ -285,8 +325,8 @@ class TrainRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
+    cache: Place = Field(default_factory=lambda: str(default_cache()))
+    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
@@ -351,8 +391,8 @@ class ActivationsRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
+    cache: Place = Field(default_factory=lambda: str(default_cache()))
+    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""

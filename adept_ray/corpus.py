@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adept_ray.config import UserError, fingerprint
+from adept_ray.storage import (
+    delete,
+    fetch_folder,
+    in_full,
+    located,
+    publish_folder,
+    put_file,
+    read_json,
+    sizes,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,11 +188,14 @@ def build_blocks(
     seed: int,
     cache: Path,
     apart_from: CorpusFiles | None = None,
+    shared: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> BlockSet:
     """Token blocks of `corpus`, split by document; read from the cache when they were built before.
 
     Documents that are also in `apart_from` are left out, so that general and domain splits never
-    share one. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
+    share one. With a URI, `shared`, that is the cache and the folder `cache` holds copies; `say` hears of a
+    set that isn't whole. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
     """
     tokenizer = _plain_tokenizer(tokenizer_source, tokenizer_revision)
     name = fingerprint(
@@ -195,14 +208,31 @@ def build_blocks(
         seed,
     )
     folder = cache / "blocks" / name
-    if not (folder / MANIFEST).is_file():
-        _write(folder, corpus, apart_from, splits, tokenizer, seq_len, seed)
-    manifest = json.loads((folder / MANIFEST).read_text())
+    place = f"{shared}/blocks/{name}" if shared else ""
+    manifest = _manifest(str(folder), say)
+    if manifest is None and place and (there := _manifest(place, say)):
+        fetch_folder(place, folder, [*there["files"], MANIFEST])
+        manifest = _manifest(str(folder), say)
+    if manifest is None:
+        _write(folder, shared, corpus, apart_from, splits, tokenizer, seq_len, seed)
+        if place:
+            publish_folder(folder, place, MANIFEST)
+        manifest = _manifest(str(folder), say)
     return BlockSet(folder, name, manifest["splits"], dict(splits))
+
+
+def _manifest(place: str, say: Callable[[str], None]) -> Any:
+    """What a set of blocks says of itself; None where there is none, or not all of one, which `say` hears."""
+    manifest = read_json(f"{place}/{MANIFEST}", say)
+    if manifest and not in_full(*located(place), manifest.get("files", {})):
+        say(f"token blocks in {place} aren't whole and are built again")
+        return None
+    return manifest
 
 
 def _write(
     folder: Path,
+    shared: str,
     corpus: CorpusFiles,
     apart_from: CorpusFiles | None,
     splits: Mapping[str, float],
@@ -210,7 +240,11 @@ def _write(
     seq_len: int,
     seed: int,
 ) -> None:
-    """Build into a temporary folder and move it into place, so that a half-written one is never read."""
+    """Build into a temporary folder and move it into place, so that a half-written one is never read.
+
+    On a cluster only a folder or URI that all nodes reach will do: with a `shared` cache documents and
+    blocks travel by way of that.
+    """
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -230,23 +264,27 @@ def _write(
     )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     scratch.chmod(0o755)  # a cache may be shared
+    staging = f"{shared}/staging/{scratch.name}" if shared else ""
     try:
         rows = (
-            ray.data.from_items(_pieces(corpus))
+            ray.data.from_items(_pieces(corpus, staging))
             .map_batches(functools.partial(_read, buckets=buckets), batch_size=1, batch_format="pandas")
             .groupby("bucket")
             .map_groups(pack, batch_format="pandas")
         )
-        rows.write_parquet(str(scratch), partition_cols=["split"])
+        rows.write_parquet(f"{staging}/blocks" if staging else str(scratch), partition_cols=["split"])
+        if staging:
+            fetch_folder(f"{staging}/blocks", scratch)
         counts = {split: _settle(scratch, split) for split in splits}
-        (scratch / MANIFEST).write_text(
-            json.dumps({"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}, indent=2)
-        )
-        if not (folder / MANIFEST).is_file():  # else another process was first, with the same blocks
-            shutil.rmtree(folder, ignore_errors=True)  # without a manifest it isn't whole
+        about = {"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}
+        write_json(scratch / MANIFEST, {**about, "files": sizes(scratch)})
+        if _manifest(str(folder), lambda text: None) is None:  # else another process was first
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if staging:
+            delete(staging)
 
 
 def _settle(folder: Path, split: str) -> dict[str, int]:
@@ -267,12 +305,21 @@ def _settle(folder: Path, split: str) -> dict[str, int]:
     return {"blocks": table.num_rows, **total}
 
 
-def _pieces(corpus: CorpusFiles) -> list[dict[str, Any]]:
-    """Row groups of the corpus, a task each; Ray's own Parquet reader starts processes for their footers."""
+def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
+    """Row groups of the corpus, a task each; Ray's own Parquet reader starts processes for their footers.
+
+    With a URI, `staging`, the files are copied there first, where every node can read them.
+    """
     import pyarrow.parquet as pq
 
-    groups = {str(file): pq.ParquetFile(file).num_row_groups for file in corpus.files}
-    return [{"file": file, "group": group} for file, count in groups.items() for group in range(count)]
+    pieces = []
+    for number, file in enumerate(corpus.files):
+        place = f"{staging}/corpus/{number}.parquet" if staging else str(file)
+        if staging:
+            put_file(file, place)
+        groups = range(pq.ParquetFile(file).num_row_groups)
+        pieces += [{"file": place, "group": group} for group in groups]
+    return pieces
 
 
 def _read(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
@@ -280,9 +327,10 @@ def _read(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet as pq
 
     for piece in pieces.itertuples():
-        parts = pq.ParquetFile(piece.file).iter_batches(READ_ROWS, [piece.group], ["text"])
-        for part in parts:
-            yield _add_digest(part.to_pandas(), buckets)
+        filesystem, path = located(piece.file)
+        with filesystem.open_input_file(path) as file:
+            for part in pq.ParquetFile(file).iter_batches(READ_ROWS, [piece.group], ["text"]):
+                yield _add_digest(part.to_pandas(), buckets)
 
 
 def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:

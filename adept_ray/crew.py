@@ -1,29 +1,43 @@
-"""The crew: Ray Train's workers, started once a run, that do task after task; and the board in between.
+"""The crews: Ray Train's workers, started once a run, that do task after task; and the board in between.
 
-A worker group takes longer to start than a short trial takes to train: half a dozen processes, each with its
-imports. So stage 1, every trial and the export run on the same warm workers, as tasks that they take from
-the board. A worker that dies takes its group with it; Ray Train starts a new one, and that goes on with the
-unfinished task at its last checkpoint.
+A worker group takes longer to start than a short trial takes to train: half a dozen processes, each with
+its imports. So stage 1, every trial and the export run on the same warm workers, as tasks that they take
+from the board. Several crews take tasks side by side, each its own. A worker that dies takes its group with
+it; Ray Train starts a new one, and that goes on with the crew's unfinished task at its last checkpoint. A
+group that hears that one of its nodes will be taken away saves what it has and leaves; the next one starts
+elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adept_ray.config import RunSpec
-from adept_ray.launch import CPUS_PER_WORKER, Memory, forget_peak, peak_gib, threads_per_worker
+from adept_ray.config import RunSpec, UserError
+from adept_ray.launch import CPUS_PER_WORKER, Memory, forget_peak, logical_cpus, peak_gib, threads_per_worker
 from adept_ray.metrics import Numbers, serve
-from adept_ray.storage import NONE, fetched, last_report, report_at, save_report
+from adept_ray.storage import (
+    NONE,
+    checkpoint_at,
+    fetched,
+    is_full,
+    last_checkpoint,
+    put_json,
+    read_json,
+    save_checkpoint,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +47,15 @@ if TYPE_CHECKING:
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
-RESTARTS = 30  # worker groups that may die in a run
+RESTARTS = 30  # worker groups of a crew that may die in a run
 START_TRIES = 10  # of a minute each, on a cluster that others keep busy
+RESIZE_EVERY = 60.0  # seconds between two looks for room for more workers, where their number may change
 OVER = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
+PLAIN = "error: "  # begins the end of a task that a person can do something about
+SAID = "said.json"  # in a checkpoint between two reports: the metrics of the last one
+LIMIT = "limit.json"  # beside a search's other memory
 
 
 class TaskFailed(RuntimeError):
@@ -46,6 +64,14 @@ class TaskFailed(RuntimeError):
 
 class CrewGone(TaskFailed):
     """There are no workers any more; the message says why. It is no task's fault."""
+
+
+class TaskRefused(TaskFailed, UserError):
+    """A task ended with an error that a person can do something about; the message is one sentence."""
+
+
+class Leaving(Exception):
+    """This worker group has saved what it has and leaves its nodes."""
 
 
 @dataclass(frozen=True)
@@ -73,39 +99,69 @@ class Board:
     """A small actor between the run's processes: tasks, their reports and verdicts, progress, trials' rows.
 
     A task is kept as it came, a reference in a list, so that this process needn't import what it is made of.
+    `memory` is the path or URI of a folder for what a resumed run has to know.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: str = "") -> None:
         self._progress: dict[str, tuple[int, int]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
+        self._remarks: list[str] = []
         self._verdicts: dict[tuple[str, int], bool] = {}
         self._tasks: list[Any] = []
+        self._names: list[str] = []
         self._reports: list[list[dict[str, Any]]] = []
         self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
+        self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its tasks, as they were claimed
         self._begun: Counter[int] = Counter()  # attempts since the last new report
         self._faults: dict[int, str] = {}
         self._closed = ""  # why there will be no more tasks
-        self._limit: int | None = None  # smallest k at which a worker ran out of memory
+        self._place = f"{memory}/{LIMIT}" if memory else ""
+        # smallest k at which a worker ran out of memory
+        self._limit: int | None = read_json(self._place) if memory else None
         self._changed = asyncio.Condition()
         self._numbers = Numbers()
+        self._crews = 1
 
     async def lead(self, board: Any, run: RunSpec, storage: str) -> None:
-        """Keep the workers running; when they are gone for good, so are the tasks. `board` is its own handle.
+        """Keep the crews running; when all are gone for good, so are the tasks. `board` is its own handle.
 
         It is done here and not in the run's own process, where it would take a thread: one that still waits
         for Ray when the run is interrupted ends the process with Ray's status in place of ours.
         """
         serving = asyncio.create_task(serve(self._numbers, run.name))
-        try:
-            await asyncio.to_thread(keep_workers, board, run, storage)
-            await self.close("the workers went home")
-        except Exception as error:
-            await self.close(f"the workers can't be kept running: {error}")
+        self._crews = run.crews
+        threads = ThreadPoolExecutor(run.crews)
+
+        async def lead_one(number: int) -> str:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(threads, keep_workers, board, run, storage, number)
+                return "the workers went home"
+            except Exception as error:
+                await self.give_back(number)
+                return f"the workers can't be kept running: {error}"
+
+        why = await asyncio.gather(*(lead_one(number) for number in range(run.crews)))
+        await self.close(why[-1])
         serving.cancel()
 
-    async def submit(self, task: Any) -> int:
-        """Hand in a task; returns its number."""
+    async def crews(self) -> int:
+        """How many crews take tasks."""
+        return self._crews
+
+    async def submit(self, name: str, task: Any) -> int:
+        """Hand in a task; returns its number.
+
+        One of that name that isn't over yet, or that failed, is the same: who handed it in before is gone.
+        """
+        number = self._names.index(name) if name in self._names else None
+        if number is not None and self._ends.get(number, "not yet") != "":
+            self._tasks[number] = task  # what it refers to went with the one who handed it in
+            return number
+        if number is not None:
+            self._names[number] = ""
         self._tasks.append(task)
+        self._names.append(name)
         self._reports.append([])
         number = len(self._tasks) - 1
         if self._closed:
@@ -113,26 +169,40 @@ class Board:
         await self._tell()
         return number
 
-    async def task(self, done: int) -> int:
-        """Wait for the next unfinished task with a number above `done`; OVER when the run is over."""
+    async def task(self, crew: int, done: int) -> int:
+        """Wait for a crew's next task; returns its place among those it claimed, above `done`, or OVER.
 
-        def waiting() -> int | None:
-            return next((n for n in range(done + 1, len(self._tasks)) if n not in self._ends), None)
-
+        A task that it has claimed and that isn't over comes first, then one that nobody has claimed.
+        """
         while True:
-            await self._until(lambda: bool(self._closed) or waiting() is not None)
-            number = waiting()
+            await self._until(lambda: bool(self._closed) or self._next(crew, done) is not None)
+            number = self._next(crew, done)
             if self._closed or number is None:
                 return OVER
-            if self._begun[number] < ATTEMPTS:
-                return number
-            why = self._faults.get(number, "")
-            await self.end(number, f"the workers died {ATTEMPTS} times at this task\n{why}".strip())
+            if self._begun[number] >= ATTEMPTS:
+                why = self._faults.get(number, "")
+                await self.end(number, f"the workers died {ATTEMPTS} times at this task\n{why}".strip())
+                continue
+            if number not in self._claims[crew][done + 1 :]:
+                self._claims[crew].append(number)
+            return self._claims[crew].index(number, done + 1)
 
-    async def begin(self, number: int, first: bool) -> Any:
-        """A task as it was handed in, to begin with it now; the `first` worker's word is an attempt."""
+    def _next(self, crew: int, done: int) -> int | None:
+        claimed = {number for numbers in self._claims.values() for number in numbers}
+        free = (number for number in range(len(self._tasks)) if number not in claimed)
+        wanted = itertools.chain(self._claims[crew][done + 1 :], free)
+        return next((number for number in wanted if number not in self._ends), None)
+
+    async def give_back(self, crew: int) -> None:
+        """Say that a crew is gone for good: what it had claimed is free again."""
+        self._claims.pop(crew, None)
+        await self._tell()
+
+    async def begin(self, crew: int, place: int, first: bool) -> tuple[int, Any]:
+        """Number and task at a place of a crew, to begin with it; the `first` worker's word is an attempt."""
+        number = self._claims[crew][place]
         self._begun[number] += first
-        return self._tasks[number]
+        return number, self._tasks[number]
 
     async def fault(self, number: int, error: str) -> None:
         """Keep what a worker died of: the reason to be given if the task is given up."""
@@ -176,9 +246,29 @@ class Board:
         await self._until(lambda: (trial, report) in self._verdicts)
         return self._verdicts[trial, report]
 
+    async def died(self, crew: int, error: str) -> None:
+        """Say what a worker of a crew died of; one that was too large for the memory would be so again."""
+        at = next((n for n in self._claims[crew] if n not in self._ends), None)
+        if at is None:
+            return
+        if out_of_memory(error):
+            await self.end(at, error)
+        elif self._faults.get(at) is None:
+            self._faults[at] = error
+
+    async def remark(self, text: str) -> None:
+        """Keep a line that the run's user should read."""
+        self._remarks.append(text)
+
+    async def remarks(self, seen: int) -> list[str]:
+        """The lines but for the first `seen`."""
+        return self._remarks[seen:]
+
     async def exceeded(self, k: int) -> None:
         """Say that a worker ran out of memory at that k."""
         self._limit = k if self._limit is None else min(k, self._limit)
+        if self._place:
+            await asyncio.to_thread(put_json, self._place, self._limit)
 
     async def limit(self) -> int | None:
         """Smallest k at which a worker ran out of memory."""
@@ -221,60 +311,100 @@ def board_name(run: RunSpec) -> str:
 
 
 @contextmanager
-def crew(run: RunSpec, storage: str) -> Iterator[Any]:
-    """Start the workers in the background; yields the board that takes their tasks.
+def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print) -> Iterator[Any]:
+    """Start the workers of `run.crews` crews in the background; yields the board that takes their tasks.
 
-    `storage` is where Ray Train keeps its own records. What goes wrong for good ends all tasks.
+    `storage` is where Ray Train keeps its own records; `say` gets lines for the user. What goes wrong for
+    good ends all tasks.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(num_cpus=0)(Board)
-    board = actor.options(name=board_name(run), scheduling_strategy=here).remote()
+    board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage)
     leading = board.lead.remote(board, run, storage)
+    said = 0
+
+    def say_more() -> None:
+        nonlocal said
+        new = ray.get(board.remarks.remote(said), timeout=30)
+        said += len(new)
+        for text in new:
+            say(text)
+
     # When this raises, what runs now is not worth waiting for: the cluster ends it.
-    yield board
+    with every_second(lambda tick: say_more()):
+        yield board
+    say_more()
     ray.get(board.close.remote())
     with suppress(ray.exceptions.GetTimeoutError):
         ray.get(leading, timeout=30)  # so that the workers' resources are free again
 
 
-def keep_workers(board: Any, run: RunSpec, storage: str) -> None:
-    """Start the workers and keep them running until the board sends them home. Raises Ray Train's errors."""
+def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
+    """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors."""
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
-    TorchTrainer(
-        worker,
-        train_loop_config={"board": board, "threads": threads_per_worker(run)},
-        scaling_config=ScalingConfig(
-            num_workers=run.workers, use_gpu=run.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name="crew",
-            storage_path=storage,
-            failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
-        ),
-    ).fit()
+    numbers: Any = (run.fewest_workers, run.workers)  # Ray Train changes the number between these
+    while not ray.get(board.closed.remote()):  # again, if it left its nodes
+        TorchTrainer(
+            worker,
+            train_loop_config={
+                "board": board,
+                "crew": number,
+                "workers": run.workers,
+                "crews": run.crews,
+            },
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]
+                num_workers=numbers if run.fewest_workers < run.workers else run.workers,
+                elastic_resize_monitor_interval_s=RESIZE_EVERY,
+                use_gpu=run.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"crew-{number}",
+                storage_path=storage,
+                failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
+                callbacks=[deaths(board, number)],
+            ),
+        ).fit()
+
+
+def deaths(board: Any, crew: int) -> Any:
+    """A callback for Ray Train that tells the board what a worker died of, which itself can't any more."""
+    from ray.train import UserCallback
+
+    class Deaths(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            # Ray Train's own errors say of which error of Ray's they are made.
+            errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+            board.died.remote(crew, "\n".join(f"{type(error).__name__}: {error}" for error in errors))
+
+    return Deaths()
 
 
 def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
-    """Hand `task` to the crew and yield its reports as they come.
+    """Hand `task` to a crew and yield its reports as they come.
 
-    Raises :class:`TaskFailed`, and :class:`CrewGone` when it isn't the task that failed.
+    Raises :class:`TaskFailed`, :class:`TaskRefused` for what a person can mend, and :class:`CrewGone` when it
+    isn't the task that failed.
     """
     import ray
 
-    number, seen = ray.get(board.submit.remote([ray.put(task)])), 0
+    number, seen = ray.get(board.submit.remote(task.name, [ray.put(task)])), 0
     waiting = board.reports.options(name=task.title or task.name)  # what the dashboard shows as running
     while True:
         new, end = ray.get(waiting.remote(number, seen))
         yield from new
         seen += len(new)
+        if end and end.startswith(PLAIN):
+            raise TaskRefused(end.removeprefix(PLAIN))
         if end:
             raise (CrewGone if ray.get(board.closed.remote()) else TaskFailed)(end)
         if end is not None:
@@ -282,7 +412,7 @@ def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
 
 
 def do(board: Any, task: Task) -> dict[str, Any]:
-    """Hand `task` to the crew and wait for its end; returns its last report. Raises :class:`TaskFailed`."""
+    """Hand `task` to a crew and wait for its end; returns its last report. Raises as :func:`reports`."""
     *_, last = reports(board, task)
     return last
 
@@ -291,8 +421,8 @@ Progresses = dict[str, tuple[int, int]]
 
 
 @contextmanager
-def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None]) -> Iterator[None]:
-    """Call `show` with what the board holds about once a second, from another thread, and at the end."""
+def every_second(look: Callable[[int], None]) -> Iterator[None]:
+    """Call `look` with 0, 1, … about once a second from another thread."""
     import ray
 
     done = threading.Event()
@@ -301,10 +431,8 @@ def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None
         for tick in itertools.count():
             if done.wait(1.0):
                 return
-            if tick % MEMORY_EVERY == 0:
-                Memory.sample()
             with suppress(ray.exceptions.GetTimeoutError):  # a busy machine: there will be a next time
-                show(*ray.get(board.read.remote(), timeout=30))
+                look(tick)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -313,6 +441,20 @@ def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None
     finally:
         done.set()
         thread.join(timeout=35)
+
+
+@contextmanager
+def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None]) -> Iterator[None]:
+    """Call `show` with what the board holds about once a second, from another thread, and at the end."""
+    import ray
+
+    def look(tick: int) -> None:
+        if tick % MEMORY_EVERY == 0:
+            Memory.sample()
+        show(*ray.get(board.read.remote(), timeout=30))
+
+    with every_second(look):
+        yield
     show(*ray.get(board.read.remote(), timeout=30))
 
 
@@ -323,31 +465,53 @@ def worker(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    torch.set_num_threads(config["threads"])
-    board, device = config["board"], ray.train.torch.get_device()
-    first = ray.train.get_context().get_world_rank() == 0
-    number = -1
-    while (number := agreed(ray.get(board.task.remote(number)), device)) != OVER:
+    context = ray.train.get_context()
+    mates = context.get_local_world_size() * config["crews"]  # all of them here, at worst
+    torch.set_num_threads(threads_per_worker(mates, logical_cpus()))
+    board, crew, device = config["board"], config["crew"], ray.train.torch.get_device()
+    first, size = context.get_world_rank() == 0, context.get_world_size()
+    place = -1
+    while (place := agreed(ray.get(board.task.remote(crew, place)), device)) != OVER:
+        number, (reference,) = ray.get(board.begin.remote(crew, place, first))
+        task: Task | None = None
         try:
-            (task,) = ray.get(board.begin.remote(number, first))
-            perform(ray.get(task), number, board, first, device)
+            task = ray.get(reference)
+            if first and size < config["workers"]:
+                text = f"{task.name} goes on with {size} of {config['workers']} workers"
+                board.remark.remote(text)
+            perform(task, Voice(board, number, first, device), device)
+        except Leaving:
+            return  # Ray Train's run ends well, and the crew's leader begins another one
         except FloatingPointError:  # raised on every worker alike
             ray.get(board.end.remote(number, traceback.format_exc()))
-        except Exception:
+        except Exception as problem:
             # Others may wait for this one in a collective, or it may have failed because another one died:
             # let Ray Train start the whole group anew. A worker without others is itself to blame, and what
-            # was too large for a memory would be so again.
-            alone, why = ray.train.get_context().get_world_size() == 1, traceback.format_exc()
-            hopeless = alone or out_of_memory(why)
+            # was too large for a memory or a disk would be so again.
+            why = reason(problem, task)
+            hopeless = size == 1 or out_of_memory(why) or why.startswith(PLAIN)
             ray.get((board.end if hopeless else board.fault).remote(number, why))
             raise
         if first:
             ray.get(board.end.remote(number))
 
 
+def reason(problem: Exception, task: Task | None) -> str:
+    """What the board is told of an error: a sentence where that says what to do, else the traceback."""
+    if isinstance(problem, UserError):
+        return f"{PLAIN}{problem}"
+    if task and is_full(problem):
+        return (
+            f"{PLAIN}no space left for a checkpoint of {task.name} under {task.storage} (it is made in "
+            f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
+        )
+    return "".join(traceback.format_exception(problem))
+
+
 def out_of_memory(error: str) -> bool:
-    """Whether a traceback is of a memory, a GPU's or a machine's, that was too small."""
-    return "OutOfMemoryError" in error or "can't allocate memory" in error
+    """Whether an error says that a memory, a GPU's or a machine's, was too small."""
+    signs = ("OutOfMemoryError", "can't allocate memory", "out of memory issue", "running low on memory")
+    return any(sign in error for sign in signs)
 
 
 def agreed(number: int, device: torch.device) -> int:
@@ -364,51 +528,113 @@ def agreed(number: int, device: torch.device) -> int:
     return int(numbers)
 
 
-@contextmanager
-def seen_running(task: Task, board: Any) -> Iterator[None]:
-    """Let who watches the run from outside see that a training runs, and when it no longer does."""
-    board.measured.remote(task.name, {"k": task.job.training.k, "running": True})  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        board.measured.remote(task.name, {"running": False})
+class Voice:
+    """What a worker says of the task it is at, and hears; only the `first` worker speaks."""
+
+    def __init__(self, board: Any, number: int, first: bool, device: torch.device) -> None:
+        self._board, self._number, self._first, self._device = board, number, first, device
+        self._told = 0.0
+        self._said: dict[str, Any] | None = None  # metrics of the last report
+        self.resumed = NONE
+        """Step of the checkpoint that the task goes on from."""
+
+    def progress(self, name: str, done: int, of: int) -> None:
+        """Say how far a task is, now and then."""
+        if self._first and (done == of or time.monotonic() - self._told > TOLD_EVERY):
+            self._told = time.monotonic()
+            self._board.advance.remote(name, done, of)
+
+    def measured(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """Let who watches the run from outside see numbers of a training."""
+        if self._first:
+            self._board.measured.remote(name, numbers)
+
+    @contextmanager
+    def running(self, name: str, k: int) -> Iterator[None]:
+        """Let them see that a training runs, and when it no longer does."""
+        self.measured(name, {"k": k, "running": True})
+        try:
+            yield
+        finally:
+            self.measured(name, {"running": False})
+
+    def report(self, place: str, metrics: dict[str, Any], folder: Path | None) -> None:
+        """Pass a report on, and keep the files of `folder` under `place`."""
+        import ray
+
+        if not self._first:
+            return
+        metrics = {**metrics, "peak_gib": peak_gib(self._device)}
+        if folder:
+            step = metrics.get("step", 0)
+            # What is said once more was saved before; what is resumed from is never written over.
+            again = step == self.resumed
+            metrics["saved"] = checkpoint_at(place, step) if again else save_checkpoint(folder, place, step)
+        self._said = metrics
+        ray.get(self._board.report.remote(self._number, metrics))
+
+    def resume(self, place: str) -> Any:
+        """The folder of the last checkpoint under `place`, as a context; of None, if there is none.
+
+        One that was saved between two reports repeats the last of them, which may not have been heard.
+        """
+        import ray
+
+        # The first worker's word holds: another one's view of a shared folder may be older.
+        last = last_checkpoint(place, self._board.remark.remote) if self._first else NONE
+        self.resumed = agreed(last, self._device)
+        if self.resumed == NONE:
+            return nullcontext()
+        saved = checkpoint_at(place, self.resumed)
+        if self._first and (said := read_json(f"{saved}/{SAID}")):
+            self._said = {**said, "saved": saved}
+            ray.get(self._board.report.remote(self._number, self._said))
+        return fetched(saved)
+
+    def should_stop(self, name: str, reports: int) -> bool:
+        """Wait for the verdict on a report."""
+        import ray
+
+        try:
+            return ray.get(self._board.verdict.remote(name, reports), timeout=VERDICT_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            what = f"{name} waited {VERDICT_TIMEOUT_S} s for the verdict on its report {reports}"
+            raise TimeoutError(f"{what}: the search no longer answers") from None
+
+    def leave(self, place: str, step: int, folder: Path | None) -> None:
+        """Keep a checkpoint that came between two reports, and raise :class:`Leaving`."""
+        import ray
+
+        if folder:
+            if self._said:
+                (folder / SAID).write_text(json.dumps(self._said, default=float))
+            save_checkpoint(folder, place, step)
+            text = f"{place.rpartition('/')[2]} leaves a node that will be taken away; saved at step {step}"
+            ray.get(self._board.remark.remote(text))
+        raise Leaving
 
 
-def perform(task: Task, number: int, board: Any, first: bool, device: torch.device) -> None:
-    """Call the loop of a task on this worker and pass its reports on; only the `first` worker speaks."""
+def preempted() -> bool:
+    """Whether a node of this worker group will be taken away; every worker hears the same."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def perform(task: Task, voice: Voice, device: torch.device) -> None:
+    """Call the loop of a task on this worker and pass on what it says."""
     import ray
 
-    told = [0.0]
-
     def progress(done: int, of: int) -> None:
-        if first and (done == of or time.monotonic() - told[0] > TOLD_EVERY):
-            told[0] = time.monotonic()
-            board.advance.remote(task.name, done, of)
+        voice.progress(task.name, done, of)
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        if first:
-            metrics = {**metrics, "peak_gib": peak_gib(device)}
-            if folder:
-                number_of_report = metrics.get("report", 0)
-                if number_of_report == resumed:  # said once more; what is resumed from is never written over
-                    saved = report_at(place, resumed)
-                else:
-                    saved = save_report(folder, place, number_of_report)
-                metrics = {**metrics, "saved": saved}
-            if task.loop == "train":
-                board.measured.remote(task.name, metrics)
-            ray.get(board.report.remote(number, metrics))
-
-    def should_stop(reports: int) -> bool:
-        try:
-            return ray.get(board.verdict.remote(task.name, reports), timeout=VERDICT_TIMEOUT_S)
-        except ray.exceptions.GetTimeoutError:
-            what = f"{task.name} waited {VERDICT_TIMEOUT_S} s for the verdict on its report {reports}"
-            raise TimeoutError(f"{what}: the search no longer answers") from None
+        if task.loop == "train":
+            voice.measured(task.name, metrics)
+        voice.report(place, metrics, folder)
 
     forget_peak(device)
     place = f"{task.storage}/{task.name}"
-    resumed = NONE
     blocks: Any = ray.get(task.blocks)
     if task.loop == "probe":
         from adept_ray.probe import probe
@@ -417,13 +643,13 @@ def perform(task: Task, number: int, board: Any, first: bool, device: torch.devi
     elif task.loop == "train":
         from adept_ray.train import train
 
-        asks = {"should_stop": should_stop} if task.judged else {}
-        # The first worker's word holds: another one's view of a shared folder may be older.
-        resumed = agreed(last_report(place) if first else NONE, device)
+        asks: dict[str, Any] = {"asked_to_save": preempted, "keep": lambda *what: voice.leave(place, *what)}
+        if task.judged:
+            asks["should_stop"] = lambda reports: voice.should_stop(task.name, reports)
         start = task.extra.get("grown_from")
         with (
-            seen_running(task, board) if first else nullcontext(),
-            fetched(report_at(place, resumed)) if resumed != NONE else nullcontext() as resume,
+            voice.running(task.name, task.job.training.k),  # type: ignore[union-attr]
+            voice.resume(place) as resume,
             fetched(start) if start else nullcontext() as grown_from,
         ):
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}

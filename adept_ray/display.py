@@ -114,7 +114,7 @@ class Display:
 
     def plan(self, needs: Plan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
-        share = run.workers if fit.sharded else 1
+        share = run.fewest_workers if fit.sharded else 1
         parts = {
             "weights": needs.weights // share,
             "gradients": needs.gradients // share,
@@ -125,7 +125,7 @@ class Display:
         if fit.sharded:
             parts["layers put together"] = needs.gathered
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        total = needs.memory(run.micro_batch, fit, run.workers) / 2**30
+        total = needs.peak(run, run.micro_batch, fit) / 2**30
         sizes_of = ("parameters", "added", "trained", "flops")
         facts = {name: getattr(needs, name) for name in sizes_of}
         facts |= {"gib": total, "of_gib": memory / 2**30, **asdict(fit)}

@@ -10,13 +10,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config import RunSpec, SearchRun, UserError, overlay
 
 if TYPE_CHECKING:
     import torch
 
+R = TypeVar("R", bound=RunSpec)
 CPUS_PER_WORKER = 1
 SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
 OBJECT_STORE_BYTES = 512 * 2**20  # blocks of a run are a few MiB; Ray's default takes 30 % of the memory
@@ -47,7 +48,9 @@ def cluster(run: RunSpec) -> Iterator[str]:
     if address is None:
         options |= {
             "address": "local",
-            "num_cpus": run.workers * CPUS_PER_WORKER + SPARE_CPUS,
+            "num_cpus": max(
+                cpus(), run.workers * with_crews(run, here(run)).crews * CPUS_PER_WORKER + SPARE_CPUS
+            ),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": run.dashboard,
         }
@@ -85,14 +88,40 @@ def check_workers(run: RunSpec) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    if run.workers > cpus():
+    if run.workers * run.crews > cpus():
         raise UserError(
-            f"--workers {run.workers}: this machine has {cpus()} CPUs, so at most {cpus()} workers"
+            f"--workers {run.workers}{at_once(run)}: this machine has {cpus()} CPUs, so at most "
+            f"{cpus()} workers"
         )
+    if run.gpus_per_worker:
+        check_cluster(run, {**here(run), "CPU": math.inf})
+
+
+def here(run: RunSpec) -> dict[str, float]:
+    """Logical CPUs and, if `run` wants any, GPUs that a cluster on this machine would have."""
+    have: dict[str, float] = {"CPU": cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
     if run.gpus_per_worker:
         import torch
 
-        check_cluster(run, {"CPU": math.inf, "GPU": torch.cuda.device_count()})
+        have["GPU"] = torch.cuda.device_count()
+    return have
+
+
+def with_crews(run: R, have: Mapping[str, float] | None = None) -> R:
+    """`run` with ``--concurrent auto`` made a number: the crews that fit into `have`, at least one.
+
+    By default that is what is free on the cluster that this process is connected to.
+    """
+    if not isinstance(run, SearchRun) or run.concurrent != "auto":
+        return run
+    if have is None:
+        import ray
+
+        have = ray.available_resources()
+    room = (have.get("CPU", 0) - SPARE_CPUS) // (run.workers * CPUS_PER_WORKER)
+    if run.gpus_per_worker:
+        room = min(room, have.get("GPU", 0) // (run.workers * run.gpus_per_worker))
+    return overlay(run, {"concurrent": max(1, min(int(room), run.trials))})
 
 
 def cpus() -> int:
@@ -102,18 +131,24 @@ def cpus() -> int:
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     """Refuse what the cluster can never schedule; without this the run would wait for ever."""
-    gpus = run.workers * run.gpus_per_worker
+    fewest = f"--min-workers {run.min_workers}" if run.min_workers else f"--workers {run.workers}"
+    gpus = run.fewest_workers * run.crews * run.gpus_per_worker
     if gpus > have.get("GPU", 0):
         raise UserError(
-            f"--workers {run.workers} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
+            f"{fewest}{at_once(run)} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
             f"and the cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
         )
-    needed = run.workers * CPUS_PER_WORKER + SPARE_CPUS
+    needed = run.fewest_workers * run.crews * CPUS_PER_WORKER + SPARE_CPUS
     if needed > have.get("CPU", 0):
         raise UserError(
-            f"--workers {run.workers} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
+            f"{fewest}{at_once(run)} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
             f"and the cluster has {have.get('CPU', 0):g}"
         )
+
+
+def at_once(run: RunSpec) -> str:
+    """The flag of several trials at once, as an error names it; empty for one."""
+    return f" with --concurrent {run.crews}" if run.crews > 1 else ""
 
 
 def worker_memory(run: RunSpec) -> int:
@@ -125,9 +160,10 @@ def worker_memory(run: RunSpec) -> int:
         return int(ray.get(ask.remote()) * min(1.0, run.gpus_per_worker))
     shares = []
     for resources in (node["Resources"] for node in ray.nodes()):
-        here = min(run.workers, int(resources.get("CPU", 0)) // CPUS_PER_WORKER)  # all of them, at worst
-        if here and "memory" in resources:
-            shares.append(resources["memory"] // here)
+        fit = int(resources.get("CPU", 0)) // CPUS_PER_WORKER
+        most = min(run.workers * run.crews, fit)  # all of them on one machine, at worst
+        if most and "memory" in resources:
+            shares.append(resources["memory"] // most)
     return int(min(shares, default=UNKNOWN))
 
 
@@ -196,6 +232,18 @@ def peak_gib(device: torch.device) -> float | None:
     return None
 
 
-def threads_per_worker(run: RunSpec) -> int:
-    """Torch threads of one worker: the machine's CPUs shared out, since busy threads beyond them spin."""
-    return max(1, cpus() // run.workers)
+def threads_per_worker(mates: int, logical: float) -> int:
+    """Torch threads of one of `mates` workers on this machine: busy threads beyond the CPUs only spin.
+
+    `logical` are the CPUs that Ray counts here: where that is less than there are, others have the rest.
+    """
+    mates = max(1, min(mates, int(logical) // CPUS_PER_WORKER))
+    return max(1, int(min(cpus(), logical)) // mates)
+
+
+def logical_cpus() -> float:
+    """CPUs that Ray counts on this process's node."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here)

@@ -77,6 +77,10 @@ class Plan:
         travelling = 4 * self.trained if workers > 1 else 0
         return held + max(passing, travelling)
 
+    def peak(self, run: RunSpec, sequences: int, fit: Fit) -> int:
+        """The same at the worse of the numbers of workers that the run may have."""
+        return max(self.memory(sequences, fit, workers) for workers in (run.fewest_workers, run.workers))
+
     @property
     def share(self) -> float:
         """Trained scalars of all."""
@@ -298,13 +302,16 @@ def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
     Plain where that fits, else with activations computed again, else shared out over the workers, as far as
     the run allows it. Raises :class:`UserError` for what doesn't fit, with what would.
     """
-    if run.sharding == "on" and run.workers < 2:
-        raise UserError("--sharding on shares a model out over workers, so give it at least --workers 2")
+    if run.sharding == "on" and run.fewest_workers < 2:
+        raise UserError(
+            "--sharding on shares a model out over workers, so give it at least --workers 2"
+            + (" and --min-workers 2" if run.min_workers else "")
+        )
     ways = ways_of(run)
     for fit in ways:
-        if fits(needs, run, memory, fit, run.micro_batch):
+        if needs.peak(run, run.micro_batch, fit) <= SLACK * memory:
             return fit
-    takes = needs.memory(run.micro_batch, ways[-1], run.workers) / SLACK / GIB
+    takes = needs.peak(run, run.micro_batch, ways[-1]) / SLACK / GIB
     raise UserError(
         f"{what} with --micro-batch {run.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
         f"{memory / GIB:.1f} GiB: {advice(needs, run, memory)}"
@@ -314,27 +321,24 @@ def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
 def ways_of(run: RunSpec) -> list[Fit]:
     """The ways to make a training fit that the run allows, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    shared = switches[run.sharding] if run.workers > 1 else (False,)
+    shared = switches[run.sharding] if run.fewest_workers > 1 else (False,)
     return [Fit(again, sharded) for sharded in shared for again in switches[run.activation_checkpointing]]
-
-
-def fits(needs: Plan, run: RunSpec, memory: int, fit: Fit, sequences: int, workers: int = 0) -> bool:
-    """Whether so many sequences a pass fit into `memory` bytes of each worker."""
-    return needs.memory(sequences, fit, workers or run.workers) <= SLACK * memory
 
 
 def advice(needs: Plan, run: RunSpec, memory: int) -> str:
     """What would make fit what doesn't: the smallest change that does."""
+    usable = SLACK * memory
     least = Fit(recompute=True, sharded=ways_of(run)[-1].sharded)
     sequences = range(run.micro_batch, 0, -1)
-    fewer = next((n for n in sequences if fits(needs, run, memory, least, n)), 0)
+    fewer = next((n for n in sequences if needs.peak(run, n, least) <= usable), 0)
     if fewer == run.micro_batch:
         return "drop --activation-checkpointing off"
     if fewer:
         return f"use --micro-batch {fewer}"
     shared = Fit(recompute=True, sharded=True)
-    more = next((n for n in WIDTHS if n > run.workers and fits(needs, run, memory, shared, 1, n)), 0)
-    if more and run.sharding != "off":
-        return f"use --workers {more}, over which the model is shared out, with --micro-batch 1"
-    size = needs.memory(1, least, run.workers) / SLACK / GIB
+    wider = [n for n in WIDTHS if n > run.fewest_workers and needs.memory(1, shared, n) <= usable]
+    if wider and run.sharding != "off":
+        fewest = f" --min-workers {wider[0]}" if run.min_workers else ""
+        return f"use --workers {wider[0]}{fewest}, over which the model is shared out, with --micro-batch 1"
+    size = needs.peak(run, 1, least) / SLACK / GIB
     return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

@@ -5,12 +5,11 @@ Each result is kept in the cache under the fingerprint of all that made it, so a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from adept_ray.anatomy import family_named
@@ -25,7 +24,7 @@ from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.sharding import PLAIN, Fit
-from adept_ray.storage import write_json
+from adept_ray.storage import put_json, read_json
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
 
@@ -93,17 +92,19 @@ class Prepared:
 
 def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> Sources:
     """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
+    if str(run.local_cache) != run.cache:
+        display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
     with display.stage("assets", "backbone and corpora"):
-        backbone = resolve_backbone(run.backbone, run.cache)
+        backbone = resolve_backbone(run.backbone, run.local_cache)
         config = checked_config(backbone, run.seq_len)
-        general = resolve_corpus(run.general, run.text_column, run.cache)
-        domain = resolve_corpus(run.domain, run.text_column, run.cache) if with_domain else None
+        general = resolve_corpus(run.general, run.text_column, run.local_cache)
+        domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items = {}
     if any(tasks.values()):
         with display.stage("tasks", "benchmark tasks"):
             items = {
-                side: draw(names, run.task_items, run.seed, run.cache)
+                side: draw(names, run.task_items, run.seed, run.local_cache)
                 for side, names in tasks.items()
                 if names
             }
@@ -151,7 +152,7 @@ def prepare(
             "leave it out, or use larger workers"
         )
     with display.stage("blocks", "token blocks") as update:
-        sets = token_blocks(run, sources, update)
+        sets = token_blocks(run, sources, update, display.say)
         wanted = {
             "probe": ("general", "probe", run.probe_tokens),
             "remeasure": ("general", "probe", min(run.remeasure_tokens, run.probe_tokens)),
@@ -167,9 +168,10 @@ def prepare(
                 blocks[name] = train.first(max(train_tokens, run.seq_len))
             test_blocks(run, sets)  # too small a test split is said now, not after the search
     with on_crew(display, board, "probe", "stage 1, importance of layers and units", "probe"):
-        importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit)
+        found = functools.partial(read_json, say=display.say)
+        importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit, found)
         if receptive:
-            importance["reception"] = reception(run, sources, sets, board, fit)
+            importance["reception"] = reception(run, sources, sets, board, fit, found)
     for side, items in sources.items_of("validation").items():
         for sentence in at_chance(items, before[tasks_of(side)]):
             display.warn(f"{side} task {sentence}")
@@ -189,19 +191,25 @@ def on_crew(display: Display, board: Any, name: str, what: str, *tasks: str) -> 
             yield
 
 
-def token_blocks(run: RunSpec, sources: Sources, update: Update) -> dict[str, BlockSet]:
-    """All blocks of the corpora, from the cache or built now; `update` hears of the bytes that are done."""
+def token_blocks(
+    run: RunSpec, sources: Sources, update: Update, say: Callable[[str], None]
+) -> dict[str, BlockSet]:
+    """All blocks of the corpora, from the cache or built now.
+
+    `update` hears of the bytes that are done, `say` of half a set in the cache.
+    """
     backbone = sources.backbone
-    common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.cache)
+    common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.local_cache)
+    build = functools.partial(build_blocks, shared=run.cache if "://" in run.cache else "", say=say)
     sizes = [
         sum(file.stat().st_size for file in corpus.files)
         for corpus in (sources.general, sources.domain)
         if corpus
     ]
-    sets = {"general": build_blocks(sources.general, GENERAL_SPLITS, *common)}
+    sets = {"general": build(sources.general, GENERAL_SPLITS, *common)}
     update(sizes[0], sum(sizes))
     if sources.domain:
-        sets["domain"] = build_blocks(sources.domain, DOMAIN_SPLITS, *common, apart_from=sources.general)
+        sets["domain"] = build(sources.domain, DOMAIN_SPLITS, *common, apart_from=sources.general)
     return sets
 
 
@@ -223,8 +231,12 @@ def stage_one(
     board: Any,
     k_max: int,
     fit: Fit,
+    found: Callable[[str], Any],
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
+    """Importance and validation losses of the untouched backbone; measured now if no earlier run did.
+
+    `found` reads a file of the cache, None if it isn't there.
+    """
     model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
     race = k_max if run.probe == "raced" else None  # an exhaustive probe serves every depth
     how = (run.probe_tokens, race, run.probe_confidence)
@@ -237,16 +249,19 @@ def stage_one(
         side: cached(run, "answers", *model[:3], version("lm_eval"), each.content)
         for side, each in items.items()
     }
-    missing = [side for side, file in nats_files.items() if not file.exists()]
-    unanswered = {side: items[side] for side, file in answer_files.items() if not file.exists()}
-    if missing or unanswered or not probe_file.exists():
+    importance = found(probe_file)
+    nats = {side: found(file) for side, file in nats_files.items()}
+    answers = {side: found(file) for side, file in answer_files.items()}
+    missing = [side for side, known in nats.items() if known is None]
+    unanswered = {side: items[side] for side, known in answers.items() if known is None}
+    if missing or unanswered or importance is None:
         import ray
 
         job = ProbeJob(
             sources.backbone.source,
             sources.backbone.revision,
             run.micro_batch,
-            importance=not probe_file.exists(),
+            importance=importance is None,
             raced=race is not None,
             k_max=race,
             confidence=run.probe_confidence,
@@ -266,19 +281,26 @@ def stage_one(
                 "tokens": len(blocks["probe"]) * run.seq_len,
                 "seq_len": run.seq_len,
             }
-            write_json(probe_file, {**measured["importance"], "made_from": made_from})
-        for side, nats in measured["nats"].items():
-            write_json(nats_files[side], {"nats": nats})
-        for side, answers in measured["correct"].items():
-            write_json(answer_files[side], {"correct": answers})
-    before = {side: json.loads(file.read_text())["nats"] for side, file in nats_files.items()}
-    for side, file in answer_files.items():
-        before[tasks_of(side)] = json.loads(file.read_text())["correct"]
-    return json.loads(probe_file.read_text()), before
+            importance = {**measured["importance"], "made_from": made_from}
+            put_json(probe_file, importance)
+        for side, values in measured["nats"].items():
+            nats[side] = {"nats": values}
+            put_json(nats_files[side], nats[side])
+        for side, values in measured["correct"].items():
+            answers[side] = {"correct": values}
+            put_json(answer_files[side], answers[side])
+    before = {side: known["nats"] for side, known in nats.items()}
+    before |= {tasks_of(side): known["correct"] for side, known in answers.items()}
+    return importance, before
 
 
 def reception(
-    run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], board: Any, fit: Fit
+    run: RunSpec,
+    sources: Sources,
+    sets: Mapping[str, BlockSet],
+    board: Any,
+    fit: Fit,
+    found: Callable[[str], Any],
 ) -> list[float]:
     """Reception of every layer, on as much training text as the probe has of general text."""
     named = (
@@ -289,7 +311,8 @@ def reception(
         run.probe_tokens,
     )
     file = cached(run, "receptions", PROBE_VERSION, *named)
-    if not file.exists():
+    known = found(file)
+    if known is None:
         import ray
 
         text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
@@ -303,14 +326,15 @@ def reception(
             dtype=run.dtype,
             fit=fit,
         )
-        found = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
-        write_json(file, {"reception": found["reception"]})
-    return json.loads(file.read_text())["reception"]
+        measured = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
+        known = {"reception": measured["reception"]}
+        put_json(file, known)
+    return known["reception"]
 
 
-def cached(run: RunSpec, kind: str, *parts: Any) -> Path:
-    """Where the cache keeps a result of that kind made from `parts`."""
-    return run.cache / kind / f"{fingerprint(*parts)}.json"
+def cached(run: RunSpec, kind: str, *parts: Any) -> str:
+    """Path or URI at which the cache keeps a result of that kind made from `parts`."""
+    return f"{run.cache}/{kind}/{fingerprint(*parts)}.json"
 
 
 def test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:

@@ -47,6 +47,11 @@ CHATTER = "ray.log"
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", SearchRun, CompareRun)
+WIDTHS = (
+    "workers",
+    "min_workers",
+    "concurrent",
+)  # no loss depends on these, so a resumed run may have others
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
@@ -74,8 +79,11 @@ def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[
         enter = launch.how_to_enter() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{enter}")
         display.event("results", place=results.place, dashboard=dashboard, enter=enter.strip(" ()"))
+        asked, run = run, launch.with_crews(run)
+        if run != asked:
+            display.say(f"trials at once: {run.crews}, what the cluster has room for")
         memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
-        with crew(run, results.ray) as board, timing(display, board):
+        with crew(run, results.ray, display.say) as board, timing(display, board):
             yield board, memory
 
 
@@ -120,7 +128,10 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 
 
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
-    """The settings that a run began with, to resume it; a flag that contradicts them is refused."""
+    """The settings that a run began with, to resume it; a flag that contradicts them is refused.
+
+    Only how many work on it may change.
+    """
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
     own = [
         "resume",
@@ -136,6 +147,9 @@ def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     for name in (n for n in type(run).model_fields if n not in own):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked not in (had, getattr(defaults, name)):
+            if name in WIDTHS:
+                own.append(name)
+                continue
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
     return overlay(saved, {name: getattr(run, name) for name in own})
@@ -168,6 +182,7 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
     machine = (
         "workers",
+        "min_workers",
         "gpus_per_worker",
         "micro_batch",
         "precision",
@@ -175,7 +190,7 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
         "sharding",
     )
     names = (*machine, "cache", "storage", "name", "json_lines")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def job_of(

@@ -42,6 +42,7 @@ from adept_ray.storage import located
 from adept_ray.train import TrainJob
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
+TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HALVING = 2  # a report below the better half of its rung may end the trial
 HOPELESS = 2  # paired standard errors behind the best at the same report
 HALF = 0.5  # of all trials, those whose settings are compared with all
@@ -154,8 +155,9 @@ class Sampler(optuna.samplers.TPESampler):
     they count: what they found is known.
     """
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed, n_startup_trials=1)
+    def __init__(self, seed: int, several: bool = False) -> None:
+        # Of several at the same time those that run are taken for poor ones, else they would be alike.
+        super().__init__(seed=seed, n_startup_trials=1, constant_liar=several)
         self._startup = optuna.samplers.RandomSampler(seed)
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
@@ -396,7 +398,7 @@ def search(
         tune.with_parameters(
             trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/trials"
         ),
-        {"CPU": 0.01},
+        {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
 
     def layers_for(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -411,7 +413,9 @@ def search(
                 ray.get_actor(board_name(run)).note.remote(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True)
     else:
-        tuner = new_tuner(run, space, job, layers_for, trainable, storage, study)
+        board: Any = ray.get_actor(board_name(run))
+        crews = ray.get(board.crews.remote())
+        tuner = new_tuner(run, space, job, layers_for, trainable, storage, study, crews)
     tuner.fit()
     rows = rows_of(experiment, layers_for)
     left = run.trials - sum(row["state"] != "interrupted" for row in rows)
@@ -448,8 +452,9 @@ def new_tuner(
     trainable: Any,
     storage: str,
     study: str,
+    crews: int,
 ) -> tune.Tuner:
-    """The tuner of a search that begins.
+    """The tuner of a search that begins, with a trial at a time for each of so many crews.
 
     With ``--pareto`` no trial is stopped early: one that is poor by the weights may be the best for others.
     """
@@ -461,14 +466,14 @@ def new_tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=run.trials,
-            max_concurrent_trials=1,
+            max_concurrent_trials=crews,
             reuse_actors=True,
             search_alg=Proposals(
                 owner=storage,
                 weights=job.weights,
                 space=functools.partial(propose, space),
                 points_to_evaluate=[dict(setting) for setting in space.first],
-                sampler=Sampler(run.seed),
+                sampler=Sampler(run.seed, several=crews > 1),
                 study_name=study,
                 storage=opened(run.study),
                 **objectives,
@@ -494,7 +499,8 @@ def new_tuner(
             storage_path=storage,
             verbose=0,
             callbacks=[Rows(board, functools.partial(describe, layers_for=layers_for))],
-            failure_config=tune.FailureConfig(max_failures=0),
+            # A trial's process that died is started again and hears all reports; one that failed, its end.
+            failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from adept_ray.config import RunSpec, UserError
 
 RAY = "ray"  # sub-folder for what Ray and the workers keep
-REPORT = "report-"  # folders of what a training saved with its reports
+STEP = "step-"  # folders of what a training saved
 # what a command that goes on from a run behind a URI reads of it
 HELD = ("run.json", "importance.json", "runs.csv", "best.yaml", "trials.csv", "trials.json", "rates.jsonl")
-NONE = -1  # number of no report
+NONE = -1  # number of no step
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"  # its files and their sizes, bytes
 
 
@@ -155,62 +157,70 @@ def located(place: str) -> tuple[Any, str]:
     return fs.FileSystem.from_uri(place if "://" in place else os.path.abspath(place))
 
 
-def save_report(folder: Path, place: str, number: int) -> str:
-    """Copy the files of `folder` to ``report-NUMBER`` under `place` (a path or URI) and delete older ones.
+def save_checkpoint(folder: Path, place: str, step: int) -> str:
+    """Copy the files of `folder` to ``step-STEP`` under `place` (a path or URI) and delete older ones.
 
     A manifest is written last, so that one that was cut off is never taken for whole. Returns its place.
+    What can't be written whole leaves the older ones as they are.
     """
     from pyarrow import fs
 
     filesystem, path = located(place)
-    target = f"{path}/{REPORT}{number}"
-    delete(report_at(place, number))  # what was cut off
-    filesystem.create_dir(target)
-    fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    with filesystem.open_output_stream(f"{target}/{MANIFEST}") as stream:
-        stream.write(json.dumps(sizes).encode())
-    for older in _reports(filesystem, path):
-        if older != number:
-            filesystem.delete_dir(f"{path}/{REPORT}{older}")
-    return report_at(place, number)
+    target = f"{path}/{STEP}{step}"
+    delete(checkpoint_at(place, step))  # what was cut off
+    try:
+        filesystem.create_dir(target)
+        fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
+        with filesystem.open_output_stream(f"{target}/{MANIFEST}") as stream:
+            stream.write(json.dumps(sizes(folder)).encode())
+    except OSError:
+        with suppress(OSError):
+            delete(checkpoint_at(place, step))
+        raise
+    for older in _checkpoints(filesystem, path):
+        if older != step:
+            filesystem.delete_dir(f"{path}/{STEP}{older}")
+    return checkpoint_at(place, step)
 
 
-def report_at(place: str, number: int) -> str:
-    """Where :func:`save_report` puts a report."""
-    return f"{place}/{REPORT}{number}"
+def checkpoint_at(place: str, step: int) -> str:
+    """Where :func:`save_checkpoint` puts a checkpoint."""
+    return f"{place}/{STEP}{step}"
 
 
-def last_report(place: str) -> int:
-    """Number of the newest whole report under `place`, or NONE."""
+def last_checkpoint(place: str, say: Callable[[str], None] = lambda text: None) -> int:
+    """Step of the newest whole checkpoint under `place`, or NONE; `say` hears of those that aren't whole."""
     filesystem, path = located(place)
-    for number in sorted(_reports(filesystem, path), reverse=True):
-        if _whole(filesystem, f"{path}/{REPORT}{number}"):
-            return number
+    for step in sorted(_checkpoints(filesystem, path), reverse=True):
+        if _whole(filesystem, f"{path}/{STEP}{step}"):
+            return step
+        say(f"{checkpoint_at(place, step)} was only half written and is passed over")
     return NONE
 
 
-def _reports(filesystem: Any, path: str) -> list[int]:
+def _checkpoints(filesystem: Any, path: str) -> list[int]:
     from pyarrow import fs
 
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     names = [info.base_name for info in found if info.type == fs.FileType.Directory]
-    return [int(n.removeprefix(REPORT)) for n in names if n.removeprefix(REPORT).isdigit() and REPORT in n]
+    return [int(n.removeprefix(STEP)) for n in names if n.removeprefix(STEP).isdigit() and STEP in n]
 
 
 def _whole(filesystem: Any, path: str) -> bool:
     """Whether every file of the manifest is there in its size."""
-    from pyarrow import fs
+    manifest = read_json(f"{path}/{MANIFEST}", filesystem=filesystem)
+    return manifest is not None and in_full(filesystem, path, manifest)
 
-    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.File:
-        return False
-    with filesystem.open_input_file(f"{path}/{MANIFEST}") as stream:
-        try:
-            sizes = json.loads(stream.read())
-        except ValueError:
-            return False
+
+def in_full(filesystem: Any, path: str, sizes: Mapping[str, int]) -> bool:
+    """Whether the files with these names under `path` are there in these sizes, bytes."""
     return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Name in `folder` of every file in it → its size, bytes."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
 @contextmanager
@@ -225,6 +235,80 @@ def fetched(place: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         fs.copy_files(path, folder, filesystem, fs.LocalFileSystem())
         yield Path(folder)
+
+
+def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -> None:
+    """Copy a folder behind a path or URI to this machine, whole or not at all; of its files those `names`."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "made"
+        if names is None:
+            fs.copy_files(path, str(made), filesystem, fs.LocalFileSystem())
+        for name in names or ():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(f"{path}/{name}", str(made / name), filesystem, fs.LocalFileSystem())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+
+
+def publish_folder(folder: Path, place: str, last: str) -> None:
+    """Copy a folder of this machine to a path or URI, the file named `last` when all others are there.
+
+    What was there is deleted; what another machine writes at the same time may stay beside it.
+    """
+    delete(place)
+    for name in sorted(sizes(folder), key=lambda name: name == last):
+        put_file(folder / name, f"{place}/{name}")
+
+
+def put_file(file: Path, place: str) -> None:
+    """Copy a file of this machine to a path or URI."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    filesystem.create_dir(path.rpartition("/")[0])
+    fs.copy_files(str(file), path, fs.LocalFileSystem(), filesystem)
+
+
+def read_json(place: str, say: Callable[[str], None] = lambda text: None, filesystem: Any = None) -> Any:
+    """Content of a JSON file behind a path or URI; None if there is none, or half of one, which `say` hears.
+
+    With a `filesystem` `place` is a path on that.
+    """
+    from pyarrow import fs
+
+    filesystem, path = (filesystem, place) if filesystem else located(place)
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    with filesystem.open_input_file(path) as stream:
+        try:
+            return json.loads(stream.read())
+        except ValueError:
+            say(f"{place} was only half written and is made again")
+            return None
+
+
+def put_json(place: str, data: Any) -> None:
+    """Write a JSON file behind a path or URI, whole or not at all."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    text = json.dumps(data, indent=1, default=float) + "\n"
+    if isinstance(filesystem, fs.LocalFileSystem):
+        write_text(Path(path), text)
+        return
+    filesystem.create_dir(path.rpartition("/")[0])
+    with filesystem.open_output_stream(path) as stream:  # an object appears when all of it was sent
+        stream.write(text.encode())
+
+
+def is_full(problem: BaseException) -> bool:
+    """Whether an error says that a disk, or what one may take of it, is full."""
+    number = getattr(problem, "errno", None)
+    return number in FULL or any(os.strerror(each) in str(problem) for each in FULL)
 
 
 def delete(place: str) -> None:

@@ -98,6 +98,8 @@ def train(
     resume: Path | None = None,
     grown_from: Path | None = None,
     progress: Progress = lambda done, of: None,
+    asked_to_save: Callable[[], bool] = lambda: False,
+    keep: Callable[[int, Path | None], None] = lambda step, folder: None,
 ) -> None:
     """Run stage 2 on this rank.
 
@@ -106,6 +108,8 @@ def train(
     called equally often on every rank.
     `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder; `grown_from`
     is one of a training with fewer of the layers, which this one goes on from.
+    `asked_to_save` is asked after each other step; where it says so, on all ranks alike, `keep` gets the step
+    and, on rank 0, a folder with the checkpoint.
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, started = job.training, time.perf_counter()
@@ -124,6 +128,12 @@ def train(
     text, order = training_text(job, blocks)
     began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
 
+    def checkpointed(hand_over: Callable[[Path | None], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            # Nothing is trained after the end, so the optimizer is left out there.
+            state.save(Path(folder), model, optimizer if state.step < job.steps else None)
+            hand_over(Path(folder) if rank() == 0 else None)
+
     def stopped_after_report() -> bool:
         with tuning.as_exported():
             after = measured(model, job, blocks)
@@ -136,14 +146,11 @@ def train(
         metrics["scales"] = mean_scales(scales) if tuning.rated else {}
         metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
-        with tempfile.TemporaryDirectory() as folder:
-            # Nothing is trained after the end, so the optimizer is left out there.
-            state.save(Path(folder), model, optimizer if state.step < job.steps else None)
-            report(metrics, Path(folder) if rank() == 0 else None)
+        checkpointed(lambda folder: report(metrics, folder))
         return state.step < job.steps and should_stop(state.reports)
 
-    # A checkpoint comes with a report, and who was cut off then may not have been heard: say it again.
-    if resume and stopped_after_report():
+    # A checkpoint with a report: who was cut off then may not have been heard, so say it again.
+    if resume and state.step in job.report_steps and stopped_after_report():
         return
 
     measures = tuning.rated and spec.normalization != "none"  # else there is nothing to be asked for
@@ -176,6 +183,8 @@ def train(
             state.reports += 1
             if stopped_after_report():
                 return
+        elif asked_to_save():
+            checkpointed(lambda folder: keep(state.step, folder))
 
 
 def ready(job: TrainJob, device: torch.device) -> Tuning:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from adept_ray.config import (
     RunSpec,
+    SearchRun,
     SearchSpace,
     TrainingSpec,
     UserError,
@@ -62,6 +63,14 @@ def test_every_shipped_search_space_loads(path):
                 assert value in searched.values
             else:
                 assert searched.values[0] <= value <= searched.values[1]
+
+
+def test_numbers_of_workers_that_make_no_sense_are_refused():
+    """More at least than at most, and no trial at a time; as the command line gives them."""
+    refused(lambda: validated(RunSpec, {"workers": 2, "min_workers": 3}, "run"), "min_workers is 3", "2")
+    for wrong in (0, "many"):
+        refused(lambda value=wrong: validated(SearchRun, {"concurrent": value}, "run"), "concurrent")
+    assert validated(SearchRun, {"concurrent": "auto"}, "run").crews == 1
 
 
 def test_specs_are_frozen():

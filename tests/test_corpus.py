@@ -31,8 +31,8 @@ RAW = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a backbone, while a local Ray runs."""
+def place(tmp_path_factory, s3):
+    """A folder with a backbone, while a local Ray runs, whose processes know of the S3 server."""
     ray.init(
         address="local",
         num_cpus=3,
@@ -65,9 +65,9 @@ def in_files(place, name, groups):
     return CorpusFiles(tuple(files), name, name, "")
 
 
-def build(place, files, splits=GENERAL_SPLITS, seed=0, **options):
+def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", **options):
     backbone = str(place / "backbone")
-    return build_blocks(files, splits, backbone, None, SEQ_LEN, seed, place / "cache", **options)
+    return build_blocks(files, splits, backbone, None, SEQ_LEN, seed, place / cache, **options)
 
 
 def in_buckets(files, monkeypatch, buckets):
@@ -205,6 +205,38 @@ def test_a_half_written_folder_is_built_again(place, general):
     again = build(place, resolved(place, "general", GENERAL))
     assert again == general and everything(again) == before
     assert [path.name for path in general.folder.parent.glob(".*")] == []  # no scratch folder stays behind
+
+
+@pytest.mark.parametrize("harm", ["cut off", "missing"])
+def test_a_set_that_is_not_whole_is_built_again(place, general, harm):
+    """A file that is missing or shorter than the manifest says is noticed, and the line names the folder."""
+    before, said = everything(general), []
+    victim = next(path for path in sorted(general.folder.rglob("*.parquet")) if path.stat().st_size > 100)
+    victim.write_bytes(victim.read_bytes()[:-1]) if harm == "cut off" else victim.unlink()
+    again = build(place, resolved(place, "general", GENERAL), say=said.append)
+    assert again == general and everything(again) == before
+    assert said == [f"token blocks in {general.folder} aren't whole and are built again"]
+
+
+def test_blocks_are_shared_by_way_of_a_bucket(place, general, s3, monkeypatch):
+    """Another machine reads what one has built; half a set in the bucket is built again."""
+    s3.create_bucket(Bucket="shared")
+    files, said = resolved(place, "general", GENERAL), []
+    shared = {"shared": "s3://shared/cache", "say": said.append}
+    built = build(place, files, cache="cache1", **shared)
+    assert everything(built) == everything(general)
+    names = [entry["Key"] for entry in s3.list_objects_v2(Bucket="shared")["Contents"]]
+    assert not any("staging" in name and not name.endswith("/") for name in names)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_write", None)
+        assert everything(build(place, files, cache="cache2", **shared)) == everything(general)
+    victim = next(name for name in names if name.endswith(".parquet"))
+    s3.put_object(Bucket="shared", Key=victim, Body=b"half")
+    assert said == []
+    assert everything(build(place, files, cache="cache3", **shared)) == everything(general)
+    assert len(said) == 1 and said[0].startswith("token blocks in s3://shared/cache/blocks/")
+    monkeypatch.setattr(corpus, "_write", None)
+    assert everything(build(place, files, cache="cache4", **shared)) == everything(general)
 
 
 def test_a_corpus_too_small_says_what_it_needs(general):

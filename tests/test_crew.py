@@ -1,4 +1,4 @@
-"""The board gives tasks out once, to all workers; a crew that loses a worker ends as one that did not."""
+"""The board gives every task to one crew; one that loses a worker ends as one that did not."""
 
 import asyncio
 import os
@@ -17,11 +17,14 @@ from adept_ray import launch
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.corpus import Blocks
-from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, reports
+from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, out_of_memory, reports
 from adept_ray.probe import ProbeJob
 from adept_ray.train import TrainJob
 
 SEQ_LEN, STEPS = 16, 150
+KILLED_BY_RAY = """The actor died unexpectedly before finishing this task.
+Memory on the node (IP: 10.0.0.1, ID: ab) was 30.10GB used / 31.00GB limit (0.970000)
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"""
 
 
 def play(scene):
@@ -63,15 +66,15 @@ def test_every_worker_gets_every_task_once():
     """A worker that asks early waits; one that asks late gets the same task; nobody gets a finished one."""
 
     async def scene(board, start):
-        early = start(board.task(-1))
+        early = start(board.task(0, -1))
         await settle()
         assert not early.done()
-        assert await board.submit(["a"]) == 0
-        assert await early == 0 == await board.task(-1)
-        assert await board.begin(0, True) == ["a"]
+        assert await board.submit("a", ["a"]) == 0
+        assert await early == 0 == await board.task(0, -1)
+        assert await board.begin(0, 0, True) == (0, ["a"])
         await board.end(0)
-        second = start(board.task(0)), start(board.task(0))
-        await board.submit(["b"])
+        second = start(board.task(0, 0)), start(board.task(0, 0))
+        await board.submit("b", ["b"])
         assert [await one for one in second] == [1, 1]
 
     play(scene)
@@ -81,7 +84,7 @@ def test_reports_come_in_order_and_then_the_end():
     """Whoever waits gets what is new since the last look, each once, and how it ended."""
 
     async def scene(board, start):
-        await board.submit(["a"])
+        await board.submit("a", ["a"])
         waiting = start(board.reports(0, 0))
         await settle()
         assert not waiting.done()
@@ -99,14 +102,14 @@ def test_a_task_that_kills_its_workers_is_given_up():
     """It is begun so many times, then it has failed, saying what was heard of it, and the next one begins."""
 
     async def scene(board, start):
-        await board.submit(["deadly"])
-        await board.submit(["harmless"])
+        await board.submit("deadly", ["deadly"])
+        await board.submit("harmless", ["harmless"])
         for _ in range(ATTEMPTS):
-            assert await board.task(-1) == await board.task(-1) == 0
-            await board.begin(0, True)
-            await board.begin(0, False)  # another worker of the same group
+            assert await board.task(0, -1) == await board.task(0, -1) == 0
+            await board.begin(0, 0, True)
+            await board.begin(0, 0, False)  # another worker of the same group
         await board.fault(0, "out of memory")
-        assert await board.task(-1) == 1
+        assert await board.task(0, -1) == 1
         _, end = await board.reports(0, 0)
         assert end == f"the workers died {ATTEMPTS} times at this task\nout of memory"
 
@@ -117,16 +120,16 @@ def test_a_task_that_gets_on_is_not_given_up():
     """Every report that comes further than all before gives it its attempts back; a repeated one doesn't."""
 
     async def scene(board, start):
-        await board.submit(["long"])
+        await board.submit("long", ["long"])
         for number in range(2 * ATTEMPTS):
-            assert await board.task(-1) == 0
-            await board.begin(0, True)
+            assert await board.task(0, -1) == 0
+            await board.begin(0, 0, True)
             await board.report(0, {"report": number + 1})
         for _ in range(ATTEMPTS - 1):
-            assert await board.task(-1) == 0
-            await board.begin(0, True)
+            assert await board.task(0, -1) == 0
+            await board.begin(0, 0, True)
             await board.report(0, {"report": 2 * ATTEMPTS})
-        start(board.task(-1))
+        start(board.task(0, -1))
         await settle()
         assert (await board.reports(0, 99))[1] is not None
 
@@ -137,14 +140,76 @@ def test_closing_sends_everyone_home():
     """Workers get no more tasks, and who waits for reports hears why there will be none."""
 
     async def scene(board, start):
-        await board.submit(["a"])
-        worker, trial = start(board.task(0)), start(board.reports(0, 0))
+        await board.submit("a", ["a"])
+        await board.task(0, -1)
+        worker, trial = start(board.task(0, 0)), start(board.reports(0, 0))
         await settle()
         await board.close("the cluster is gone")
         assert await worker == OVER
         assert await trial == ([], "the cluster is gone")
-        late = await board.submit(["b"])
+        late = await board.submit("b", ["b"])
         assert await board.reports(late, 0) == ([], "the cluster is gone")
+
+    play(scene)
+
+
+def test_crews_share_the_tasks_out():
+    """A task goes to the crew that asks first, to all its workers; what a crew has begun comes first."""
+
+    async def scene(board, start):
+        for name in "abc":
+            await board.submit(name, [name])
+        places = [await board.task(crew, -1) for crew in (0, 1, 1, 0)]
+        assert places == [0, 0, 0, 0]  # each crew's first; its second worker gets the same
+        assert [(await board.begin(crew, 0, True))[0] for crew in (0, 1)] == [0, 1]
+        await board.end(1)
+        assert await board.task(1, 0) == 1 and (await board.begin(1, 1, True))[1] == ["c"]
+        late = start(board.task(1, 1))
+        await settle()
+        assert not late.done()
+        assert await board.task(1, -1) == 1  # workers that were started anew go on with what was begun
+        await board.give_back(0)
+        await board.end(2)
+        assert await late == 2 and await board.begin(1, 2, True) == (0, ["a"])
+
+    play(scene)
+
+
+def test_a_task_handed_in_again_is_the_same_one():
+    """Whoever takes the place of one that died hears all reports; the end too, if that was a failure."""
+
+    async def scene(board, start):
+        assert await board.submit("trial", ["lost"]) == 0
+        await board.task(0, -1)
+        await board.report(0, {"report": 1})
+        assert await board.submit("trial", ["again"]) == 0
+        assert await board.reports(0, 0) == ([{"report": 1}], None)
+        assert await board.begin(0, 0, True) == (0, ["again"])  # what the lost one referred to is lost, too
+        await board.end(0, "diverged")
+        assert await board.submit("trial", ["third"]) == 0
+        assert await board.reports(0, 0) == ([{"report": 1}], "diverged")
+        assert await board.submit("probe", ["once"]) == 1
+        await board.end(1)
+        assert await board.submit("probe", ["twice"]) == 2  # one that went well can be done anew
+
+    play(scene)
+
+
+def test_what_ran_out_of_memory_is_not_begun_again(tmp_path):
+    """Ray's word that it killed a worker for its memory ends the task; a resumed run remembers the k."""
+
+    async def scene(board, start):
+        board = Board(str(tmp_path))
+        await board.submit("large", ["large"])
+        await board.task(0, -1)
+        await board.died(1, KILLED_BY_RAY)  # another crew, which had no task
+        await board.died(0, "The actor died unexpectedly.")
+        assert await board.task(0, -1) == 0
+        await board.died(0, KILLED_BY_RAY)
+        (_, end), _ = await board.reports(0, 0), await board.exceeded(6)
+        assert out_of_memory(end)
+        await board.exceeded(8)
+        assert await board.limit() == await Board(str(tmp_path)).limit() == 6
 
     play(scene)
 
@@ -198,16 +263,10 @@ def job(board, tmp_path_factory):
     )
 
 
-def processes(name):
-    """Ids of Ray's processes of that name."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(f"ray::{name}".encode()):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+def workers():
+    """Process ids of the workers that are alive."""
+    actors = ray._private.state.actors().values()
+    return [a["Pid"] for a in actors if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE"]
 
 
 @pytest.mark.slow
@@ -218,20 +277,20 @@ def test_a_killed_worker_ends_with_the_same_weights(board, job, tmp_path):
     for metrics in reports(board, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path))):
         seen.append(metrics["report"])
         if len(seen) == 2:
-            os.kill(processes("RayTrainWorker")[-1], signal.SIGKILL)
+            os.kill(workers()[-1], signal.SIGKILL)
     assert seen[-1] == 5 and len(seen) > 5  # the resumed training says its last report again
     killed, undisturbed = (load_file(Path(m["saved"]) / WEIGHTS) for m in (metrics, whole))
-    assert Path(metrics["saved"]).name == Path(whole["saved"]).name == "report-5"
+    assert Path(metrics["saved"]).name == Path(whole["saved"]).name == f"step-{STEPS}"
     assert all(torch.equal(killed[name], undisturbed[name]) for name in undisturbed)
 
 
 @pytest.mark.slow
 def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path):
     """It fails on all workers alike, so none of them has to start anew for the next task."""
-    before = processes("RayTrainWorker")
+    before = workers()
     hot = replace(job, training=job.training.model_copy(update={"base_lr": 1e38}))
     with pytest.raises(TaskFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
         do(board, Task("hot", "train", hot, ray.put(BLOCKS), str(tmp_path)))
     measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(job.units)
-    assert processes("RayTrainWorker") == before and len(before) == 2
+    assert workers() == before and len(before) == 2

@@ -294,26 +294,68 @@ def gone(seconds, which=bool):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
-    """SIGKILL of a whole search, whose results lie on an S3 server: nothing goes on running, nothing is lost.
+    """SIGKILL of a search with results and cache on an S3 server: nothing goes on running, nothing is lost.
 
     Resumed, it comes to the table of the undisturbed search.
     """
     s3.create_bucket(Bucket="results")
-    process = room.start(room.search("killed", storage="s3://results", study="study.log"))
+    cache = "s3://results/cache"
+    process = room.start(room.search("killed", storage="s3://results", cache=cache, study="study.log"))
     while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:
         assert line, process.communicate()
     time.sleep(2)  # into the next trial
     process.kill()
     process.communicate()
     gone(60, working)  # the others wait a minute for their node, and then go by themselves
-    printed = room.run(["tune_k.py", "--name", "killed", "--resume", "--storage", "s3://results"])
-    assert "s3://results/killed/model" in printed
+    again = ["tune_k.py", "--name", "killed", "--resume", "--storage", "s3://results", "--cache", cache]
+    printed = room.run(again)
+    assert "s3://results/killed/model" in printed and f"downloads and copies out of {cache}" in printed
     with fetched("s3://results/killed") as folder:
         assert trials(folder) == trials(room.results("first"))
         assert {"model.safetensors", "README.md"} <= {path.name for path in (folder / "model").iterdir()}
         page = (folder / "report.html").read_text()
         assert ">adept_ray · killed<" in page and "Parameters" in page  # of what lies in the bucket alone
     gone(150)
+
+
+def started_by(pid):
+    """Ids and command lines of all processes below one."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            yield int(child), Path(f"/proc/{child}/cmdline").read_bytes().decode()
+            yield from started_by(child)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_trials_at_once_survive_the_loss_of_their_processes(room, searched):
+    """SIGKILL of what waits for a trial's workers: the trial goes on, and its row is that of a quiet search.
+
+    Only the second trial's may differ: when it is judged depends on which of the others came as far before.
+    """
+    process = room.start(room.search("pairs", concurrent=2))
+    while not (room.results("pairs") / "ray" / "trials").exists():  # made with the first report
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    drivers = [child for child, line in started_by(process.pid) if line.startswith("ray::ImplicitFunc")]
+    assert drivers
+    for child in drivers:
+        os.kill(child, signal.SIGKILL)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    pairs, first = trials(room.results("pairs")), trials(room.results("first"))
+    assert [row["k"] for row in pairs] == ["2", "3", "1"]
+    assert pairs[1]["state"] in ("stopped", "finished")
+    for mine, theirs in ((pairs[0], first[0]), (pairs[2], first[2])):
+        assert (mine["state"], mine["layers"], mine["tokens"]) == (
+            theirs["state"],
+            theirs["layers"],
+            theirs["tokens"],
+        )
+        for name in ("general_bpb", "domain_bpb", "score"):
+            if theirs[name]:
+                assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-4)
+    gone(30)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from adept_ray import launch
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config import RunSpec, SearchRun, UserError
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():
@@ -23,6 +23,46 @@ def test_cpus_for_ray_itself_are_counted():
     launch.check_cluster(RunSpec(workers=2), {"CPU": 4})
 
 
+def test_workers_of_all_trials_at_once_are_counted(monkeypatch):
+    """What doesn't fit is refused with both flags; no more crews are counted than there are trials."""
+    run = SearchRun(workers=2, concurrent=3)
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3 needs 8 logical CPUs .* has 7"):
+        launch.check_cluster(run, {"CPU": 7})
+    launch.check_cluster(run, {"CPU": 8})
+    launch.check_cluster(SearchRun(concurrent=9, trials=2), {"CPU": 4})
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3 with --gpus-per-worker 1 needs 6"):
+        launch.check_cluster(SearchRun(workers=2, concurrent=3, gpus_per_worker=1), {"CPU": 99, "GPU": 5})
+    monkeypatch.setattr(launch, "cpus", lambda: 4)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3: this machine has 4 CPUs"):
+        launch.check_workers(run)
+
+
+def test_fewer_workers_are_enough_where_that_is_allowed():
+    """With --min-workers a cluster that holds so many is taken, and the flag is named where it doesn't."""
+    run = RunSpec(workers=8, min_workers=2)
+    launch.check_cluster(run, {"CPU": 4})
+    with pytest.raises(UserError, match=r"--min-workers 2 needs 4 logical CPUs .* has 3"):
+        launch.check_cluster(run, {"CPU": 3})
+
+
+@pytest.mark.parametrize(
+    ("run", "have", "crews"),
+    [
+        (SearchRun(concurrent="auto"), {"CPU": 6}, 4),
+        (SearchRun(concurrent="auto", workers=3), {"CPU": 9}, 2),
+        (SearchRun(concurrent="auto", trials=5), {"CPU": 99}, 5),
+        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=0.5), {"CPU": 99, "GPU": 3}, 3),
+        (SearchRun(concurrent="auto"), {"CPU": 2}, 1),  # a busy cluster: one waits for its turn
+        (SearchRun(concurrent=2), {"CPU": 99}, 2),
+        (RunSpec(), {"CPU": 99}, 1),
+    ],
+)
+def test_as_many_trials_at_once_as_there_is_room_for(run, have, crews):
+    """`auto` fills what is free, Ray's own CPUs left out, with no more crews than trials; a number stays."""
+    assert launch.with_crews(run, have).crews == crews
+
+
 def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     """RAY_ADDRESS that nobody answers ends in a sentence that names it."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -34,7 +74,10 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
 def test_threads_never_exceed_the_cpus(monkeypatch):
     """Busy threads beyond the CPUs spin: each worker gets its share, and at least one."""
     monkeypatch.setattr(launch, "cpus", lambda: 6)
-    assert [launch.threads_per_worker(RunSpec(workers=n)) for n in (1, 2, 4, 6)] == [6, 3, 1, 1]
+    assert [launch.threads_per_worker(n, n + 2) for n in (4, 6)] == [1, 1]
+    assert [launch.threads_per_worker(n, 6) for n in (1, 2, 3)] == [6, 3, 2]
+    assert launch.threads_per_worker(1, 2) == 2  # Ray was told to leave the rest to others
+    assert launch.threads_per_worker(8, 2) == 1  # no more of them than two can be here
 
 
 def test_memory_counts_the_processes_that_were_started():

@@ -214,6 +214,8 @@ def test_what_cannot_fit_is_refused_with_what_would(memory, switch, words):
         (16.5, 2, {}, Fit(recompute=True, sharded=True)),
         (40.5, 2, {"sharding": "on"}, Fit(sharded=True)),
         (15, 4, {}, Fit(recompute=True, sharded=True)),
+        (17.5, 4, {"min_workers": 2, "sharding": "on"}, Fit(recompute=True, sharded=True)),
+        (17.5, 4, {"min_workers": 1}, AGAIN),
     ],
 )
 def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, run, expected):
@@ -228,6 +230,8 @@ def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, ru
         (6, {"workers": 2}, "use --workers 8, over which"),
         (9, {"sharding": "off"}, "workers of at least 11.1 GiB$"),
         (90, {"sharding": "on"}, "--sharding on .*at least --workers 2$"),
+        (90, {"sharding": "on", "workers": 4, "min_workers": 1}, "--workers 2 and --min-workers 2$"),
+        (6, {"workers": 4, "min_workers": 2}, "use --workers 8 --min-workers 8, over which"),
     ],
 )
 def test_more_workers_are_advised_where_they_help(memory, run, words):

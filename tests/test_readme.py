@@ -21,7 +21,8 @@ SPECS = {
     "evaluate.py": EvaluateRun,
     "activations.py": ActivationsRun,
 }
-DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "scripts").glob("*.py")))]
+PATHS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [README, *(path.read_text() for path in PATHS)]
 COMMANDS = sorted(
     {line for text in DOCUMENTS for line in re.findall(r"python (scripts/\w+\.py[^\n`#]*)", text)}
 )

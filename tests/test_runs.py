@@ -44,7 +44,7 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
 
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
-    monkeypatch.setattr(runs, "crew", lambda run, storage: note("crew"))
+    monkeypatch.setattr(runs, "crew", lambda run, storage, say: note("crew"))
     monkeypatch.setattr(runs, "chatter_to", nullcontext)
     monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
     with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
@@ -100,3 +100,12 @@ def test_a_resumed_search_may_save_memory():
     assert (resumed.seq_len, resumed.activation_checkpointing) == (64, "on")
     with pytest.raises(UserError, match="--trials 9: the run 'x' began with 8"):
         as_begun(SearchRun(name="x", resume=True, trials=9), begun)
+
+
+def test_a_resumed_search_may_have_other_workers():
+    """A smaller cluster can end what a larger one began; without a flag it is as wide as before."""
+    begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
+    same = as_begun(SearchRun(name="x", resume=True), begun)
+    assert (same.workers, same.min_workers, same.concurrent) == (4, 2, 3)
+    other = as_begun(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
+    assert (other.workers, other.min_workers, other.concurrent) == (2, 2, "auto")

@@ -516,6 +516,32 @@ def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
             best = max(best, score) if score == score else best
 
 
+@given(order=st.permutations([1, 1, 2, 2, 3, 3, 4, 4]), fails=st.sampled_from([0, 1, 2, 3, 4]))
+def test_trials_at_once_wait_for_nobody(order, fails):
+    """In whatever order trials report and end, each report is judged when it comes, by those before it."""
+    decided = []
+    actor = SimpleNamespace(decide=SimpleNamespace(remote=lambda *args: decided.append(args)))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(search.ray, "get_actor", lambda name: actor)
+        scheduler = new_scheduler(folder, reports=2, judge_after=2)
+        running = {number: fake_trial(number) for number in (1, 2, 3, 4)}
+        for one in running.values():
+            scheduler.on_trial_add(None, one)
+        said = dict.fromkeys(running, 0)
+        for number in order:
+            if number not in running:
+                continue
+            said[number] += 1
+            result = {"score": float(number), "score_se": 0.0, "report": said[number]}
+            scheduler.on_trial_result(None, running[number], result)
+            assert decided[-1][:2] == (f"trial-{number:03d}", said[number])
+            if number == fails:
+                scheduler.on_trial_error(None, running.pop(number))
+            elif said[number] == 2:
+                scheduler.on_trial_complete(None, running.pop(number), result)
+    assert not any(stop for _, _, stop in decided[:2])  # judge_after: the first two can't have been judged
+
+
 def test_rows_follow_a_trial_from_start_to_end(board):
     """The board hears a trial's row when it starts, reports and ends; a stopped one isn't called finished."""
     rows = Rows("board x", lambda *args: describe(*args, layers_for=layers_for))

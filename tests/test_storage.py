@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 
+import numpy as np
 import pytest
 from pyarrow import fs
 
@@ -10,13 +12,16 @@ from adept_ray.config import RunSpec, UserError
 from adept_ray.storage import (
     NONE,
     Results,
+    checkpoint_at,
     default_name,
     delete,
     fetched,
-    last_report,
+    is_full,
+    last_checkpoint,
     located,
-    report_at,
-    save_report,
+    put_json,
+    read_json,
+    save_checkpoint,
     write_json,
     write_text,
 )
@@ -55,7 +60,7 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     results.write("trials.csv", "a,ä\n")
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
-    saved = save_report(tmp_path / "made", f"{results.ray}/conclude", 0)
+    saved = save_checkpoint(tmp_path / "made", f"{results.ray}/conclude", 0)
     filesystem, root = located(storage)
     filesystem.create_dir(f"{root}/run/model")
     with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
@@ -121,23 +126,23 @@ def made(tmp_path):
     return tmp_path / "made"
 
 
-def test_the_last_report_is_found_and_older_ones_go(storage, made):
-    """A report gives back its files; the one before it is deleted; deleting twice is fine."""
+def test_the_last_checkpoint_is_found_and_older_ones_go(storage, made):
+    """A checkpoint gives back its files; the one before it is deleted; deleting twice is fine."""
     place = f"{storage}/ray/trial-001"
-    assert last_report(place) == NONE
-    first = save_report(made, place, 1)
-    assert last_report(place) == 1 and first == report_at(place, 1) == f"{place}/report-1"
+    assert last_checkpoint(place) == NONE
+    first = save_checkpoint(made, place, 1)
+    assert last_checkpoint(place) == 1 and first == checkpoint_at(place, 1) == f"{place}/step-1"
     (made / "state.json").write_text("[2]")
-    tenth = save_report(made, place, 10)
-    assert last_report(place) == 10 and tenth == report_at(place, 10)
+    tenth = save_checkpoint(made, place, 10)
+    assert last_checkpoint(place) == 10 and tenth == checkpoint_at(place, 10)
     with fetched(tenth) as found:
         assert (found / "state.json").read_text() == "[2]"
         assert (found / "model" / "weights").stat().st_size == 1000
     filesystem, root = located(place)
-    assert [i.base_name for i in filesystem.get_file_info(fs.FileSelector(root))] == ["report-10"]
+    assert [i.base_name for i in filesystem.get_file_info(fs.FileSelector(root))] == ["step-10"]
     delete(tenth)
     delete(tenth)
-    assert last_report(place) == NONE
+    assert last_checkpoint(place) == NONE
 
 
 def test_a_place_may_be_relative(made, monkeypatch):
@@ -148,23 +153,54 @@ def test_a_place_may_be_relative(made, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["no manifest", "manifest cut off", "a file cut off", "a file missing"])
-def test_a_report_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatch, harm):
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatch, harm):
     """What a kill left half-written is never resumed from: the one before it is."""
     place = str(tmp_path / "trial")
-    save_report(made, place, 1)
-    monkeypatch.setattr("adept_ray.storage._reports", lambda *_: [])  # killed before the older one went
-    save_report(made, place, 2)
+    save_checkpoint(made, place, 1)
+    monkeypatch.setattr("adept_ray.storage._checkpoints", lambda *_: [])  # killed before the older one went
+    save_checkpoint(made, place, 2)
     monkeypatch.undo()
-    weights = tmp_path / "trial" / "report-2" / "model" / "weights"
+    weights = tmp_path / "trial" / "step-2" / "model" / "weights"
     if harm == "no manifest":
-        (tmp_path / "trial" / "report-2" / "manifest.json").unlink()
+        (tmp_path / "trial" / "step-2" / "manifest.json").unlink()
     elif harm == "manifest cut off":
-        (tmp_path / "trial" / "report-2" / "manifest.json").write_text('{"state')
+        (tmp_path / "trial" / "step-2" / "manifest.json").write_text('{"state')
     elif harm == "a file missing":
         weights.unlink()
     else:
         weights.write_bytes(bytes(999))
-    assert last_report(place) == 1
+    said = []
+    assert last_checkpoint(place, said.append) == 1
+    assert said == [f"{place}/step-2 was only half written and is passed over"]
+
+
+def test_numbers_of_the_cache_are_read_where_they_were_written(storage):
+    """What isn't there is None; half of a file as well, and that is said."""
+    place, said = f"{storage}/probes/ab.json", []
+    assert read_json(place, said.append) is None
+    put_json(place, {"nats": [0.1, np.float64(1 / 3)]})
+    assert read_json(place, said.append) == {"nats": [0.1, 1 / 3]} and said == []
+    filesystem, path = located(place)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(b'{"nats": [0.1, ')
+    assert read_json(place, said.append) is None
+    assert said == [f"{place} was only half written and is made again"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, made):
+    """What can't be written whole is taken away again, and the error is known for what it is."""
+    place = str(tmp_path / "trial")
+    save_checkpoint(made, place, 1)
+    (made / "model" / "weights").write_bytes(bytes(10_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OSError) as problem:
+            save_checkpoint(made, place, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert is_full(problem.value) and not is_full(PermissionError(13, "Permission denied"))
+    assert last_checkpoint(place) == 1 and os.listdir(place) == ["step-1"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

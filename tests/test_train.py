@@ -211,6 +211,28 @@ def test_resumed_equals_uninterrupted(job, whole, tmp_path, stop):
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
 
 
+@pytest.mark.parametrize("step", [3, 5])
+def test_resumed_between_two_reports_equals_uninterrupted(job, whole, tmp_path, step):
+    """Asked to save, a run hands over its state after that very step; from there it ends as if never left."""
+    asked = []
+
+    class Left(Exception):
+        pass
+
+    def keep(at, folder):
+        assert at == step
+        shutil.copytree(folder, tmp_path / "kept")
+        raise Left
+
+    with pytest.raises(Left):
+        # Steps 2 and 4 end with a report, which is a checkpoint already: nobody asks there.
+        ask = lambda: bool(asked.append(0)) or len(asked) == (step + 1) // 2  # noqa: E731
+        Run(tmp_path / "first", job, asked_to_save=ask, keep=keep)
+    second = Run(tmp_path / "second", job, resume=tmp_path / "kept")
+    assert second.metrics == whole.metrics[step // 2 :]
+    assert same(second.weights(), whole.weights()) and second.state() == whole.state()
+
+
 def test_a_stop_that_was_not_heard_holds_after_resuming(job, whole, tmp_path):
     """Cut off before the verdict on its report, a run asks again and obeys."""
     again = Run(tmp_path, job, resume=whole.folders[1], should_stop=lambda report: report == 2)

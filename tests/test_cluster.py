@@ -1,0 +1,290 @@
+"""Several nodes: the same losses at every width, and the same weights whatever is lost on the way."""
+
+import itertools
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from common import save_tiny_backbone
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from safetensors.torch import load_file
+
+from adept_ray.checkpoint import WEIGHTS
+from adept_ray.config import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
+from adept_ray.corpus import Blocks
+from adept_ray.crew import Task, crew, do, reports
+from adept_ray.probe import ProbeJob, probe
+from adept_ray.storage import last_checkpoint
+from adept_ray.train import TrainJob, train
+
+SEQ_LEN, STEPS, REPORTS = 16, 400, 4
+EVERY = STEPS // REPORTS  # steps between two reports
+# What Ray's processes of the test read: a notice is looked for often, and what can't start isn't waited for.
+HASTE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+STORE = 100 * 2**20  # bytes of a node's object store
+HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def blocks(number, seed):
+    tokens = 3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN), dtype=np.int32)
+    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+
+
+BLOCKS = {name: blocks(4, seed) for seed, name in enumerate(("probe", "remeasure", "general", "domain"))}
+BLOCKS["train"] = blocks(16, 9)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A training of many short steps of four blocks."""
+    backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
+    measured = probe(asked, BLOCKS, torch.device("cpu"))
+    step = 4 * SEQ_LEN
+    training = TrainingSpec(
+        k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=90
+    )
+    return TrainJob(
+        source=backbone,
+        revision=None,
+        training=training,
+        layers=(1,),
+        units=measured["importance"]["units"],
+        before=measured["nats"],
+        weights=ScoreWeights(),
+        seq_len=SEQ_LEN,
+        micro_batch=4,
+        seed=0,
+    )
+
+
+def undisturbed(job):
+    """The last metrics and the final weights of a training in this process."""
+    last = {}
+
+    def report(metrics, folder):
+        last.update(metrics, weights=load_file(folder / WEIGHTS))
+
+    train(job, BLOCKS, torch.device("cpu"), report)
+    return last
+
+
+@pytest.fixture(scope="module")
+def alone(job):
+    return undisturbed(job)
+
+
+def short(job):
+    """A tenth of a training."""
+    tokens = job.training.tokens // 10
+    return replace(job, training=job.training.model_copy(update={"tokens": tokens}))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without CPUs, and no node yet, so that a test says where its workers can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HASTE.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args=HEAD)
+        ray.init(address=made.address, namespace="adept_ray", log_to_driver=False, logging_level="ERROR")
+        try:
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def nodes(cluster, *cpus):
+    """Make the cluster's nodes these."""
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
+    made = [cluster.add_node(num_cpus=number, object_store_memory=STORE) for number in cpus]
+    look()
+    return made
+
+
+def look():
+    """Have Ray look now at which nodes there are, as it does every 20 seconds, where it has begun to."""
+    try:
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    except ValueError:
+        return
+    ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
+
+
+def workers():
+    """What Ray knows of the workers that are alive."""
+    actors = ray._private.state.actors().values()
+    return [a for a in actors if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE"]
+
+
+def working():
+    """Ids of the nodes on which workers are, one for each worker."""
+    return [worker["Address"]["NodeID"] for worker in workers()]
+
+
+def nothing_reserved():
+    """Wait until every CPU is free again."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) != ray.cluster_resources().get("CPU", 0):
+        assert time.monotonic() < deadline, (ray.available_resources(), ray.cluster_resources())
+        time.sleep(0.5)
+
+
+def same_weights(metrics, alone):
+    found = load_file(Path(metrics["saved"]) / WEIGHTS)
+    return all(torch.equal(found[name], alone["weights"][name]) for name in alone["weights"])
+
+
+def test_every_width_gives_the_same_losses(cluster, job, tmp_path):
+    """Two workers on two nodes and four on three come to the losses of one process."""
+    brief = short(job)
+    one = undisturbed(brief)
+    for cpus in ((1, 1), (1, 1, 2)):
+        nodes(cluster, *cpus)
+        width = sum(cpus)
+        with crew(RunSpec(name=f"{width} workers", workers=width), str(tmp_path)) as board:
+            task = Task(f"wide-{width}", "train", brief, ray.put(BLOCKS), str(tmp_path))
+            for metrics in reports(board, task):
+                assert len(set(working())) == len(cpus) and len(working()) == width
+                found = metrics
+        for name in ("general_bpb", "domain_bpb", "loss"):
+            assert found[name] == pytest.approx(one[name], rel=1e-4)
+    nothing_reserved()
+
+
+def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
+    """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is."""
+    made = nodes(cluster, 1, 1, 1)
+    found = {}
+
+    def follow(board, name):
+        found[name] = []
+        for metrics in reports(board, Task(name, "train", job, ray.put(BLOCKS), str(tmp_path))):
+            found[name].append(metrics)
+
+    with crew(SearchRun(name="two", concurrent=2), str(tmp_path)) as board:
+        while len(working()) < 2:  # else the first crew might do both
+            time.sleep(0.1)
+        threads = [threading.Thread(target=follow, args=(board, name)) for name in ("one", "other")]
+        for thread in threads:
+            thread.start()
+        while len(found) < 2 or not all(found.values()):
+            time.sleep(0.1)
+        lost = next(node for node in made if node.node_id in working())
+        assert len(set(working())) == 2
+        cluster.remove_node(lost, allow_graceful=False)
+        for thread in threads:
+            thread.join()
+    said = {name: [metrics["report"] for metrics in each] for name, each in found.items()}
+    assert sorted(map(len, said.values())) == [REPORTS, REPORTS + 1]  # who goes on says its last report again
+    assert all(same_weights(each[-1], alone) for each in found.values())
+    nothing_reserved()
+
+
+def test_a_notice_is_answered_by_a_checkpoint(cluster, job, alone, tmp_path):
+    """A node is drained in mid-training: it goes on elsewhere, at the step at which it heard of that."""
+    nodes(cluster, 1, 1)
+    lines = []
+    with crew(RunSpec(name="drained"), str(tmp_path), lines.append) as board:
+        seen = []
+        for metrics in reports(board, Task("drained", "train", job, ray.put(BLOCKS), str(tmp_path))):
+            seen.append(metrics)
+            if len(seen) == 1:
+                (going,) = working()
+                drain(cluster, going)
+    said = [metrics["report"] for metrics in seen]
+    last = next(before for before, after in itertools.pairwise(said) if before == after)
+    assert said == [*range(1, last + 1), *range(last, REPORTS + 1)]
+    step = int(Path(seen[last]["saved"]).name.removeprefix("step-"))  # where the last report was repeated
+    assert EVERY * last < step < EVERY * (last + 1)
+    assert any(f"leaves a node that will be taken away; saved at step {step}" in line for line in lines)
+    assert same_weights(metrics, alone)
+    nothing_reserved()
+
+
+def drain(cluster, node):
+    """Announce that a node will be taken away in two minutes, as a cloud's autoscaler does."""
+    client = ray._raylet.GcsClient(address=cluster.gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int(time.time() + 120) * 1000
+    accepted, why = client.drain_node(node, reason, "spot node reclaimed", deadline)
+    assert accepted, why
+
+
+def test_fewer_workers_go_on_where_none_can_be_replaced(cluster, job, alone, tmp_path):
+    """Two workers, at least one, lose a node for good: one ends the training, with the same losses."""
+    made = nodes(cluster, 1, 1)
+    lines, widths = [], []
+    with crew(RunSpec(name="elastic", workers=2, min_workers=1), str(tmp_path), lines.append) as board:
+        for metrics in reports(board, Task("elastic", "train", job, ray.put(BLOCKS), str(tmp_path))):
+            widths.append(len(working()))
+            found = metrics
+            if len(widths) == 1:
+                cluster.remove_node(made[1], allow_graceful=False)
+                while len([node for node in ray.nodes() if node["Alive"]]) > 2:  # the head and the other one
+                    time.sleep(0.1)
+                look()
+    assert widths[0] == 2 and widths[-1] == 1 and "elastic goes on with 1 of 2 workers" in " ".join(lines)
+    for name in ("general_bpb", "domain_bpb", "loss"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-4)
+    nothing_reserved()
+
+
+@pytest.fixture(scope="module")
+def lone(cluster, tmp_path_factory):
+    """A crew of one worker on a node of its own."""
+    nodes(cluster, 1)
+    with crew(RunSpec(name="lone"), str(tmp_path_factory.mktemp("ray"))) as board:
+        yield board
+    nothing_reserved()
+
+
+def test_a_kill_in_mid_step_costs_nothing(lone, job, alone, tmp_path):
+    """SIGKILL of the only worker between two reports: it goes on at the last one, and no bit differs."""
+    threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2)).start()
+    found = do(lone, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path)))
+    assert same_weights(found, alone)
+
+
+def kill_at(board, name, step):
+    """SIGKILL a task's worker once it has done so many steps."""
+    while ray.get(board.read.remote())[0].get(name, (0, 0))[0] < step:
+        time.sleep(0.05)
+    (worker,) = workers()
+    os.kill(worker["Pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A disk that has room for one checkpoint and not for two."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, job, small):
+    """The second checkpoint doesn't fit beside the first: that one stays whole, and the workers go on."""
+    place = f"{small}/full"
+    with pytest.raises(UserError, match=f"no space left for a checkpoint of full under {small} ") as told:
+        do(lone, Task("full", "train", job, ray.put(BLOCKS), str(small)))
+    assert "\n" not in str(told.value) and "--resume" in str(told.value)
+    assert last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
+    after = do(lone, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
+    assert after["importance"]["units"] == pytest.approx(job.units)
