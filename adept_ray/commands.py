@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,9 +9,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adept_ray import launch
-from adept_ray.choice import RELIABLE, UNTOUCHED, candidates, choose, edges_of, front_of, rescored, said
+from adept_ray.choice import RELIABLE, choose, edges_of, front_of, rescored, said
 from adept_ray.config import (
-    SEARCHABLE,
     PickRun,
     ProbeRun,
     RunSpec,
@@ -54,12 +51,13 @@ from adept_ray.runs import (
     write_best,
     write_run,
 )
-from adept_ray.scoring import judged
-from adept_ray.search import describe, opened, search, shares, training_of
+from adept_ray.search import search
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
 from adept_ray.storage import NONE as NO_STEP
-from adept_ray.storage import Results, checkpoint_at, delete, last_checkpoint
+from adept_ray.storage import Results, checkpoint_at, last_checkpoint
+from adept_ray.study import opened, shares
 from adept_ray.train import TrainJob
+from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
 
 
 def find_k(run: SearchRun) -> str:
@@ -289,7 +287,7 @@ def run_trials(
     """
     over: list[str] = []
     pruned: set[str] = set()
-    untouched = untouched_row(job, made)
+    untouched = untouched_row(job, made.blocks)
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
@@ -323,48 +321,6 @@ def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
     return f"adept_ray {fingerprint(made.fingerprints, sizes, tasks, asked, run.dtype, run.pareto)}"
-
-
-def untouched_row(job: TrainJob, made: Prepared) -> dict[str, Any]:
-    """The row of the backbone as it is: what every trial is measured against."""
-    metrics = judged(job.before, job.before, made.blocks, job.by_tasks, job.weights)
-    return describe(UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ())
-
-
-HIDDEN = ("saved", "error", "pulls", "curve", "was")  # of a row, not for trials.csv
-
-
-def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write trials.csv, and trials.json with all that a later choice needs."""
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    varied = [name for name in names if name in SEARCHABLE and name != "k"]
-    names = [*names[:3], *varied, *(name for name in names[3:] if name not in (*varied, *HIDDEN))]
-    names = [n for n in names if not n.endswith("_accuracy") or any(row[n] is not None for row in rows)]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    results.write("trials.csv", text.getvalue())
-    results.write_json("trials.json", {"trials": rows})
-
-
-def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write curves.jsonl: what every trial reported as it trained."""
-    readings = [{"trial": row["trial"], **reading} for row in rows for reading in row["curve"]]
-    results.write("curves.jsonl", "".join(json.dumps(reading) + "\n" for reading in readings))
-
-
-def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> list[str]:
-    """Delete the weights of trials that are over and can't be chosen: they would be most of the folder.
-
-    Returns the places of what was deleted.
-    """
-    kept = candidates(rows, weights, pareto)
-    over = [row for row in rows if row["saved"] and row["state"] in ("finished", "stopped", "failed")]
-    gone = [row["saved"] for row in over if row["trial"] not in kept]
-    for place in gone:
-        delete(place)
-    return gone
 
 
 def probe_only(run: ProbeRun) -> str:

@@ -19,8 +19,8 @@ from adept_ray.crew import Task, TaskFailed, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
-from adept_ray.search import describe
 from adept_ray.train import TrainJob
+from adept_ray.trials import describe
 
 Row = dict[str, Any]
 NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1

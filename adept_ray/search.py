@@ -1,53 +1,39 @@
-"""The search for k: Ray Tune and Optuna over trials of stage 2."""
+"""The search for k: Ray Tune runs trials of stage 2, and stops those without hope."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import optuna
 import ray
-from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from pyarrow import fs
 from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from adept_ray.anatomy import layer_of
 from adept_ray.config import (
-    SEARCHABLE,
-    Range,
     ScoreWeights,
     SearchRun,
     SearchSpace,
-    TrainingSpec,
-    UserError,
     overlay,
 )
 from adept_ray.crew import Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
-from adept_ray.scoring import counted_general, difference_error
+from adept_ray.scoring import difference_error
 from adept_ray.storage import located
+from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
 from adept_ray.train import TrainJob
+from adept_ray.trials import LayersFor, describe, ended, titled
 
-STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HALVING = 2  # a report below the better half of its rung may end the trial
 HOPELESS = 2  # paired standard errors behind the best at the same report
-HALF = 0.5  # of all trials, those whose settings are compared with all
 EXPERIMENT = "search"
-LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 
 
 class Verdicts(ASHAScheduler):
@@ -120,99 +106,6 @@ class Verdicts(ASHAScheduler):
                 scores.update(remembered)
 
 
-@dataclass
-class Clock:
-    """The time that a search may still take. It is this process's: a search that goes on has a new one."""
-
-    hours: float | None = None
-    over: bool = False
-    """Whether a trial wasn't begun for want of time."""
-    _since: float = field(default_factory=lambda: time.monotonic())
-    _begun: dict[str, float] = field(default_factory=dict)
-    _longest: float | None = None
-
-    def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far ends in time, or is the first; then it begins."""
-        now = time.monotonic()
-        first = not self._begun and self._longest is None
-        end = now - self._since + (self._longest or 0.0)
-        if self.hours is not None and not first and end > 3600 * self.hours:
-            self.over = True
-            return False
-        self._begun[trial] = now
-        return True
-
-    def ends(self, trial: str) -> None:
-        """Say that a trial ended."""
-        if trial in self._begun:
-            self._longest = max(self._longest or 0.0, time.monotonic() - self._begun.pop(trial))
-
-
-class Sampler(optuna.samplers.TPESampler):
-    """TPE after STARTUP_TRIALS trials that were *begun*; Optuna itself counts those that ended.
-
-    Of trials that run at the same time many more would be random. Where others' trials are in the study, too,
-    they count: what they found is known.
-    """
-
-    def __init__(self, seed: int, several: bool = False) -> None:
-        # Of several at the same time those that run are taken for poor ones, else they would be alike.
-        super().__init__(seed=seed, n_startup_trials=1, constant_liar=several)
-        self._startup = optuna.samplers.RandomSampler(seed)
-
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if trial.number < STARTUP_TRIALS:
-            return self._startup.sample_independent(study, trial, name, distribution)
-        return super().sample_independent(study, trial, name, distribution)
-
-
-class Proposals(OptunaSearch):
-    """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end.
-
-    A study that isn't in this process's memory may know more than Tune does after a kill: what Tune has lost
-    of it is given up, and what had been asked for first is asked for again. `owner` tells its trials from
-    those of other searches.
-    """
-
-    clock: ClassVar[Clock] = Clock()
-
-    def __init__(self, owner: str = "", weights: ScoreWeights | None = None, **options: Any) -> None:
-        self._owner, self._weights = owner, weights or ScoreWeights()
-        super().__init__(**options)
-
-    def suggest(self, trial_id: str) -> Any:
-        if not self.clock.begins(trial_id):
-            return Searcher.FINISHED
-        setting = super().suggest(trial_id)
-        self._ot_trials[trial_id].set_user_attr("search", self._owner)
-        return setting
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        # Tune counts a resumed trial's iterations from 1 again; our reports go on where they were.
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # the study outlived Tune's own records
-            super().on_trial_result(trial_id, {**result, "training_iteration": result["report"]})
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        self.clock.ends(trial_id)
-        if not (result and result.get("complete")):
-            result = None
-        elif "general_delta" in result:
-            result = {**result, "general_delta": counted_general(result["general_delta"], self._weights)}
-        super().on_trial_complete(trial_id, result, error)
-
-    def restore(self, checkpoint_path: str) -> None:
-        super().restore(checkpoint_path)
-        study: Any = self._ot_study
-        known = {trial.number for trial in self._ot_trials.values()}
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            if trial.user_attrs.get("search") == self._owner and trial.number not in known:
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                if asked := trial.system_attrs.get("fixed_params"):
-                    study.enqueue_trial(asked)
-
-
 class Rows(tune.Callback):
     """Posts each trial's latest row to the board."""
 
@@ -239,20 +132,6 @@ class Rows(tune.Callback):
         self._post(trial, "failed")
 
 
-MEASURED = (
-    "general_bpb",
-    "domain_bpb",
-    "general_accuracy",
-    "domain_accuracy",
-    "general_delta",
-    "domain_delta",
-    "score",
-    "score_se",
-    "tokens",
-    "seconds",
-)
-
-
 def trial_name(trial: Any) -> str:
     """trial-001, trial-002, … in the order in which they were proposed."""
     return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
@@ -261,85 +140,6 @@ def trial_name(trial: Any) -> str:
 def trial_title(trial: Any) -> str:
     """``trial-007 k=4 lr=3e-4``: a trial as persons read it in Ray's dashboard and logs."""
     return titled(trial_name(trial), trial.config)
-
-
-def titled(name: str, config: Mapping[str, Any]) -> str:
-    """A trial's name and its most telling settings."""
-    digits, _, exponent = f"{config['base_lr']:.1e}".partition("e") if "base_lr" in config else ("", "", "")
-    rate = f" lr={float(digits):g}e{int(exponent)}" if digits else ""
-    return f"{name} k={config['k']}{rate}"
-
-
-def ended(metrics: Mapping[str, Any] | None) -> str:
-    """State of a trial that ended without an error."""
-    return "finished" if metrics and metrics.get("complete") else "stopped"
-
-
-def describe(
-    name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, layers_for: LayersFor
-) -> dict[str, Any]:
-    """A row of trials.csv; numbers are None before the first report.
-
-    Not for the file are the place of what the trial ``saved`` last and the ``pulls`` of blocks on its score,
-    nor its learning ``curve``.
-    """
-    return {
-        "trial": name,
-        "k": config["k"],
-        "layers": " ".join(map(str, layers_for(config))),
-        **{key: value for key, value in config.items() if key != "k"},
-        **{key: metrics.get(key) for key in MEASURED},
-        "state": state,
-        "saved": metrics.get("saved"),
-        "pulls": metrics.get("pulls"),
-        "curve": metrics.get("curve") or [],
-    }
-
-
-def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
-    """Optuna's form of a range; a fixed value is a choice of one."""
-    if searched.kind == "int":
-        return optuna.distributions.IntDistribution(*searched.values)
-    if searched.kind in ("float", "log"):
-        low, high = searched.values
-        return optuna.distributions.FloatDistribution(low, high, log=searched.kind == "log")
-    return optuna.distributions.CategoricalDistribution(searched.values)
-
-
-def propose(space: SearchSpace, trial: Any) -> None:
-    """Ask Optuna for a value of each parameter that is there, in the order of the file."""
-    setting: dict[str, Any] = {}
-    for name, searched in space.parameters.items():
-        if name not in space.active(setting):
-            continue
-        if searched.kind == "int":
-            setting[name] = trial.suggest_int(name, *searched.values)
-        elif searched.kind in ("float", "log"):
-            setting[name] = trial.suggest_float(name, *searched.values, log=searched.kind == "log")
-        else:
-            setting[name] = trial.suggest_categorical(name, searched.values)
-
-
-def opened(study: str) -> optuna.storages.BaseStorage | None:
-    """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
-
-    Raises :class:`UserError` for what can't be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if not study:
-        return None
-    try:
-        if "://" in study:
-            return RDBStorage(study)
-        if Path(study).suffix in (".db", ".sqlite", ".sqlite3"):
-            return RDBStorage(f"sqlite:///{Path(study).absolute()}")
-        return JournalStorage(JournalFileBackend(study))
-    except Exception as problem:  # drivers raise errors of their own
-        said = " ".join(str(problem).split())
-        raise UserError(
-            f"--study {study} can't be opened ({said[:200]}): give sqlite:///FILE, "
-            "postgresql://USER@HOST/NAME or the path of a file"
-        ) from None
 
 
 def trial(
@@ -393,7 +193,7 @@ def search(
     searches of the same one find each other's trials in a database. Raises KeyboardInterrupt when
     the search was interrupted.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    quiet()
     trainable = tune.with_resources(
         tune.with_parameters(
             trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/trials"
@@ -517,30 +317,3 @@ def cause(trial: Any) -> str:
     """The innermost line of a failed trial's error, which came through several processes."""
     lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
     return lines[-1] if lines else "an error without a message"
-
-
-def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """How much each searched parameter has to do with a trial being in the better half, largest share first.
-
-    By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
-    """
-    finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
-    searched = {name: each for name, each in space.parameters.items() if each.kind != "fixed"}
-    if len(finished) < 2 / HALF or not searched:
-        return {}
-    study = optuna.create_study(direction="maximize")
-    for row in finished:
-        params = {name: row[name] for name in searched if name in row}
-        ranges = {name: distribution(searched[name]) for name in params}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
-        )
-    with warnings.catch_warnings(action="ignore"):  # it is said in our words how little few trials mean
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=HALF)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items() if math.isfinite(share)}
-
-
-def training_of(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
-    """The training specification of a trial's row (whose ``layers`` are the placed ones)."""
-    return overlay(base, {name: row[name] for name in SEARCHABLE if name in row})

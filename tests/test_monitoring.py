@@ -22,8 +22,8 @@ from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.metrics import SERIES, Numbers
 from adept_ray.probe import ProbeJob
-from adept_ray.search import titled
 from adept_ray.train import TrainJob
+from adept_ray.trials import titled
 
 GRAFANA = json.loads((Path(adept_ray.__file__).parent / "monitoring" / "grafana.json").read_text())
 RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"

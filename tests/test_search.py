@@ -15,28 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from adept_ray import search
-from adept_ray.commands import prune
+from adept_ray import search, study
 from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
 from adept_ray.crew import TaskFailed, out_of_memory
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
-from adept_ray.search import (
-    STARTUP_TRIALS,
-    Clock,
-    Proposals,
-    Rows,
-    Sampler,
-    Verdicts,
-    describe,
-    distribution,
-    final_row,
-    opened,
-    propose,
-    shares,
-)
+from adept_ray.search import Rows, Verdicts, final_row
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
+from adept_ray.study import STARTUP_TRIALS, Clock, Proposals, Sampler, distribution, opened, propose, shares
 from adept_ray.train import TrainJob
+from adept_ray.trials import describe, prune, training_of
 
 SPACE = {
     "k": Range(int=(0, 6)),
@@ -340,7 +328,7 @@ def test_trade_offs_are_searched_on_both_sides():
 def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     """With the longest so far as the measure; the first one always begins, and without a limit all do."""
     now = [0.0]
-    monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
     clock, begun = Clock(hours=1.0), []
     for minutes in (20, 5, 10, 10, 10):
         begun.append(clock.begins(str(len(begun))))
@@ -583,7 +571,7 @@ def test_a_row_gives_back_its_training():
     """The settings of a row make the specification it was trained with, at the search's token budget."""
     base = TrainingSpec(tokens=999)
     row = describe("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
-    assert search.training_of(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
+    assert training_of(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
 
 
 def test_a_memory_that_is_too_small_is_told_from_other_errors():
