@@ -129,6 +129,8 @@ def _restore_optimizer(
     for full, value in tensors.items():
         name, _, key = full.rpartition(":")
         parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU, unless it is fused: then the GPU reads it.
-        here = value.dim() > 0 or optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = pieces_like(value, parameter) if here else value
+        if value.dim() > 0:
+            value = pieces_like(value, parameter)
+        elif optimizer.defaults.get("fused"):  # then the GPU reads the step counter, too
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value

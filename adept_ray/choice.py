@@ -111,7 +111,7 @@ def choose(
         best_k=best["k"],
         best_score=best["score"],
         threshold=worth(top) - error + price * chosen["k"],
-        reason=f"{why(chosen, best, error, min_gain_per_layer)} {neighbours(chosen['k'], depths)}",
+        reason=why(chosen, best, error, price, max(per_k)) + " " + neighbours(chosen["k"], depths),
         depths=depths,
         min_gain_per_layer=min_gain_per_layer,
     )
@@ -158,14 +158,26 @@ def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeigh
     return tuple(depths)
 
 
-def why(chosen: Row, best: Row, error: float, price: float | None) -> str:
+def doubt_of(chosen: Row) -> str:
+    """What is to be said against a trial beside the untouched backbone, whose score is 0."""
+    noise = TOLD_APART * known(chosen["score_se"])
+    if chosen["k"] == 0 or chosen["score"] > noise:
+        return ""
+    if chosen["score"] < -noise:
+        return ", though the untouched backbone is better"
+    return ", though it isn't told from the untouched backbone"
+
+
+def why(chosen: Row, best: Row, error: float, price: float, deepest: int) -> str:
     """The sentence that says why this k."""
     head = f"k = {chosen['k']} scores {chosen['score']:.2f}"
-    noise = known(chosen["score_se"])
-    told = chosen["k"] == 0 or chosen["score"] > TOLD_APART * noise
-    doubt = "" if told else ", though it isn't told from the untouched backbone"
+    doubt = doubt_of(chosen)
     if price:
-        return f"{head}, and more layers don't earn {price:g} points each beyond one standard error{doubt}."
+        asked = f"{price:g} points each"
+        paid = chosen["score"] >= price * chosen["k"]
+        these = f"these earn {asked}" if paid else f"these don't earn {asked} either"
+        more = f"and more layers don't earn {asked}" if chosen["k"] < deepest else "the most that was tried"
+        return f"{head}, {more}, within one standard error, and {these}{doubt}."
     if chosen is best:
         return f"{head}, the best, and no smaller k comes within one standard error of it{doubt}."
     return (
@@ -280,7 +292,8 @@ def edges_of(
         if wider == (low, high) or not all(allowed(name, value) for value in wider):
             continue
         kept = [text for text in ranges if not text.startswith(f"{name}=")]
-        flag = " ".join([*kept, f"{name}={wider[0]:.6g}:{wider[1]:.6g}"])
+        ends = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in wider]
+        flag = " ".join([*kept, f"{name}={':'.join(ends)}"])
         found.append(Edge(name, setting[name], end, f"{command} --range {flag}"))
     return tuple(found)
 
@@ -299,7 +312,7 @@ def widened(searched: Range, end: str, low: float, high: float, most: int | None
     if searched.kind == "log":
         return (low / 4, high) if end == "low" else (low, high * 4)
     if isinstance(low, int) and isinstance(high, int):
-        return (max(1, low // 2), high) if end == "low" else (low, min(2 * high, most or 2 * high))
+        return (max(min(low, 1), low // 2), high) if end == "low" else (low, min(2 * high, most or 2 * high))
     step = (high - low) / 2
     return (low - step, high) if end == "low" else (low, high + step)
 

@@ -6,10 +6,11 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
-from adept_ray.choice import RELIABLE, choose, edges_of, front_of, rescored, said
+from adept_ray.choice import RELIABLE, UNTOUCHED, choose, edges_of, front_of, rescored, said
 from adept_ray.config import (
     PickRun,
     ProbeRun,
@@ -72,7 +73,7 @@ def find_k(run: SearchRun) -> str:
     results = Results(run.storage, run.name)
     results.open(run.resume or run.more_trials > 0)
     if run.resume or run.more_trials:
-        run = gone_on(run, json.loads((results.folder / "run.json").read_text()))
+        run = gone_on(run, results.folder)
     opened(run.study)
     space = with_ranges(load_search_space(run.search_space), run.range)
     launch.check_workers(run)
@@ -98,7 +99,7 @@ def find_k(run: SearchRun) -> str:
             hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
             front=front_of(rows, space.weights) if run.pareto else (),
         )
-        training = training_of(row, base)
+        training = overlay(training_of(row, base), {"tokens": row["tokens"]})
         layers = placed(made.layer_importance, training, run.seed)
         job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
@@ -126,11 +127,12 @@ def report_again(run: SearchRun) -> str:
     return place
 
 
-def gone_on(run: SearchRun, about: Mapping[str, Any]) -> SearchRun:
-    """The settings of a search that goes on, or of a finished one that is extended.
+def gone_on(run: SearchRun, folder: Path) -> SearchRun:
+    """The settings of a search in `folder` that goes on, or of a finished one that is extended.
 
     Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
     """
+    about = json.loads((folder / "run.json").read_text())
     begun = as_begun(run, about["run"])
     if not run.more_trials:
         return begun
@@ -139,7 +141,10 @@ def gone_on(run: SearchRun, about: Mapping[str, Any]) -> SearchRun:
             f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
             "--resume first"
         )
-    return overlay(begun, {"resume": True, "more_trials": 0, "trials": begun.trials + run.more_trials})
+    rows = json.loads((folder / "trials.json").read_text())["trials"]
+    had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
+    changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
+    return overlay(begun, changes, where=f"--more-trials {run.more_trials}")
 
 
 def searchable(
@@ -187,10 +192,9 @@ def pick(args: PickRun) -> str:
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
         job = replace(job_of(run, made, training, layers, weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
-    kept = ("edges", "hyperparameters", "hyperparameters_reliable", "front")  # of all trials, by any weights
-    had_choice = {name: value for name, value in best["choice"].items() if name in kept}
+    front = {"front": best["choice"].get("front", ())}  # it is that of all trials, by whatever weights
     write_trials(results, [{**row, "state": row["was"]} for row in rows])
-    write_best(results, run, made, job, test, asdict(choice) | had_choice, best["k_max"])
+    write_best(results, run, made, job, test, asdict(choice) | front, best["k_max"])
     write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results)
@@ -210,7 +214,8 @@ def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
     run = validated(SearchRun, about["run"], f"{args.results}/run.json")
     changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return overlay(run, changes | {"storage": storage or ".", "name": name}), results
+    here = {"storage": storage or ".", "name": name, "concurrent": 1, "min_workers": 0}
+    return overlay(run, changes | here), results
 
 
 def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:

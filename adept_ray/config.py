@@ -44,7 +44,7 @@ def as_several(value: Any) -> Any:
 
 
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
-Place = Annotated[str, BeforeValidator(str)]  # a path or a URI
+Place = Annotated[str, BeforeValidator(lambda place: str(place).rstrip("/") or "/")]  # a path or a URI
 
 
 class UserError(ValueError):
@@ -262,18 +262,15 @@ class SearchRun(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> SearchRun:
-        others = ("pareto", "study", "more_trials", "max_hours")
-        if self.strategy == "grow" and (given := [name for name in others if getattr(self, name)]):
-            flag = given[0].replace("_", "-")
-            raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
-        return self
-
-    @model_validator(mode="after")
-    def _check_concurrent(self) -> SearchRun:
         if self.concurrent != "auto" and self.concurrent < 1:
             raise ValueError(f"concurrent must be at least 1, or auto, not {self.concurrent}")
-        if self.concurrent != 1 and self.strategy == "grow":
-            raise ValueError("--concurrent is for independent trials: leave it out with --strategy grow")
+        if self.comparison and not self.report_only:
+            raise ValueError("--comparison is for --report-only")
+        others = ("pareto", "study", "more_trials", "max_hours", "concurrent")
+        given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+        if self.strategy == "grow" and given:
+            flag = given[0].replace("_", "-")
+            raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
         return self
 
     @property
@@ -490,7 +487,7 @@ class Range(Spec):
             return self.values[(len(self.values) - 1) // 2]
         low, high = self.values
         if self.kind == "log":
-            return float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}")
+            return self.clipped(float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}"))
         return (low + high) // 2 if self.kind == "int" else (low + high) / 2
 
     def _given(self) -> list[str]:

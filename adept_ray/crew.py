@@ -112,7 +112,7 @@ class Board:
         self._reports: list[list[dict[str, Any]]] = []
         self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
         self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its tasks, as they were claimed
-        self._begun: Counter[int] = Counter()  # attempts since the last new report
+        self._deaths: Counter[int] = Counter()  # of its workers, since the last new report
         self._faults: dict[int, str] = {}
         self._closed = ""  # why there will be no more tasks
         self._place = f"{memory}/{LIMIT}" if memory else ""
@@ -132,17 +132,21 @@ class Board:
         self._crews = run.crews
         threads = ThreadPoolExecutor(run.crews)
 
-        async def lead_one(number: int) -> str:
+        why = "the workers went home"
+
+        async def lead_one(number: int) -> None:
+            nonlocal why
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(threads, keep_workers, board, run, storage, number)
-                return "the workers went home"
             except Exception as error:
+                why = f"the workers can't be kept running: {error}"
                 await self.give_back(number)
-                return f"the workers can't be kept running: {error}"
+                if run.crews > 1:
+                    await self.remark(f"crew {number + 1} of {run.crews} is gone for good: {error}")
 
-        why = await asyncio.gather(*(lead_one(number) for number in range(run.crews)))
-        await self.close(why[-1])
+        await asyncio.gather(*(lead_one(number) for number in range(run.crews)))
+        await self.close(why)
         serving.cancel()
 
     async def crews(self) -> int:
@@ -174,18 +178,13 @@ class Board:
 
         A task that it has claimed and that isn't over comes first, then one that nobody has claimed.
         """
-        while True:
-            await self._until(lambda: bool(self._closed) or self._next(crew, done) is not None)
-            number = self._next(crew, done)
-            if self._closed or number is None:
-                return OVER
-            if self._begun[number] >= ATTEMPTS:
-                why = self._faults.get(number, "")
-                await self.end(number, f"the workers died {ATTEMPTS} times at this task\n{why}".strip())
-                continue
-            if number not in self._claims[crew][done + 1 :]:
-                self._claims[crew].append(number)
-            return self._claims[crew].index(number, done + 1)
+        await self._until(lambda: bool(self._closed) or self._next(crew, done) is not None)
+        number = self._next(crew, done)
+        if self._closed or number is None:
+            return OVER
+        if number not in self._claims[crew][done + 1 :]:
+            self._claims[crew].append(number)
+        return self._claims[crew].index(number, done + 1)
 
     def _next(self, crew: int, done: int) -> int | None:
         claimed = {number for numbers in self._claims.values() for number in numbers}
@@ -194,14 +193,13 @@ class Board:
         return next((number for number in wanted if number not in self._ends), None)
 
     async def give_back(self, crew: int) -> None:
-        """Say that a crew is gone for good: what it had claimed is free again."""
+        """Say that a crew has no workers: what it had claimed is free again."""
         self._claims.pop(crew, None)
         await self._tell()
 
-    async def begin(self, crew: int, place: int, first: bool) -> tuple[int, Any]:
-        """Number and task at a place of a crew, to begin with it; the `first` worker's word is an attempt."""
+    async def begin(self, crew: int, place: int) -> tuple[int, Any]:
+        """Number and task at a place of a crew, to begin with it."""
         number = self._claims[crew][place]
-        self._begun[number] += first
         return number, self._tasks[number]
 
     async def fault(self, number: int, error: str) -> None:
@@ -211,7 +209,7 @@ class Board:
     async def report(self, number: int, metrics: dict[str, Any]) -> None:
         """Add a report to a task; one that comes further than all before clears it of killing its workers."""
         if metrics.get("report", 0) > max((m.get("report", 0) for m in self._reports[number]), default=0):
-            self._begun[number] = 1
+            self._deaths[number] = 0
         self._reports[number].append(metrics)
         await self._tell()
 
@@ -247,14 +245,21 @@ class Board:
         return self._verdicts[trial, report]
 
     async def died(self, crew: int, error: str) -> None:
-        """Say what a worker of a crew died of; one that was too large for the memory would be so again."""
+        """Say what a worker of a crew died of: the task that it was at is free again, or given up.
+
+        It is when it has killed its workers so many times, or was too large for the memory, which it would be
+        again. Workers that leave, or become more or fewer, haven't died.
+        """
         at = next((n for n in self._claims[crew] if n not in self._ends), None)
         if at is None:
             return
+        self._deaths[at] += 1
+        self._faults.setdefault(at, error)
         if out_of_memory(error):
             await self.end(at, error)
-        elif self._faults.get(at) is None:
-            self._faults[at] = error
+        elif self._deaths[at] >= ATTEMPTS:
+            await self.end(at, f"the workers died {ATTEMPTS} times at this task\n{self._faults[at]}".strip())
+        await self.give_back(crew)
 
     async def remark(self, text: str) -> None:
         """Keep a line that the run's user should read."""
@@ -374,6 +379,7 @@ def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
                 callbacks=[deaths(board, number)],
             ),
         ).fit()
+        ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
 
 
 def deaths(board: Any, crew: int) -> Any:
@@ -472,7 +478,7 @@ def worker(config: dict[str, Any]) -> None:
     first, size = context.get_world_rank() == 0, context.get_world_size()
     place = -1
     while (place := agreed(ray.get(board.task.remote(crew, place)), device)) != OVER:
-        number, (reference,) = ray.get(board.begin.remote(crew, place, first))
+        number, (reference,) = ray.get(board.begin.remote(crew, place))
         task: Task | None = None
         try:
             task = ray.get(reference)
@@ -650,7 +656,7 @@ def perform(task: Task, voice: Voice, device: torch.device) -> None:
         with (
             voice.running(task.name, task.job.training.k),  # type: ignore[union-attr]
             voice.resume(place) as resume,
-            fetched(start) if start else nullcontext() as grown_from,
+            fetched(start) if start and voice.resumed == NONE else nullcontext() as grown_from,
         ):
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
             train(task.job, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]

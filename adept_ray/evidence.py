@@ -33,7 +33,7 @@ FILES = (
     f"model/{RECORD}",
 )
 # Settings of a search that say how it goes on, and those that say where it lies, not what it does.
-GOING_ON = ("name", "resume", "more_trials", "report_only", "comparison")
+GOING_ON = ("name", "resume", "more_trials", "report_only", "comparison", "json_lines")
 ELSEWHERE = (*GOING_ON, "storage", "cache", "study")
 
 
@@ -52,7 +52,7 @@ class Depth(Record):
     score: float | None = None
     standard_error: float | None = None
     gain: float | None = None
-    """Over the next smaller k, paired document by document."""
+    """Over the next smaller k, paired block by block."""
     gain_error: float | None = None
     differs: bool | None = None
     """Whether that gain stands out of its noise."""

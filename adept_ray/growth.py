@@ -15,12 +15,12 @@ from typing import Any
 
 from adept_ray.choice import TOLD_APART
 from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, UserError, overlay
-from adept_ray.crew import Task, TaskFailed, reports
+from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
 from adept_ray.train import TrainJob
-from adept_ray.trials import describe
+from adept_ray.trials import describe, titled
 
 Row = dict[str, Any]
 NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1
@@ -92,7 +92,11 @@ def grow(
         note(stage.row({}, "running"))
         start = {"grown_from": rows[-1]["saved"]} if rows else {}
         try:
-            *_, metrics = reports(board, Task(stage.name, "train", stage.job, blocks, storage, extra=start))
+            title = titled(stage.name, stage.setting)
+            task = Task(stage.name, "train", stage.job, blocks, storage, title=title, extra=start)
+            *_, metrics = reports(board, task)
+        except (CrewGone, TaskRefused):
+            raise
         except TaskFailed as problem:
             error = str(problem).strip().splitlines()[-1]
             rows.append({**stage.row({}, "failed"), "error": error})

@@ -24,7 +24,7 @@ from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.sharding import PLAIN, Fit
-from adept_ray.storage import put_json, read_json
+from adept_ray.storage import check_place, put_json, read_json
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
 
@@ -94,6 +94,8 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
     """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
     if str(run.local_cache) != run.cache:
         display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
+    if "://" in run.cache:
+        check_place(run.cache, "--cache")
     with display.stage("assets", "backbone and corpora"):
         backbone = resolve_backbone(run.backbone, run.local_cache)
         config = checked_config(backbone, run.seq_len)

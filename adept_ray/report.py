@@ -181,11 +181,7 @@ def _tips(results: Evidence) -> dict[str, str]:
 
 def _score_section(results: Evidence) -> str:
     choice = results.best.choice
-    dashed = (
-        ""
-        if not choice or choice.threshold is None
-        else " Dashed: what a smaller k has to reach to be preferred."
-    )
+    dashed = "" if not choice or choice.threshold is None else " Dashed: what a trial of the chosen k needed."
     label = f"Score of every trial against k; chosen k = {results.best.k}"
     score = figure_html(
         inline(figures.score_figure(results), "score", label, _tips(results)),
@@ -257,8 +253,8 @@ def _hyperparameters(results: Evidence) -> str:
     )
     return (
         f"<h3>What made the difference</h3>{_shares(rows)}"
-        '<p class="note">Share of each searched parameter in the differences between scores '
-        f"(fANOVA).{doubt}</p>"
+        '<p class="note">Share of each searched parameter in a trial being in the better half '
+        f"(PED-ANOVA).{doubt}</p>"
     )
 
 

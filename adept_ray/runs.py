@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 
@@ -47,18 +48,27 @@ CHATTER = "ray.log"
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", SearchRun, CompareRun)
-WIDTHS = (
+# Of a command that goes on with a run: what is its own, and what it may change, since no loss depends on it.
+OWN = ("resume", "more_trials", "storage", "name", "json_lines")
+MAY_CHANGE = (
     "workers",
     "min_workers",
     "concurrent",
-)  # no loss depends on these, so a resumed run may have others
+    "activation_checkpointing",
+    "sharding",
+    "dashboard",
+    "cache",
+    "max_hours",
+    "min_gain_per_layer",
+)
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
 def settled(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
     changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
-    changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
+    if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
+        changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
     for field in ("backbone", "general", "domain", "search_space", "cache"):
         value = getattr(run, field, "")
@@ -95,10 +105,31 @@ def chatter_to(results: Results) -> Iterator[None]:
     """
     file = results.folder / CHATTER
     try:
-        with file.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        with (
+            file.open("a", buffering=1) as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+            redirect_logging(log),
+        ):
             yield
     finally:
         results.write(CHATTER, file.read_text(errors="replace"))  # behind a URI too
+
+
+@contextmanager
+def redirect_logging(log: TextIO) -> Iterator[None]:
+    """Send what Ray logs to `log`: its handlers took hold of stderr when Ray was imported."""
+    import ray  # so that they are there
+
+    handlers = [
+        each for each in logging.getLogger(ray.__name__).handlers if isinstance(each, logging.StreamHandler)
+    ]
+    before = [handler.setStream(log) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            handler.setStream(stream)
 
 
 @contextmanager
@@ -130,29 +161,19 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    Only how many work on it may change.
+    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given stays as it was.
     """
     saved, defaults = validated(type(run), begun, "run.json"), type(run)()
-    own = [
-        "resume",
-        "cache",
-        "storage",
-        "name",
-        "dashboard",
-        "json_lines",
-        "activation_checkpointing",
-        "sharding",
-    ]
-    own += [name for name in ("more_trials", "max_hours", "min_gain_per_layer") if hasattr(run, name)]
-    for name in (n for n in type(run).model_fields if n not in own):
+    changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
+    for name in (n for n in type(run).model_fields if n not in OWN):
         asked, had = getattr(run, name), getattr(saved, name)
-        if asked not in (had, getattr(defaults, name)):
-            if name in WIDTHS:
-                own.append(name)
-                continue
+        if asked in (had, getattr(defaults, name)):
+            continue
+        if name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
-    return overlay(saved, {name: getattr(run, name) for name in own})
+        changes[name] = asked
+    return overlay(saved, changes)
 
 
 def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:

@@ -15,13 +15,8 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import (
-    ScoreWeights,
-    SearchRun,
-    SearchSpace,
-    overlay,
-)
-from adept_ray.crew import Task, TaskFailed, board_name, out_of_memory, reports
+from adept_ray.config import ScoreWeights, SearchRun, SearchSpace, UserError, overlay
+from adept_ray.crew import Task, TaskFailed, TaskRefused, board_name, out_of_memory, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
@@ -172,6 +167,9 @@ def trial(
     try:
         for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True, title=title)):
             tune.report(metrics)
+    except TaskRefused as problem:  # what a person has to mend would stop the others, too
+        ray.get(board.close.remote(str(problem)))
+        raise
     except TaskFailed as problem:
         if out_of_memory(str(problem)):
             ray.get(board.exceeded.remote(training.k))
@@ -206,28 +204,30 @@ def search(
 
     experiment = f"{storage}/{EXPERIMENT}"
     Proposals.clock = Clock(run.max_hours)
+    board: Any = ray.get_actor(board_name(run))
+    crews = ray.get(board.crews.remote())
     if run.resume and tune.Tuner.can_restore(experiment):
-        extend(experiment, run.trials)
+        extend(experiment, run.trials, crews)
         for row in rows_of(experiment, layers_for):
             if row["state"] != "interrupted":
-                ray.get_actor(board_name(run)).note.remote(row)
-        tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True)
+                board.note.remote(row)
+        tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        board: Any = ray.get_actor(board_name(run))
-        crews = ray.get(board.crews.remote())
         tuner = new_tuner(run, space, job, layers_for, trainable, storage, study, crews)
     tuner.fit()
+    if why := ray.get(board.closed.remote()):
+        raise UserError(f"{why}; what is finished is kept: go on with --name {run.name} --resume")
     rows = rows_of(experiment, layers_for)
-    left = run.trials - sum(row["state"] != "interrupted" for row in rows)
-    if left > 0 and not Proposals.clock.over:
+    interrupted = any(row["state"] == "interrupted" for row in rows)
+    if interrupted or (len(rows) < run.trials and not Proposals.clock.over):
         raise KeyboardInterrupt
     return rows
 
 
-def extend(experiment: str, trials: int) -> None:
-    """Let a search, ended or not, go on up to so many trials in all.
+def extend(experiment: str, trials: int, crews: int) -> None:
+    """Let a search, ended or not, go on up to so many trials in all, one at a time for each of so many crews.
 
-    Tune keeps the number with the state of its generator, and takes no other one when it restores that.
+    Tune keeps both numbers with the state of its generator, and takes no others when it restores that.
     """
     filesystem, path = located(experiment)
     for file in filesystem.get_file_info(fs.FileSelector(path)):
@@ -235,6 +235,8 @@ def extend(experiment: str, trials: int) -> None:
             with filesystem.open_input_file(file.path) as stream:
                 state = cloudpickle.loads(stream.read())
             with filesystem.open_output_stream(file.path) as stream:
+                for part in (part for part in state.values() if isinstance(part, dict)):
+                    part.update({"max_concurrent": crews} if "max_concurrent" in part else {})
                 stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))
 
 

@@ -8,6 +8,7 @@ together when it runs and let go of afterwards, so all ranks have to make the sa
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def shard(model: nn.Module, whole: nn.Module | None, device: torch.device) -> No
     data on the CPU of the first rank, None on the others, and stays as it is. Every rank keeps its pieces on
     `device`, the frozen and the trained ones alike.
     """
+    gc.collect()  # pieces of an earlier model lie in cycles, and there may be no room for two
     mesh = init_device_mesh(device.type, (world_size(),))
     for part in (*layers_of(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)  # so that between passes all are pieces

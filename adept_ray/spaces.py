@@ -12,7 +12,15 @@ from adept_ray.expansion import check_depth
 from adept_ray.placement import check_placement, ranks_needed
 
 # The paper's setting, as far as a search varies it; its rate depends on the model.
-PAPER = {"k": 4, "placement": "guided", "offset": 0, "recompute_every": 500}
+PAPER = {
+    "k": 4,
+    "placement": "guided",
+    "offset": 0,
+    "recompute_every": 500,
+    "normalization": "minmax",
+    "granularity": "tensor",
+    "sign": "protect",
+}
 
 
 def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[TrainingSpec, int]:

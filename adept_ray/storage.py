@@ -150,6 +150,14 @@ class Results:
         return str(self.folder)
 
 
+def check_place(place: str, flag: str) -> None:
+    """Raise :class:`UserError`, naming the `flag`, for what no file system is known for."""
+    try:
+        located(place)
+    except (ValueError, OSError) as problem:
+        raise UserError(f"{flag} {place} is not a URI that can be reached: {problem}") from None
+
+
 def located(place: str) -> tuple[Any, str]:
     """pyarrow's file system and the path on it of a path or a URI."""
     from pyarrow import fs

@@ -214,6 +214,8 @@ def draw_activations(args: ActivationsRun) -> str:
     )
     with at_work(run, results, display) as (board, memory):
         fit = planned(run, sources, training, memory, display, best["layers"])
+        if fit.sharded:
+            raise UserError("activations are taken of whole models, and this one has to be shared out")
         replays = training.replay > 0
         made = prepare(run, sources, display, board, best["k_max"], training.tokens, replays, fit=fit)
         tests = test_blocks(run, made.sets)

@@ -21,8 +21,6 @@ from adept_ray.config import Range, ScoreWeights, SearchSpace, UserError
 from adept_ray.scoring import counted_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
-
-
 HALF = 0.5  # of all trials, those whose settings are compared with all
 
 
@@ -54,6 +52,13 @@ class Clock:
             self._longest = max(self._longest or 0.0, time.monotonic() - self._begun.pop(trial))
 
 
+def starting(study: Any, trial: Any) -> bool:
+    """Whether a trial is one of the first; those that failed, or were lost with a process, taught nothing."""
+    failed = optuna.trial.TrialState.FAIL
+    every = study.get_trials(deepcopy=False)
+    return sum(each.number < trial.number and each.state != failed for each in every) < STARTUP_TRIALS
+
+
 class Sampler(optuna.samplers.TPESampler):
     """TPE after STARTUP_TRIALS trials that were *begun*; Optuna itself counts those that ended.
 
@@ -66,8 +71,11 @@ class Sampler(optuna.samplers.TPESampler):
         super().__init__(seed=seed, n_startup_trials=1, constant_liar=several)
         self._startup = optuna.samplers.RandomSampler(seed)
 
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {} if starting(study, trial) else super().infer_relative_search_space(study, trial)
+
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if trial.number < STARTUP_TRIALS:
+        if starting(study, trial):
             return self._startup.sample_independent(study, trial, name, distribution)
         return super().sample_independent(study, trial, name, distribution)
 

@@ -193,9 +193,9 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
     how = job.training, job.layers, job.units, job.seed
     changed = job.training.tunes != "copies"
     if job.fit.sharded:
-        whole = make_ready(borrow(*backbone, alone=changed), *how).model if rank() == 0 else None
+        first = make_ready(borrow(*backbone, alone=changed), *how).model if rank() == 0 else None
         tuning = make_ready(outline(*backbone), *how)
-        tuning.shard(whole, device)
+        tuning.shard(first, device)
     else:
         tuning = make_ready(borrow(*backbone, device, alone=changed), *how)
     if job.fit.recompute:

@@ -146,7 +146,7 @@ def test_layers_have_to_earn_what_is_asked_of_each():
     rows = [row(2, 6.0, 0.0), row(4, 10.0, 0.0), row(8, 12.0, 0.0)]
     picked = {price: choose(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
     assert picked == {None: 8, 0.4: 8, 0.6: 4, 1.5: 4, 2.5: 2}
-    assert "don't earn 1.5 points each" in choose(rows, EVEN, 1.5).reason
+    assert "and more layers don't earn 1.5 points each" in choose(rows, EVEN, 1.5).reason
 
 
 def test_the_reason_says_what_neighbours_would_change():
@@ -251,6 +251,32 @@ def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, 
         assert wider.values[0] < low if edge.end == "low" else wider.values[1] > high
         assert wider.kind == SPACE.parameters[edge.parameter].kind and low in wider and high in wider
         assert edge.parameter != "k" or wider.values[1] <= most
+
+
+def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
+    """A range of whole numbers from 0 isn't narrowed, and large ends aren't rounded."""
+    space = SearchSpace(
+        parameters={
+            "k": Range(int=(1, 6)),
+            "offset": Range(int=(0, 4)),
+            "tokens_per_step": Range(int=(65536, 1048576)),
+        }
+    )
+    (edge,) = edges_of({"k": 3, "offset": 0, "tokens_per_step": 1048576}, space, 9, "x")
+    assert edge.command == "x --range tokens_per_step=65536:2097152"
+
+
+@pytest.mark.parametrize(
+    "score, words",
+    [
+        (0.1, "though it isn't told from the untouched backbone"),
+        (-5.0, "though the untouched backbone is better"),
+        (5.0, "within one standard error of it. "),
+    ],
+)
+def test_what_speaks_against_a_choice_is_said(score, words):
+    """A score within its noise of 0, and one below it."""
+    assert words in choose([row(1, score, 0.2)]).reason
 
 
 def test_below_one_layer_is_the_untouched_backbone():

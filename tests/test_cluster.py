@@ -254,9 +254,12 @@ def lone(cluster, tmp_path_factory):
 
 def test_a_kill_in_mid_step_costs_nothing(lone, job, alone, tmp_path):
     """SIGKILL of the only worker between two reports: it goes on at the last one, and no bit differs."""
-    threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2)).start()
-    found = do(lone, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path)))
-    assert same_weights(found, alone)
+    killer = threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2))
+    killer.start()
+    found = list(reports(lone, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path))))
+    killer.join()
+    assert len(found) == REPORTS + 1  # who goes on says its last report again
+    assert same_weights(found[-1], alone)
 
 
 def kill_at(board, name, step):

@@ -71,7 +71,7 @@ def test_every_worker_gets_every_task_once():
         assert not early.done()
         assert await board.submit("a", ["a"]) == 0
         assert await early == 0 == await board.task(0, -1)
-        assert await board.begin(0, 0, True) == (0, ["a"])
+        assert await board.begin(0, 0) == (0, ["a"])
         await board.end(0)
         second = start(board.task(0, 0)), start(board.task(0, 0))
         await board.submit("b", ["b"])
@@ -99,19 +99,19 @@ def test_reports_come_in_order_and_then_the_end():
 
 
 def test_a_task_that_kills_its_workers_is_given_up():
-    """It is begun so many times, then it has failed, saying what was heard of it, and the next one begins."""
+    """It has failed then, saying what was heard first, and the next one begins."""
 
     async def scene(board, start):
         await board.submit("deadly", ["deadly"])
         await board.submit("harmless", ["harmless"])
+        await board.task(0, -1)
+        await board.fault(0, "a bad day")
         for _ in range(ATTEMPTS):
-            assert await board.task(0, -1) == await board.task(0, -1) == 0
-            await board.begin(0, 0, True)
-            await board.begin(0, 0, False)  # another worker of the same group
-        await board.fault(0, "out of memory")
-        assert await board.task(0, -1) == 1
+            assert (await board.begin(0, await board.task(0, -1)))[1] == ["deadly"]
+            await board.died(0, "the actor died")
         _, end = await board.reports(0, 0)
-        assert end == f"the workers died {ATTEMPTS} times at this task\nout of memory"
+        assert end == f"the workers died {ATTEMPTS} times at this task\na bad day"
+        assert (await board.begin(0, await board.task(0, -1)))[1] == ["harmless"]
 
     play(scene)
 
@@ -123,15 +123,43 @@ def test_a_task_that_gets_on_is_not_given_up():
         await board.submit("long", ["long"])
         for number in range(2 * ATTEMPTS):
             assert await board.task(0, -1) == 0
-            await board.begin(0, 0, True)
             await board.report(0, {"report": number + 1})
+            await board.died(0, "")
         for _ in range(ATTEMPTS - 1):
             assert await board.task(0, -1) == 0
-            await board.begin(0, 0, True)
             await board.report(0, {"report": 2 * ATTEMPTS})
-        start(board.task(0, -1))
-        await settle()
+            await board.died(0, "")
         assert (await board.reports(0, 99))[1] is not None
+
+    play(scene)
+
+
+def test_leaving_is_no_death():
+    """Workers that leave their nodes, however often, or become more, aren't held against the task."""
+
+    async def scene(board, start):
+        await board.submit("wandering", ["wandering"])
+        for _ in range(2 * ATTEMPTS):
+            assert await board.begin(0, await board.task(0, -1)) == (0, ["wandering"])
+            await board.give_back(0)
+        assert await board.reports(0, -1) == ([], None)
+
+    play(scene)
+
+
+def test_what_a_dead_crew_was_at_goes_to_one_that_has_workers():
+    """Else it would wait for workers that may never come."""
+
+    async def scene(board, start):
+        for name in "ab":
+            await board.submit(name, [name])
+        assert [await board.task(crew, -1) for crew in (0, 1)] == [0, 0]
+        await board.end(1)
+        idle = start(board.task(1, 0))
+        await settle()
+        assert not idle.done()
+        await board.died(0, "its node is gone")
+        assert await board.begin(1, await idle) == (0, ["a"])
 
     play(scene)
 
@@ -161,16 +189,16 @@ def test_crews_share_the_tasks_out():
             await board.submit(name, [name])
         places = [await board.task(crew, -1) for crew in (0, 1, 1, 0)]
         assert places == [0, 0, 0, 0]  # each crew's first; its second worker gets the same
-        assert [(await board.begin(crew, 0, True))[0] for crew in (0, 1)] == [0, 1]
+        assert [(await board.begin(crew, 0))[0] for crew in (0, 1)] == [0, 1]
         await board.end(1)
-        assert await board.task(1, 0) == 1 and (await board.begin(1, 1, True))[1] == ["c"]
+        assert await board.task(1, 0) == 1 and (await board.begin(1, 1))[1] == ["c"]
         late = start(board.task(1, 1))
         await settle()
         assert not late.done()
         assert await board.task(1, -1) == 1  # workers that were started anew go on with what was begun
         await board.give_back(0)
         await board.end(2)
-        assert await late == 2 and await board.begin(1, 2, True) == (0, ["a"])
+        assert await late == 2 and await board.begin(1, 2) == (0, ["a"])
 
     play(scene)
 
@@ -184,7 +212,7 @@ def test_a_task_handed_in_again_is_the_same_one():
         await board.report(0, {"report": 1})
         assert await board.submit("trial", ["again"]) == 0
         assert await board.reports(0, 0) == ([{"report": 1}], None)
-        assert await board.begin(0, 0, True) == (0, ["again"])  # what the lost one referred to is lost, too
+        assert await board.begin(0, 0) == (0, ["again"])  # what the lost one referred to is lost, too
         await board.end(0, "diverged")
         assert await board.submit("trial", ["third"]) == 0
         assert await board.reports(0, 0) == ([{"report": 1}], "diverged")

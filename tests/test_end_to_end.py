@@ -52,6 +52,7 @@ SIZES = {
     "validation-tokens": 256,
     "test-tokens": 256,
 }
+SESSIONS: set[int] = set()  # of the commands that were started
 TRIALS = {"tokens-per-trial": 1536, "trials": 3}
 
 
@@ -78,7 +79,7 @@ class Room:
 
     def start(self, command, stderr=subprocess.STDOUT):
         """A script as a process of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:]],
             cwd=self.folder,
             env=os.environ | self.env,
@@ -87,6 +88,8 @@ class Room:
             text=True,
             start_new_session=True,  # a process group of its own, as a terminal gives it
         )
+        SESSIONS.add(process.pid)
+        return process
 
     def run(self, command):
         """Run a script to its end; returns what it printed. Fails unless it exits with 0."""
@@ -134,14 +137,16 @@ def readings(folder):
 
 
 def ray_processes():
-    """Command lines of Ray's own processes on this machine."""
+    """Command lines of the processes of Ray's that a command of this file started, directly or not."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            session = int((path / "stat").read_text().rpartition(")")[2].split()[3])
         except OSError:
             continue
-        if line.startswith("ray::") or "/raylet " in line or "gcs_server" in line.partition(" ")[0]:
+        name = line.partition(" ")[0]
+        if session in SESSIONS and (name.startswith("ray::") or name.endswith(("/raylet", "/gcs_server"))):
             found.append(line)
     return found
 
@@ -264,7 +269,7 @@ def test_other_weights_pick_another_trial_of_the_front(room, searched):
     points = {row["trial"]: row for row in trials(folder)}
     assert set(best["choice"]["front"]) <= set(points) and best["choice"]["front"]
     assert {row["state"] for row in points.values()} == {"finished"}
-    kept = {path.parent.name for path in (folder / "ray" / "trials").glob("*/report-*")}
+    kept = {path.parent.name for path in (folder / "ray" / "trials").glob("*/step-*")}
     assert kept >= {*best["choice"]["front"], best["choice"]["trial"]}
     wanted = max(kept, key=lambda trial: float(points[trial]["general_delta"]))
     room.run(["pick.py", "results/front", "--general", "1"])
@@ -344,7 +349,7 @@ def test_two_trials_at_once_survive_the_loss_of_their_processes(room, searched):
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
     pairs, first = trials(room.results("pairs")), trials(room.results("first"))
-    assert [row["k"] for row in pairs] == ["2", "3", "1"]
+    assert [row["k"] for row in pairs] == ["3", "2", "1"]
     assert pairs[1]["state"] in ("stopped", "finished")
     for mine, theirs in ((pairs[0], first[0]), (pairs[2], first[2])):
         assert (mine["state"], mine["layers"], mine["tokens"]) == (

@@ -117,6 +117,7 @@ def test_growth_ends_where_a_layer_gains_nothing(job, alone):
 
 
 def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, monkeypatch):
+    """It is a row with its error, and the choice is made among those before it."""
     done = growth.reports
 
     def fails_at_two(board, task):

@@ -8,14 +8,14 @@ import pytest
 from common import random_ids, tiny_model, tiny_tokenizer
 
 from adept_ray.cli import parse
-from adept_ray.config import ActivationsRun, CompareRun, EvaluateRun, PickRun, RunSpec, SearchRun, TrainRun
+from adept_ray.config import ActivationsRun, CompareRun, EvaluateRun, PickRun, ProbeRun, SearchRun, TrainRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SPECS = {
     "tune_k.py": SearchRun,
     "pick.py": PickRun,
-    "probe.py": RunSpec,
+    "probe.py": ProbeRun,
     "train.py": TrainRun,
     "compare.py": CompareRun,
     "evaluate.py": EvaluateRun,

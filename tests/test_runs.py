@@ -102,6 +102,15 @@ def test_a_resumed_search_may_save_memory():
         as_begun(SearchRun(name="x", resume=True, trials=9), begun)
 
 
+def test_a_run_on_gpus_is_resumed_without_saying_so_again():
+    """The command that --resume prints names no precision and no budget: all that stays as it was."""
+    asked = SearchRun(name="x", gpus_per_worker=1, min_gain_per_layer=0.5, max_hours=2, cache="s3://b/c/")
+    begun = settled(asked).model_dump(mode="json")
+    resumed = as_begun(settled(SearchRun(name="x", resume=True)), begun)
+    assert (resumed.dtype, resumed.gpus_per_worker) == ("bfloat16", 1)
+    assert (resumed.min_gain_per_layer, resumed.max_hours, resumed.cache) == (0.5, 2, "s3://b/c")
+
+
 def test_a_resumed_search_may_have_other_workers():
     """A smaller cluster can end what a larger one began; without a flag it is as wide as before."""
     begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")

@@ -296,6 +296,20 @@ def test_a_report_that_the_study_has_heard_is_no_error(tmp_path):
     assert [(t.state, t.value) for t in restored._ot_study.get_trials()] == [(TrialState.COMPLETE, 1.0)]
 
 
+def test_the_first_trials_are_drawn_whatever_the_scores():
+    """TPE models the score from the fifth trial on, and not before."""
+    settings = {}
+    for sign in (1, -1):
+        algorithm, settings[sign] = proposals(), []
+        for number in range(STARTUP_TRIALS + 4):
+            setting = algorithm.suggest(f"t{number}")
+            settings[sign].append(setting)
+            result = {"score": sign * setting["base_lr"], "report": 1, "complete": True}
+            algorithm.on_trial_complete(f"t{number}", result)
+    assert settings[1][:STARTUP_TRIALS] == settings[-1][:STARTUP_TRIALS]
+    assert settings[1][STARTUP_TRIALS:] != settings[-1][STARTUP_TRIALS:]
+
+
 def test_trials_side_by_side_are_no_more_random_than_one_by_one():
     """However many run at once, so many begin at random; the next ones depend on what scores are known."""
     settings = {}

@@ -492,6 +492,9 @@ def train_sharded(rank, store, folder, job):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     shared = replace(job, fit=Fit(sharded=True))
+    fused = torch.device("cuda")  # only whether it is one is asked there
+    optimizer_of = train_module.optimizer_of
+    train_module.optimizer_of = lambda model, spec, device: optimizer_of(model, spec, fused)
     for name in SHARDED:
         own, seen = Path(folder) / name / "sharded", []
 
