@@ -54,6 +54,7 @@ OVER = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
 PLAIN = "error: "  # begins the end of a task that a person can do something about
+NO_ROOM = "no space left"
 SAID = "said.json"  # in a checkpoint between two reports: the metrics of the last one
 LIMIT = "limit.json"  # beside a search's other memory
 
@@ -72,6 +73,10 @@ class TaskRefused(TaskFailed, UserError):
 
 class Leaving(Exception):
     """This worker group has saved what it has and leaves its nodes."""
+
+
+class NoRoom(TaskRefused):
+    """A disk is full, for this task and for every other one."""
 
 
 @dataclass(frozen=True)
@@ -410,7 +415,8 @@ def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
         yield from new
         seen += len(new)
         if end and end.startswith(PLAIN):
-            raise TaskRefused(end.removeprefix(PLAIN))
+            sentence = end.removeprefix(PLAIN)
+            raise (NoRoom if sentence.startswith(NO_ROOM) else TaskRefused)(sentence)
         if end:
             raise (CrewGone if ray.get(board.closed.remote()) else TaskFailed)(end)
         if end is not None:
@@ -508,7 +514,7 @@ def reason(problem: Exception, task: Task | None) -> str:
         return f"{PLAIN}{problem}"
     if task and is_full(problem):
         return (
-            f"{PLAIN}no space left for a checkpoint of {task.name} under {task.storage} (it is made in "
+            f"{PLAIN}{NO_ROOM} for a checkpoint of {task.name} under {task.storage} (it is made in "
             f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
         )
     return "".join(traceback.format_exception(problem))

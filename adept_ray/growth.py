@@ -15,7 +15,7 @@ from typing import Any
 
 from adept_ray.choice import TOLD_APART
 from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, UserError, overlay
-from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, reports
+from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
@@ -95,7 +95,7 @@ def grow(
             title = titled(stage.name, stage.setting)
             task = Task(stage.name, "train", stage.job, blocks, storage, title=title, extra=start)
             *_, metrics = reports(board, task)
-        except (CrewGone, TaskRefused):
+        except (CrewGone, NoRoom):
             raise
         except TaskFailed as problem:
             error = str(problem).strip().splitlines()[-1]

@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
 from adept_ray.config import ScoreWeights, SearchRun, SearchSpace, UserError, overlay
-from adept_ray.crew import Task, TaskFailed, TaskRefused, board_name, out_of_memory, reports
+from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
@@ -167,7 +167,7 @@ def trial(
     try:
         for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True, title=title)):
             tune.report(metrics)
-    except TaskRefused as problem:  # what a person has to mend would stop the others, too
+    except NoRoom as problem:
         ray.get(board.close.remote(str(problem)))
         raise
     except TaskFailed as problem:

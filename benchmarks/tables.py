@@ -21,6 +21,7 @@ COLUMNS = {
     "against_adept": "score − adept",
     "general_delta": "general Δ %",
     "domain_delta": "domain Δ %",
+    "general_accuracy": "general tasks, % right",
     "base_lr": "rate",
     "trained_parameters": "trained, M",
     "training_seconds": "seconds",
@@ -33,6 +34,8 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     value, half = row[name], row.get(f"{name}_ci")
     if value is None or value == "":
         return "–"
+    if name == "general_accuracy":
+        return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
     if name == "trained_parameters":
         return f"{value / 1e6:.1f}"
     if name == "training_seconds":
@@ -49,8 +52,9 @@ def cell(row: Mapping[str, Any], name: str) -> str:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows, best score first."""
     ranked = sorted(rows, key=lambda row: -row["score"])
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-    lines += [[cell(row, name) for name in COLUMNS] for row in ranked]
+    shown = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    lines = [[COLUMNS[name] for name in shown], ["---"] * len(shown)]
+    lines += [[cell(row, name) for name in shown] for row in ranked]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
