@@ -330,7 +330,7 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print) -> Iter
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(Board)
     board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage)
     leading = board.lead.remote(board, run, storage)
