@@ -4,9 +4,9 @@ python benchmarks/own_text.py own.jsonl         # SmolLM2-135M, 192 conversation
 
 Given no more than how its chat template opens a user's turn, an aligned model writes instructions such as it
 was tuned on, and then answers them (Magpie, arXiv 2406.08464). Drawn at temperature 1, nothing cut off, so
-no model can be expected to have a lower loss on a conversation than the one that wrote it (Gibbs' inequality):
-what a training adds to the loss there is forgotten. Only what packing does, which cuts conversations and puts
-them behind each other, can still be learned.
+no model can be expected to have a lower loss on a conversation than its writer (Gibbs' inequality): what a
+training adds to the loss there is forgotten. Only what packing does, which cuts conversations and puts them
+behind each other, can still be learned.
 """
 
 from __future__ import annotations
