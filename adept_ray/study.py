@@ -120,11 +120,18 @@ class Proposals(OptunaSearch):
         super().restore(checkpoint_path)
         study: Any = self._ot_study
         known = {trial.number for trial in self._ot_trials.values()}
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            if trial.user_attrs.get("search") == self._owner and trial.number not in known:
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                if asked := trial.system_attrs.get("fixed_params"):
-                    study.enqueue_trial(asked)
+        states = optuna.trial.TrialState
+        lost = [
+            trial
+            for trial in study.get_trials(states=(states.RUNNING,))
+            if trial.user_attrs.get("search") == self._owner and trial.number not in known
+        ]
+        # Those that still wait are asked for anew, too: else they would come before the lost ones.
+        waiting = study.get_trials(states=(states.WAITING,)) if lost else []
+        for trial in (*lost, *waiting):
+            study._storage.set_trial_state_values(trial._trial_id, states.FAIL)
+            if asked := trial.system_attrs.get("fixed_params"):
+                study.enqueue_trial(asked)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:

@@ -269,7 +269,9 @@ def test_searches_that_share_a_study_learn_from_each_other(tmp_path):
 
 def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path):
     """After a kill it goes on as if lost proposals had not been made; those asked for first aren't lost."""
-    first = [{"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0)]
+    first = [
+        {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
+    ]
     straight = run(proposals(first=first), range(8))
     for saved in (1, 5):
         storage = opened(f"{tmp_path}/{saved}.log")
