@@ -117,13 +117,7 @@ def train(
     model = tuning.model
     parameters = list(tuning.parameters.values())
     optimizer = optimizer_of(model, spec, device)
-    if resume:
-        state = TrainState.load(resume, model, optimizer)
-    else:
-        state = TrainState(job.layers, tuning.added, importance=tuning.importance)
-        if grown_from:
-            state.grow_from(grown_from, model)
-        record_rates(state, tuning, spec)
+    state = TrainState.load(resume, model, optimizer) if resume else fresh_state(job, tuning, grown_from)
     scales = tuning.scales(state.importance, spec)
     text, order = training_text(job, blocks)
     began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
@@ -135,16 +129,10 @@ def train(
             hand_over(Path(folder) if rank() == 0 else None)
 
     def stopped_after_report() -> bool:
-        with tuning.as_exported():
-            after = measured(model, job, blocks)
-        metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
-        metrics |= {**trained(state, job), "loss": state.loss}
-        metrics["curve"] = state.told(metrics)
+        metrics = reading(job, tuning, state, blocks)
         metrics["training_seconds"] = round(training_seconds, 2)
         tokens = (state.step - began_at) * job.blocks_per_step * job.seq_len
         metrics["tokens_per_second"] = round(tokens / training_seconds, 1) if training_seconds else None
-        metrics["scales"] = mean_scales(scales) if tuning.rated else {}
-        metrics["trained_parameters"] = sum(p.numel() for p in parameters)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         checkpointed(lambda folder: report(metrics, folder))
         return state.step < job.steps and should_stop(state.reports)
@@ -201,6 +189,28 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
     if job.fit.recompute:
         tuning.recompute()
     return tuning
+
+
+def fresh_state(job: TrainJob, tuning: Tuning, grown_from: Path | None) -> TrainState:
+    """The state before the first step, with the copies of the training that it is grown from, if of any."""
+    state = TrainState(job.layers, tuning.added, importance=tuning.importance)
+    if grown_from:
+        state.grow_from(grown_from, tuning.model)
+    record_rates(state, tuning, job.training)
+    return state
+
+
+def reading(job: TrainJob, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]) -> dict[str, Any]:
+    """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
+    with tuning.as_exported():
+        after = measured(tuning.model, job, blocks)
+    metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
+    metrics |= {**trained(state, job), "loss": state.loss}
+    metrics["curve"] = state.told(metrics)
+    scales = tuning.scales(state.importance, job.training)
+    metrics["scales"] = mean_scales(scales) if tuning.rated else {}
+    metrics["trained_parameters"] = sum(p.numel() for p in tuning.parameters.values())
+    return metrics
 
 
 def optimizer_of(model: nn.Module, spec: TrainingSpec, device: torch.device) -> torch.optim.Optimizer | None:
