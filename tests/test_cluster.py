@@ -31,7 +31,8 @@ EVERY = STEPS // REPORTS  # steps between two reports
 # What Ray's processes of the test read: a notice is looked for often, and what can't start isn't waited for.
 HASTE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 STORE = 100 * 2**20  # bytes of a node's object store
-HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}  # a lost node is noticed
+HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": SOON}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
