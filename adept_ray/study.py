@@ -119,19 +119,27 @@ class Proposals(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
         study: Any = self._ot_study
+        states, repeated = optuna.trial.TrialState, f"repeated by {self._owner}"
         known = {trial.number for trial in self._ot_trials.values()}
-        states = optuna.trial.TrialState
+        known.update(study.user_attrs.get(repeated, ()))
         lost = [
             trial
-            for trial in study.get_trials(states=(states.RUNNING,))
+            for trial in study.get_trials()
             if trial.user_attrs.get("search") == self._owner and trial.number not in known
         ]
+        lost = [trial for trial in lost if trial.state != states.FAIL]
         # Those that still wait are asked for anew, too: else they would come before the lost ones.
         waiting = study.get_trials(states=(states.WAITING,)) if lost else []
         for trial in (*lost, *waiting):
-            study._storage.set_trial_state_values(trial._trial_id, states.FAIL)
-            if asked := trial.system_attrs.get("fixed_params"):
+            asked = trial.system_attrs.get("fixed_params")
+            if trial.state.is_finished():  # nobody waits for its result any more: it is run again
+                asked = trial.params
+            else:
+                study._storage.set_trial_state_values(trial._trial_id, states.FAIL)
+            if asked:
                 study.enqueue_trial(asked)
+        if lost:
+            study.set_user_attr(repeated, sorted(known | {trial.number for trial in lost}))
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:

@@ -284,6 +284,24 @@ def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path):
         assert run(goes_on, range(saved, 8)) == straight[saved:]
 
 
+def test_what_ended_without_tune_hearing_is_run_again_once(tmp_path):
+    """A trial that the study knows the end of, and Tune not even the beginning, comes before those that wait."""
+    first = [
+        {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
+    ]
+    lost = proposals(first=first, owner="me", storage=opened(f"{tmp_path}/study.log"))
+    straight = run(lost, range(1))
+    lost.save(str(tmp_path / "state"))
+    assert run(lost, [1]) == [first[1]]
+    lost.suggest("begun and lost")
+    for _ in range(2):  # resumed twice: nothing is repeated twice
+        goes_on = proposals(owner="me", storage=opened(f"{tmp_path}/study.log"))
+        goes_on.restore(str(tmp_path / "state"))
+        straight += run(goes_on, [len(straight)])
+        goes_on.save(str(tmp_path / "state"))
+    assert straight == first
+
+
 def test_a_report_that_the_study_has_heard_is_no_error(tmp_path):
     """A trial that ended shortly before a kill runs again for Tune; the study keeps what it knows."""
     algorithm = proposals(storage=opened(f"{tmp_path}/study.log"))
