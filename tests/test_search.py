@@ -285,7 +285,7 @@ def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path):
 
 
 def test_what_ended_without_tune_hearing_is_run_again_once(tmp_path):
-    """A trial that the study knows the end of and Tune not even the beginning comes before those that wait."""
+    """A trial that the study knows the end of and Tune not even the beginning goes before those that wait."""
     first = [
         {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
     ]
