@@ -23,18 +23,17 @@ torch.set_num_threads(1)
 settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
-COMMANDS = "test_end_to_end"  # starts Ray in processes of its own
-RAY = {"test_cluster", "test_corpus", "test_crew", "test_monitoring"}  # start it in this one
+RAY = {"test_cluster", "test_corpus", "test_crew", "test_end_to_end", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first, and most of its time waits: each process has some of it."""
-    items.sort(key=lambda item: item.path.stem not in {COMMANDS, *RAY})
+    """What takes longest first: else the other process has nothing left to do beside it."""
+    items.sort(key=lambda item: item.path.stem not in RAY)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """What starts Ray here stays in one process, one test after the other; else a file does.
+    """What starts Ray stays in one process, one test after the other; else a file does.
 
     xdist's own groups name no test by its mark since pytest 9.2, where a node's id can't be changed any more.
     """
