@@ -78,7 +78,8 @@ def main() -> None:
         more = ("--trials", str(len(args.depths)), *args.tune_k)
         trials, chosen = searched(folder, "trials", args.tokens, *more)
         grown, grown_to = searched(folder, "grow", args.grow_tokens or args.tokens, *args.tune_k)
-    print(pandas.concat([curve(trials, "trials"), curve(grown, "grow")], axis=1).to_string())
+    both = pandas.concat([curve(trials, "trials"), curve(grown, "grow")], axis=1)
+    print(both.sort_index().to_string(na_rep=""))
     print(f"tokens in all: trials {sum(int(row['tokens']) for row in trials)}, grow {grown[-1]['tokens']}")
     print(f"chosen: trials k = {chosen}, grow k = {grown_to}")
 
