@@ -123,10 +123,8 @@ def train(
     began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
 
     def checkpointed(hand_over: Callable[[Path | None], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            # Nothing is trained after the end, so the optimizer is left out there.
-            state.save(Path(folder), model, optimizer if state.step < job.steps else None)
-            hand_over(Path(folder) if rank() == 0 else None)
+        # Nothing is trained after the end, so the optimizer is left out there.
+        save_and(hand_over, state, model, optimizer if state.step < job.steps else None)
 
     def stopped_after_report() -> bool:
         metrics = reading(job, tuning, state, blocks)
@@ -151,9 +149,8 @@ def train(
             scales = tuning.scales(state.importance, spec)
 
         if optimizer is not None:
-            set_rates(
-                optimizer, spec.base_lr, schedule(state.step, job.steps, spec.warmup, spec.final_lr), scales
-            )
+            factor = schedule(state.step, job.steps, spec.warmup, spec.final_lr)
+            set_rates(optimizer, spec.base_lr, factor, scales)
             ids = order.batch(job.steps_before + state.step, job.blocks_per_step)
             state.loss = gradients(model, parameters, text, ids, job.micro_batch, device)
             clip_gradients(parameters, spec.clip, state.loss, f"step {state.step + 1} of {job.steps}")
@@ -189,6 +186,18 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
     if job.fit.recompute:
         tuning.recompute()
     return tuning
+
+
+def save_and(
+    hand_over: Callable[[Path | None], None],
+    state: TrainState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Save to a folder that `hand_over` is given on rank 0, None elsewhere, and that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder), model, optimizer)
+        hand_over(Path(folder) if rank() == 0 else None)
 
 
 def fresh_state(job: TrainJob, tuning: Tuning, grown_from: Path | None) -> TrainState:
