@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adept_ray.config import Range, ScoreWeights, SearchSpace, TrainingSpec, UserError, validated
+from adept_ray.config import ScoreWeights, TrainingSpec, UserError, validated
+from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general, difference_error
 
 Row = Mapping[str, Any]

@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from adept_ray.backbones import PRESETS
-from adept_ray.config import Interrupted, Spec, UserError, load_search_space, validated
+from adept_ray.config import Interrupted, Spec, UserError, validated
+from adept_ray.grammar import load_search_space
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 

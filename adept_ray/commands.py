@@ -17,12 +17,10 @@ from adept_ray.config import (
     RunSpec,
     ScoreWeights,
     SearchRun,
-    SearchSpace,
     TrainingSpec,
     TrainRun,
     UserError,
     fingerprint,
-    load_search_space,
     overlay,
     validated,
 )
@@ -30,6 +28,7 @@ from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import flags
 from adept_ray.figures import draw_importance
+from adept_ray.grammar import SearchSpace, load_search_space
 from adept_ray.growth import grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from adept_ray.backbones import PRESETS
-from adept_ray.config import SIZES, SearchRun, Spec, UserError, load_yaml, overlay, validated
+from adept_ray.config import SearchRun, Spec, UserError, load_yaml, overlay, validated
 from adept_ray.expansion import RECORD
+from adept_ray.grammar import SIZES
 from adept_ray.plan import Inference, inference
 
 NAMED = 8  # layers that a sentence lists before it counts the rest

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adept_ray.choice import TOLD_APART
-from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, UserError, overlay
+from adept_ray.config import ScoreWeights, SearchRun, UserError, overlay
 from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
+from adept_ray.grammar import Range, SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error

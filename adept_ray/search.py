@@ -15,8 +15,9 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import ScoreWeights, SearchRun, SearchSpace, UserError, overlay
+from adept_ray.config import ScoreWeights, SearchRun, UserError, overlay
 from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
+from adept_ray.grammar import SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error

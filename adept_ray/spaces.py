@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from adept_ray.config import SearchSpace, TrainingSpec, UserError, nearest, overlay
+from adept_ray.config import TrainingSpec, UserError, nearest, overlay
 from adept_ray.expansion import check_depth
+from adept_ray.grammar import SearchSpace
 from adept_ray.placement import check_placement, ranks_needed
 
 # The paper's setting, as far as a search varies it; its rate depends on the model.

@@ -17,7 +17,8 @@ from optuna.storages.journal import JournalFileBackend
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from adept_ray.config import Range, ScoreWeights, SearchSpace, UserError
+from adept_ray.config import ScoreWeights, UserError
+from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score

@@ -19,7 +19,8 @@ from adept_ray.choice import (
     rescored,
     said,
 )
-from adept_ray.config import Range, ScoreWeights, SearchSpace, UserError
+from adept_ray.config import ScoreWeights, UserError
+from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import change, combined, spread
 from adept_ray.spaces import with_ranges
 

@@ -14,7 +14,8 @@ from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
 from adept_ray.commands import flags
-from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun, load_search_space
+from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun
+from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}

@@ -11,15 +11,14 @@ from pydantic import ValidationError
 from adept_ray.config import (
     RunSpec,
     SearchRun,
-    SearchSpace,
     TrainingSpec,
     UserError,
     fingerprint,
-    load_search_space,
     load_yaml,
     overlay,
     validated,
 )
+from adept_ray.grammar import SearchSpace, load_search_space
 from adept_ray.spaces import check_space, paper_first
 
 SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))

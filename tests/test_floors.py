@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Each module may import only those before it.
 FLOORS = (
-    "config ranks loss anatomy sharding importance race expansion reception placement rates lora "
+    "config grammar ranks loss anatomy sharding importance race expansion reception placement rates lora "
     "tuning plan activations",
     "storage assets backbones corpus benchmarks scoring checkpoint",
     "probe train",

@@ -11,9 +11,10 @@ from common import save_tiny_backbone
 
 from adept_ray import growth
 from adept_ray.choice import choose
-from adept_ray.config import ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError
+from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.corpus import Blocks
 from adept_ray.crew import TaskFailed
+from adept_ray.grammar import SearchSpace
 from adept_ray.growth import grow, stages
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob, probe

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from adept_ray import search, study
-from adept_ray.config import Range, ScoreWeights, SearchRun, SearchSpace, TrainingSpec, UserError, overlay
+from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
 from adept_ray.crew import TaskFailed, out_of_memory
+from adept_ray.grammar import Range, SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
 from adept_ray.search import Rows, Verdicts, final_row

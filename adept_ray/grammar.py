@@ -1,0 +1,291 @@
+"""The grammar of ``search_spaces/*.yaml``: ranges, conditions, first trials; mistakes with their line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from adept_ray.config import (
+    ScoreWeights,
+    SearchRun,
+    Spec,
+    TrainingSpec,
+    UserError,
+    line_of,
+    load_yaml,
+    nearest,
+    overlay,
+    validated,
+)
+
+Number = int | float
+
+
+def as_several(value: Any) -> Any:
+    """One value as a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class Misplaced(ValueError):
+    """A mistake that is found when a whole specification is looked at; `at` is the path of keys to it."""
+
+    def __init__(self, message: str, *at: Any) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+class Range(Spec):
+    """One searched parameter: exactly one of ``int``, ``float``, ``log``, ``choice``, ``fixed``.
+
+    ``int``, ``float`` and ``log`` (a float on a logarithmic scale) take ``[low, high]``, both ends
+    included; ``choice`` takes a list of values, ``fixed`` one value. ``when`` names the parameters, and the
+    values of them, without which this one isn't there.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    int_: tuple[Any, ...] | None = Field(None, alias="int")
+    float_: tuple[Any, ...] | None = Field(None, alias="float")
+    log: tuple[Any, ...] | None = None
+    choice: tuple[Any, ...] | None = None
+    fixed: Any = None
+    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(as_several)]] = Field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Which of the five forms this range has."""
+        return self._given()[0].rstrip("_")
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """``(low, high)``, the choices, or the one fixed value."""
+        value = getattr(self, self._given()[0])
+        return (value,) if self.kind == "fixed" else tuple(value)
+
+    def __contains__(self, value: Any) -> bool:
+        if self.kind in ("choice", "fixed"):
+            return value in self.values
+        return self.values[0] <= value <= self.values[1]
+
+    def clipped(self, value: Any) -> Any:
+        """`value`, or what lies nearest to it; of choices that are no numbers the first."""
+        if value in self:
+            return value
+        if self.kind in ("choice", "fixed"):
+            numbers = all(isinstance(each, Number) for each in (*self.values, value))
+            return min(self.values, key=lambda each: abs(each - value)) if numbers else self.values[0]
+        return min(max(value, self.values[0]), self.values[1])
+
+    @property
+    def middle(self) -> Any:
+        """The middle on its own scale; of choices the middle one."""
+        if self.kind in ("choice", "fixed"):
+            return self.values[(len(self.values) - 1) // 2]
+        low, high = self.values
+        if self.kind == "log":
+            return self.clipped(float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}"))
+        return (low + high) // 2 if self.kind == "int" else (low + high) / 2
+
+    def _given(self) -> list[str]:
+        return [name for name in FORMS if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if len(self._given()) != 1:
+            raise ValueError("needs exactly one of int, float, log, choice, fixed")
+        values = self.values
+        if not values or any(v is None for v in values):
+            raise ValueError(f"'{self.kind}' has no values")
+        for value in values:
+            if isinstance(value, str) and _reads_as_number(value):
+                # YAML takes 1e-5 for a string: it wants a decimal point and a signed exponent.
+                fix = format(Decimal(value), "f")
+                raise ValueError(f"'{value}' is a string; write {fix} without quotes")
+            if isinstance(value, bool):
+                raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
+        if self.kind in ("int", "float", "log"):
+            self._check_ends(values)
+        return self
+
+    def _check_ends(self, values: tuple[Any, ...]) -> None:
+        if len(values) != 2:
+            raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
+        wanted = int if self.kind == "int" else (int, float)
+        for value in values:
+            if not isinstance(value, wanted):
+                raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
+        if values[0] > values[1]:
+            raise ValueError(f"the range [{values[0]}, {values[1]}] is empty: low must not exceed high")
+        if self.kind == "log" and values[0] <= 0:
+            raise ValueError("a log range must start above 0")
+
+
+FORMS = ("int_", "float_", "log", "choice", "fixed")
+# Set by the run, or by a compared method.
+UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank", "layers")
+SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
+# What a search space may say about a run: how much, never on what and where.
+SIZES = (
+    "trials",
+    "tokens_per_trial",
+    "seq_len",
+    "probe_tokens",
+    "remeasure_tokens",
+    "validation_tokens",
+    "test_tokens",
+)
+
+
+class SearchSpace(Spec):
+    """A file of ``search_spaces/``: ranges, score weights and the trials to run first."""
+
+    parameters: dict[str, Range]
+    """Range of each searched field of :class:`TrainingSpec`."""
+    score: ScoreWeights = ScoreWeights()
+    """Weights of the two sides."""
+    general: Literal["gain", "retain"] = "gain"
+    """Whether a gain on the general side is paid for, or only a loss counts."""
+    first: tuple[dict[str, Any], ...] = ()
+    """Settings tried before the sampler proposes its own."""
+    judge_after: int = Field(3, ge=1)
+    """A trial can be stopped early only once this many others have come as far."""
+    run: dict[str, int] = Field(default_factory=dict)
+    """Defaults of the flags in :data:`SIZES` for a run that searches this space."""
+
+    @property
+    def weights(self) -> ScoreWeights:
+        """The weights with what counts on the general side."""
+        return overlay(self.score, {"retain": self.general == "retain"})
+
+    def active(self, setting: Mapping[str, Any]) -> list[str]:
+        """The parameters that are there, given the values of those that others depend on."""
+        found: list[str] = []
+        for name, searched in self.parameters.items():
+            if all(on in found and setting.get(on) in values for on, values in searched.when.items()):
+                found.append(name)
+        return found
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSpace:
+        if "k" not in self.parameters:
+            raise Misplaced("parameter 'k' is missing: give its range, such as {int: [1, 8]}", "parameters")
+        if self.score.general + self.score.domain <= 0:
+            raise Misplaced("score: one of the weights 'general' and 'domain' must be above 0", "score")
+        if self.score.retain:
+            raise Misplaced("score.retain: write 'general: retain' beside 'score'", "score", "retain")
+        for name, searched in self.parameters.items():
+            self._check_parameter(name, searched)
+            self._check_condition(name, searched)
+        for number, setting in enumerate(self.first):
+            self._check_first(number, setting)
+        for name in self.run:
+            if name not in SIZES:
+                raise Misplaced(f"run: unknown key '{name}': {nearest(name, SIZES)}", "run", name)
+            try:
+                validated(SearchRun, {name: self.run[name]}, where="run", error=ValueError)
+            except ValueError as problem:
+                raise Misplaced(str(problem), "run", name) from None
+        return self
+
+    def _check_parameter(self, name: str, searched: Range) -> None:
+        at = ("parameters", name)
+        if name not in SEARCHABLE:
+            raise Misplaced(f"unknown parameter '{name}': {nearest(name, SEARCHABLE)}", *at)
+        whole = TrainingSpec.model_fields[name].annotation is int
+        if whole and searched.kind in ("float", "log"):
+            raise Misplaced(
+                f"parameter '{name}' is a whole number: give int or choice, not {searched.kind}", *at
+            )
+        for value in searched.values:
+            self._check_value(name, value, *at)
+
+    def _check_value(self, name: str, value: Any, *at: Any) -> None:
+        try:
+            validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
+        except ValueError as problem:
+            raise Misplaced(str(problem), *at) from None
+
+    def _check_condition(self, name: str, searched: Range) -> None:
+        at = ("parameters", name, "when")
+        if name == "k" and searched.when:
+            raise Misplaced("parameter 'k' takes no 'when': every trial has a k", *at)
+        before = list(self.parameters)[: list(self.parameters).index(name)]
+        for on, values in searched.when.items():
+            if on not in before:
+                known = nearest(on, before) if before else "there is none"
+                raise Misplaced(
+                    f"parameter '{name}': 'when' names '{on}', which isn't listed before it: {known}", *at, on
+                )
+            for value in values:
+                if value not in self.parameters[on]:
+                    raise Misplaced(
+                        f"parameter '{name}': 'when' asks for a {on} of {value!r}, which lies "
+                        "outside its range",
+                        *at,
+                        on,
+                    )
+
+    def _check_first(self, number: int, setting: Mapping[str, Any]) -> None:
+        at = ("first", number)
+        wanted = self.active(setting)
+        if set(setting) != set(wanted):
+            raise Misplaced(f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at)
+        for name in wanted:
+            self._check_value(name, setting[name], *at, name)
+            if setting[name] not in self.parameters[name]:
+                raise Misplaced(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def load_search_space(path: Path) -> SearchSpace:
+    """Read and check a search-space file. Raises :class:`UserError` that names the mistake and its line."""
+    values = load_yaml(path)
+    document = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    check_repeated(document, path)
+    return validated(SearchSpace, values, where=lambda at: f"{path}{line_of(mark_at(document, at))}")
+
+
+def check_repeated(node: Any, path: Path) -> None:
+    """Refuse a key that a mapping has twice: YAML would take the last one. Raises :class:`UserError`."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UserError(f"{path}{line_of(key.start_mark)}: the key '{key.value}' is there twice")
+            seen.add(key.value)
+            check_repeated(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            check_repeated(value, path)
+
+
+def mark_at(node: Any, at: Iterable[Any]) -> Any:
+    """Where in a YAML document the path of keys `at` leads, as far as it goes."""
+    mark = node.start_mark
+    for part in at:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            mark, node = found[-1][0].start_mark, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            mark = node.start_mark
+        else:
+            break
+    return mark
