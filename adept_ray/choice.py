@@ -30,11 +30,11 @@ class Depth:
     """The best finished one."""
     score: float
     standard_error: float | None
-    """Of `score`, paired with the untouched backbone over validation blocks; None with a single block."""
+    """Of `score`, paired with the untouched backbone over validation documents; None with a single one."""
     gain: float | None
     """`score` minus that of the next smaller k with a finished trial; None for the untouched backbone."""
     gain_error: float | None
-    """Standard error of `gain`, paired block by block."""
+    """Standard error of `gain`, paired document by document."""
     differs: bool | None
     """Whether `gain` stands out of its noise; None where that isn't known."""
 
@@ -82,8 +82,8 @@ def choose(
 
     An added layer costs inference time for ever, so a larger k must earn it. Only finished trials count,
     since others saw fewer tokens. The error is that of the difference between the two trials, paired over
-    validation blocks: both saw the same text, so what makes a block hard for one does so for the other, and
-    the difference is far less noisy than either score. A k that a smaller one equals or beats is never taken.
+    validation documents: both saw the same text, so what is hard for one is hard for the other, and the
+    difference is far less noisy than either score. A k that a smaller one equals or beats is never taken.
 
     With `min_gain_per_layer` every added layer has to earn so many points: they are taken off each score.
     Raises :class:`UserError` without a finished trial.
@@ -221,7 +221,7 @@ def moved(change: float, depth: Depth) -> str:
 
 
 def known(error: float) -> float:
-    """A standard error, or 0 where a single block gives none."""
+    """A standard error, or 0 where a single document gives none."""
     return error if math.isfinite(error) else 0.0
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from adept_ray.assets import CorpusFiles
 
-FORMAT = 1  # raise when the same inputs would give other blocks
+FORMAT = 2  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
@@ -56,25 +56,45 @@ EPSILON = 1e-9  # so that ten tenths are one
 
 @dataclass(frozen=True)
 class Blocks:
-    """Packed blocks of one split."""
+    """Packed blocks of one split, one after the other as they were cut."""
 
     tokens: np.ndarray
     """int32 [N, T]: token ids."""
     bytes: np.ndarray
-    """int64 [N]: UTF-8 bytes of the text that a block's predicted tokens (all but the first) stand for."""
+    """int32 [N, T − 1]: UTF-8 bytes of the text that each predicted token (all but a block's first) stands
+    for; an EOS for none."""
+    eos: int
+    """Id of the token that ends a document."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def documents(self) -> np.ndarray:
+        """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included.
+
+        What a bucket's end cuts off counts with the first document of the next bucket.
+        """
+        ends = (self.tokens == self.eos).ravel()
+        begun: np.ndarray = (np.cumsum(ends) - ends).reshape(self.tokens.shape)[:, 1:]
+        # without those of which there is nothing but a block's first token
+        return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
+        return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)
+
     def piece(self, number: int, of: int) -> Blocks:
         """One of so many equal pieces without a block in common (0-based); what is left over is in none."""
         size = len(self) // of
-        return Blocks(self.tokens[number * size :][:size], self.bytes[number * size :][:size])
+        here = slice(number * size, (number + 1) * size)
+        return Blocks(self.tokens[here], self.bytes[here], self.eos)
 
     def first(self, tokens: int) -> Blocks:
         """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
         count = -(-tokens // self.tokens.shape[1])
-        return Blocks(self.tokens[:count], self.bytes[:count])
+        return Blocks(self.tokens[:count], self.bytes[:count], self.eos)
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,8 @@ class BlockSet:
     """Split → number of blocks, documents and bytes."""
     shares: Mapping[str, float]
     """Split → its share of the documents."""
+    eos: int
+    """Id of the token that ends a document."""
 
     def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
         """Read a split in its fixed order.
@@ -104,8 +126,8 @@ class BlockSet:
         import pyarrow.parquet as pq
 
         table = pq.read_table(self.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
-        flat = table["tokens"].combine_chunks().flatten().to_numpy()
-        return Blocks(flat.reshape(-1, seq_len).astype(np.int32), table["bytes"].to_numpy().astype(np.int64))
+        tokens, sizes = (table[name].combine_chunks().flatten().to_numpy() for name in ("tokens", "bytes"))
+        return Blocks(tokens.reshape(-1, seq_len), sizes.reshape(-1, seq_len - 1), self.eos)
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,8 @@ def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
 
 def joined(first: Blocks, second: Blocks) -> Blocks:
     """The blocks of both, those of `second` behind."""
-    return Blocks(np.concatenate([first.tokens, second.tokens]), np.concatenate([first.bytes, second.bytes]))
+    tokens = np.concatenate([first.tokens, second.tokens])
+    return Blocks(tokens, np.concatenate([first.bytes, second.bytes]), first.eos)
 
 
 def micro_batches(
@@ -218,7 +241,7 @@ def build_blocks(
         if place:
             publish_folder(folder, place, MANIFEST)
         manifest = _manifest(str(folder), say)
-    return BlockSet(folder, name, manifest["splits"], dict(splits))
+    return BlockSet(folder, name, manifest["splits"], dict(splits), tokenizer[1])
 
 
 def _manifest(place: str, say: Callable[[str], None]) -> Any:
@@ -298,11 +321,11 @@ def _settle(folder: Path, split: str) -> dict[str, int]:
         os.replace(folder / f"split={split}", target)
     else:
         target.mkdir()
-        schema = pa.schema([("bytes", pa.int64()), ("documents", pa.int64())])
+        schema = pa.schema([("bytes", pa.list_(pa.int32())), ("documents", pa.int64())])
         pq.write_table(schema.empty_table(), target / "empty.parquet")
     table = pq.read_table(target, columns=["bytes", "documents"])
-    total = {name: int(pc.sum(table[name]).as_py() or 0) for name in ("documents", "bytes")}
-    return {"blocks": table.num_rows, **total}
+    each = {"documents": table["documents"], "bytes": pc.list_flatten(table["bytes"])}
+    return {"blocks": table.num_rows, **{name: pc.sum(all).as_py() or 0 for name, all in each.items()}}
 
 
 def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
@@ -416,11 +439,13 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
     def cut(pieces: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([*pieces, np.array([], np.int32)])[: count * seq_len].reshape(count, seq_len)
 
-    flat = pa.array(cut(tokens).astype(np.int32).ravel())
+    def rows(table: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(table.astype(np.int32).ravel(), table.shape[1])
+
     columns = {
         "row": np.arange(count),
-        "tokens": pa.FixedSizeListArray.from_arrays(flat, seq_len),
-        "bytes": cut(sizes)[:, 1:].sum(axis=1).astype(np.int64),
+        "tokens": rows(cut(tokens)),
+        "bytes": rows(cut(sizes)[:, 1:]),
         "documents": cut(starts).sum(axis=1).astype(np.int64),
     }
     return pa.table(columns)

@@ -53,7 +53,7 @@ class Depth(Record):
     score: float | None = None
     standard_error: float | None = None
     gain: float | None = None
-    """Over the next smaller k, paired block by block."""
+    """Over the next smaller k, paired document by document."""
     gain_error: float | None = None
     differs: bool | None = None
     """Whether that gain stands out of its noise."""

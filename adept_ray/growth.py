@@ -84,8 +84,8 @@ def grow(
 ) -> list[Row]:
     """Grow through the stages of a `plan`; returns a row a depth, as a search does a trial.
 
-    It stops at the first depth whose gain over the one before is within its noise (at 95 %, paired block by
-    block), and at one that fails. A depth that was trained before an interruption is only scored again.
+    It stops at the first depth whose gain over the one before is within its noise (at 95 %, paired by
+    document), and at one that fails. A depth that was trained before an interruption is only scored again.
     `note` is given each row when its depth begins and when it ends.
     """
     rows: list[Row] = []

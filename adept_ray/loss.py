@@ -1,4 +1,4 @@
-"""The one loss of the project: next-token cross-entropy in nats, per sequence, padding left out."""
+"""The one loss of the project: next-token cross-entropy in nats, padding left out."""
 
 from __future__ import annotations
 
@@ -60,10 +60,20 @@ def computing(model: nn.Module) -> Iterator[None]:
 def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed next-token loss and number of predicted tokens of each sequence.
 
+    `batch` is as in :func:`token_nats`. Returns ``(nats [B], tokens [B])``; `nats` carries a graph if grad
+    is enabled.
+    """
+    nats, counted = token_nats(model, batch)
+    return nats.sum(dim=1), counted.sum(dim=1).to(nats.dtype)
+
+
+def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next-token loss at every place, and whether it counts; 0 where it doesn't, as at the last place.
+
     `batch` holds ``input_ids`` [B, T] and optionally ``attention_mask`` [B, T]. A prediction counts
     only if both the token it is made from and the token it predicts are real, so padding on either
     side changes nothing; and, where ``counts`` [B] is given, only in a sequence that does.
-    Returns ``(nats [B], tokens [B])``; `nats` carries a graph if grad is enabled.
+    Returns ``(nats [B, T], counted bool [B, T])``; `nats` carries a graph if grad is enabled.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
@@ -85,4 +95,4 @@ def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch
             for piece, goal in zip(rows.split(at_once), wanted.split(at_once), strict=True)
         ]
     )
-    return losses.view_as(ids).sum(dim=1), (targets != IGNORED).sum(dim=1).to(losses.dtype)
+    return losses.view_as(ids), targets != IGNORED

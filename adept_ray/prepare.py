@@ -63,7 +63,7 @@ class Prepared:
     importance: Mapping[str, Any]
     """Content of importance.json."""
     before: Mapping[str, list[float]]
-    """``general`` and ``domain`` → the backbone's loss of each validation block, nats; under the names of
+    """``general`` and ``domain`` → the backbone's loss of each validation document, nats; under the names of
     :func:`~adept_ray.scoring.tasks_of` its answers to the validation items."""
 
     @property

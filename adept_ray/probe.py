@@ -20,7 +20,7 @@ from adept_ray.loss import Computing, compute
 from adept_ray.race import rank_layers
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.reception import layer_reception
-from adept_ray.scoring import SIDES, block_nats
+from adept_ray.scoring import SIDES, document_nats
 from adept_ray.sharding import PLAIN, Fit
 
 Progress = Callable[[int, int], None]
@@ -65,7 +65,7 @@ def probe(
     """Measure `job` on this rank's share of `blocks`; every rank returns the same result.
 
     Keys, as asked for: ``importance`` (the content of importance.json: nats per token, see
-    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each block), ``correct`` (name of
+    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each document), ``correct`` (name of
     items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.reception`) and
     ``separation`` (see :mod:`adept_ray.activations`).
     """
@@ -77,7 +77,7 @@ def probe(
     if job.importance:
         result["importance"] = importance(model, job, blocks["probe"], device, progress)
     for number, name in enumerate(job.held_out, 1):
-        result["nats"][name] = block_nats(model, blocks[name], job.micro_batch).tolist()
+        result["nats"][name] = document_nats(model, blocks[name], job.micro_batch).tolist()
         if not job.importance:
             progress(number, len(job.held_out))
     if job.items:

@@ -13,7 +13,7 @@ from torch import nn
 
 from adept_ray.config import ScoreWeights
 from adept_ray.corpus import Blocks, shared_batches
-from adept_ray.loss import next_token_nats
+from adept_ray.loss import token_nats
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.sharding import without_gradients
 
@@ -31,37 +31,39 @@ class Change:
     delta: float
     """Relative reduction of bits per byte, percent, or gain in accuracy, points; positive is better."""
     standard_error: float
-    """Of `delta`, over blocks or items, paired: how much another sample would move it."""
+    """Of `delta`, over documents or items, paired: how much another sample would move it."""
     measure: Literal["bpb", "accuracy"] = "bpb"
     pulls: tuple[float, ...] = ()
-    """How far each block or item pulls `delta` from what the others say, in its unit; they sum to 0."""
+    """How far each document or item pulls `delta` from what the others say, in its unit; they sum to 0."""
 
 
-def block_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
-    """Summed next-token loss of every block, nats, float64 [N]; ranks share the work and get it all."""
+def document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
+    """Summed next-token loss of every document, nats, float64 [D]; ranks share the work and get it all."""
     device = next(model.parameters()).device
     mine = range(rank(), len(blocks), world_size())
-    nats = torch.zeros(len(blocks), dtype=torch.float64)
+    documents = torch.from_numpy(blocks.documents)
+    nats = torch.zeros(int(documents.max()) + 1, dtype=torch.float64)
+    done = 0
     with without_gradients(model):
-        losses = [
-            next_token_nats(model, batch)[0].double().cpu()
-            for batch in shared_batches(blocks, range(len(blocks)), micro_batch, device)
-        ]
-    if losses:
-        nats[list(mine)] = torch.cat(losses)[: len(mine)]
+        for batch in shared_batches(blocks, range(len(blocks)), micro_batch, device):
+            losses = token_nats(model, batch)[0][:, :-1].double().cpu()
+            here = list(mine[done : done + len(losses)])  # none for a block that doesn't count
+            nats.index_add_(0, documents[here].flatten(), losses[: len(here)].flatten())
+            done += len(here)
     return summed(nats, device).numpy()
 
 
 def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
-    """Bits per UTF-8 byte of text from summed losses [N] and bytes [N]."""
+    """Bits per UTF-8 byte of text from summed losses [D] and bytes [D]."""
     return float(nats.sum() / math.log(2) / size.sum())
 
 
 def change(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
-    """Compare the losses of the same blocks before and after training; all arrays are [N].
+    """Compare the losses of the same documents before and after training; all arrays are [D].
 
-    The standard error is that of the ratio of two sums over paired blocks (Cochran 1977, 6.4); nan
-    with a single block.
+    The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
+    with a single one. What is drawn at random are documents: a document's tokens aren't independent of each
+    other.
     """
     kept = float(after.sum() / before.sum())
     pulls = 100 * (kept * before - after) / float(before.sum())
@@ -81,7 +83,7 @@ def points(before: np.ndarray, after: np.ndarray) -> Change:
 
 
 def spread(pulls: Sequence[float] | np.ndarray) -> float:
-    """Standard error of a change from the pulls of its blocks or items, [N]; nan with a single one.
+    """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
 
     Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
     """
@@ -104,15 +106,15 @@ def judged(
 ) -> dict[str, Any]:
     """Metrics of a trained model: what was measured on each side, its change, and the combined score.
 
-    `before` and `after` hold, [N] each, a side's loss of each block, nats, and (under :func:`tasks_of`) maybe
-    its answers, which count in place of the losses where `by_tasks` says so. Keys for each side: ``SIDE_bpb``
-    and maybe ``SIDE_accuracy``, each with a ``…_before``; ``SIDE_delta`` and ``SIDE_delta_se`` of the
-    one that counts. Also ``score`` and ``score_se``, and ``pulls``: side → those of its change.
+    `before` and `after` hold, [N] each, a side's loss of each document, nats, and (under :func:`tasks_of`)
+    maybe its answers, which count in place of the losses where `by_tasks` says so. Keys for each side:
+    ``SIDE_bpb`` and maybe ``SIDE_accuracy``, each with a ``…_before``; ``SIDE_delta`` and ``SIDE_delta_se``
+    of the one that counts. Also ``score`` and ``score_se``, and ``pulls``: side → those of its change.
     """
     metrics: dict[str, Any] = {}
     counted = []
     for side in SIDES:
-        changes = [change(np.array(before[side]), np.array(after[side]), blocks[side].bytes)]
+        changes = [change(np.array(before[side]), np.array(after[side]), blocks[side].document_bytes)]
         if (tasks := tasks_of(side)) in after:
             changes.append(points(np.array(before[tasks]), np.array(after[tasks])))
         for each in changes:
@@ -144,9 +146,9 @@ def counted_general(delta: float, weights: ScoreWeights) -> float:
 
 
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
-    """Standard error of the difference of two trials' scores, paired block by block.
+    """Standard error of the difference of two trials' scores, paired document by document.
 
-    Both are metrics as :func:`judged` makes them, on the same blocks. Without their ``pulls`` (in a table
+    Both are metrics as :func:`judged` makes them, on the same text. Without their ``pulls`` (in a table
     that was read from a file) the two scores' errors add up as if they were independent, which is more.
     """
     if not one.get("pulls") or not other.get("pulls"):
@@ -156,7 +158,7 @@ def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: 
 
 
 def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
-    """How far each block or item of each side pulls the score."""
+    """How far each document or item of each side pulls the score."""
     general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
     counts = not weights.retain or not metrics["general_delta"] > spread(general)
     return [weights.general * counts * general, weights.domain * domain]

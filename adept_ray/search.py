@@ -40,9 +40,9 @@ class Verdicts(ASHAScheduler):
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
     on whatever its score, else the first one alone would be the measure. And it is ended only if it lies
     more than two standard errors behind the best that had seen as many tokens. The error is that of the
-    difference, paired over the validation blocks that both were scored on: what makes a block hard for one
-    makes it hard for the other, so a single reading of that size is no accident of the text, and a trial that
-    may still be chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
+    difference, paired over the validation documents that both were scored on: what is hard for one is hard
+    for the other, so a single reading of that size is no accident of the text, and a trial that may still be
+    chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
 
     Tune doesn't keep a scheduler's state, so scores and decisions are written to `memory` (a path or URI),
     and read back when a search is resumed.

@@ -29,7 +29,7 @@ from adept_ray.importance import layers_at_once, unit_importance
 from adept_ray.loss import next_token_nats
 from adept_ray.ranks import rank, sum_in_place, summed, world_size
 from adept_ray.rates import mean_scales, parameter_groups, schedule, set_rates
-from adept_ray.scoring import SIDES, block_nats, judged, tasks_of
+from adept_ray.scoring import SIDES, document_nats, judged, tasks_of
 from adept_ray.sharding import PLAIN, Fit, is_sharded, whole
 from adept_ray.tuning import Tuning, make_ready
 
@@ -50,7 +50,7 @@ class TrainJob:
     units: Mapping[str, float]
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
-    """``general`` and ``domain`` → the untouched backbone's loss of each validation block, nats; under the
+    """``general`` and ``domain`` → the untouched backbone's loss of each validation document, nats; under the
     names of :func:`~adept_ray.scoring.tasks_of` its answers to the items."""
     weights: ScoreWeights
     seq_len: int
@@ -311,8 +311,8 @@ def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
 
 
 def measured(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
-    """The loss of each held-out block of both sides, and the answers to the items of a side's tasks."""
-    found = {side: block_nats(model, blocks[side], job.micro_batch) for side in SIDES}
+    """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
+    found = {side: document_nats(model, blocks[side], job.micro_batch) for side in SIDES}
     if job.items:
         tokenizer = load_tokenizer(job.source, job.revision)
         for side, items in job.items.items():

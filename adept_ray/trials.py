@@ -50,8 +50,8 @@ def describe(
 ) -> dict[str, Any]:
     """A row of trials.csv; numbers are None before the first report.
 
-    Not for the file are the place of what the trial ``saved`` last and the ``pulls`` of blocks on its score,
-    nor its learning ``curve``.
+    Not for the file are the place of what the trial ``saved`` last, the ``pulls`` of documents on its score
+    and its learning ``curve``.
     """
     return {
         "trial": name,

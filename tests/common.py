@@ -5,10 +5,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from adept_ray.corpus import Blocks
 
 SIZES = dict(
     vocab_size=128,
@@ -61,6 +64,19 @@ def random_ids(sequences: int = 2, length: int = 20, seed: int = 0) -> torch.Ten
     """Token ids of no special token."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, SIZES["vocab_size"], (sequences, length), generator=generator)
+
+
+def one_document_each(tokens: np.ndarray, size: int = 3) -> Blocks:
+    """Blocks [N, T] of a document each, which ends in an EOS; its other tokens stand for `size` bytes."""
+    tokens = tokens.copy()
+    tokens[:, -1] = SIZES["eos_token_id"]
+    return of_one_document(tokens, size)
+
+
+def of_one_document(tokens: np.ndarray, size: int = 3) -> Blocks:
+    """Blocks [N, T] of one long document; every token stands for `size` bytes."""
+    eos = SIZES["eos_token_id"]
+    return Blocks(tokens.astype(np.int32), np.where(tokens == eos, 0, size)[:, 1:], eos)
 
 
 def padded(sequences: list[torch.Tensor], side: str = "right") -> dict[str, torch.Tensor]:

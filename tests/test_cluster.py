@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import save_tiny_backbone
+from common import one_document_each, save_tiny_backbone
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
-from adept_ray.corpus import Blocks
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.storage import last_checkpoint
@@ -38,8 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def blocks(number, seed):
-    tokens = 3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN), dtype=np.int32)
-    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+    return one_document_each(3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN)))
 
 
 BLOCKS = {name: blocks(4, seed) for seed, name in enumerate(("probe", "remeasure", "general", "domain"))}

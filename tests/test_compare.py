@@ -247,7 +247,8 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     """No two seeds share a block, and a training takes its text so many times."""
     run = CompareRun(tokens=64 * 8, passes=passes, seeds=2, seq_len=8)
     tokens = np.arange(1600).reshape(200, 8)
-    made = SimpleNamespace(blocks={name: Blocks(tokens, np.ones(200)) for name in ("train", "replay")})
+    text = Blocks(tokens, tokens[:, 1:], eos=-1)
+    made = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
     made.blocks["train"] = made.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
     found = [own_blocks(run, made, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3

@@ -259,11 +259,31 @@ def lead_bytes(tokens):
     return sum(1 + (b >= 0xC0) + (b >= 0xE0) + (b >= 0xF0) for b in raw if not 0x80 <= b < 0xC0)
 
 
-def test_bytes_of_a_block_are_those_of_its_predicted_tokens(general):
-    """A block counts the UTF-8 bytes of the text behind all its tokens but the first."""
+def test_bytes_are_those_of_predicted_tokens(general):
+    """All tokens of a block but the first count the UTF-8 bytes of the text that they stand for."""
     for split in general.splits:
         blocks = general.load(split, 0, SEQ_LEN, "x")
-        assert blocks.bytes.tolist() == [lead_bytes(row[1:]) for row in blocks.tokens.tolist()]
+        sizes = [[lead_bytes([token]) for token in row[1:]] for row in blocks.tokens.tolist()]
+        assert blocks.bytes.tolist() == sizes
+        assert general.splits[split]["bytes"] == blocks.bytes.sum() == blocks.document_bytes.sum()
+
+
+def test_a_documents_pieces_are_put_together(general):
+    """Numbered in the text's order, a document has its own tokens and no other, however blocks cut it."""
+    blocks = general.load("validation", 0, SEQ_LEN, "x")
+    texts = TOKENIZER.decode(blocks.tokens.ravel()).split(EOS)
+    assert len(texts) > 5 and max(map(len, texts)) > 4 * SEQ_LEN  # one goes over several blocks
+    held = [[] for _ in range(blocks.documents.max() + 1)]
+    for number, token in zip(blocks.documents.ravel(), blocks.tokens[:, 1:].ravel(), strict=True):
+        held[number].append(token)
+    begun = [TOKENIZER.encode(text + EOS) for text in texts]
+    begun = [document for document in begun if len(document) > 1]
+    assert len(held) == len(begun)
+    for pieces, document in zip(held, begun, strict=True):
+        firsts = len(document) - len(pieces)  # tokens at the beginning of a block, which aren't predicted
+        assert 0 <= firsts <= 1 + len(document) // SEQ_LEN
+        rest = iter(document)
+        assert all(token in rest for token in pieces)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
@@ -331,7 +351,7 @@ def test_a_batch_depends_on_step_and_seed_alone(steps):
 def test_micro_batches_cover_the_ids_in_order(ids, size):
     """However a batch is cut, its blocks come once each, in order, at most `size` at a time."""
     tokens = np.arange(36, dtype=np.int32).reshape(9, 4)
-    batches = list(micro_batches(Blocks(tokens, np.zeros(9)), ids, size, torch.device("cpu")))
+    batches = list(micro_batches(Blocks(tokens, tokens[:, 1:], eos=-1), ids, size, torch.device("cpu")))
     assert [len(batch["input_ids"]) <= size for batch in batches] == [True] * -(-len(ids) // size)
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     assert rows == tokens[ids].tolist() and all(batch["input_ids"].dtype == torch.int64 for batch in batches)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import save_tiny_backbone
+from common import one_document_each, save_tiny_backbone
 from safetensors.torch import load_file
 
 from adept_ray import launch
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.corpus import Blocks
 from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, out_of_memory, reports
 from adept_ray.probe import ProbeJob
 from adept_ray.train import TrainJob
@@ -246,8 +245,7 @@ def test_what_ran_out_of_memory_is_not_begun_again(tmp_path):
 
 
 def blocks(number, seed):
-    tokens = 3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN), dtype=np.int32)
-    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+    return one_document_each(3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN)))
 
 
 BLOCKS = {

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import save_tiny_backbone
+from common import one_document_each, save_tiny_backbone
 
 from adept_ray import growth
 from adept_ray.choice import choose
 from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError
-from adept_ray.corpus import Blocks
 from adept_ray.crew import TaskFailed
 from adept_ray.grammar import SearchSpace
 from adept_ray.growth import grow, stages
@@ -30,8 +29,7 @@ SPACE = SearchSpace(
 def counting(number, seed, stride):
     """Blocks that count upwards by `stride`, 3 bytes a token."""
     start = np.random.default_rng(seed).integers(0, 300, (number, 1))
-    tokens = (3 + (start + stride * np.arange(SEQ_LEN)) % 300).astype(np.int32)
-    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+    return one_document_each(3 + (start + stride * np.arange(SEQ_LEN)) % 300)
 
 
 BLOCKS = {

@@ -12,78 +12,105 @@ from hypothesis import strategies as st
 from adept_ray.config import ScoreWeights
 from adept_ray.corpus import Blocks
 from adept_ray.scoring import (
+    SIDES,
     Change,
     bits_per_byte,
-    block_nats,
     change,
     combined,
     difference_error,
+    document_nats,
     judged,
     points,
 )
 
 MODEL = tiny_model("qwen3")
-BLOCKS = Blocks(random_ids(7, 16).numpy().astype(np.int32), np.array([40, 61, 55, 47, 80, 33, 52]))
+EOS = 2
+ENDS = (3, 4, 21, 50, 52, 79, 80, 110)  # in the stream; 79 is the last token of a block, 80 the first
 
 
-def made_up(seed=0, blocks=60):
-    """Losses before and after, and bytes, of unequal blocks."""
+def packed():
+    """Seven blocks of 16 tokens that cut documents of 1 to 30 tokens; bytes unlike each other."""
+    tokens = random_ids(7, 16).numpy().astype(np.int32)
+    tokens.ravel()[list(ENDS)] = EOS
+    return Blocks(tokens, np.where(tokens == EOS, 0, tokens % 5 + 1)[:, 1:], EOS)
+
+
+BLOCKS = packed()
+
+
+def made_up(seed=0, documents=60):
+    """Losses before and after, and bytes, of unequal documents."""
     rng = np.random.default_rng(seed)
-    size = rng.integers(200, 600, blocks)
-    before = size * rng.gamma(30, 1 / 30, blocks)
-    return before, before * rng.normal(0.8, 0.1, blocks), size
+    size = rng.integers(200, 600, documents)
+    before = size * rng.gamma(30, 1 / 30, documents)
+    return before, before * rng.normal(0.8, 0.1, documents), size
+
+
+def sized(sizes):
+    """Blocks of a document each, of so many bytes."""
+    tokens = np.tile(np.array([5, 6, EOS], np.int32), (len(sizes), 1))
+    return Blocks(tokens, np.stack([sizes, np.zeros_like(sizes)], axis=1), EOS)
 
 
 def plain_nats():
-    """Summed −log p of each block's tokens but the first."""
+    """Summed −log p of each document's tokens, but for those at the beginning of a block."""
     ids = torch.from_numpy(BLOCKS.tokens.astype(np.int64))
     log_p = logits(MODEL, ids).double().log_softmax(-1)[:, :-1]
-    return -log_p.gather(2, ids[:, 1:, None])[..., 0].sum(1).numpy()
+    losses = -log_p.gather(2, ids[:, 1:, None])[..., 0]
+    found = [[]]
+    for place, token in enumerate(ids.flatten().tolist()):
+        if place % 16:
+            found[-1].append(float(losses[place // 16, place % 16 - 1]))
+        if token == EOS:
+            found.append([])
+    return [sum(document) for document in found if document]
 
 
 def test_bits_per_byte_equal_a_plain_computation():
-    """They are −log2 p of all predicted tokens together over the bytes of their text."""
-    nats = block_nats(MODEL, BLOCKS, 3)
+    """They are −log2 p of all predicted tokens over the bytes of their text; each document keeps its own."""
+    nats = document_nats(MODEL, BLOCKS, 3)
+    assert len(plain_nats()) == len(ENDS)  # one was nothing but a block's first token, one has no end
     assert nats == pytest.approx(plain_nats(), rel=1e-5)
-    bits = -sum(math.log2(math.exp(-float(block))) for block in plain_nats())
-    assert bits_per_byte(nats, BLOCKS.bytes) == pytest.approx(abs(bits) / 368, rel=1e-5)
+    bits = -sum(math.log2(math.exp(-document)) for document in plain_nats())
+    size = sum(token % 5 + 1 for row in BLOCKS.tokens for token in row[1:] if token != EOS)
+    assert bits_per_byte(nats, BLOCKS.document_bytes) == pytest.approx(bits / size, rel=1e-5)
 
 
 def test_micro_batch_changes_no_result():
-    """However blocks are batched, each keeps its loss and its place."""
-    one = block_nats(MODEL, BLOCKS, 1)
+    """However blocks are batched, each document keeps its loss and its place."""
+    one = document_nats(MODEL, BLOCKS, 1)
     for size in (2, 7, 100):
-        assert block_nats(MODEL, BLOCKS, size) == pytest.approx(one, rel=1e-6)
+        assert document_nats(MODEL, BLOCKS, size) == pytest.approx(one, rel=1e-6)
     assert len({round(float(nats), 3) for nats in one}) == len(one)
 
 
 def test_measuring_needs_no_gradient():
     """Scoring leaves no gradient behind and builds no graph."""
-    block_nats(MODEL, BLOCKS, 4)
+    document_nats(MODEL, BLOCKS, 4)
     assert all(parameter.grad is None for parameter in MODEL.parameters())
 
 
 def test_an_untouched_model_scores_exactly_zero():
     """Without a change the delta, its error and the score are 0, not about 0."""
-    nats = block_nats(MODEL, BLOCKS, 3)
-    same = change(nats, nats.copy(), BLOCKS.bytes)
+    nats = document_nats(MODEL, BLOCKS, 3)
+    same = change(nats, nats.copy(), BLOCKS.document_bytes)
     assert (same.delta, same.standard_error) == (0, 0) and same.after == same.before
     assert combined(same, same, ScoreWeights()) == (0, 0)
 
 
 def test_delta_is_the_relative_reduction_in_percent():
-    """A quarter fewer bits is +25, a quarter more −25, whatever the blocks' sizes."""
+    """A quarter fewer bits is +25, a quarter more −25, whatever the documents' sizes."""
     before, _, size = made_up()
     for factor, delta in ((0.75, 25), (1.25, -25)):
         found = change(before, factor * before, size)
         assert found.delta == pytest.approx(delta)
         assert found.delta == pytest.approx(100 * (1 - found.after / found.before))
-        assert found.standard_error == pytest.approx(0, abs=1e-9)  # every block agrees
+        assert found.standard_error == pytest.approx(0, abs=1e-9)  # every document agrees
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_standard_error_is_that_of_leaving_blocks_out(seed):
-    """It agrees with the jackknife, and so says how much other blocks would have moved the delta."""
+def test_standard_error_is_that_of_leaving_documents_out(seed):
+    """It agrees with the jackknife, and so says how much other documents would have moved the delta."""
     before, after, size = made_up(seed)
     kept = ~np.eye(len(size), dtype=bool)
     deltas = [change(before[k], after[k], size[k]).delta for k in kept]
@@ -91,15 +118,15 @@ def test_standard_error_is_that_of_leaving_blocks_out(seed):
     assert change(before, after, size).standard_error == pytest.approx(jackknife, rel=0.05)
 
 
-def test_standard_error_of_blocks_alike_is_the_textbook_s():
-    """Where every block had the same loss before, it is s/√n of the blocks' own deltas, n small or not."""
+def test_standard_error_of_documents_alike_is_the_textbook_s():
+    """Where every document had the same loss before, it is s/√n of their own deltas, n small or not."""
     after = np.array([80.0, 95.0, 90.0, 70.0])
     found = change(np.full(4, 100.0), after, np.full(4, 50))
     assert found.standard_error == pytest.approx(np.std(100 - after, ddof=1) / 2)
 
 
-def test_a_single_block_has_no_standard_error():
-    """One block says nothing about the spread: nan, never 0."""
+def test_a_single_document_has_no_standard_error():
+    """One document says nothing about the spread: nan, never 0."""
     found = change(np.array([3.0]), np.array([2.0]), np.array([4]))
     assert math.isnan(found.standard_error) and found.delta == pytest.approx(100 / 3)
 
@@ -130,32 +157,28 @@ def test_points_are_the_gain_in_accuracy_with_a_paired_error():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_error_of_a_difference_is_that_of_leaving_blocks_out(seed):
-    """For two models on the same blocks, too: it agrees with the jackknife of their scores' difference."""
+def test_the_error_of_a_difference_is_that_of_leaving_documents_out(seed):
+    """For two models on the same documents, too: it agrees with the jackknife of their scores' difference."""
     before, after, size = made_up(seed)
     other = after + np.random.default_rng(9).normal(0, 0.05, len(size)) * before
     weights = ScoreWeights(general=0.3, domain=0.7)
-    blocks = {"general": Blocks(BLOCKS.tokens, size), "domain": Blocks(BLOCKS.tokens, size)}
 
     def score(losses, kept):
-        held = {side: before[kept] for side in blocks}
-        return judged(held, {side: losses[kept] for side in blocks}, of(blocks, kept), False, weights)
-
-    def of(blocks, kept):
-        return {side: Blocks(each.tokens, each.bytes[kept]) for side, each in blocks.items()}
+        held, found = ({side: values[kept] for side in SIDES} for values in (before, losses))
+        return judged(held, found, {side: sized(size[kept]) for side in SIDES}, False, weights)
 
     kept = ~np.eye(len(size), dtype=bool)
     moved = [score(after, k)["score"] - score(other, k)["score"] for k in kept]
     jackknife = math.sqrt((len(size) - 1) * np.var(moved))
     whole = np.ones(len(size), dtype=bool)
     found = difference_error(score(after, whole), score(other, whole), weights)
-    # both sides are the same blocks here, so their errors don't add up in squares but in full
+    # both sides are the same text here, so their errors don't add up in squares but in full
     assert found * 1 / math.hypot(0.3, 0.7) == pytest.approx(jackknife, rel=0.05)
 
 
 def test_tasks_count_where_a_side_has_them_unless_bits_per_byte_are_asked_for():
     """The score takes points on one side and percent on the other; both measures stay in sight."""
-    nats = np.linspace(40, 60, len(BLOCKS))
+    nats = np.linspace(40, 60, len(BLOCKS.document_bytes))
     right = np.array([0.0, 1, 0, 1, 1, 0, 0, 0])
     before = {"general": nats, "domain": nats, "general tasks": right}
     after = {"general": 0.9 * nats, "domain": 0.8 * nats, "general tasks": 1 - right}

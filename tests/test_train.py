@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from common import save_tiny_backbone
+from common import of_one_document, one_document_each, save_tiny_backbone
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -36,8 +36,7 @@ LAYERS = (0, 2)
 def stories(number, seed, stride):
     """Blocks that count upwards by `stride`: easy to learn; 3 bytes a token."""
     start = np.random.default_rng(seed).integers(0, 300, (number, 1))
-    tokens = (3 + (start + stride * np.arange(SEQ_LEN)) % 300).astype(np.int32)
-    return Blocks(tokens, np.full(number, 3 * (SEQ_LEN - 1)))
+    return of_one_document(3 + (start + stride * np.arange(SEQ_LEN)) % 300)
 
 
 BLOCKS = {
@@ -48,6 +47,7 @@ BLOCKS = {
     "train": stories(10, 4, 1),
     "replay": stories(6, 5, 2),
 }
+BLOCKS |= {side: one_document_each(BLOCKS[side].tokens) for side in ("general", "domain")}
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,10 @@ def caught(monkeypatch, spoil=lambda model: None):
     return models
 
 
+def taken(blocks, ids):
+    return Blocks(blocks.tokens[ids], blocks.bytes[ids], blocks.eos)
+
+
 def plain_bpb(model, blocks):
     """Bits per byte by a forward pass over all blocks at once."""
     ids = torch.from_numpy(blocks.tokens.astype(np.int64))
@@ -183,8 +187,8 @@ def test_training_learns(whole):
 def test_the_loss_is_nats_per_token_of_the_global_batch(job, every_step):
     """The first loss reported is the untouched backbone's mean over the blocks of step 0."""
     ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(0, PER_STEP)
-    batch = Blocks(BLOCKS["train"].tokens[ids], BLOCKS["train"].bytes[ids])
-    per_token = plain_bpb(load_model(job.source), batch) * 3 * math.log(2)
+    batch = taken(BLOCKS["train"], ids)
+    per_token = plain_bpb(load_model(job.source), batch) * batch.bytes.mean() * math.log(2)
     assert every_step.metrics[0]["loss"] == pytest.approx(per_token, rel=1e-5)
 
 
@@ -721,7 +725,7 @@ def test_a_grown_model_goes_on_in_the_text(job, whole, tmp_path):
     start = changed(job, tokens=PER_STEP * SEQ_LEN, reports=1)
     ahead = Run(tmp_path / "ahead", replace(start, steps_before=STEPS), grown_from=whole.folders[-1])
     ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(STEPS, PER_STEP)
-    swapped = {**BLOCKS, "train": Blocks(BLOCKS["train"].tokens[ids], BLOCKS["train"].bytes[ids])}
+    swapped = {**BLOCKS, "train": taken(BLOCKS["train"], ids)}
     seen = []
     train(start, swapped, CPU, lambda metrics, _: seen.append(metrics), grown_from=whole.folders[-1])
     assert ahead.metrics[0]["loss"] == pytest.approx(seen[0]["loss"], rel=1e-6)
