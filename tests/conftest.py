@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
-RAY = {"test_cluster", "test_corpus", "test_crew", "test_end_to_end", "test_monitoring"}
+ALONE = "test_end_to_end"  # its commands start Ray in processes of their own
+RAY = {ALONE, "test_cluster", "test_corpus", "test_crew", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """What starts Ray stays in one process, one test after the other; else a file does.
+    """A file stays in one process; those that start Ray there share one, since a process has one Ray at a time.
 
     xdist's own groups name no test by its mark since pytest 9.2, where a node's id can't be changed any more.
     """
@@ -42,7 +43,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "ray" if Path(file).stem in RAY else file
+            return "ray" if Path(file).stem in RAY - {ALONE} else file
 
     return ByFile(config, log)
 
