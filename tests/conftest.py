@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file stays in one process; those that start Ray there share one, since a process has one Ray at a time.
+    """A file stays in one process; those that start Ray share one, which has one Ray at a time.
 
     xdist's own groups name no test by its mark since pytest 9.2, where a node's id can't be changed any more.
     """
