@@ -23,13 +23,13 @@ torch.set_num_threads(1)
 settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
-ALONE = "test_end_to_end"  # its commands start Ray in processes of their own
-RAY = {ALONE, "test_cluster", "test_corpus", "test_crew", "test_monitoring"}
+COMMANDS = "test_end_to_end"  # start Ray in processes of their own
+RAY = {"test_cluster", "test_corpus", "test_crew", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):
     """What takes longest first: else the other process has nothing left to do beside it."""
-    items.sort(key=lambda item: item.path.stem not in RAY)
+    items.sort(key=lambda item: (item.path.stem != COMMANDS, item.path.stem not in RAY))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "ray" if Path(file).stem in RAY - {ALONE} else file
+            return "ray" if Path(file).stem in RAY else file
 
     return ByFile(config, log)
 

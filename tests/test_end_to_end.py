@@ -1,4 +1,4 @@
-"""The commands as their users run them: real processes, real Ray, a tiny backbone, then the real default."""
+"""The commands as their users run them: real processes, real Ray, a tiny backbone."""
 
 import csv
 import json
@@ -519,19 +519,3 @@ def test_one_model_grows_while_two_workers_share_it_out(room):
 def test_of_all_these_runs_nothing_is_left(room, searched):
     """Nor of the one that was killed, whose agents wait for their node before they go."""
     gone(150)
-
-
-@pytest.mark.slow
-@pytest.mark.assets
-@pytest.mark.timeout(600)
-def test_the_default_backbone_and_corpora_learn_medicine(tmp_path):
-    """Two short trials on the real default assets: the domain's bits per byte fall on the test split."""
-    (tmp_path / "space.yaml").write_text("parameters: {k: {int: [1, 2]}, base_lr: {log: [0.002, 0.004]}}\n")
-    flags = {"search-space": "space.yaml", "trials": 2, "tokens-per-trial": 2048, "probe-tokens": 128}
-    flags |= {"validation-tokens": 512, "test-tokens": 512, "remeasure-tokens": 128, "name": "real"}
-    command = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
-    script = str(ROOT / "scripts" / "tune_k.py")
-    done = subprocess.run([sys.executable, script, *command], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    best = yaml.safe_load((tmp_path / "results" / "real" / "best.yaml").read_text())
-    assert best["test"]["domain"]["delta"] > 3
