@@ -331,21 +331,10 @@ class Evidence:
 
     @property
     def front(self) -> list[Trial]:
-        """Finished trials and the backbone, as far as no other is better on both sides; by general change."""
-        sides = {
-            trial.trial: (trial.general_delta, trial.domain_delta)
-            for trial in self.trials
-            if trial.state in ("finished", "untouched")
-        }
-        known = {name: (g, d) for name, (g, d) in sides.items() if g is not None and d is not None}
-        named = self.best.choice.front if self.best.choice else ()
-        names = named or [
-            name
-            for name, (g, d) in known.items()
-            if not any(og >= g and od >= d and (og, od) != (g, d) for og, od in known.values())
-        ]
-        shown = [trial for trial in self.trials if trial.trial in names and trial.trial in known]
-        return sorted(shown, key=lambda trial: known[trial.trial])
+        """The trials that a search for all trade-offs found to be its front, by general change."""
+        names = self.best.choice.front if self.best.choice else ()
+        shown = [trial for trial in self.trials if trial.trial in names]
+        return sorted(shown, key=lambda trial: trial.general_delta or 0.0)
 
 
 R = TypeVar("R", bound=Record)

@@ -231,10 +231,11 @@ def _price(results: Evidence) -> str:
 
 def _search_section(results: Evidence) -> str:
     tips = _tips(results)
+    dashed = " Dashed: the front, trials that no other beats on both sides."
+    front = dashed if len(results.front) > 1 else ""
     trade = figure_html(
         inline(figures.trade_figure(results), "trade", "General against domain change of every trial", tips),
-        "What each trial gained in the domain and kept or lost in general, on the validation split. Dashed: "
-        "the front, trials that no other beats on both sides.",
+        f"What each trial gained in the domain and kept or lost in general, on the validation split.{front}",
     )
     shares = _hyperparameters(results)
     return f'<div class="two">{trade}<div>{shares}</div></div>'

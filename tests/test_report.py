@@ -39,7 +39,7 @@ from adept_ray.cli import parse
 from adept_ray.commands import find_k
 from adept_ray.config import SearchRun, UserError
 from adept_ray.evidence import Importance, read
-from adept_ray.figures import draw_importance, importance_figure
+from adept_ray.figures import draw_importance, importance_figure, trade_figure
 from adept_ray.report import write_report
 
 
@@ -322,13 +322,16 @@ def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
     assert cost.flops > cost.flops_before > cost.flops * LAYERS / (LAYERS + len(CHOSEN))
 
 
-def test_the_front_is_what_no_other_beats_on_both_sides(folder: Path) -> None:
-    """Without the search's own word on it: of the finished trials, in the order of their general change."""
-    assert [trial.trial for trial in read(folder).front] == ["trial-003"]
-    rows = trials()
-    rows[0]["general_delta"] = 0.3  # better than any in general, worse in the domain
-    write_csv(folder / "trials.csv", rows)
-    assert [trial.trial for trial in read(folder).front] == ["trial-003", "trial-001"]
+def test_a_front_is_drawn_where_one_was_searched_for(whole: Path) -> None:
+    """The search's own, in the order of general change; without --pareto trials stay, and no line."""
+    found, drawn = best_of(whole), {}
+    for front in (["trial-003", "trial-001", "trial-002"], []):
+        found["choice"]["front"] = front
+        (whole / "best.yaml").write_text(yaml.safe_dump(found))
+        assert [trial.trial for trial in read(whole).front] == sorted(front)
+        drawn[len(front)] = {str(line.get_label()) for line in trade_figure(read(whole)).axes[0].get_lines()}
+        assert ("Dashed: the front" in write_report(whole).read_text(encoding="utf-8")) == bool(front)
+    assert drawn[3] - drawn[0] == {"front"} and {"finished", "stopped", "chosen", "untouched"} <= drawn[0]
 
 
 @pytest.mark.parametrize(
