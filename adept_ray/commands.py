@@ -307,7 +307,7 @@ def run_trials(
 
     importance, blocks = made.layer_importance, put(made.blocks)
     plan = stages(run, space, job, importance) if run.strategy == "grow" else []
-    with display.trials(len(plan) or run.trials) as show, watching(board, watch):
+    with display.trials(len(plan) or run.trials, run.resume) as show, watching(board, watch):
         if plan:
             rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote)
         else:

@@ -101,8 +101,10 @@ def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[
 def chatter_to(results: Results) -> Iterator[None]:
     """Send what Ray, Tune and Train print here, and what workers print, to a file among the results.
 
-    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards.
+    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards. A run
+    that goes on adds to what it printed before, behind a URI too.
     """
+    results.fetch((CHATTER,))
     file = results.folder / CHATTER
     try:
         with (
@@ -113,7 +115,7 @@ def chatter_to(results: Results) -> Iterator[None]:
         ):
             yield
     finally:
-        results.write(CHATTER, file.read_text(errors="replace"))  # behind a URI too
+        results.write(CHATTER, file.read_text(errors="replace"))
 
 
 @contextmanager
