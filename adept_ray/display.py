@@ -207,7 +207,7 @@ class Display:
     def trials(self, total: int, resumed: bool = False) -> Iterator[Show]:
         """A live table; yields a function that takes the progress of each trial and the trials' rows.
 
-        Where the search is `resumed`, what is there of a trial when it is first seen was made before, and says
+        Where the search is `resumed`, what is there of a trial when it is first seen was made before and says
         nothing of how long the others will take.
         """
         started = time.monotonic()
