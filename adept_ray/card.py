@@ -85,7 +85,11 @@ def _measured(results: Evidence, name: str) -> list[EvalResult]:
 
 def _what(results: Evidence) -> str:
     run, k = results.best.run, results.best.k
-    return (
+    advice = (
+        f"**The search that made this model advises against it (k = 0): nothing that it tried is better than "
+        f"`{run.get('backbone')}` as it is.**\n\n"
+    )
+    return advice * results.unadvised + (
         f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
         f"`{run.get('domain')}` text by [ADEPT]({PAPER}): the least important layers are copied as "
         "identities and only the copies are trained, each of their units at a rate of its own. All other "
@@ -159,7 +163,11 @@ def _limits(results: Evidence) -> str:
         "to follow instructions, and not knowledge kept.",
     ]
     doubt = results.importance.doubt(results.best.layers)
-    return "\n".join(f"- {limit}" for limit in [*limits, *([doubt] if doubt else [])])
+    edges = [
+        edge.place + ("." if edge.held else ", so a better value may lie beyond it.")
+        for edge in (results.best.choice.edges if results.best.choice else ())
+    ]
+    return "\n".join(f"- {limit}" for limit in [*limits, *([doubt] if doubt else []), *edges])
 
 
 def _making(results: Evidence) -> str:

@@ -37,6 +37,29 @@ class Depth:
     """Standard error of `gain`, paired document by document."""
     differs: bool | None
     """Whether `gain` stands out of its noise; None where that isn't known."""
+    per_layer: float | None = None
+    """`gain` by the layers that earned it."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How large k may be, whatever its range says."""
+
+    layers: int
+    """Of the backbone."""
+    most: int
+    """The largest k that the budget allows, too."""
+    budget: str = ""
+    """The flag that sets the budget."""
+    dearer: str = ""
+    """The command with twice that budget: it affords twice as many layers."""
+
+    @property
+    def held(self) -> str:
+        """What ends the largest range of k, to follow the words "of its range"."""
+        if self.most < self.layers:
+            return f"where {self.budget} ends it"
+        return f"and the backbone has no more than {self.layers} layers to copy"
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,9 @@ class Edge:
     end: str
     """``low`` or ``high``."""
     command: str
-    """The command that searches a wider range."""
+    """The command that searches further; empty where that can't be."""
+    held: str = ""
+    """What ends a range of k that can't just be made wider; see :attr:`Reach.held`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,8 @@ class Choice:
     """The chosen trial, why, and how sure that is; goes into best.yaml as it is."""
 
     k: int
+    advised_k: int
+    """`k`, or 0 where all that was tried is worse than the untouched backbone, beyond the noise."""
     trial: str
     score: float
     best_k: int
@@ -84,6 +111,7 @@ def choose(
     since others saw fewer tokens. The error is that of the difference between the two trials, paired over
     validation documents: both saw the same text, so what is hard for one is hard for the other, and the
     difference is far less noisy than either score. A k that a smaller one equals or beats is never taken.
+    A model has to be exported, so what is chosen was tried; `advised_k` may be 0 all the same.
 
     With `min_gain_per_layer` every added layer has to earn so many points: they are taken off each score.
     Raises :class:`UserError` without a finished trial.
@@ -105,14 +133,17 @@ def choose(
     )
     best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
     depths = depths_of(rows, per_k, weights)
+    futile = all(row["score"] < -TOLD_APART * known(row["score_se"]) for row in per_k.values())
+    reason = why(chosen, best, error, price, max(per_k)) + " " + neighbours(chosen["k"], depths)
     return Choice(
         k=chosen["k"],
+        advised_k=0 if futile else chosen["k"],
         trial=chosen["trial"],
         score=chosen["score"],
         best_k=best["k"],
         best_score=best["score"],
         threshold=worth(top) - error + price * chosen["k"],
-        reason=why(chosen, best, error, price, max(per_k)) + " " + neighbours(chosen["k"], depths),
+        reason=better_untouched(chosen) if futile else reason,
         depths=depths,
         min_gain_per_layer=min_gain_per_layer,
     )
@@ -153,10 +184,21 @@ def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeigh
                 gain=gain,
                 gain_error=error if sure else None,
                 differs=abs(gain) > TOLD_APART * error if sure else None,
+                per_layer=gain / (k - before["k"]),
             )
         )
         before = row
     return tuple(depths)
+
+
+def better_untouched(chosen: Row) -> str:
+    """The two sentences of a search in which nothing is worth having."""
+    error = f" ± {chosen['score_se']:.2f}" if math.isfinite(chosen["score_se"]) else ""
+    return (
+        "Nothing that was tried is better than the untouched backbone, so the advice is k = 0: leave the "
+        f"model as it is. The exported model is that of k = {chosen['k']} all the same, which scores "
+        f"{-chosen['score']:.2f}{error} less than the backbone."
+    )
 
 
 def doubt_of(chosen: Row) -> str:
@@ -273,30 +315,46 @@ def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[s
 
 
 def edges_of(
-    setting: Mapping[str, Any], space: SearchSpace, most: int, command: str, ranges: Sequence[str] = ()
+    setting: Mapping[str, Any], space: SearchSpace, reach: Reach, command: str, ranges: Sequence[str] = ()
 ) -> tuple[Edge, ...]:
-    """Chosen values at an end of their range, with the command that widens it.
+    """Chosen values at an end of their range, with the `command` that widens it.
 
-    `most` is the largest k that backbone and budget allow: a range that ends there can't be widened. A
-    smallest k of 1 is no edge either: below it is the untouched backbone. `ranges` are those that the command
-    line gave already.
+    Where the backbone or the budget ends the range of k no wider one alone goes further, and that is said. A
+    smallest k of 1 is no edge: below it is the untouched backbone. `ranges` are those that the command line
+    gave already.
     """
     found = []
     for name, searched in space.parameters.items():
-        if name not in setting or not (searched.kind in ("int", "float", "log") or name == "k"):
+        kinds = ("int", "float", "log", "choice") if name == "k" else ("int", "float", "log")
+        if name not in setting or searched.kind not in kinds:
             continue
         low, high = min(searched.values), max(searched.values)
         end = end_of(searched, setting[name], low, high)
+        if name == "k" and low == high == reach.most:  # all that the budget left of the range
+            end = "high"
         if not end or (name == "k" and end == "low" and low <= 1):
             continue
-        wider = widened(searched, end, low, high, most if name == "k" else None)
-        if wider == (low, high) or not all(allowed(name, value) for value in wider):
-            continue
-        kept = [text for text in ranges if not text.startswith(f"{name}=")]
-        ends = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in wider]
-        flag = " ".join([*kept, f"{name}={':'.join(ends)}"])
-        found.append(Edge(name, setting[name], end, f"{command} --range {flag}"))
+        begin, held, most = command, "", reach.most if name == "k" else None
+        if name == "k" and end == "high" and high >= reach.most:
+            begin, held, most = reach.dearer, reach.held, reach.layers
+        wider = widened(searched, end, low, high, most)
+        further = wider != (low, high) and all(allowed(name, value) for value in wider)
+        if further or held:
+            again = f"{begin} --range {ranges_with(ranges, name, wider)}" if further else ""
+            found.append(Edge(name, setting[name], end, again, held))
     return tuple(found)
+
+
+def ranges_with(ranges: Sequence[str], name: str, ends: tuple[float, float]) -> str:
+    """What ``--range`` takes: the `ranges` that it had, with these ends for that name."""
+    kept = [text for text in ranges if not text.startswith(f"{name}=")]
+    texts = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in ends]
+    return " ".join([*kept, f"{name}={':'.join(texts)}"])
+
+
+def lies(parameter: str, value: float, end: str, held: str) -> str:
+    """The words that say where a value at an end of its range lies."""
+    return f"{parameter} = {value:g} lies at the {end} end of its range{held and ', '}{held}"
 
 
 def end_of(searched: Range, value: float, low: float, high: float) -> str | None:
@@ -340,17 +398,18 @@ def said(choice: Choice) -> str:
         if depth.gain is not None:
             noise = "" if depth.gain_error is None else f" ± {depth.gain_error:.2f}"
             step = f"{depth.gain:+.2f}{noise}" + (" within the noise" if depth.differs is False else "")
-        mark = " ← chosen" if depth.k == choice.k else ""
+        if depth.gain is not None and depth.per_layer != depth.gain and choice.min_gain_per_layer:
+            step += f", {depth.per_layer:+.2f} a layer"
+        mark = " ← chosen" if depth.k == choice.k else " ← advised" if depth.k == choice.advised_k else ""
         lines.append(f"{depth.k:3}  {depth.trials or '–':>6}  {score:14}  {step}{mark}".rstrip())
     if choice.hyperparameters:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in choice.hyperparameters.items())
         doubt = "" if choice.hyperparameters_reliable else f"; of fewer than {RELIABLE} trials: a guess"
         lines.append(f"what mattered: {shares}{doubt}")
     for edge in choice.edges:
-        lines.append(
-            f"{edge.parameter} = {edge.value:g} lies at the {edge.end} end of its range; to widen it: "
-            f"{edge.command}"
-        )
+        place = lies(edge.parameter, edge.value, edge.end, edge.held)
+        again = f"; to {'allow more' if edge.held else 'widen it'}: {edge.command}"
+        lines.append(place + (again if edge.command else ""))
     if choice.front:
         lines.append(f"front: {' '.join(choice.front)}; pick.py chooses among them by other weights")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
-from adept_ray.choice import RELIABLE, UNTOUCHED, choose, edges_of, front_of, rescored, said
+from adept_ray.choice import RELIABLE, UNTOUCHED, Reach, choose, edges_of, front_of, rescored, said
 from adept_ray.config import (
     PickRun,
     ProbeRun,
@@ -29,7 +29,7 @@ from adept_ray.display import Display
 from adept_ray.evidence import flags
 from adept_ray.figures import draw_importance
 from adept_ray.grammar import SearchSpace, load_search_space
-from adept_ray.growth import grow, stages
+from adept_ray.growth import enough, grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
@@ -52,7 +52,7 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.search import search
-from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
+from adept_ray.spaces import affordable, amount, check_space, doubled, paper_first, with_ranges
 from adept_ray.storage import NONE as NO_STEP
 from adept_ray.storage import Results, checkpoint_at, last_checkpoint
 from adept_ray.study import opened, shares
@@ -93,7 +93,7 @@ def find_k(run: SearchRun) -> str:
         row = next(row for row in rows if row["trial"] == choice.trial)
         choice = replace(
             choice,
-            edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
+            edges=edges_of(row, space, reach(run, sources, most), again(run), run.range),
             hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
             hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
             front=front_of(rows, space.weights) if run.pareto else (),
@@ -106,7 +106,7 @@ def find_k(run: SearchRun) -> str:
     write_run(results, run, display, sources, made)
     write_pages(results)
     display.say(said(choice))
-    summary(display, choice.reason, test, job, made, results)
+    summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
 
 
@@ -167,6 +167,19 @@ def searchable(
     return paper_first(space), most
 
 
+def again(run: SearchRun) -> str:
+    """The command that starts such a search again."""
+    return f"python scripts/tune_k.py {flags(run)}".strip()
+
+
+def reach(run: SearchRun, sources: Sources, most: int) -> Reach:
+    """How large k may be in such a search, `most` by its budget, and the command with twice that."""
+    if not run.max_new_params:
+        return Reach(sources.layers, most)
+    dearer = overlay(run, {"max_new_params": doubled(run.max_new_params)})
+    return Reach(sources.layers, most, f"--max-new-params {run.max_new_params}", again(dearer))
+
+
 def pick(args: PickRun) -> str:
     """Choose anew among the trials of a finished search, by other weights; returns the results' place.
 
@@ -196,7 +209,7 @@ def pick(args: PickRun) -> str:
     write_best(results, run, made, job, test, asdict(choice) | front, best["k_max"])
     write_pages(results)
     display.say(said(choice))
-    summary(display, choice.reason, test, job, made, results)
+    summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
 
 
@@ -307,12 +320,15 @@ def run_trials(
 
     importance, blocks = made.layer_importance, put(made.blocks)
     plan = stages(run, space, job, importance) if run.strategy == "grow" else []
-    with display.trials(len(plan) or run.trials) as show, watching(board, watch):
+    with display.trials(len(plan) or run.trials, run.resume) as show, watching(board, watch):
         if plan:
-            rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote)
+            price = run.min_gain_per_layer or 0.0
+            rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote, price)
         else:
             question = question_of(run, space, made)
             rows = search(run, space, job, importance, blocks, results.ray, question)
+    if plan and len(rows) < len(plan) and (why := enough(rows, space.weights, price)):
+        display.say(why)
     if run.max_hours and len(rows) < run.trials:
         display.say(f"--max-hours {run.max_hours:g}: {len(rows)} of {run.trials} trials were begun in time")
     ended(rows)

@@ -75,8 +75,8 @@ class Blocks:
 
         What a bucket's end cuts off counts with the first document of the next bucket.
         """
-        ends = (self.tokens == self.eos).ravel()
-        begun: np.ndarray = (np.cumsum(ends) - ends).reshape(self.tokens.shape)[:, 1:]
+        ends = (self.tokens == self.eos).astype(np.int64).ravel()
+        begun = (ends.cumsum() - ends).reshape(self.tokens.shape)[:, 1:]
         # without those of which there is nothing but a block's first token
         return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
 

@@ -102,7 +102,9 @@ class Display:
             bar.update(task, completed=done, total=of)
             if (now := time.monotonic()) - told[0] > PROGRESS_EVERY:
                 told[0] = now
-                self.event("progress", stage=name, done=done, of=of, left=left(now - started, done / of))
+                self.event(
+                    "progress", stage=name, done=done, of=of, left=left(now - started, done, of - done)
+                )
 
         try:
             with bar:
@@ -202,23 +204,33 @@ class Display:
         self.console.print(table)
 
     @contextmanager
-    def trials(self, total: int) -> Iterator[Show]:
-        """A live table; yields a function that takes the progress of each trial and the trials' rows."""
+    def trials(self, total: int, resumed: bool = False) -> Iterator[Show]:
+        """A live table; yields a function that takes the progress of each trial and the trials' rows.
+
+        Where the search is `resumed`, what is there of a trial when it is first seen was made before and says
+        nothing of how long the others will take.
+        """
         started = time.monotonic()
+        before: dict[str, float] = {}
         live = Live(console=self.console, auto_refresh=False, transient=False, **ASIDE)
         told: dict[str, Mapping[str, Any]] = {}
 
         def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]) -> None:
-            elapsed = time.monotonic() - started
+            elapsed, done = time.monotonic() - started, through(rows, progress)
+            if resumed:
+                before.update({trial: share for trial, share in done.items() if trial not in before})
+            made = sum(done.values())
+            seconds = left(elapsed, made - sum(before.values()), total - made)
             if self.live:
+                over = sum(row["state"] != "running" for row in rows)
                 live.update(
-                    Group(trials_table(rows, progress), clock(elapsed, rows, progress, total)), refresh=True
+                    Group(trials_table(rows, progress), clock(elapsed, over, total, seconds)), refresh=True
                 )
             for row in rows:
                 if row != told.get(row["trial"]):
                     told[row["trial"]] = row
                     short = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
-                    self.event("trial", **short, left=left(elapsed, through(rows, progress, total)))
+                    self.event("trial", **short, left=seconds)
                     if not self.live and row["state"] != "running":
                         texts = zip(COLUMNS, cells(row, progress), strict=True)
                         self.show("  ".join(f"{name} {text}" for name, text in texts))
@@ -233,23 +245,20 @@ class Display:
         self.event("stage_ended", stage="search", seconds=self.seconds["search"])
 
 
-def left(elapsed: float, share: float) -> float | None:
-    """Seconds still to go after `elapsed` ones brought a `share` (0…1) of the whole; None if none did."""
-    return round(elapsed * (1 - share) / share, 1) if share > 0 else None
+def left(elapsed: float, made: float, more: float) -> float | None:
+    """Seconds that `more` will take after `made` took `elapsed` of them; None where nothing was made."""
+    return round(elapsed * more / made, 1) if made > 0 else None
 
 
-def through(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]], total: int) -> float:
-    """Share of `total` trials that is done; of a running one as many steps as it has made."""
-    begun = (progress.get(row["trial"], (0, 1)) for row in rows if row["state"] == "running")
-    return (sum(row["state"] != "running" for row in rows) + sum(done / of for done, of in begun)) / total
+def through(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """Trial → the share of it that is done (0…1); a running one that made no step isn't there."""
+    shares = {name: done / of for name, (done, of) in progress.items()}
+    over = {row["trial"]: 1.0 for row in rows if row["state"] != "running"}
+    return {row["trial"]: shares[row["trial"]] for row in rows if row["trial"] in shares} | over
 
 
-def clock(
-    elapsed: float, rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]], total: int
-) -> str:
+def clock(elapsed: float, over: int, total: int, seconds: float | None) -> str:
     """The line under the table of trials."""
-    over = sum(row["state"] != "running" for row in rows)
-    seconds = left(elapsed, through(rows, progress, total))
     more = f", about {seconds:.0f} s left" if seconds else ""
     return f"search: {over} of {total} trials over, {elapsed:.0f} s{more}"
 

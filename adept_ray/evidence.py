@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from adept_ray.backbones import PRESETS
+from adept_ray.choice import lies
 from adept_ray.config import SearchRun, Spec, UserError, load_yaml, overlay, validated
 from adept_ray.expansion import RECORD
 from adept_ray.grammar import SIZES
@@ -57,22 +58,33 @@ class Depth(Record):
     gain_error: float | None = None
     differs: bool | None = None
     """Whether that gain stands out of its noise."""
+    per_layer: float | None = None
+    """That gain by the layers that earned it."""
 
 
 class Edge(Record):
     """A searched parameter whose chosen value lies at the end of its range."""
 
     parameter: str
-    value: Any
+    value: float
     end: str
     command: str
-    """Searches a wider range."""
+    """Searches further; empty where that can't be."""
+    held: str = ""
+    """What ends a range of k that can't just be made wider."""
+
+    @property
+    def place(self) -> str:
+        """The words that say where the value lies."""
+        return lies(self.parameter, self.value, self.end, self.held)
 
 
 class Choice(Record):
     """Which k was chosen and why; scores in the search's own unit."""
 
     k: int
+    advised_k: int | None = None
+    """0 where all that was tried is worse than the untouched backbone; None in an older folder."""
     trial: str | None = None
     reason: str
     threshold: float | None = None
@@ -330,22 +342,17 @@ class Evidence:
         return rows
 
     @property
+    def unadvised(self) -> bool:
+        """Whether the search that made this advises to leave the backbone as it is."""
+        choice = self.best.choice
+        return bool(self.trials and choice and choice.advised_k == 0 < choice.k)
+
+    @property
     def front(self) -> list[Trial]:
-        """Finished trials and the backbone, as far as no other is better on both sides; by general change."""
-        sides = {
-            trial.trial: (trial.general_delta, trial.domain_delta)
-            for trial in self.trials
-            if trial.state in ("finished", "untouched")
-        }
-        known = {name: (g, d) for name, (g, d) in sides.items() if g is not None and d is not None}
-        named = self.best.choice.front if self.best.choice else ()
-        names = named or [
-            name
-            for name, (g, d) in known.items()
-            if not any(og >= g and od >= d and (og, od) != (g, d) for og, od in known.values())
-        ]
-        shown = [trial for trial in self.trials if trial.trial in names and trial.trial in known]
-        return sorted(shown, key=lambda trial: known[trial.trial])
+        """The trials that a search for all trade-offs found to be its front, by general change."""
+        names = self.best.choice.front if self.best.choice else ()
+        shown = [trial for trial in self.trials if trial.trial in names]
+        return sorted(shown, key=lambda trial: trial.general_delta or 0.0)
 
 
 R = TypeVar("R", bound=Record)

@@ -251,7 +251,7 @@ WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 @styled()
 def trade_figure(results: Evidence) -> Figure:
-    """General against domain change of every trial, and the front of those that no other beats on both."""
+    """General against domain change of every trial, and the front of a search for all trade-offs."""
     figure, axes = _axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)

@@ -81,12 +81,13 @@ def grow(
     storage: str,
     board: Any,
     note: Callable[[Row], None] = lambda row: None,
+    price: float = 0.0,
 ) -> list[Row]:
     """Grow through the stages of a `plan`; returns a row a depth, as a search does a trial.
 
-    It stops at the first depth whose gain over the one before is within its noise (at 95 %, paired by
-    document), and at one that fails. A depth that was trained before an interruption is only scored again.
-    `note` is given each row when its depth begins and when it ends.
+    It stops at the first depth whose layers don't surely earn more than `price` points each (see
+    :func:`enough`), and at one that fails. A depth that was trained before an interruption is only scored
+    again. `note` is given each row when its depth begins and when it ends.
     """
     rows: list[Row] = []
     for stage in plan:
@@ -105,13 +106,26 @@ def grow(
             break
         rows.append(stage.row(metrics, "finished"))
         note(rows[-1])
-        if within_noise(rows, stage.job.weights):
+        if enough(rows, stage.job.weights, price):
             break
     return rows
 
 
-def within_noise(rows: Sequence[Row], weights: ScoreWeights) -> bool:
-    """Whether the last depth doesn't stand out above the one before (the untouched backbone, at first)."""
-    before = rows[-2] if len(rows) > 1 else {"score": 0.0, "score_se": 0.0}
-    error = difference_error(rows[-1], before, weights)
-    return bool(rows[-1]["score"] - before["score"] <= TOLD_APART * error)
+def enough(rows: Sequence[Row], weights: ScoreWeights, price: float = 0.0) -> str:
+    """The sentence that says why no more layers are worth a try; empty as long as they are.
+
+    They are while each added layer earns more than `price` points, at 95 %. What the last depth gains over
+    the one before (the untouched backbone, at first), paired document by document, is shared out among them.
+    """
+    last, before = rows[-1], rows[-2] if len(rows) > 1 else {"k": 0, "score": 0.0, "score_se": 0.0}
+    if last["state"] != "finished":
+        return ""
+    added = last["k"] - before["k"]
+    gain, error = (last["score"] - before["score"]) / added, difference_error(last, before, weights) / added
+    if not gain - price <= TOLD_APART * error:
+        return ""
+    asked = f"the {price:g} asked of it" if price else "none"
+    return (
+        f"the growth ended at k = {last['k']}: each layer beyond k = {before['k']} earned "
+        f"{gain:.2f} ± {error:.2f} points, not surely more than {asked}"
+    )

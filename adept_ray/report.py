@@ -130,11 +130,9 @@ def _edges(results: Evidence) -> str:
     choice = results.best.choice
     warnings = ""
     for edge in choice.edges if choice else ():
-        where = f"{edge.parameter} = {edge.value} lies at the {edge.end} end of its range"
-        warnings += (
-            f'<div class="warning">{escape(where)}, so the best may lie beyond it. This searches further:'
-            f"<pre>{escape(edge.command)}</pre></div>"
-        )
+        beyond = "" if edge.held else ", so the best may lie beyond it"
+        further = f" This searches further:<pre>{escape(edge.command)}</pre>" if edge.command else ""
+        warnings += f'<div class="warning">{escape(edge.place)}{beyond}.{further}</div>'
     return warnings
 
 
@@ -142,11 +140,15 @@ def _first_screen(results: Evidence) -> str:
     best = results.best
     k, layers = best.k, ", ".join(map(str, best.layers))
     copied = f" {'Copy of layer' if k == 1 else 'Copies of layers'} {layers}." if k else ""
-    answer = f"{_layers(k)} added to {_ran(results, 'backbone')} to learn {_ran(results, 'domain')}.{copied}"
+    backbone = _ran(results, "backbone")
+    head, answer = f"k = {k}", f"{_layers(k)} added to {backbone} to learn {_ran(results, 'domain')}.{copied}"
+    if results.unadvised:
+        head = "Advice: k = 0"
+        answer = f"Leave {backbone} as it is: nothing that was tried is better. Exported is k = {k}: {answer}"
     why = f'<p class="why">{escape(best.choice.reason)}</p>' if best.choice else ""
     return (
         f'<p class="eyebrow">adept_ray · {escape(results.name)}</p>'
-        f'<h1>k = {k}</h1><p class="lead">{escape(answer)}</p>{why}'
+        f'<h1>{head}</h1><p class="lead">{escape(answer)}</p>{why}'
         f'<div class="answers"><div><h2>Gained</h2><div class="cards one">{_gains(results)}</div></div>'
         f'<div><h2>Cost</h2><div class="cards">{_costs(results)}</div></div></div>'
         f'<p class="note">Gains are measured once, on the test split, against the untouched backbone: the '
@@ -194,19 +196,20 @@ def _depth_table(results: Evidence) -> str:
     """A row for each k: its best trial, and what it gains over the next smaller one."""
     depths = results.depths
     paired = any(depth.gain is not None for depth in depths)
-    names = ["k", "trials", "best score", *(["gain", "told apart"] if paired else [])]
+    steps = any(depth.per_layer != depth.gain for depth in depths if depth.per_layer is not None)
+    names = ["k", "trials", "best score", *["gain"] * paired, *["a layer"] * steps, *["told apart"] * paired]
     head = "".join(f"<th>{name}</th>" for name in names)
     body = ""
     for depth in depths:
         cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
         cells.append(_with_error(depth.score, depth.standard_error) if depth.k else "0")
-        if paired:
-            cells += [_with_error(depth.gain, depth.gain_error), _differs(depth)]
+        cells += [_with_error(depth.gain, depth.gain_error)] * paired
+        cells += [signed(depth.per_layer, 2)] * steps + [_differs(depth)] * paired
         won = ' class="won"' if depth.k == results.best.k else ""
         body += f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     note = (
-        "Gain: over the next smaller k, paired on the same validation text, ± standard error; told apart: "
-        "whether it stands out of that noise."
+        "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
+        f"{'a layer: by the layers added; ' * steps}told apart: whether it stands out of that noise."
         if paired
         else "The best finished trial of each k, ± standard error over validation text."
     )
@@ -231,10 +234,11 @@ def _price(results: Evidence) -> str:
 
 def _search_section(results: Evidence) -> str:
     tips = _tips(results)
+    dashed = " Dashed: the front, trials that no other beats on both sides."
+    front = dashed if len(results.front) > 1 else ""
     trade = figure_html(
         inline(figures.trade_figure(results), "trade", "General against domain change of every trial", tips),
-        "What each trial gained in the domain and kept or lost in general, on the validation split. Dashed: "
-        "the front, trials that no other beats on both sides.",
+        f"What each trial gained in the domain and kept or lost in general, on the validation split.{front}",
     )
     shares = _hyperparameters(results)
     return f'<div class="two">{trade}<div>{shares}</div></div>'

@@ -101,8 +101,10 @@ def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[
 def chatter_to(results: Results) -> Iterator[None]:
     """Send what Ray, Tune and Train print here, and what workers print, to a file among the results.
 
-    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards.
+    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards. A run
+    that goes on adds to what it printed before, behind a URI too.
     """
+    results.fetch((CHATTER,))
     file = results.folder / CHATTER
     try:
         with (
@@ -113,7 +115,7 @@ def chatter_to(results: Results) -> Iterator[None]:
         ):
             yield
     finally:
-        results.write(CHATTER, file.read_text(errors="replace"))  # behind a URI too
+        results.write(CHATTER, file.read_text(errors="replace"))
 
 
 @contextmanager
@@ -371,11 +373,19 @@ def versions() -> dict[str, str]:
 
 
 def summary(
-    display: Display, why: str, test: Mapping[str, Any], job: TrainJob, made: Prepared, results: Results
+    display: Display,
+    why: str,
+    test: Mapping[str, Any],
+    job: TrainJob,
+    made: Prepared,
+    results: Results,
+    advised_k: int | None = None,
 ) -> None:
-    """The last lines of a run: k, why, what it gained, where everything lies."""
-    layers = " ".join(map(str, job.layers)) or "none"
-    display.show(f"\nk = {job.training.k}   layers copied: {layers}\n{why}")
+    """The last lines of a run: k, the advised one where it is another, why, what it gained, its files."""
+    layers, k = " ".join(map(str, job.layers)) or "none", job.training.k
+    advised_k = k if advised_k is None else advised_k
+    head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
+    display.show(f"\n{head}   layers copied: {layers}\n{why}")
     doubt = checked(Importance, made.importance, "importance").doubt(job.layers)
     if doubt:
         display.show(doubt)
@@ -388,5 +398,5 @@ def summary(
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
-    facts = {"k": job.training.k, "layers": job.layers, "reason": why, "doubt": doubt}
+    facts = {"k": k, "advised_k": advised_k, "layers": job.layers, "reason": why, "doubt": doubt}
     display.event("summary", **facts, test=test, files=files, seconds=display.seconds)

@@ -12,6 +12,7 @@ from adept_ray.expansion import check_depth
 from adept_ray.grammar import SearchSpace
 from adept_ray.placement import check_placement, ranks_needed
 
+AMOUNT = r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)"  # of parameters, a share or a number
 # The paper's setting, as far as a search varies it; its rate depends on the model.
 PAPER = {
     "k": 4,
@@ -78,7 +79,7 @@ def with_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
 
 def amount(text: str, total: int) -> float:
     """Parameters that ``--max-new-params`` allows of a model of `total`. Raises :class:`UserError`."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)", text.strip())
+    match = re.fullmatch(AMOUNT, text.strip())
     try:
         number = float(match[1]) if match else math.nan
     except ValueError:
@@ -86,6 +87,12 @@ def amount(text: str, total: int) -> float:
     if not match or not number > 0:
         raise UserError(f"--max-new-params {text}: give a share such as 10%, or a number such as 15M")
     return number * {"%": total / 100, "": 1, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+
+
+def doubled(text: str) -> str:
+    """Twice the amount that ``--max-new-params`` was given."""
+    number, unit = re.fullmatch(AMOUNT, text.strip()).groups()  # type: ignore[union-attr]  # checked before
+    return f"{2 * float(number):.12g}{unit}"
 
 
 def affordable(space: SearchSpace, sizes: Sequence[int], limit: float, flag: str) -> tuple[SearchSpace, int]:

@@ -16,12 +16,15 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from adept_ray.config import ScoreWeights, UserError
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
+# Module of a database's driver → the package that brings it, for those of another name.
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 HALF = 0.5  # of all trials, those whose settings are compared with all
 
 
@@ -175,23 +178,42 @@ def quiet() -> None:
 def opened(study: str) -> optuna.storages.BaseStorage | None:
     """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
 
-    Raises :class:`UserError` for what can't be opened.
+    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed.
     """
     quiet()
     if not study:
         return None
     try:
         if "://" in study:
-            return RDBStorage(study)
+            return database(study)
         if Path(study).suffix in (".db", ".sqlite", ".sqlite3"):
-            return RDBStorage(f"sqlite:///{Path(study).absolute()}")
+            return database(f"sqlite:///{Path(study).absolute()}")
         return JournalStorage(JournalFileBackend(study))
+    except ImportError as problem:
+        module = getattr(problem.__cause__ or problem, "name", "") or str(problem)
+        raise UserError(
+            f"--study {study} needs the database's driver, {module}: pip install "
+            f"{DRIVERS.get(module, module)}"
+        ) from None
     except Exception as problem:  # drivers raise errors of their own
-        said = " ".join(str(problem).split())
+        said = " ".join(str(getattr(problem, "orig", None) or problem).split())
         raise UserError(
             f"--study {study} can't be opened ({said[:200]}): give sqlite:///FILE, "
             "postgresql://USER@HOST/NAME or the path of a file"
         ) from None
+
+
+def database(url: str) -> RDBStorage:
+    """Optuna's tables in a database; they are made where there are none.
+
+    Another search that makes them at the same time is in the way once: afterwards they are there.
+    """
+    try:
+        return RDBStorage(url)
+    except DBAPIError as problem:
+        if isinstance(problem, OperationalError) and "already exists" not in str(problem):
+            raise  # nobody answers there
+    return RDBStorage(url)
 
 
 def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
+from glob import glob
 from pathlib import Path
 
 os.environ.update(
@@ -69,6 +71,39 @@ def s3():
             patch.setenv(name, value)
         yield boto3.client("s3")
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """Makes an empty database of a name and gives its URL; skips the test where there is no PostgreSQL.
+
+    The server is one of its own, without a port. It refuses to run as root, so root runs it as ``postgres``.
+    """
+    places = os.pathsep.join([os.environ["PATH"], *glob("/usr/lib/postgresql/*/bin")])
+    pg_ctl = shutil.which("pg_ctl", path=places)
+    if pg_ctl is None:
+        pytest.skip("no PostgreSQL here; on Debian: apt-get install postgresql")
+    import psycopg
+
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a short one: a socket's path may have 107 bytes
+
+        def control(*words):
+            command = [pg_ctl, "-D", f"{folder}/data", "-s", "-w", "-l", f"{folder}/log", *words]
+            subprocess.run(command, cwd="/", check=True, timeout=60, **user)
+
+        if user:
+            shutil.chown(folder, **user)
+        control("initdb", "-o", "--auth=trust --no-sync --username=postgres")
+        control("start", "-o", f"-c listen_addresses= -c fsync=off -c unix_socket_directories={folder}")
+
+        def database(name):
+            with psycopg.connect(host=folder, user="postgres", autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}")
+            return f"postgresql://postgres@/{name}?host={folder}"
+
+        yield database
+        control("stop", "-m", "immediate")
 
 
 @pytest.fixture(scope="module")  # as long as it runs, no other event loop can

@@ -177,7 +177,7 @@ def whole_best() -> dict[str, Any]:
     ]
     names = ("k", "trials", "trial", "score", "standard_error", "gain", "gain_error", "differs")
     found["choice"] |= {
-        "depths": [dict(zip(names, row, strict=True)) for row in depths],
+        "depths": [dict(zip(names, row, strict=True)) | {"per_layer": row[5]} for row in depths],
         "edges": [
             {
                 "parameter": "base_lr",

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adept_ray.choice import (
     UNTOUCHED,
+    Reach,
     candidates,
     choose,
     edges_of,
@@ -22,7 +23,7 @@ from adept_ray.choice import (
 from adept_ray.config import ScoreWeights, UserError
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import change, combined, spread
-from adept_ray.spaces import with_ranges
+from adept_ray.spaces import affordable, amount, doubled, with_ranges
 
 EVEN = ScoreWeights()
 
@@ -124,6 +125,7 @@ def test_every_choice_can_be_written_and_told(rows):
     assert said(found).count("\n") == len(ks) and said(found).count("chosen") == 1
     for before, depth in zip(found.depths, found.depths[1:], strict=False):
         assert depth.gain == pytest.approx(depth.score - before.score)
+        assert depth.per_layer * (depth.k - before.k) == pytest.approx(depth.gain)
 
 
 def test_trials_that_did_not_finish_do_not_count():
@@ -148,6 +150,7 @@ def test_layers_have_to_earn_what_is_asked_of_each():
     picked = {price: choose(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
     assert picked == {None: 8, 0.4: 8, 0.6: 4, 1.5: 4, 2.5: 2}
     assert "and more layers don't earn 1.5 points each" in choose(rows, EVEN, 1.5).reason
+    assert "+4.00 ± 0.00, +2.00 a layer ← chosen" in said(choose(rows, EVEN, 1.5))
 
 
 def test_the_reason_says_what_neighbours_would_change():
@@ -233,7 +236,6 @@ SPACE = SearchSpace(
     [
         ({"k": 4, "base_lr": 0.003, "warmup": 0.3}, 30, {}),
         ({"k": 6, "base_lr": 0.0098, "warmup": 0.3}, 30, {"k": "high", "base_lr": "high"}),
-        ({"k": 6, "base_lr": 0.003}, 6, {}),  # no more layers, or no more money
         ({"k": 6, "base_lr": 0.003}, 7, {"k": "high"}),
         ({"k": 2, "base_lr": 0.00101, "warmup": 0.3}, 6, {"k": "low", "base_lr": "low"}),
         ({"k": 4, "base_lr": 0.003, "warmup": 0.0}, 30, {}),  # nothing below 0 is a warm-up
@@ -242,7 +244,7 @@ SPACE = SearchSpace(
 def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, ends):
     """On the range's own scale; the command names a wider range, which the space takes and k can reach."""
     setting = {"normalization": "rank", **setting}
-    found = edges_of(setting, SPACE, most, "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
+    found = edges_of(setting, SPACE, Reach(30, most), "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
     assert {edge.parameter: edge.end for edge in found} == ends
     for edge in found:
         words = edge.command.removeprefix("python scripts/tune_k.py --range ").split()
@@ -263,7 +265,7 @@ def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
             "tokens_per_step": Range(int=(65536, 1048576)),
         }
     )
-    (edge,) = edges_of({"k": 3, "offset": 0, "tokens_per_step": 1048576}, space, 9, "x")
+    (edge,) = edges_of({"k": 3, "offset": 0, "tokens_per_step": 1048576}, space, Reach(9, 9), "x")
     assert edge.command == "x --range tokens_per_step=65536:2097152"
 
 
@@ -271,17 +273,64 @@ def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
     "score, words",
     [
         (0.1, "though it isn't told from the untouched backbone"),
-        (-5.0, "though the untouched backbone is better"),
         (5.0, "within one standard error of it. "),
     ],
 )
 def test_what_speaks_against_a_choice_is_said(score, words):
-    """A score within its noise of 0, and one below it."""
+    """A score within its noise of 0, and one below it beside one that may be better."""
     assert words in choose([row(1, score, 0.2)]).reason
+    assert "though the untouched backbone is better" in choose([row(1, -1.0, 0.2), row(2, -0.5, 0.6)]).reason
+
+
+def test_where_nothing_is_better_the_advice_is_to_leave_the_model_as_it_is():
+    """All of it beyond the noise, or else the doubt alone is said; a trial of k = 0 can be chosen itself."""
+    rows = [row(1, -5.0, 0.2), row(2, -4.9, 0.2), row(4, -9.0, 0.2)]
+    for price in (None, 0.5):
+        found = choose(rows, EVEN, price)
+        assert (found.k, found.advised_k) == (1, 0)
+        assert found.reason.startswith(
+            "Nothing that was tried is better than the untouched backbone, so the "
+        )
+        assert (
+            "advice is k = 0: leave the model as it is. The exported model is that of k = 1" in found.reason
+        )
+        assert found.reason.endswith("scores 5.00 ± 0.20 less than the backbone.")
+        assert [line[-9:] for line in said(found).splitlines()[1:3]] == ["← advised", " ← chosen"]
+    assert choose([*rows, row(5, -0.3, 0.2)]).advised_k == 5
+    assert (choose([*rows, row(0, 0.0, 0.0)]).k, choose([*rows, row(0, 0.0, 0.0)]).advised_k) == (0, 0)
 
 
 def test_below_one_layer_is_the_untouched_backbone():
     """So a range of k that begins at 1 has no edge there; one of choices has ends, too."""
-    assert edges_of({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), 9, "x") == ()
-    (edge,) = edges_of({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), 9, "x")
+    nine = Reach(9, 9)
+    assert edges_of({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), nine, "x") == ()
+    (edge,) = edges_of({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), nine, "x")
     assert (edge.end, edge.command) == ("high", "x --range k=1:8")
+
+
+@pytest.mark.parametrize(
+    ("k", "reach", "words", "command"),
+    [
+        ((2, 6), Reach(6, 6), "and the backbone has no more than 6 layers to copy", ""),
+        ((2, 6), Reach(9, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "2:9"),
+        ((2, 6), Reach(30, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "2:12"),
+        ((6, 6), Reach(30, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "6:12"),
+        ((6, 6), Reach(30, 9, "--max-new-params 10%", "rich"), None, ""),  # nothing but 6 was asked for
+    ],
+)
+def test_what_ends_the_range_of_k_is_said(k, reach, words, command):
+    """No command goes beyond all layers; one beyond the budget begins with a larger budget."""
+    edges = edges_of({"k": 6}, SearchSpace(parameters={"k": Range(int=k)}), reach, "poor")
+    lines = said(replace(choose([row(6, 5.0, 0.1)]), edges=edges)).splitlines()
+    told = [line for line in lines if line.startswith("k = 6 lies")]
+    again = f"; to allow more: rich --range k={command}" if command else ""
+    assert told == ([f"k = 6 lies at the high end of its range, {words}{again}"] if words else [])
+
+
+def test_the_doubled_budget_affords_twice_as_many_layers():
+    """Whatever the sizes of the layers, in every form that the flag takes."""
+    sizes = [100, 100, 70, 70, 70, 60]
+    space = SearchSpace(parameters={"k": Range(int=(1, 6))})
+    for text in ("200", "0.2k", "2e2", "20%", " 0.0002M "):
+        mosts = [affordable(space, sizes, amount(each, 1000), "")[1] for each in (text, doubled(text))]
+        assert mosts == [2, 4]

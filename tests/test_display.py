@@ -2,12 +2,13 @@
 
 import json
 import math
+import time
 
 import pytest
 
 from adept_ray.display import Display, clock, left, through
 from adept_ray.runs import CHATTER, chatter_to
-from adept_ray.storage import Results
+from adept_ray.storage import Results, fetched
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
@@ -55,24 +56,48 @@ def test_where_nobody_looks_on_there_are_plain_lines(capsys):
 
 
 def test_the_time_left_counts_what_running_trials_have_done():
-    """Three quarters of two trials took 30 s, so 10 s are left; before the first step nothing is said."""
-    rows, steps = [OVER, {**RUNNING, "trial": "trial-002"}], {"trial-002": (2, 4)}
-    assert through(rows, steps, 2) == pytest.approx(0.75)
-    assert left(30.0, 0.75) == pytest.approx(10.0) and left(30.0, 0.0) is None
-    assert clock(30.0, rows, steps, 2) == "search: 1 of 2 trials over, 30 s, about 10 s left"
-    assert clock(30.0, [], {}, 2) == "search: 0 of 2 trials over, 30 s"
+    """One and a half of two trials took 30 s, so 10 s are left; before the first step nothing is said."""
+    rows = [OVER, {**RUNNING, "trial": "trial-002"}, {**RUNNING, "trial": "trial-003"}]
+    assert through(rows, {"trial-002": (2, 4), "probe": (1, 1)}) == {"trial-001": 1.0, "trial-002": 0.5}
+    assert left(30.0, 1.5, 0.5) == pytest.approx(10.0) and left(30.0, 0.0, 2.0) is None
+    assert clock(30.0, 1, 2, 10.0) == "search: 1 of 2 trials over, 30 s, about 10 s left"
+    assert clock(30.0, 0, 2, None) == "search: 0 of 2 trials over, 30 s"
 
 
-def test_what_others_print_goes_to_a_file_of_the_results(tmp_path, capsys):
+@pytest.mark.parametrize(("resumed", "lefts"), [(False, [16.7, 20]), (True, [None, 80])])
+def test_what_was_done_before_a_resume_says_nothing_of_the_time_left(capsys, monkeypatch, resumed, lefts):
+    """Of four trials one and a half were there already: half of one took 20 s, and two have to follow."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = Display(json_lines=True)
+    second = {**RUNNING, "trial": "trial-002"}
+    with display.trials(4, resumed) as show:
+        show({}, [])
+        show({}, [OVER, second])
+        now[0] = 10.0
+        show({"trial-002": (2, 4)}, [OVER, {**second, "score": 1.0}])
+        now[0] = 20.0
+        show({"trial-002": (4, 4)}, [OVER, {**second, "state": "finished"}])
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["left"] for event in events if event["event"] == "trial"][2:] == pytest.approx(lefts)
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "s3"])
+def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, capsys, kind):
     """Only what the display writes comes to the terminal meanwhile; a resumed run adds to the file."""
-    results = Results(str(tmp_path), "a run")
-    results.folder.mkdir()
+    storage = {"path": str(tmp_path), "file": tmp_path.as_uri(), "s3": "s3://chatter"}[kind]
+    if kind == "s3":
+        request.getfixturevalue("s3").create_bucket(Bucket="chatter")
     display = Display()
-    for _ in range(2):
+    for words in ("began", "went on"):
+        results = Results(storage, "run")
+        results.open(resume=words == "went on")
+        results.write("run.json", "{}")
         with pytest.raises(KeyboardInterrupt), chatter_to(results):
-            print("chatter")
+            print(words)
             display.show("news")
             raise KeyboardInterrupt
     print("afterwards")
     assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
-    assert (results.folder / CHATTER).read_text() == "chatter\nchatter\n"
+    with fetched(results.place) as folder:
+        assert (folder / CHATTER).read_text() == "began\nwent on\n"

@@ -14,7 +14,7 @@ from adept_ray.choice import choose
 from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import TaskFailed
 from adept_ray.grammar import SearchSpace
-from adept_ray.growth import grow, stages
+from adept_ray.growth import enough, grow, stages
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.train import TrainJob, train
@@ -113,6 +113,35 @@ def test_growth_ends_where_a_layer_gains_nothing(job, alone):
     rows = grow(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
     assert [row["k"] for row in rows] == [1] and rows[0]["score"] == pytest.approx(0, abs=1e-9)
     assert seen == [(1, "running"), (1, "finished")]
+
+
+def reading(k, score, error):
+    """The row of a depth, as it is read from a file: without the pulls of single blocks."""
+    return {"trial": f"grow-{k:02d}", "k": k, "score": score, "score_se": error, "state": "finished"}
+
+
+def test_a_depth_is_judged_by_what_each_added_layer_earned():
+    """Four layers that earn 0.6 points each pay at 0.4 a layer but not surely at 0.58, nor at 0.7."""
+    rows = [reading(4, 5.0, 0.03), reading(8, 7.4, 0.04)]  # a step of 2.4 ± 0.05 over four layers
+    said = {price: enough(rows, ScoreWeights(), price) for price in (0.0, 0.4, 0.58, 0.7)}
+    assert [price for price, words in said.items() if words] == [0.58, 0.7]
+    assert said[0.7] == (
+        "the growth ended at k = 8: each layer beyond k = 4 earned 0.60 ± 0.01 points, not surely more than "
+        "the 0.7 asked of it"
+    )
+    assert enough(rows[:1], ScoreWeights(), 1.24).endswith(
+        "beyond k = 0 earned 1.25 ± 0.01 points, not surely more than the 1.24 asked of it"
+    )
+    assert enough([*rows, reading(16, 7.5, 0.1)], ScoreWeights()).endswith(
+        "0.01 ± 0.01 points, not surely more than none"
+    )
+    assert [choose(rows, min_gain_per_layer=price).k for price in said] == [8, 8, 8, 4]
+
+
+def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(job, alone):
+    """The first depth earns less than a hundred points a layer, so there is no second one."""
+    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None, price=100.0)
+    assert [row["k"] for row in rows] == [1] and 0 < rows[0]["score"] < 100
 
 
 def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, monkeypatch):

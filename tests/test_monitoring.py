@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 import ray
@@ -137,6 +140,47 @@ def test_the_dashboard_shows_the_job_the_board_and_the_trial_by_name(watched, br
     tasks = f"{dashboard}/api/v0/tasks?filter_keys=name&filter_predicates=%3D&filter_values={quote(TITLE)}"
     assert f'"{TITLE}"' in page.request.get(tasks).text()
     page.close()
+
+
+@pytest.fixture
+def prometheus(watched, tmp_path):
+    """Asks a Prometheus with the configuration that Ray wrote for this session; skips where there is none."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("no Prometheus here; on Debian: apt-get install prometheus")
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{1}".format(*free.getsockname())
+    places = {"config.file": session / "metrics/prometheus/prometheus.yml", "storage.tsdb.path": tmp_path}
+    flags = [f"--{name}={value}" for name, value in {**places, "web.listen-address": address}.items()]
+
+    def ask(path, **asked):
+        with suppress(OSError):  # it isn't there yet
+            url = f"http://{address}/api/v1/{path}?{urlencode(asked)}"
+            return json.load(urllib.request.urlopen(url, timeout=30))["data"]
+
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(["prometheus", *flags], stderr=log) as server:
+        yield ask
+        server.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_prometheus_has_what_every_panel_asks_for(watched, prometheus):
+    """Found by Ray's service discovery; so has it what the dashboard's two variables choose from."""
+    ray.get(watched[1].timed.remote({"probe": 1.25}))
+    targets = [target["expr"] for panel in GRAFANA["panels"] for target in panel["targets"]]
+    queries = {text.replace("$run", RUN).replace("$trial", ".*") for text in targets}
+
+    def missing():
+        return {q for q in queries if not (prometheus("query", query=q) or {"result": []})["result"]}
+
+    wait_until(lambda: not missing())
+    for variable, value in {"run": RUN, "trial": TRIAL}.items():
+        (query,) = (each["definition"] for each in GRAFANA["templating"]["list"] if each["name"] == variable)
+        series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()
+        found = prometheus(f"label/{label}/values", **{"match[]": series.replace("$run", RUN)})
+        assert (label, found) == (variable, [value])
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from adept_ray.cli import parse
 from adept_ray.commands import find_k
 from adept_ray.config import SearchRun, UserError
 from adept_ray.evidence import Importance, read
-from adept_ray.figures import draw_importance, importance_figure
+from adept_ray.figures import draw_importance, importance_figure, trade_figure
 from adept_ray.report import write_report
 
 
@@ -312,6 +312,61 @@ def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
         assert words in text, words
 
 
+@pytest.mark.parametrize(
+    ("edge", "words", "command"),
+    [
+        (
+            {"held": "and the backbone has no more than 6 layers to copy"},
+            "no more than 6 layers to copy.",
+            "",
+        ),
+        ({"held": "where --max-new-params 9% ends it"}, "where --max-new-params 9% ends it.", "tune more"),
+        ({}, "the high end of its range, so the best may lie beyond it.", "tune more"),
+    ],
+)
+def test_an_edge_says_what_ends_it(whole: Path, edge: dict[str, Any], words: str, command: str) -> None:
+    """In the report with the command that goes further, if there is one; in the card as a limit."""
+    found = best_of(whole)
+    edge = {"parameter": "k", "value": 2, "end": "high", "command": command} | edge
+    found["choice"]["edges"] = [edge]
+    (whole / "best.yaml").write_text(yaml.safe_dump(found))
+    text = text_of(write_report(whole).read_text(encoding="utf-8"))
+    assert f"{words} This searches further: tune more" in text if command else f"{words}" in text
+    assert text.count("This searches further") == bool(command)
+    limits = write_card(whole / "model", read(whole)).read_text().partition("## Limits")[2]
+    assert "- k = 2 lies at the high end of its range, " in limits
+    assert (edge.get("held") or "so a better value may lie beyond it") in limits
+
+
+def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None:
+    """On the first screen and in the card; of a training at full length the search's advice is none."""
+    found = best_of(whole)
+    found["choice"] |= {"advised_k": 0, "reason": "Nothing that was tried is better."}
+    (whole / "best.yaml").write_text(yaml.safe_dump(found))
+    words = "Advice: k = 0 Leave tiny as it is: nothing that was tried is better. Exported is k = 2: 2 layers"
+    card = "**The search that made this model advises against it (k = 0): nothing that it tried is better"
+    assert words in text_of(write_report(whole).read_text(encoding="utf-8"))
+    assert (
+        write_card(whole / "model", read(whole))
+        .read_text()
+        .partition("# tiny-medical\n\n")[2]
+        .startswith(card)
+    )
+    edited_json(whole / "run.json", training={"k": 2})
+    assert "Advice" not in text_of(write_report(whole).read_text(encoding="utf-8"))
+    assert "advises" not in write_card(whole / "model", read(whole)).read_text()
+
+
+def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
+    """Where each step is of one layer the table has no such column."""
+    assert "a layer" not in text_of(write_report(whole).read_text(encoding="utf-8"))
+    found = best_of(whole)
+    found["choice"]["depths"][3] |= {"k": 5, "per_layer": 0.05}
+    (whole / "best.yaml").write_text(yaml.safe_dump(found))
+    text = text_of(write_report(whole).read_text(encoding="utf-8"))
+    assert "gain a layer told apart" in text and "+0.15 ± 0.20 +0.05 no" in text
+
+
 def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
     """Parameters and operations with and without the copies are those of the models themselves."""
     cost = read(whole).cost
@@ -322,13 +377,16 @@ def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
     assert cost.flops > cost.flops_before > cost.flops * LAYERS / (LAYERS + len(CHOSEN))
 
 
-def test_the_front_is_what_no_other_beats_on_both_sides(folder: Path) -> None:
-    """Without the search's own word on it: of the finished trials, in the order of their general change."""
-    assert [trial.trial for trial in read(folder).front] == ["trial-003"]
-    rows = trials()
-    rows[0]["general_delta"] = 0.3  # better than any in general, worse in the domain
-    write_csv(folder / "trials.csv", rows)
-    assert [trial.trial for trial in read(folder).front] == ["trial-003", "trial-001"]
+def test_a_front_is_drawn_where_one_was_searched_for(whole: Path) -> None:
+    """The search's own, in the order of general change; without --pareto trials stay, and no line."""
+    found, drawn = best_of(whole), {}
+    for front in (["trial-003", "trial-001", "trial-002"], []):
+        found["choice"]["front"] = front
+        (whole / "best.yaml").write_text(yaml.safe_dump(found))
+        assert [trial.trial for trial in read(whole).front] == sorted(front)
+        drawn[len(front)] = {str(line.get_label()) for line in trade_figure(read(whole)).axes[0].get_lines()}
+        assert ("Dashed: the front" in write_report(whole).read_text(encoding="utf-8")) == bool(front)
+    assert drawn[3] - drawn[0] == {"front"} and {"finished", "stopped", "chosen", "untouched"} <= drawn[0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the commands share: settings made definite, the plan of a run, what may change when it is resumed."""
 
+import shlex
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -7,8 +8,13 @@ import pytest
 from common import tiny_model
 
 from adept_ray import runs
+from adept_ray.choice import Reach
+from adept_ray.cli import parse
+from adept_ray.commands import reach
 from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
-from adept_ray.runs import as_begun, at_work, check_same, planned, settled
+from adept_ray.display import Display
+from adept_ray.runs import as_begun, at_work, check_same, planned, settled, summary
+from adept_ray.storage import Results
 
 GIB = 2**30
 
@@ -118,3 +124,30 @@ def test_a_resumed_search_may_have_other_workers():
     assert (same.workers, same.min_workers, same.concurrent) == (4, 2, 3)
     other = as_begun(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
     assert (other.workers, other.min_workers, other.concurrent) == (2, 2, "auto")
+
+
+def test_a_budget_that_ends_k_comes_with_the_command_of_twice_that():
+    """Which is the same search but for that flag; without a budget the backbone alone ends k."""
+    asked = SearchRun(backbone="smollm2-135m", max_new_params="7.5%", trials=9, range=("k=1:3",))
+    sources = SimpleNamespace(layers=30)
+    found = reach(asked, sources, 2)
+    assert (found.layers, found.most, found.budget) == (30, 2, "--max-new-params 7.5%")
+    script, *flags = shlex.split(found.dearer)[1:]
+    assert script == "scripts/tune_k.py"
+    again = parse(SearchRun, "", flags)
+    assert (again.max_new_params, again.trials, again.range) == ("15%", 9, ())
+    assert reach(SearchRun(), sources, 30) == Reach(30, 30)
+
+
+@pytest.mark.parametrize(
+    ("advised", "head"),
+    [(None, "k = 2   layers"), (2, "k = 2   layers"), (0, "advice: k = 0   exported: k = 2   layers")],
+)
+def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised, head):
+    """Where that isn't the exported one both are named."""
+    side = {"before_bpb": 1.0, "after_bpb": 0.9, "delta": 10.0, "standard_error": 0.1}
+    job = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
+    made = SimpleNamespace(importance={"layers": []})
+    test = {"general": side, "domain": side}
+    summary(Display(), "Because.", test, job, made, Results(str(tmp_path), "run"), advised)
+    assert capsys.readouterr().out.startswith(f"\n{head} copied: 1 3\nBecause.\n")

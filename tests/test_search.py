@@ -3,16 +3,20 @@
 import functools
 import math
 import pickle
+import sys
 import tempfile
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from adept_ray import search, study
@@ -238,11 +242,20 @@ def test_optuna_hears_how_each_trial_ended():
     assert [state for state, _ in told[2:]] == [TrialState.FAIL, TrialState.FAIL]
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
-def test_a_study_anywhere_proposes_the_same(tmp_path, kind):
+@pytest.fixture(params=["journal", "sqlite", "postgres"])
+def kept(request, tmp_path):
+    """Gives the place of a study that isn't there yet, of a kind of storage, by a name."""
+    if request.param == "postgres":
+        database = request.getfixturevalue("postgres")
+        return lambda name: database(f"{request.function.__name__[:40]}_{name}")
+    form = {"journal": "{}/{}.log", "sqlite": "sqlite:///{}/{}.db"}[request.param]
+    return lambda name: form.format(tmp_path, name)
+
+
+def test_a_study_anywhere_proposes_the_same(kept):
     """In a database, in a file or in memory: where trials are kept is no part of the search."""
-    place = {"memory": "", "sqlite": f"sqlite:///{tmp_path}/study.db", "journal": f"{tmp_path}/study.log"}
-    assert run(proposals(storage=opened(place[kind])), range(8)) == run(proposals(), range(8))
+    alone = run(proposals(storage=opened("")), range(8))
+    assert run(proposals(storage=opened(kept("study"))), range(8)) == alone == run(proposals(), range(8))
 
 
 def test_what_cannot_be_opened_is_no_study(tmp_path):
@@ -256,9 +269,44 @@ def test_what_cannot_be_opened_is_no_study(tmp_path):
             opened(place)
 
 
-def test_searches_that_share_a_study_learn_from_each_other(tmp_path):
+def test_a_driver_or_server_that_is_missing_is_named(monkeypatch, tmp_path):
+    """Which package to install, and what the driver says of the server, each in one sentence."""
+    with pytest.raises(UserError) as refused:
+        opened(f"postgresql://me@/study?host={tmp_path}/nobody")
+    assert f"--study postgresql://me@/study?host={tmp_path}/nobody can't be opened (connection" in str(
+        refused.value
+    )
+    assert "sqlalche.me" not in str(refused.value) and "\n" not in str(refused.value)
+    for module, package in {"psycopg": "'psycopg[binary]'", "pg8000": "pg8000"}.items():
+        monkeypatch.setitem(sys.modules, module, None)  # as if it weren't installed
+        with pytest.raises(UserError) as refused:
+            opened(f"postgresql+{module}://me@host/study")
+        assert str(refused.value) == (
+            f"--study postgresql+{module}://me@host/study needs the database's driver, {module}: "
+            f"pip install {package}"
+        )
+
+
+def test_searches_that_begin_at_the_same_time_make_the_tables_once(postgres):
+    """One that finds none, and is overtaken by another one before it has made them, takes those."""
+    place = postgres("begun_twice")
+    engine = sqlalchemy.create_engine(place)
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with ThreadPoolExecutor() as pool:
+        with engine.connect() as other:
+            models.BaseModel.metadata.create_all(other)
+            mine = pool.submit(opened, place)
+            with engine.connect() as watcher:
+                while not watcher.scalar(waiting) and not mine.done():
+                    watcher.rollback()
+            other.commit()
+        assert run(proposals(storage=mine.result()), range(2)) == run(proposals(), range(2))
+    engine.dispose()
+
+
+def test_searches_that_share_a_study_learn_from_each_other(kept):
     """The second one models the scores of the first one's trials from its beginning."""
-    place = f"sqlite:///{tmp_path}/study.db"
+    place = kept("study")
     one = proposals(owner="one", storage=opened(place))
     run(one, range(STARTUP_TRIALS + 2))
     other = proposals(owner="other", storage=opened(place))
@@ -268,19 +316,19 @@ def test_searches_that_share_a_study_learn_from_each_other(tmp_path):
     assert owners == ["one"] * (STARTUP_TRIALS + 2) + ["other"]
 
 
-def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path):
+def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path, kept):
     """After a kill it goes on as if lost proposals had not been made; those asked for first aren't lost."""
     first = [
         {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
     ]
     straight = run(proposals(first=first), range(8))
     for saved in (1, 5):
-        storage = opened(f"{tmp_path}/{saved}.log")
-        lost = proposals(first=first, owner="me", storage=storage)
+        place = kept(f"saved_{saved}")
+        lost = proposals(first=first, owner="me", storage=opened(place))
         assert run(lost, range(saved)) == straight[:saved]
         lost.save(str(tmp_path / "state"))
         assert lost.suggest("begun and lost") == straight[saved]
-        goes_on = proposals(owner="me", storage=opened(f"{tmp_path}/{saved}.log"))
+        goes_on = proposals(owner="me", storage=opened(place))
         goes_on.restore(str(tmp_path / "state"))
         assert run(goes_on, range(saved, 8)) == straight[saved:]
 
