@@ -75,7 +75,7 @@ class Blocks:
 
         What a bucket's end cuts off counts with the first document of the next bucket.
         """
-        ends = (self.tokens == self.eos).astype(np.int64).ravel()
+        ends = (self.tokens == self.eos).ravel()
         begun = (ends.cumsum() - ends).reshape(self.tokens.shape)[:, 1:]
         # without those of which there is nothing but a block's first token
         return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
@@ -126,8 +126,11 @@ class BlockSet:
         import pyarrow.parquet as pq
 
         table = pq.read_table(self.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
-        tokens, sizes = (table[name].combine_chunks().flatten().to_numpy() for name in ("tokens", "bytes"))
-        return Blocks(tokens.reshape(-1, seq_len), sizes.reshape(-1, seq_len - 1), self.eos)
+
+        def rows(column: str, length: int) -> np.ndarray:
+            return table[column].combine_chunks().flatten().to_numpy().reshape(-1, length)
+
+        return Blocks(rows("tokens", seq_len), rows("bytes", seq_len - 1), self.eos)
 
 
 @dataclass(frozen=True)
