@@ -467,6 +467,7 @@ def _names_at(spec: Any, path: Iterable[Any]) -> list[str]:
 def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
 
+    Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
     Raises :class:`UserError` for an unknown key or a bad value.
     """
     values = spec.model_dump()
@@ -481,7 +482,8 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
             if depth < len(path):
                 target = target[part]
         target[last] = value
-    return validated(type(spec), values, where)
+    kind = type(spec)
+    return kind.model_construct(spec.model_fields_set, **dict(validated(kind, values, where)))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

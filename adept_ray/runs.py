@@ -161,19 +161,20 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given stays as it was.
+    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given (is not in the
+    `model_fields_set` of `run`) stays as it was.
     """
-    saved, defaults = validated(type(run), begun, "run.json"), type(run)()
+    saved = validated(type(run), begun, "run.json")
     changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
-    for name in (n for n in type(run).model_fields if n not in OWN):
+    for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
         asked, had = getattr(run, name), getattr(saved, name)
-        if asked in (had, getattr(defaults, name)):
+        if asked == had:
             continue
         if name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
         changes[name] = asked
-    return overlay(saved, changes)
+    return overlay(saved, changes, where=f"resuming '{run.name}'")
 
 
 def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:

@@ -242,6 +242,25 @@ def test_a_flag_of_its_usual_value_beats_the_preset():
     assert parse(SearchRun, "", ["--backbone", "qwen3-8b", "--seq-len", str(usual)]).seq_len == usual
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ([], set()),
+        (["--workers", "1", "--no-dashboard", "--max-trials=8"], {"workers", "dashboard", "trials"}),
+        (["--json", "--range", "k=1:2", "--max-hours", "None"], {"json_lines", "range", "max_hours"}),
+        (["--name", "x", "--resume", "--search_space", "a.yaml"], {"name", "resume", "search_space"}),
+    ],
+)
+def test_a_run_knows_which_flags_were_given(words, given):
+    """Those at their usual value among them; a run that goes on changes nothing else."""
+    run = parse(SearchRun, "", ["--name", "x", "--resume", *words])
+    assert run.model_fields_set == settled(run).model_fields_set == given | {"name", "resume"}
+
+
+def test_a_given_place_is_among_them():
+    assert parse(PickRun, "", ["results/x"]).model_fields_set == {"results"}
+
+
 def test_other_backbones_keep_the_usual_defaults():
     assert parse(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
     assert parse(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len

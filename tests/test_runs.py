@@ -118,3 +118,20 @@ def test_a_resumed_search_may_have_other_workers():
     assert (same.workers, same.min_workers, same.concurrent) == (4, 2, 3)
     other = as_begun(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
     assert (other.workers, other.min_workers, other.concurrent) == (2, 2, "auto")
+
+
+def test_a_resumed_run_may_be_narrowed_to_the_defaults():
+    """One worker, one trial at a time, no fewest number: what is given holds, at its usual value too."""
+    begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
+    asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
+    narrow = as_begun(settled(asked), begun)
+    assert (narrow.workers, narrow.min_workers, narrow.concurrent) == (1, 0, 1)
+    with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
+        as_begun(SearchRun(name="x", resume=True, workers=1), begun)
+
+
+def test_a_flag_of_its_usual_value_can_contradict_a_run():
+    """It is refused like any other, though it looks as if it had not been given."""
+    begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
+    with pytest.raises(UserError, match="--seq-len 128: the run 'x' began with 64"):
+        as_begun(settled(SearchRun(name="x", resume=True, seq_len=128)), begun)
