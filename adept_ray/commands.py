@@ -39,6 +39,7 @@ from adept_ray.runs import (
     at_work,
     check_backbone,
     check_same,
+    check_trust,
     conclude,
     given,
     job_of,
@@ -155,7 +156,8 @@ def searchable(
     """
     most = sources.layers
     if run.max_new_params:
-        total, sizes = layer_sizes(sources.config)
+        backbone = sources.backbone
+        total, sizes = layer_sizes(sources.config, backbone.trusted, backbone.revision)
         limit = amount(run.max_new_params, total)
         allowed, most = affordable(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:
@@ -211,6 +213,7 @@ def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
     run = validated(SearchRun, about["run"], f"{args.results}/run.json")
+    check_trust(args.trust_remote_code, about["run"], args.results)
     changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
     changes = {name: value for name, value in changes.items() if value is not None}
     here = {"storage": storage or ".", "name": name, "concurrent": 1, "min_workers": 0}
@@ -243,6 +246,7 @@ def train_full(args: TrainRun) -> str:
     """
     display = Display(args.json_lines)
     best = load_best(args.config)
+    check_trust(args.trust_remote_code, best["run"], str(args.config))
     run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
     run = settled(run, "train")
     results = Results(run.storage, run.name)

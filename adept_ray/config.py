@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -76,6 +76,8 @@ class RunSpec(Spec):
 
     backbone: str = "smollm2-135m"
     """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: str = "boolq"
     """Text that must not get worse: preset, file, folder or hub dataset id."""
     domain: str = "medical"
@@ -275,6 +277,8 @@ class PickRun(Spec):
 
     results: str = Field(json_schema_extra={"positional": True})
     """Results folder of a search, or its URI."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: float = Field(0.5, ge=0, le=1)
     """Weight of the general side; the domain side has the rest of 1."""
     min_gain_per_layer: float | None = Field(None, ge=0)
@@ -298,6 +302,8 @@ class TrainRun(Spec):
     """File ``best.yaml`` of a results folder."""
     tokens: int = Field(ge=1)
     """Domain tokens to train on."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     reports: int = Field(10, ge=1)
     """How often to score on the validation splits and write a checkpoint."""
     workers: int | None = Field(None, ge=1)
@@ -364,6 +370,8 @@ class ActivationsRun(Spec):
 
     config: Path
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     originals_lr: float = Field(1e-3, gt=0)
     """Base learning rate of the chosen layers when they are tuned themselves, without expansion."""
     test_tokens: int | None = Field(None, ge=64)
@@ -395,6 +403,8 @@ class EvaluateRun(Spec):
 
     model: str = Field(json_schema_extra={"positional": True})
     """Results folder's model, any folder, hub id, preset or GGUF file."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     tasks: Tasks = ()
     """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
     items: int = Field(100, ge=1)
@@ -482,8 +492,8 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
             if depth < len(path):
                 target = target[part]
         target[last] = value
-    kind = type(spec)
-    return kind.model_construct(spec.model_fields_set, **dict(validated(kind, values, where)))
+    made = validated(type(spec), values, where)
+    return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

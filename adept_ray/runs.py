@@ -154,8 +154,24 @@ def resumable(command: str, run: RunSpec) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
-        raise Interrupted(f"python {command} --name {run.name} --resume{elsewhere}") from None
+        raise Interrupted(going_on(command, run)) from None
+
+
+def going_on(command: str, run: RunSpec) -> str:
+    """The command line that goes on with a run."""
+    trust = " --trust-remote-code" if run.trust_remote_code else ""
+    elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
+    return f"python {command} --name {run.name} --resume{trust}{elsewhere}"
+
+
+def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on with other code than a run of those settings had: no file can ask for trust.
+
+    Raises :class:`UserError`.
+    """
+    if trusted != begun.get("trust_remote_code", False):
+        had, so = ("without", "leave it out") if trusted else ("with", "give it again if that code may run")
+        raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
 
 
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
@@ -165,6 +181,7 @@ def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     `model_fields_set` of `run`) stays as it was.
     """
     saved = validated(type(run), begun, "run.json")
+    check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
     for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
         asked, had = getattr(run, name), getattr(saved, name)
@@ -211,7 +228,7 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
         "activation_checkpointing",
         "sharding",
     )
-    names = (*machine, "cache", "storage", "name", "json_lines")
+    names = (*machine, "trust_remote_code", "cache", "storage", "name", "json_lines")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
@@ -234,6 +251,7 @@ def job_of(
         items=made.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
         dtype=run.dtype,
+        trusted=backbone.trusted,
     )
 
 
@@ -260,7 +278,8 @@ def planned(
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
-        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype)
+        code = sources.backbone.trusted, sources.backbone.revision
+        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype, *code)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do

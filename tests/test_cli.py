@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import save_tiny_backbone, write_corpus
+from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
@@ -137,6 +137,28 @@ def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, room,
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
     sentence = refusal(backbone=folder)
     assert "'gpt_neox'" in sentence and "qwen3" in sentence
+
+
+def test_a_backbone_with_its_own_code_is_refused_without_trust(refusal, tmp_path, capsys):
+    """Before anything is loaded, and without a question on the terminal."""
+    folder = save_backbone_with_code(tmp_path / "own", tmp_path / "marker")
+    capsys.readouterr()  # what saving said
+    sentence = refusal(backbone=folder)
+    assert str(folder) in sentence and "--trust-remote-code" in sentence
+    assert not (tmp_path / "marker").exists()
+
+
+def test_no_file_can_ask_for_trust(refusal, tmp_path, monkeypatch, capsys):
+    """A best.yaml or a results folder of somebody else can name a backbone; only the flag runs its code."""
+    path = tmp_path / "best.yaml"
+    path.write_text("{run: {trust_remote_code: true}, training: {}, layers: [], score: {}, k_max: 1}")
+    assert "was made with --trust-remote-code" in refusal("train_full", config=path, tokens=1000)
+    (tmp_path / "run.json").write_text('{"run": {"trust_remote_code": true}, "seconds": {}}')
+    (tmp_path / "trials.json").write_text('{"trials": []}')
+    monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(PickRun, "commands.pick", "")
+    assert "was made with --trust-remote-code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,25 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import save_tiny_backbone
+from common import save_backbone_with_code, save_tiny_backbone
 from safetensors.torch import load_file
 
 from adept_ray import launch
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.corpus import Blocks
-from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, out_of_memory, reports
+from adept_ray.crew import (
+    ATTEMPTS,
+    OVER,
+    Board,
+    Task,
+    TaskFailed,
+    TaskRefused,
+    crew,
+    do,
+    out_of_memory,
+    reports,
+)
 from adept_ray.probe import ProbeJob
 from adept_ray.train import TrainJob
 
@@ -322,3 +333,16 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
     measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(job.units)
     assert workers() == before and len(before) == 2
+
+
+@pytest.mark.slow
+def test_trust_reaches_the_workers(board, tmp_path):
+    """Each of them runs the code that came with a backbone; without trust the task says what is missing."""
+    marker = tmp_path / "marker"
+    own = str(save_backbone_with_code(tmp_path / "own", marker))
+    task = Task("refused", "probe", ProbeJob(own, None, 4), ray.put(BLOCKS))
+    with pytest.raises(TaskRefused, match="--trust-remote-code"):
+        do(board, task)
+    assert not marker.exists()
+    do(board, replace(task, name="trusted", job=replace(task.job, trusted=True)))
+    assert set(map(int, marker.read_text().split())) == set(workers())

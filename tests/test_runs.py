@@ -8,7 +8,7 @@ from common import tiny_model
 
 from adept_ray import runs
 from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
-from adept_ray.runs import as_begun, at_work, check_same, planned, settled
+from adept_ray.runs import as_begun, at_work, check_same, going_on, planned, settled
 
 GIB = 2**30
 
@@ -23,7 +23,7 @@ def said():
     )
 
 
-SOURCES = SimpleNamespace(config=tiny_model().config)
+SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(trusted=False, revision=None))
 
 
 def test_precision_is_definite_from_the_beginning():
@@ -135,3 +135,17 @@ def test_a_flag_of_its_usual_value_can_contradict_a_run():
     begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
     with pytest.raises(UserError, match="--seq-len 128: the run 'x' began with 64"):
         as_begun(settled(SearchRun(name="x", resume=True, seq_len=128)), begun)
+
+
+def test_trust_is_said_on_every_command_line():
+    """A run is resumed with the trust that it began with, and never because a file says so."""
+    for trusted, words in (
+        (True, "with --trust-remote-code: give it again"),
+        (False, "without .*leave it out"),
+    ):
+        begun = SearchRun(name="x", trust_remote_code=trusted).model_dump(mode="json")
+        with pytest.raises(UserError, match=f"the run 'x' was made {words}"):
+            as_begun(SearchRun(name="x", resume=True, trust_remote_code=not trusted), begun)
+        again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
+        assert as_begun(again, begun).trust_remote_code is trusted
+        assert ("--trust-remote-code" in going_on("scripts/tune_k.py", again)) is trusted
