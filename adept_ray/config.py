@@ -27,6 +27,7 @@ ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
+Decision = Literal["on", "off"]
 
 
 def split_at_commas(names: Any) -> Any:
@@ -120,6 +121,8 @@ class RunSpec(Spec):
     """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
     sharding: Switch = "auto"
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
+    compile: Decision = "off"
+    """Train with layers by torch.compile; whether that pays benchmarks/gpu.py says with --compile."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
@@ -320,6 +323,8 @@ class TrainRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
+    compile: Decision | None = None
+    """Train with layers by torch.compile; default: as the search had."""
     cache: Place = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
@@ -388,6 +393,8 @@ class ActivationsRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
+    compile: Decision | None = None
+    """Train with layers by torch.compile; default: as the search had."""
     cache: Place = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"

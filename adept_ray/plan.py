@@ -330,7 +330,8 @@ def ways_of(run: RunSpec) -> list[Fit]:
     """The ways to make a training fit that the run allows, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
     shared = switches[run.sharding] if run.fewest_workers > 1 else (False,)
-    return [Fit(again, sharded) for sharded in shared for again in switches[run.activation_checkpointing]]
+    again = switches[run.activation_checkpointing]
+    return [Fit(each, sharded, run.compile == "on") for sharded in shared for each in again]
 
 
 def advice(needs: Plan, run: RunSpec, memory: int) -> str:

@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "concurrent",
     "activation_checkpointing",
     "sharding",
+    "compile",
     "dashboard",
     "cache",
     "max_hours",
@@ -227,6 +228,7 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
         "precision",
         "activation_checkpointing",
         "sharding",
+        "compile",
     )
     names = (*machine, "trust_remote_code", "cache", "storage", "name", "json_lines")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
@@ -284,7 +286,7 @@ def planned(
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
         display.say(f"{what}: what it will take can't be said beforehand ({launch.first_line(problem)})")
-        return Fit(run.activation_checkpointing == "on", run.sharding == "on")
+        return Fit(run.activation_checkpointing == "on", run.sharding == "on", run.compile == "on")
     fit = fitting(needs, run, memory, what)
     display.plan(needs, run, fit, memory, what)
     return fit

@@ -28,12 +28,14 @@ from adept_ray.ranks import rank, world_size
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model is made to fit into its workers' memories."""
+    """How a model is made to fit into its workers' memories, and to run on them."""
 
     recompute: bool = False
     """Compute activations again for the gradient."""
     sharded: bool = False
     """Share the model out over the workers."""
+    compiled: bool = False
+    """Train with layers by torch.compile."""
 
 
 PLAIN = Fit()

@@ -191,6 +191,8 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
         tuning = make_ready(borrow(*backbone, device, alone=changed, trusted=job.trusted), *how)
     if job.fit.recompute:
         tuning.recompute()
+    if job.fit.compiled:
+        tuning.compile()
     return tuning
 
 
