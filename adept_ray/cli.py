@@ -13,6 +13,7 @@ import tyro
 from adept_ray.backbones import PRESETS
 from adept_ray.config import Interrupted, Spec, UserError, validated
 from adept_ray.grammar import load_search_space
+from adept_ray.storage import is_full, no_room
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -20,7 +21,7 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     """Parse the flags of `spec`, call `command` (``commands.find_k``, …) and exit with its status.
 
-    Bad input is one sentence on stderr and status 2.
+    Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
     try:
         given = parse(spec, description)
@@ -35,6 +36,11 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as problem:
+        if not is_full(problem):
+            raise
+        print(f"error: {no_room(problem)} give the command again", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 

@@ -82,30 +82,33 @@ def find_k(run: SearchRun) -> str:
     space, most = searchable(run, space, sources, display)
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
-    with resumable("scripts/tune_k.py", run), at_work(run, results, display) as (board, memory):
-        fit = planned(run, sources, deepest, memory, display)
-        replays = "replay" in space.parameters
-        receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
-        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, fit)
-        results.write_json("importance.json", made.importance)
-        job = replace(job_of(run, made, base, (), space.weights), fit=fit)
-        rows = run_trials(run, space, job, made, results, display, board)
-        choice = choose(rows, space.weights, run.min_gain_per_layer)
-        row = next(row for row in rows if row["trial"] == choice.trial)
-        choice = replace(
-            choice,
-            edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
-            hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
-            hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
-            front=front_of(rows, space.weights) if run.pareto else (),
-        )
-        training = overlay(training_of(row, base), {"tokens": row["tokens"]})
-        layers = placed(made.layer_importance, training, run.seed)
-        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
-        test = conclude(run, job, made, results, display, board, row["saved"])
-    write_best(results, run, made, job, test, asdict(choice), k_max)
-    write_run(results, run, display, sources, made)
-    write_pages(results)
+    with resumable("scripts/tune_k.py", run):
+        with at_work(run, results, display) as (board, memory):
+            fit = planned(run, sources, deepest, memory, display)
+            replays = "replay" in space.parameters
+            receptive = (
+                "placement" in space.parameters and "receptive" in space.parameters["placement"].values
+            )
+            made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, fit)
+            results.write_json("importance.json", made.importance)
+            job = replace(job_of(run, made, base, (), space.weights), fit=fit)
+            rows = run_trials(run, space, job, made, results, display, board)
+            choice = choose(rows, space.weights, run.min_gain_per_layer)
+            row = next(row for row in rows if row["trial"] == choice.trial)
+            choice = replace(
+                choice,
+                edges=edges_of(row, space, most, f"python scripts/tune_k.py {flags(run)}".strip(), run.range),
+                hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
+                hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
+                front=front_of(rows, space.weights) if run.pareto else (),
+            )
+            training = overlay(training_of(row, base), {"tokens": row["tokens"]})
+            layers = placed(made.layer_importance, training, run.seed)
+            job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
+            test = conclude(run, job, made, results, display, board, row["saved"])
+        write_best(results, run, made, job, test, asdict(choice), k_max)
+        write_run(results, run, display, sources, made)
+        write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results)
     return results.publish()
@@ -261,21 +264,22 @@ def train_full(args: TrainRun) -> str:
     check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources, training=training)
     again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
-    with resumable(again, run), at_work(run, results, display) as (board, memory):
-        fit = planned(run, sources, training, memory, display, best["layers"])
-        replays = training.replay > 0
-        made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
-        results.write_json("importance.json", made.importance)
-        weights = validated(ScoreWeights, best["score"], str(args.config))
-        job = job_of(run, made, training, tuple(best["layers"]), weights)
-        job = replace(job, fit=fit)
-        with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
-            last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
-        test = conclude(run, job, made, results, display, board, last["saved"])
-    write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-    write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
-    write_run(results, run, display, sources, made, training)
-    write_pages(results)
+    with resumable(again, run):
+        with at_work(run, results, display) as (board, memory):
+            fit = planned(run, sources, training, memory, display, best["layers"])
+            replays = training.replay > 0
+            made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
+            results.write_json("importance.json", made.importance)
+            weights = validated(ScoreWeights, best["score"], str(args.config))
+            job = job_of(run, made, training, tuple(best["layers"]), weights)
+            job = replace(job, fit=fit)
+            with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
+                last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
+            test = conclude(run, job, made, results, display, board, last["saved"])
+        write_curves(results, [{"trial": "training", "curve": last["curve"]}])
+        write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
+        write_run(results, run, display, sources, made, training)
+        write_pages(results)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
 

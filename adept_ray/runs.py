@@ -41,7 +41,7 @@ from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
 from adept_ray.sharding import Fit
-from adept_ray.storage import Results, default_name, delete, fetched
+from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"
@@ -151,11 +151,15 @@ def timing(display: Display, board: Any) -> Iterator[None]:
 
 @contextmanager
 def resumable(command: str, run: RunSpec) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`Interrupted` with the command line that goes on."""
+    """Turn Ctrl-C into :class:`Interrupted`, a full disk into :class:`UserError`: both name what goes on."""
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(going_on(command, run)) from None
+    except Exception as problem:
+        if isinstance(problem, UserError) or not is_full(problem):
+            raise
+        raise UserError(f"{no_room(problem)} go on with {going_on(command, run)}") from problem
 
 
 def going_on(command: str, run: RunSpec) -> str:

@@ -74,19 +74,20 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
-    with resumable("scripts/compare.py", run), at_work(run, results, display) as (board, memory):
-        receptive = any(rival.training.placement == "receptive" for rival in rivals)
-        rivals = all_planned(run, sources, rivals, memory, display)
-        tokens = run.tokens // run.passes * (run.seeds + 1)
-        fits = [rival.fit for rival in rivals]
-        fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
-        made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
-        results.write_json("importance.json", made.importance)
-        field = field_of(run, made, results, display, board)
-        rows = run_comparison(run, rivals, field, results, display)
-    write_run(results, run, display, sources, made)
-    about = {rival.label: rival.about for rival in rivals}
-    summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
+    with resumable("scripts/compare.py", run):
+        with at_work(run, results, display) as (board, memory):
+            receptive = any(rival.training.placement == "receptive" for rival in rivals)
+            rivals = all_planned(run, sources, rivals, memory, display)
+            tokens = run.tokens // run.passes * (run.seeds + 1)
+            fits = [rival.fit for rival in rivals]
+            fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
+            made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
+            results.write_json("importance.json", made.importance)
+            field = field_of(run, made, results, display, board)
+            rows = run_comparison(run, rivals, field, results, display)
+        write_run(results, run, display, sources, made)
+        about = {rival.label: rival.about for rival in rivals}
+        summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
     display.say(f"\n{verdict(summaries)}")
     display.comparison(summaries)
     for name in ("comparison.html", "comparison.csv", "runs.csv"):

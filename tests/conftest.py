@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def pytest_xdist_make_scheduler(config, log):
             return "ray" if Path(file).stem in RAY else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A disk that has room for one checkpoint of a tiny model and not for two."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")

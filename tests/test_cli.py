@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
+from adept_ray import commands
 from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
@@ -17,6 +18,7 @@ from adept_ray.commands import flags
 from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun
 from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
+from adept_ray.storage import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
 
@@ -217,6 +219,16 @@ def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, wor
     with pytest.raises(SystemExit) as exit_:
         main(PickRun, "commands.pick", "")
     assert exit_.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
+    """A command that nothing goes on from names the file and asks for room."""
+    monkeypatch.setattr(commands, "probe_only", lambda run: write_text(small / "run.json", 200_000 * "x"))
+    monkeypatch.setattr(sys, "argv", ["probe.py"])
+    with pytest.raises(SystemExit) as exit_:
+        main(RunSpec, "commands.probe_only", "")
+    said = f"error: no space left for {small}/run.json: make room and give the command again\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == said
 
 
 def test_nothing_to_resume_is_said(refusal):

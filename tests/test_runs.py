@@ -8,7 +8,8 @@ from common import tiny_model
 
 from adept_ray import runs
 from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
-from adept_ray.runs import as_begun, at_work, check_same, going_on, planned, settled
+from adept_ray.runs import as_begun, at_work, check_same, going_on, planned, resumable, settled
+from adept_ray.storage import Results
 
 GIB = 2**30
 
@@ -149,3 +150,17 @@ def test_trust_is_said_on_every_command_line():
         again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
         assert as_begun(again, begun).trust_remote_code is trusted
         assert ("--trust-remote-code" in going_on("scripts/tune_k.py", again)) is trusted
+
+
+def test_a_full_disk_says_how_to_go_on(small):
+    """One sentence: which file, what to do, the command; other errors stay what they are."""
+    run = SearchRun(name="x", storage=str(small))
+    results = Results(run.storage, run.name)
+    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run):
+        results.write_json("importance.json", {"layers": list(range(100_000))})
+    assert str(told.value) == (
+        f"no space left for {small}/x/importance.json: make room and go on with "
+        f"python scripts/tune_k.py --name x --resume --storage {small}"
+    )
+    with pytest.raises(OSError, match="another fault"), resumable("scripts/tune_k.py", run):
+        raise OSError("another fault")
