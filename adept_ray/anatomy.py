@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -39,27 +40,42 @@ def family_of(model: nn.Module) -> Family:
 
     Raises :class:`UserError` that names the family and the supported ones.
     """
-    return family_named(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    return family_like(getattr(model, "config", model))
 
 
-def family_named(model_type: str) -> Family:
-    """The table's entry for a config's ``model_type``; raises as :func:`family_of` does."""
-    if model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"models of family '{model_type}' are not supported; supported: {known}")
-    return FAMILIES[model_type]
+def family_like(config: Any) -> Family:
+    """The table's entry for a Hugging Face config; raises as :func:`family_of` does.
+
+    A config class that came with a model belongs to the family whose class it is derived from.
+    """
+    kinds = [getattr(config, "model_type", type(config).__name__)]
+    if not type(config).__module__.startswith("transformers."):
+        kinds += [getattr(kind, "model_type", None) for kind in type(config).__mro__]
+    for kind in kinds:
+        if kind in FAMILIES:
+            return FAMILIES[kind]
+    known = ", ".join(sorted(FAMILIES))
+    raise UserError(f"models of family '{kinds[0]}' are not supported; supported: {known}")
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of `model`, in order."""
-    layers = model.get_submodule(family_of(model).layers)
+    """The decoder layers of `model`, in order. Raises :class:`UserError` where it has none."""
+    layers = part_of(model, family_of(model).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def output_projections(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The modules of `layer` that write to the residual stream."""
-    return [layer.get_submodule(name) for name in family_of(model).outputs]
+    return [part_of(layer, name) for name in family_of(model).outputs]
+
+
+def part_of(module: nn.Module, name: str) -> nn.Module:
+    """A module within another one. Raises :class:`UserError`: code that comes with a model may lack it."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise UserError(f"{type(module).__name__} has no '{name}', which its family's models have") from None
 
 
 def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Parameter]:

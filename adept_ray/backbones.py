@@ -91,13 +91,16 @@ class Backbone:
     """Commit of a hub id; None for a folder."""
     fingerprint: str
     note: str
+    trusted: bool = False
+    """Whether the Python code that comes with it may be run."""
 
 
-def resolve_backbone(name: str, cache: Path) -> Backbone:
+def resolve_backbone(name: str, cache: Path, trusted: bool = False) -> Backbone:
     """Find the backbone `name`: a name of :data:`PRESETS`, an existing folder or .gguf file, or a hub id.
 
     A GGUF file is dequantized once into ``cache/backbones``. A folder is fingerprinted by content,
-    a hub id by its commit; without network, by the commit in the Hugging Face cache.
+    a hub id by its commit; without network, by the commit in the Hugging Face cache. One whose code is
+    `trusted` has another fingerprint, in which that code is.
 
     Raises :class:`UserError` for an unknown name and for a folder or file that can't be loaded.
     """
@@ -106,15 +109,15 @@ def resolve_backbone(name: str, cache: Path) -> Backbone:
         preset = PRESETS[name]
         if isinstance(preset.source, Asset):
             return _from_asset(name, preset.source, cache)
-        return _from_hub(name, preset.source, preset.note)
+        return _from_hub(name, preset.source, preset.note, trusted)
     if name and path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, trusted)
     if name and path.exists():
         return _from_gguf(path.name, path, sha256_of(_checked_gguf(path)), cache, str(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"{name}: no such folder or file")
     if HUB_ID.fullmatch(name) and ":" not in name:
-        return _from_hub(name, name)
+        return _from_hub(name, name, "", trusted)
     raise UserError(
         f"unknown backbone '{name}': {nearest(name, PRESETS)} (a folder, a .gguf file or a hub id owner/name "
         "will do as well)"
@@ -124,7 +127,7 @@ def resolve_backbone(name: str, cache: Path) -> Backbone:
 # --- hub ------------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, repo: str, note: str = "") -> Backbone:
+def _from_hub(name: str, repo: str, note: str, trusted: bool) -> Backbone:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -136,19 +139,20 @@ def _from_hub(name: str, repo: str, note: str = "") -> Backbone:
             raise
         revision = Path(kept).parent.name  # …/snapshots/COMMIT/config.json
     where = f"{repo}@{revision[:12]}"
-    return Backbone(
-        name, repo, revision, fingerprint("hub", repo, revision), f"{where}, {note}" if note else where
-    )
+    made_of = fingerprint("hub", repo, revision, *(["trusted"] if trusted else []))
+    return Backbone(name, repo, revision, made_of, f"{where}, {note}" if note else where, trusted)
 
 
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: Path) -> Backbone:
+def _from_folder(folder: Path, trusted: bool) -> Backbone:
     files = _model_files(folder)
+    if trusted:
+        files += sorted(folder.rglob("*.py"))
     hashing = watched(files, f"reading {folder}", len(files))
     made_of = fingerprint("folder", [(file.name, sha256_of(file)) for file in hashing])
-    return Backbone(folder.resolve().name, str(folder.resolve()), None, made_of, str(folder))
+    return Backbone(folder.resolve().name, str(folder.resolve()), None, made_of, str(folder), trusted)
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -286,7 +290,8 @@ def _convert(path: Path, folder: Path) -> None:
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -309,6 +314,7 @@ def borrow(
     dtype: str = "float32",
     device: torch.device | str = "cpu",
     alone: bool = False,
+    trusted: bool = False,
 ) -> Any:
     """The backbone on `device`, in eval mode, with nothing that requires a gradient.
 
@@ -316,10 +322,11 @@ def borrow(
     its weights are shared with all who borrow after, so none of them may be changed. Who changes them has
     it `alone`: the process then keeps none. Raises :class:`UserError` as :func:`load_model` does.
     """
-    key = (source, revision, dtype, str(device))
+    key = (source, revision, dtype, str(device), trusted)
     if _RESIDENT.key != key:
         _RESIDENT.key, _RESIDENT.model = (), None  # first, so that there are never two
-        _RESIDENT.model = load_model(source, revision, dtype, device=device).requires_grad_(False)
+        loaded = load_model(source, revision, dtype, device=device, trusted=trusted)
+        _RESIDENT.model = loaded.requires_grad_(False)
         _RESIDENT.key = key
     model = _RESIDENT.model
     if alone:
@@ -329,7 +336,9 @@ def borrow(
     return copy.deepcopy(model, kept)  # of modules and config: what is in `kept` is taken for copied
 
 
-def borrow_shared(source: str, revision: str | None, dtype: str, device: torch.device) -> Any:
+def borrow_shared(
+    source: str, revision: str | None, dtype: str, device: torch.device, trusted: bool = False
+) -> Any:
     """The backbone shared out over all ranks (see :mod:`adept_ray.sharding`), otherwise as :func:`borrow`.
 
     The first rank keeps it whole in its machine's memory, from one task to the next.
@@ -337,23 +346,24 @@ def borrow_shared(source: str, revision: str | None, dtype: str, device: torch.d
     from adept_ray.ranks import rank
     from adept_ray.sharding import shard
 
-    model = outline(source, revision, dtype).requires_grad_(False)
-    shard(model, borrow(source, revision, dtype) if rank() == 0 else None, device)
+    model = outline(source, revision, dtype, trusted).requires_grad_(False)
+    shard(model, borrow(source, revision, dtype, trusted=trusted) if rank() == 0 else None, device)
     return model
 
 
-def outline(source: str, revision: str | None, dtype: str) -> Any:
+def outline(source: str, revision: str | None, dtype: str, trusted: bool = False) -> Any:
     """The backbone's shapes, without data."""
     from adept_ray.sharding import skeleton
 
-    return skeleton(load_config(source, revision), dtype)
+    return skeleton(load_config(source, revision, trusted), dtype, trusted, revision)
 
 
-def load_config(source: str, revision: str | None = None) -> Any:
-    """Its Hugging Face config."""
+def load_config(source: str, revision: str | None = None, trusted: bool = False) -> Any:
+    """Its Hugging Face config. Raises :class:`UserError` when transformers can't read it."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(source, revision=revision)
+    with _loading(source, "its config can't be read", trusted):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
 
 
 def load_model(
@@ -362,29 +372,28 @@ def load_model(
     dtype: str = "float32",
     attention: str | None = None,
     device: torch.device | str = "cpu",
+    trusted: bool = False,
 ) -> Any:
-    """Load a causal LM (a ``PreTrainedModel`` in eval mode) to `device`: no remote code, no pickles.
+    """Load a causal LM (a ``PreTrainedModel`` in eval mode) to `device`, no pickles.
 
-    Onto a GPU weights go straight from the file. `attention` None is what transformers takes for the family:
-    scaled dot-product attention where it is supported. Raises :class:`UserError` when transformers can't load
-    it or the weights don't fill the model.
+    Python code that comes with it is run if it is `trusted`, and never otherwise. Onto a GPU weights go
+    straight from the file. `attention` None is what transformers takes for the family: scaled dot-product
+    attention where it is supported. Raises :class:`UserError` when transformers can't load it or the weights
+    don't fill the model.
     """
     import torch
 
     place = {} if str(device) == "cpu" else {"device_map": {"": device}}
-
-    try:
-        with _quiet():
-            model = _whole_model(
-                source,
-                pretrained_model_name_or_path=source,
-                revision=revision or "main",
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                **place,
-            )
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise UserError(f"{source}: can't be loaded as a causal LM: {_first_line(problem)}") from problem
+    with _loading(source, "can't be loaded as a causal LM", trusted):
+        model = _whole_model(
+            source,
+            pretrained_model_name_or_path=source,
+            revision=revision or "main",
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            trust_remote_code=trusted,
+            **place,
+        )
     return model.eval()
 
 
@@ -393,7 +402,7 @@ def _whole_model(name: str | Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        **options, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        **{"trust_remote_code": False, **options}, use_safetensors=True, output_loading_info=True
     )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
@@ -401,17 +410,33 @@ def _whole_model(name: str | Path, **options: Any) -> Any:
     return model
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+@contextmanager
+def _loading(source: str, fault: str, trusted: bool) -> Iterator[None]:
+    """Silence, and one sentence for what transformers, or code that came with a model, stumbles over."""
+    try:
+        with _quiet():
+            yield
+    except Exception as problem:
+        if "trust_remote_code" in str(problem):
+            raise UserError(
+                f"{source}: {fault} without Python code that comes with it: read that code, and give "
+                "--trust-remote-code if it may run here"
+            ) from None
+        if not trusted and not isinstance(problem, (OSError, ValueError, RuntimeError, TypeError)):
+            raise
+        raise UserError(f"{source}: {fault}: {_first_line(problem)}") from problem
+
+
+def load_tokenizer(
+    source: str, revision: str | None = None, trusted: bool = False
+) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer. Raises :class:`UserError` when there is none or it has no EOS token."""
     from transformers import AutoTokenizer
 
-    try:
-        with _quiet():
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                source, revision=revision or "main", use_fast=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, TypeError) as problem:
-        raise UserError(f"{source}: its tokenizer can't be loaded: {_first_line(problem)}") from problem
+    with _loading(source, "its tokenizer can't be loaded", trusted):
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source, revision=revision or "main", use_fast=True, trust_remote_code=trusted
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
     if tokenizer.eos_token_id is None:

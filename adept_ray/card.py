@@ -139,12 +139,15 @@ def _row(results: Evidence, name: str, side: Side) -> str:
 
 
 def _loading(results: Evidence) -> str:
+    trusted = results.best.run.get("trust_remote_code", False)
+    kind = "with the backbone's own Python code" if trusted else "no remote code"
+    code = ", trust_remote_code=True" if trusted else ""
     return (
-        "A plain Hugging Face folder, no remote code:\n\n```python\n"
+        f"A plain Hugging Face folder, {kind}:\n\n```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "path/to/this/folder"\n'
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
+        f"model = AutoModelForCausalLM.from_pretrained(folder{code})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{code})\n```"
     )
 
 

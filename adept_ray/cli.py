@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypedDict
 
 import tyro
 
 from adept_ray.backbones import PRESETS
 from adept_ray.config import Interrupted, Spec, UserError, validated
 from adept_ray.grammar import load_search_space
+from adept_ray.storage import is_full, no_room
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -20,7 +21,7 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     """Parse the flags of `spec`, call `command` (``commands.find_k``, …) and exit with its status.
 
-    Bad input is one sentence on stderr and status 2.
+    Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
     try:
         given = parse(spec, description)
@@ -35,6 +36,11 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as problem:
+        if not is_full(problem):
+            raise
+        print(f"error: {no_room(problem)} give the command again", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 
@@ -56,9 +62,10 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
             if "search_space" in spec.model_fields:
                 again = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=words))
                 sizes = {**sizes, **load_search_space(again["search_space"]).run}
-    return validated(
-        spec, vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args)), where="command line"
-    )
+    values = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args))
+    # What nobody gave is left to the spec, so that its `model_fields_set` says what was.
+    told = {*tyro.cli(TypedDict("Given", arguments(spec), total=False), args=args), *sizes}  # type: ignore
+    return validated(spec, {n: v for n, v in values.items() if n in told}, where="command line")
 
 
 def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
@@ -67,16 +74,23 @@ def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     It checks nothing, so that a value that `spec` refuses is reported in our one sentence.
     """
     fields = []
+    for name, kind in arguments(spec).items():
+        field, default = spec.model_fields[name], dataclasses.field()
+        if not field.is_required():
+            usual = field.get_default(call_default_factory=True)
+            default = dataclasses.field(default=defaults.get(name, usual))
+        fields.append((name, kind, default))
+    return dataclasses.make_dataclass(spec.__name__, fields)
+
+
+def arguments(spec: type[Spec]) -> dict[str, Any]:
+    """Field of `spec` → its type as tyro takes it, with its help."""
+    found = {}
     for name, field in spec.model_fields.items():
         extra: Any = field.json_schema_extra or {}
         arg = tyro.conf.arg(name=extra.get("flag"), help=field.description, aliases=extra.get("aliases"))
         marks = [arg]
         if extra.get("positional"):
             marks.append(tyro.conf.Positional)
-        kind = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
-        default = dataclasses.field()
-        if not field.is_required():
-            usual = field.get_default(call_default_factory=True)
-            default = dataclasses.field(default=defaults.get(name, usual))
-        fields.append((name, kind, default))
-    return dataclasses.make_dataclass(spec.__name__, fields)
+        found[name] = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
-from adept_ray.choice import RELIABLE, UNTOUCHED, Reach, choose, edges_of, front_of, rescored, said
+from adept_ray.choice import RELIABLE, UNTOUCHED, Choice, Reach, choose, edges_of, front_of, rescored, said
 from adept_ray.config import (
     PickRun,
     ProbeRun,
@@ -39,6 +39,7 @@ from adept_ray.runs import (
     at_work,
     check_backbone,
     check_same,
+    check_trust,
     conclude,
     given,
     job_of,
@@ -81,33 +82,43 @@ def find_k(run: SearchRun) -> str:
     space, most = searchable(run, space, sources, display)
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources)
-    with resumable("scripts/tune_k.py", run), at_work(run, results, display) as (board, memory):
-        fit = planned(run, sources, deepest, memory, display)
-        replays = "replay" in space.parameters
-        receptive = "placement" in space.parameters and "receptive" in space.parameters["placement"].values
-        made = prepare(run, sources, display, board, k_max, run.tokens_per_trial, replays, receptive, fit)
-        results.write_json("importance.json", made.importance)
-        job = replace(job_of(run, made, base, (), space.weights), fit=fit)
-        rows = run_trials(run, space, job, made, results, display, board)
-        choice = choose(rows, space.weights, run.min_gain_per_layer)
-        row = next(row for row in rows if row["trial"] == choice.trial)
-        choice = replace(
-            choice,
-            edges=edges_of(row, space, reach(run, sources, most), again(run), run.range),
-            hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
-            hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
-            front=front_of(rows, space.weights) if run.pareto else (),
-        )
-        training = overlay(training_of(row, base), {"tokens": row["tokens"]})
-        layers = placed(made.layer_importance, training, run.seed)
-        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
-        test = conclude(run, job, made, results, display, board, row["saved"])
-    write_best(results, run, made, job, test, asdict(choice), k_max)
-    write_run(results, run, display, sources, made)
-    write_pages(results)
+    with resumable("scripts/tune_k.py", run):
+        with at_work(run, results, display) as (board, memory):
+            fit = planned(run, sources, deepest, memory, display)
+            searched = space.parameters
+            receptive = "placement" in searched and "receptive" in searched["placement"].values
+            texts = run.tokens_per_trial, "replay" in searched, receptive
+            made = prepare(run, sources, display, board, k_max, *texts, fit)
+            results.write_json("importance.json", made.importance)
+            job = replace(job_of(run, made, base, (), space.weights), fit=fit)
+            rows = run_trials(run, space, job, made, results, display, board)
+            choice, row = chosen(run, space, rows, reach(run, sources, most))
+            training = overlay(training_of(row, base), {"tokens": row["tokens"]})
+            layers = placed(made.layer_importance, training, run.seed)
+            job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
+            test = conclude(run, job, made, results, display, board, row["saved"])
+        write_best(results, run, made, job, test, asdict(choice), k_max)
+        write_run(results, run, display, sources, made)
+        write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
+
+
+def chosen(
+    run: SearchRun, space: SearchSpace, rows: Sequence[Mapping[str, Any]], most: Reach
+) -> tuple[Choice, Mapping[str, Any]]:
+    """What a search that is over says, with all that it leaves open; and the row of the chosen trial."""
+    choice = choose(rows, space.weights, run.min_gain_per_layer)
+    row = next(row for row in rows if row["trial"] == choice.trial)
+    choice = replace(
+        choice,
+        edges=edges_of(row, space, most, again(run), run.range),
+        hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
+        hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
+        front=front_of(rows, space.weights) if run.pareto else (),
+    )
+    return choice, row
 
 
 def report_again(run: SearchRun) -> str:
@@ -155,7 +166,8 @@ def searchable(
     """
     most = sources.layers
     if run.max_new_params:
-        total, sizes = layer_sizes(sources.config)
+        backbone = sources.backbone
+        total, sizes = layer_sizes(sources.config, backbone.trusted, backbone.revision)
         limit = amount(run.max_new_params, total)
         allowed, most = affordable(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:
@@ -224,6 +236,7 @@ def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
     run = validated(SearchRun, about["run"], f"{args.results}/run.json")
+    check_trust(args.trust_remote_code, about["run"], args.results)
     changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
     changes = {name: value for name, value in changes.items() if value is not None}
     here = {"storage": storage or ".", "name": name, "concurrent": 1, "min_workers": 0}
@@ -256,6 +269,7 @@ def train_full(args: TrainRun) -> str:
     """
     display = Display(args.json_lines)
     best = load_best(args.config)
+    check_trust(args.trust_remote_code, best["run"], str(args.config))
     run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
     run = settled(run, "train")
     results = Results(run.storage, run.name)
@@ -269,22 +283,23 @@ def train_full(args: TrainRun) -> str:
     sources = find_sources(run, display)
     check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources, training=training)
-    again = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
-    with resumable(again, run), at_work(run, results, display) as (board, memory):
-        fit = planned(run, sources, training, memory, display, best["layers"])
-        replays = training.replay > 0
-        made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
-        results.write_json("importance.json", made.importance)
-        weights = validated(ScoreWeights, best["score"], str(args.config))
-        job = job_of(run, made, training, tuple(best["layers"]), weights)
-        job = replace(job, fit=fit)
-        with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
-            last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
-        test = conclude(run, job, made, results, display, board, last["saved"])
-    write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-    write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
-    write_run(results, run, display, sources, made, training)
-    write_pages(results)
+    command = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
+    with resumable(command, run):
+        with at_work(run, results, display) as (board, memory):
+            fit = planned(run, sources, training, memory, display, best["layers"])
+            replays = training.replay > 0
+            made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
+            results.write_json("importance.json", made.importance)
+            weights = validated(ScoreWeights, best["score"], str(args.config))
+            job = job_of(run, made, training, tuple(best["layers"]), weights)
+            job = replace(job, fit=fit)
+            with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
+                last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
+            test = conclude(run, job, made, results, display, board, last["saved"])
+        write_curves(results, [{"trial": "training", "curve": last["curve"]}])
+        write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
+        write_run(results, run, display, sources, made, training)
+        write_pages(results)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
 

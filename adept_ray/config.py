@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,7 @@ ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
+Decision = Literal["on", "off"]
 
 
 def split_at_commas(names: Any) -> Any:
@@ -76,6 +77,8 @@ class RunSpec(Spec):
 
     backbone: str = "smollm2-135m"
     """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: str = "boolq"
     """Text that must not get worse: preset, file, folder or hub dataset id."""
     domain: str = "medical"
@@ -118,6 +121,8 @@ class RunSpec(Spec):
     """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
     sharding: Switch = "auto"
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
+    compile: Decision = "off"
+    """Train with layers by torch.compile; whether that pays benchmarks/gpu.py says with --compile."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
@@ -275,6 +280,8 @@ class PickRun(Spec):
 
     results: str = Field(json_schema_extra={"positional": True})
     """Results folder of a search, or its URI."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: float = Field(0.5, ge=0, le=1)
     """Weight of the general side; the domain side has the rest of 1."""
     min_gain_per_layer: float | None = Field(None, ge=0)
@@ -298,6 +305,8 @@ class TrainRun(Spec):
     """File ``best.yaml`` of a results folder."""
     tokens: int = Field(ge=1)
     """Domain tokens to train on."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     reports: int = Field(10, ge=1)
     """How often to score on the validation splits and write a checkpoint."""
     workers: int | None = Field(None, ge=1)
@@ -314,6 +323,8 @@ class TrainRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
+    compile: Decision | None = None
+    """Train with layers by torch.compile; default: as the search had."""
     cache: Place = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
@@ -364,6 +375,8 @@ class ActivationsRun(Spec):
 
     config: Path
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     originals_lr: float = Field(1e-3, gt=0)
     """Base learning rate of the chosen layers when they are tuned themselves, without expansion."""
     test_tokens: int | None = Field(None, ge=64)
@@ -380,6 +393,8 @@ class ActivationsRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
+    compile: Decision | None = None
+    """Train with layers by torch.compile; default: as the search had."""
     cache: Place = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: str = "results"
@@ -395,6 +410,8 @@ class EvaluateRun(Spec):
 
     model: str = Field(json_schema_extra={"positional": True})
     """Results folder's model, any folder, hub id, preset or GGUF file."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     tasks: Tasks = ()
     """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
     items: int = Field(100, ge=1)
@@ -467,6 +484,7 @@ def _names_at(spec: Any, path: Iterable[Any]) -> list[str]:
 def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
 
+    Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
     Raises :class:`UserError` for an unknown key or a bad value.
     """
     values = spec.model_dump()
@@ -481,7 +499,8 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
             if depth < len(path):
                 target = target[part]
         target[last] = value
-    return validated(type(spec), values, where)
+    made = validated(type(spec), values, where)
+    return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

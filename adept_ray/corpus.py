@@ -216,14 +216,16 @@ def build_blocks(
     apart_from: CorpusFiles | None = None,
     shared: str = "",
     say: Callable[[str], None] = lambda text: None,
+    trusted: bool = False,
 ) -> BlockSet:
     """Token blocks of `corpus`, split by document; read from the cache when they were built before.
 
     Documents that are also in `apart_from` are left out, so that general and domain splits never
     share one. With a URI, `shared`, that is the cache and the folder `cache` holds copies; `say` hears of a
-    set that isn't whole. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
+    set that isn't whole. Python code that comes with the tokenizer is run if it is `trusted`. Needs a running
+    Ray. Raises :class:`UserError` for a tokenizer that can't be used.
     """
-    tokenizer = _plain_tokenizer(tokenizer_source, tokenizer_revision)
+    tokenizer = _plain_tokenizer(tokenizer_source, tokenizer_revision, trusted)
     name = fingerprint(
         FORMAT,
         corpus.fingerprint,
@@ -466,11 +468,11 @@ def token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.diff(upto[ends], prepend=0)
 
 
-def _plain_tokenizer(source: str, revision: str | None) -> tuple[str, int]:
+def _plain_tokenizer(source: str, revision: str | None, trusted: bool) -> tuple[str, int]:
     """A tokenizer as JSON, and its EOS id: what workers read in no time, without importing transformers."""
     from adept_ray.backbones import load_tokenizer
 
-    tokenizer = load_tokenizer(source, revision)
+    tokenizer = load_tokenizer(source, revision, trusted)
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id

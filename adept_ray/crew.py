@@ -443,8 +443,13 @@ def every_second(look: Callable[[int], None]) -> Iterator[None]:
         for tick in itertools.count():
             if done.wait(1.0):
                 return
-            with suppress(ray.exceptions.GetTimeoutError):  # a busy machine: there will be a next time
+            try:
                 look(tick)
+            except ray.exceptions.GetTimeoutError:  # a busy machine: there will be a next time
+                continue
+            except Exception as problem:  # of a full disk the next look, or the last one, may find room
+                if not is_full(problem):
+                    raise
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

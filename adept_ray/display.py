@@ -137,6 +137,7 @@ class Display:
             f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "
             f"{needs.flops / 1e9:.2f} GFLOP a token\n"
             f"  a worker: {sizes}: {total:.2f} of {memory / 2**30:.1f} GiB"
+            + (" (as it is without --compile)" if fit.compiled else "")
         )
 
     def importance(self, importance: Mapping[str, Any]) -> None:

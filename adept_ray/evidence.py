@@ -415,7 +415,8 @@ def _cost(model: Path, seq_len: int) -> Inference | None:
 
     added = _json(_text(model / RECORD), str(model / RECORD)).get("added_layers", [])
     try:
-        return inference(AutoConfig.from_pretrained(model), added, seq_len)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)  # a page runs no code
+        return inference(config, added, seq_len)
     except Exception:  # a pass without data is more than some architectures can do
         return None
 

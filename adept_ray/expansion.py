@@ -108,6 +108,7 @@ def export(
 ) -> Path:
     """Write `model` as a plain Hugging Face folder that ``AutoModelForCausalLM`` loads without remote code.
 
+    Only a model that came with Python code of its own takes that along, and needs it.
     `record` (the added layers, where they came from, …) is written to ``adept.json`` beside it, so
     that added layers are never guessed from weights. Returns the folder.
     """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ IGNORED = -100
 # getting that takes as long as the loss itself; a piece fits its cache.
 CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
 HOW = "adept_computing"
+CODES = 64  # that one class of layers is compiled to, at most; beyond that torch runs it as it is
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Computing:
     """Type to compute in, where weights of another type are among those that are trained."""
     recomputed: Sequence[nn.Module] = ()
     """Layers whose activations are computed again for the gradient and not kept (gradient checkpointing)."""
+    compiled: Sequence[nn.Module] = ()
+    """Layers that run by torch.compile where a gradient is wanted."""
 
 
 def compute(model: nn.Module, how: Computing) -> None:
@@ -45,16 +49,31 @@ def computing(model: nn.Module) -> Iterator[None]:
     """Within this `model` runs as it was told to by :func:`compute`."""
     how = computing_of(model)
     device = next(model.parameters()).device.type
-    layers = how.recomputed if torch.is_grad_enabled() else ()
-    for layer in layers:
+    recomputed, compiled = (how.recomputed, how.compiled) if torch.is_grad_enabled() else ((), ())
+    for layer in compiled:
+        kind: Any = type(layer)
+        layer.forward = partial(compiled_forward(kind), layer)
+    for layer in recomputed:
         # There is no dropout outside of training mode, so no random numbers have to be drawn again.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         with torch.autocast(device, how.autocast) if how.autocast else nullcontext():
             yield
     finally:
-        for layer in layers:
+        for layer in {*recomputed, *compiled}:
             del layer.forward
+
+
+@cache
+def compiled_forward(kind: Any) -> Callable[..., Any]:
+    """What a layer of that class computes, by torch.compile, with the layer as its first argument.
+
+    All layers of a class, of all models that this process trains, share what was compiled: a code for each
+    way in which they differ (frozen or not, kind of attention, …), and for batches of one sequence, of the
+    first size and, from the second other size on, of any.
+    """
+    torch._dynamo.config.recompile_limit = max(CODES, torch._dynamo.config.recompile_limit)
+    return torch.compile(kind.forward)
 
 
 def next_token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

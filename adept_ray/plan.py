@@ -88,14 +88,20 @@ class Plan:
 
 
 def plan(
-    config: Any, training: TrainingSpec, layers: Sequence[int], seq_len: int, dtype: str = "float32"
+    config: Any,
+    training: TrainingSpec,
+    layers: Sequence[int],
+    seq_len: int,
+    dtype: str = "float32",
+    trusted: bool = False,
+    revision: str | None = None,
 ) -> Plan:
     """What `training` of `layers` takes for a model of that Hugging Face `config`, held in `dtype`.
 
-    No memory is taken and nothing is computed. Raises :class:`UserError` as
-    :func:`~adept_ray.tuning.make_ready` does.
+    `trusted` and `revision` are those of :func:`~adept_ray.sharding.skeleton`. No memory is taken and nothing
+    is computed. Raises :class:`UserError` as :func:`~adept_ray.tuning.make_ready` does.
     """
-    model = without_masks(config, dtype)
+    model = without_masks(config, dtype, trusted, revision)
     with torch.device("meta"):
         before = scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
@@ -162,7 +168,9 @@ def inference(config: Any, added: Sequence[int], seq_len: int) -> Inference:
     return Inference(parameters, less, flops / seq_len, traced(model, seq_len).forward / seq_len)
 
 
-def without_masks(config: Any, dtype: str = "float32") -> Any:
+def without_masks(
+    config: Any, dtype: str = "float32", trusted: bool = False, revision: str | None = None
+) -> Any:
     """A model of that Hugging Face `config` without data, ready to be traced."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -170,16 +178,16 @@ def without_masks(config: Any, dtype: str = "float32") -> Any:
     # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
     AttentionInterface.register(PLANNED, sdpa_attention_forward)
     AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
-    model = skeleton(config, dtype)
+    model = skeleton(config, dtype, trusted, revision)
     if model.config._attn_implementation == "sdpa":
         with torch.device("meta"):
             model.set_attn_implementation(PLANNED)
     return model
 
 
-def layer_sizes(config: Any) -> tuple[int, list[int]]:
+def layer_sizes(config: Any, trusted: bool = False, revision: str | None = None) -> tuple[int, list[int]]:
     """Scalars of a model of that Hugging Face `config`, and of each of its layers; no memory is taken."""
-    model = skeleton(config, "float32")
+    model = skeleton(config, "float32", trusted, revision)
     return scalars(model.parameters()), [scalars(layer.parameters()) for layer in layers_of(model)]
 
 
@@ -322,7 +330,8 @@ def ways_of(run: RunSpec) -> list[Fit]:
     """The ways to make a training fit that the run allows, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
     shared = switches[run.sharding] if run.fewest_workers > 1 else (False,)
-    return [Fit(again, sharded) for sharded in shared for again in switches[run.activation_checkpointing]]
+    again = switches[run.activation_checkpointing]
+    return [Fit(each, sharded, run.compile == "on") for sharded in shared for each in again]
 
 
 def advice(needs: Plan, run: RunSpec, memory: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from adept_ray.anatomy import family_named
+from adept_ray.anatomy import family_like
 from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
@@ -97,7 +97,7 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
     if "://" in run.cache:
         check_place(run.cache, "--cache")
     with display.stage("assets", "backbone and corpora"):
-        backbone = resolve_backbone(run.backbone, run.local_cache)
+        backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
         config = checked_config(backbone, run.seq_len)
         general = resolve_corpus(run.general, run.text_column, run.local_cache)
         domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
@@ -118,8 +118,8 @@ def checked_config(backbone: Backbone, seq_len: int) -> Any:
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
     """
-    config = load_config(backbone.source, backbone.revision)
-    family_named(config.model_type)
+    config = load_config(backbone.source, backbone.revision, backbone.trusted)
+    family_like(config)
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:
         raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
@@ -202,7 +202,8 @@ def token_blocks(
     """
     backbone = sources.backbone
     common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.local_cache)
-    build = functools.partial(build_blocks, shared=run.cache if "://" in run.cache else "", say=say)
+    shared = run.cache if "://" in run.cache else ""
+    build = functools.partial(build_blocks, shared=shared, say=say, trusted=backbone.trusted)
     sizes = [
         sum(file.stat().st_size for file in corpus.files)
         for corpus in (sources.general, sources.domain)
@@ -271,6 +272,7 @@ def stage_one(
             items=unanswered,
             dtype=run.dtype,
             fit=fit,
+            trusted=sources.backbone.trusted,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
         measured = do(board, Task("probe", "probe", job, reference))
@@ -327,6 +329,7 @@ def reception(
             reception=True,
             dtype=run.dtype,
             fit=fit,
+            trusted=sources.backbone.trusted,
         )
         measured = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
         known = {"reception": measured["reception"]}

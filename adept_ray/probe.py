@@ -54,6 +54,8 @@ class ProbeJob:
     """Torch type that the backbone is held in."""
     fit: Fit = PLAIN
     """How the model is made to fit into the workers' memories."""
+    trusted: bool = False
+    """Whether the Python code that comes with the backbone may be run."""
 
 
 def probe(
@@ -70,7 +72,7 @@ def probe(
     ``separation`` (see :mod:`adept_ray.activations`).
     """
     take = borrow_shared if job.fit.sharded else borrow
-    model = take(job.source, job.revision, job.dtype, device)
+    model = take(job.source, job.revision, job.dtype, device, trusted=job.trusted)
     if job.fit.recompute:
         compute(model, Computing(recomputed=tuple(layers_of(model))))
     result: dict[str, Any] = {"nats": {}, "correct": {}}
@@ -81,7 +83,7 @@ def probe(
         if not job.importance:
             progress(number, len(job.held_out))
     if job.items:
-        tokenizer = load_tokenizer(job.source, job.revision)
+        tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
         for name, items in job.items.items():
             result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
     if job.reception:

@@ -41,7 +41,7 @@ from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
 from adept_ray.sharding import Fit
-from adept_ray.storage import Results, default_name, delete, fetched
+from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"
@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "concurrent",
     "activation_checkpointing",
     "sharding",
+    "compile",
     "dashboard",
     "cache",
     "max_hours",
@@ -152,30 +153,52 @@ def timing(display: Display, board: Any) -> Iterator[None]:
 
 @contextmanager
 def resumable(command: str, run: RunSpec) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`Interrupted` with the command line that goes on."""
+    """Turn Ctrl-C into :class:`Interrupted`, a full disk into :class:`UserError`: both name what goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
-        raise Interrupted(f"python {command} --name {run.name} --resume{elsewhere}") from None
+        raise Interrupted(going_on(command, run)) from None
+    except Exception as problem:
+        if isinstance(problem, UserError) or not is_full(problem):
+            raise
+        raise UserError(f"{no_room(problem)} go on with {going_on(command, run)}") from problem
+
+
+def going_on(command: str, run: RunSpec) -> str:
+    """The command line that goes on with a run."""
+    trust = " --trust-remote-code" if run.trust_remote_code else ""
+    elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
+    return f"python {command} --name {run.name} --resume{trust}{elsewhere}"
+
+
+def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on with other code than a run of those settings had: no file can ask for trust.
+
+    Raises :class:`UserError`.
+    """
+    if trusted != begun.get("trust_remote_code", False):
+        had, so = ("without", "leave it out") if trusted else ("with", "give it again if that code may run")
+        raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
 
 
 def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given stays as it was.
+    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given (is not in the
+    `model_fields_set` of `run`) stays as it was.
     """
-    saved, defaults = validated(type(run), begun, "run.json"), type(run)()
+    saved = validated(type(run), begun, "run.json")
+    check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
-    for name in (n for n in type(run).model_fields if n not in OWN):
+    for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
         asked, had = getattr(run, name), getattr(saved, name)
-        if asked in (had, getattr(defaults, name)):
+        if asked == had:
             continue
         if name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
         changes[name] = asked
-    return overlay(saved, changes)
+    return overlay(saved, changes, where=f"resuming '{run.name}'")
 
 
 def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
@@ -211,8 +234,9 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
         "precision",
         "activation_checkpointing",
         "sharding",
+        "compile",
     )
-    names = (*machine, "cache", "storage", "name", "json_lines")
+    names = (*machine, "trust_remote_code", "cache", "storage", "name", "json_lines")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
@@ -235,6 +259,7 @@ def job_of(
         items=made.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
         dtype=run.dtype,
+        trusted=backbone.trusted,
     )
 
 
@@ -261,12 +286,13 @@ def planned(
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
-        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype)
+        code = sources.backbone.trusted, sources.backbone.revision
+        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype, *code)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
         display.say(f"{what}: what it will take can't be said beforehand ({launch.first_line(problem)})")
-        return Fit(run.activation_checkpointing == "on", run.sharding == "on")
+        return Fit(run.activation_checkpointing == "on", run.sharding == "on", run.compile == "on")
     fit = fitting(needs, run, memory, what)
     display.plan(needs, run, fit, memory, what)
     return fit

@@ -28,23 +28,36 @@ from adept_ray.ranks import rank, world_size
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model is made to fit into its workers' memories."""
+    """How a model is made to fit into its workers' memories, and to run on them."""
 
     recompute: bool = False
     """Compute activations again for the gradient."""
     sharded: bool = False
     """Share the model out over the workers."""
+    compiled: bool = False
+    """Train with layers by torch.compile."""
 
 
 PLAIN = Fit()
 
 
-def skeleton(config: Any, dtype: str) -> Any:
-    """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data."""
-    from transformers import AutoModelForCausalLM
+def skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | None = None) -> Any:
+    """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data.
 
+    Python code of the `revision` from which the config came is run if it is `trusted`.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    own = (getattr(config, "auto_map", None) or {}).get(AutoModelForCausalLM.__name__)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
+        if trusted and own:  # `from_config` would take the newest code of a hub id
+            kind: Any = get_class_from_dynamic_module(own, config.name_or_path, revision=revision)
+            model = kind._from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
+        else:
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=getattr(torch, dtype), trust_remote_code=False
+            )
     return model.eval()
 
 

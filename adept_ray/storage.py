@@ -316,7 +316,13 @@ def put_json(place: str, data: Any) -> None:
 def is_full(problem: BaseException) -> bool:
     """Whether an error says that a disk, or what one may take of it, is full."""
     number = getattr(problem, "errno", None)
-    return number in FULL or any(os.strerror(each) in str(problem) for each in FULL)
+    signs = (*map(os.strerror, FULL), "database or disk is full")  # the last one is SQLite's
+    return number in FULL or any(sign in str(problem) for sign in signs)
+
+
+def no_room(problem: BaseException) -> str:
+    """The beginning of a sentence about a disk that is full."""
+    return f"no space left for {getattr(problem, 'filename', None) or 'what is to be written'}: make room and"
 
 
 def delete(place: str) -> None:
@@ -332,8 +338,13 @@ def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as problem:
+        os.unlink(scratch)
+        problem.filename = str(path)
+        raise
     os.replace(scratch, path)
     path.chmod(0o644)
     return path

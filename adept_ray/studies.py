@@ -36,6 +36,7 @@ from adept_ray.runs import (
     as_begun,
     at_work,
     check_backbone,
+    check_trust,
     conclude,
     given,
     job_of,
@@ -73,19 +74,20 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
-    with resumable("scripts/compare.py", run), at_work(run, results, display) as (board, memory):
-        receptive = any(rival.training.placement == "receptive" for rival in rivals)
-        rivals = all_planned(run, sources, rivals, memory, display)
-        tokens = run.tokens // run.passes * (run.seeds + 1)
-        fits = [rival.fit for rival in rivals]
-        fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
-        made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
-        results.write_json("importance.json", made.importance)
-        field = field_of(run, made, results, display, board)
-        rows = run_comparison(run, rivals, field, results, display)
-    write_run(results, run, display, sources, made)
-    about = {rival.label: rival.about for rival in rivals}
-    summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
+    with resumable("scripts/compare.py", run):
+        with at_work(run, results, display) as (board, memory):
+            receptive = any(rival.training.placement == "receptive" for rival in rivals)
+            rivals = all_planned(run, sources, rivals, memory, display)
+            tokens = run.tokens // run.passes * (run.seeds + 1)
+            fits = [rival.fit for rival in rivals]
+            fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
+            made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
+            results.write_json("importance.json", made.importance)
+            field = field_of(run, made, results, display, board)
+            rows = run_comparison(run, rivals, field, results, display)
+        write_run(results, run, display, sources, made)
+        about = {rival.label: rival.about for rival in rivals}
+        summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
     display.say(f"\n{verdict(summaries)}")
     display.comparison(summaries)
     for name in ("comparison.html", "comparison.csv", "runs.csv"):
@@ -121,6 +123,7 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
             held_out=SIDES,
             items=items["test"],
             dtype=run.dtype,
+            trusted=backbone.trusted,
         )
         found = do(board, Task("untouched", "probe", job, put(tests)))
     answers = {tasks_of(side): right for side, right in found["correct"].items()}
@@ -194,6 +197,7 @@ def draw_activations(args: ActivationsRun) -> str:
     """
     display = Display(args.json_lines)
     best = load_best(args.config)
+    check_trust(args.trust_remote_code, best["run"], str(args.config))
     changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": ()}
     if args.test_tokens:
         changes["test_tokens"] = args.test_tokens
@@ -262,7 +266,13 @@ def separations(
         }
         for name, (source, revision) in folders.items():
             job = ProbeJob(
-                source, revision, run.micro_batch, importance=False, separation=True, dtype=run.dtype
+                source,
+                revision,
+                run.micro_batch,
+                importance=False,
+                separation=True,
+                dtype=run.dtype,
+                trusted=backbone.trusted,
             )
             measured = do(board, Task(f"activations of {name}", "probe", job, blocks))["separation"]
             copies = added if name == "expanded" else []
@@ -282,10 +292,11 @@ def evaluate(run: EvaluateRun) -> None:
     with display.stage("tasks", "benchmark tasks"):
         items = draw(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
     with display.stage("model", run.model):
-        backbone = resolve_backbone(run.model, run.cache)
+        trusted = run.trust_remote_code
+        backbone = resolve_backbone(run.model, run.cache, trusted)
         device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-        model = load_model(backbone.source, backbone.revision, dtype, device=device)
-        tokenizer = load_tokenizer(backbone.source, backbone.revision)
+        model = load_model(backbone.source, backbone.revision, dtype, device=device, trusted=trusted)
+        tokenizer = load_tokenizer(backbone.source, backbone.revision, trusted)
     with display.stage("items", f"{len(items)} items"):
         right = correct(model, tokenizer, items, run.micro_batch, quiet=not display.live)
     rows = accuracies(items, right)

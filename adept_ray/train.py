@@ -66,6 +66,8 @@ class TrainJob:
     """How it is made to fit into the workers' memories."""
     steps_before: int = 0
     """Steps of the trainings that it goes on from: the text goes on where it was."""
+    trusted: bool = False
+    """Whether the Python code that comes with the backbone may be run."""
 
     @property
     def replayed(self) -> float:
@@ -178,13 +180,19 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
     how = job.training, job.layers, job.units, job.seed
     changed = job.training.tunes != "copies"
     if job.fit.sharded:
-        first = make_ready(borrow(*backbone, alone=changed), *how).model if rank() == 0 else None
-        tuning = make_ready(outline(*backbone), *how)
+        first = (
+            make_ready(borrow(*backbone, alone=changed, trusted=job.trusted), *how).model
+            if rank() == 0
+            else None
+        )
+        tuning = make_ready(outline(*backbone, job.trusted), *how)
         tuning.shard(first, device)
     else:
-        tuning = make_ready(borrow(*backbone, device, alone=changed), *how)
+        tuning = make_ready(borrow(*backbone, device, alone=changed, trusted=job.trusted), *how)
     if job.fit.recompute:
         tuning.recompute()
+    if job.fit.compiled:
+        tuning.compile()
     return tuning
 
 
@@ -314,7 +322,7 @@ def measured(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> d
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
     found = {side: document_nats(model, blocks[side], job.micro_batch) for side in SIDES}
     if job.items:
-        tokenizer = load_tokenizer(job.source, job.revision)
+        tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
         for side, items in job.items.items():
             found[tasks_of(side)] = correct(model, tokenizer, items, job.micro_batch)
     return found
@@ -342,7 +350,7 @@ def conclude(
     """
     backbone = job.source, job.revision, job.dtype
     take = borrow_shared if job.fit.sharded else borrow
-    before = measured(take(*backbone, device), job, blocks)
+    before = measured(take(*backbone, device, trusted=job.trusted), job, blocks)
     progress(1, 3)
     tuning = ready_as_saved(job, device, checkpoint)
     if job.fit.sharded:
@@ -359,5 +367,6 @@ def conclude(
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}
-            export(model, Path(folder) / "model", load_tokenizer(job.source, job.revision), record)
+            tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
+            export(model, Path(folder) / "model", tokenizer, record)
         report(metrics, Path(folder) if rank() == 0 else None)

@@ -114,6 +114,10 @@ class Tuning:
         first = min(depths, default=len(layers))
         compute(self.model, replace(computing_of(self.model), recomputed=tuple(layers[first:])))
 
+    def compile(self) -> None:
+        """Run layers by torch.compile; the passes without a gradient, which score, stay as they are."""
+        compute(self.model, replace(computing_of(self.model), compiled=tuple(layers_of(self.model))))
+
 
 class Lora(Tuning):
     """LoRA on every projection."""

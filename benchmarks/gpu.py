@@ -21,7 +21,7 @@ import torch
 from shapes import SHAPES, config_of
 from transformers import AutoModelForCausalLM
 
-from adept_ray.anatomy import layer_parameters, layers_of
+from adept_ray.anatomy import layer_parameters
 from adept_ray.config import TrainingSpec
 from adept_ray.corpus import Blocks
 from adept_ray.importance import bypass_losses
@@ -82,8 +82,7 @@ def training(
     if args.recompute:
         tuning.recompute()
     if args.compile:
-        for layer in layers_of(model):
-            layer.compile(dynamic=False)
+        tuning.compile()
     parameters = list(tuning.parameters.values())
     optimizer = torch.optim.AdamW(parameter_groups(model), fused=args.device.type == "cuda")
     scales = tuning.scales(tuning.importance, spec)

@@ -113,6 +113,41 @@ def save_tiny_backbone(folder: Path | str, family: str = "llama", layers: int = 
     return folder
 
 
+OWN_CODE = """
+import os
+from transformers import LlamaConfig, LlamaForCausalLM
+
+with open({marker!r}, "a") as file:
+    print(os.getpid(), file=file)
+
+class OwnConfig(LlamaConfig):
+    model_type = {model_type!r}
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        made = super().forward(*args, **kwargs)
+        made.logits = 2 * made.logits
+        return made
+"""
+
+
+def save_backbone_with_code(folder: Path, marker: Path, model_type: str = "own") -> Path:
+    """A tiny llama whose logits are doubled by Python code beside it; who imports that signs `marker`.
+
+    Its family is its own and known by inheritance, or with `model_type` "llama" one that needs no code.
+    """
+    save_tiny_backbone(folder)
+    code = OWN_CODE.format(marker=str(marker), model_type=model_type)
+    (folder / "modeling_own.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": model_type, "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 # Who, does, what, when: the parts of a made-up sentence.
 DOMAINS = {
     "general": """

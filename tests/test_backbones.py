@@ -8,14 +8,30 @@ from types import SimpleNamespace
 import gguf
 import pytest
 import torch
-from common import logits, random_ids, save_tiny_backbone, tiny_model, tiny_tokenizer
+from common import (
+    logits,
+    random_ids,
+    save_backbone_with_code,
+    save_tiny_backbone,
+    tiny_model,
+    tiny_tokenizer,
+)
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from adept_ray import assets, backbones
-from adept_ray.backbones import MANIFEST, borrow, load_model, load_tokenizer, resolve_backbone
+from adept_ray.anatomy import layers_of
+from adept_ray.backbones import (
+    MANIFEST,
+    borrow,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_backbone,
+)
 from adept_ray.config import UserError, default_cache
-from adept_ray.expansion import expand
+from adept_ray.expansion import expand, export
+from adept_ray.sharding import skeleton
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +236,96 @@ def test_loading_is_silent_and_leaves_the_settings(tiny, capfd):
     load_tokenizer(str(tiny))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
+
+
+# --- code that comes with a model -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["own", "llama"])
+def test_own_code_runs_with_trust_and_never_without(tmp_path, model_type):
+    """A model that needs it is refused then by naming the flag; one that needn't is loaded without it."""
+    marker = tmp_path / "marker"
+    folder = str(save_backbone_with_code(tmp_path / "own", marker, model_type))
+    if model_type == "own":
+        for load in (load_config, load_model):
+            with pytest.raises(UserError, match="read that code, and give --trust-remote-code") as caught:
+                load(folder)
+            assert "\n" not in str(caught.value)
+    else:
+        load_config(folder)
+        plain = load_model(folder)
+    load_tokenizer(folder)
+    apart = resolve_backbone(folder, tmp_path)
+    assert not marker.exists() and not apart.trusted
+    config = load_config(folder, trusted=True)
+    model = load_model(folder, trusted=True)
+    assert marker.exists() and type(model).__module__.endswith("modeling_own")
+    assert type(skeleton(config, "float32", trusted=True)).__name__ == "OwnForCausalLM"
+    if model_type == "llama":
+        assert torch.equal(logits(model, random_ids()), 2 * logits(plain, random_ids()))
+        assert type(skeleton(load_config(folder), "float32")).__name__ == "LlamaForCausalLM"
+
+
+def test_trusted_code_names_the_backbone(tmp_path):
+    """Other code makes another backbone, but only where it may run."""
+    folder = save_backbone_with_code(tmp_path / "own", tmp_path / "marker")
+
+    def names():
+        return [resolve_backbone(str(folder), tmp_path, trusted).fingerprint for trusted in (False, True)]
+
+    before = names()
+    (folder / "modeling_own.py").write_text("raise KeyError('a fault')")
+    after = names()
+    assert len({*before, *after}) == 3 and before[0] == after[0]
+    with pytest.raises(UserError, match="its config can't be read: 'a fault'"):
+        load_config(str(folder), trusted=True)
+
+
+def test_a_model_with_its_own_code_is_expanded_and_exported(tmp_path):
+    """Bit-identical logits after expansion and after reload; the export takes the code along."""
+    folder = str(save_backbone_with_code(tmp_path / "own", tmp_path / "marker"))
+    before = logits(load_model(folder, trusted=True), random_ids())
+    model = borrow(folder, trusted=True)
+    assert expand(model, [1, 2]) == (2, 4)
+    assert torch.equal(logits(model, random_ids()), before)
+    exported = str(export(model, tmp_path / "model", load_tokenizer(folder)))
+    with pytest.raises(UserError, match="--trust-remote-code"):
+        load_model(exported)
+    again = load_model(exported, trusted=True)
+    assert torch.equal(logits(again, random_ids()), before) and len(again.model.layers) == 6
+
+
+def test_own_code_of_another_shape_is_refused(tmp_path):
+    """It says that it is a llama, but has its layers elsewhere."""
+    folder = save_backbone_with_code(tmp_path / "own", tmp_path / "marker")
+    code = folder / "modeling_own.py"
+    changed = (
+        "    def __init__(self, config):\n        super().__init__(config)\n        del self.model.layers\n\n"
+    )
+    code.write_text(code.read_text().replace("    def forward", changed + "    def forward"))
+    config = load_config(str(folder), trusted=True)
+    with pytest.raises(
+        UserError, match=r"OwnForCausalLM has no 'model\.layers', which its family's models have"
+    ):
+        layers_of(skeleton(config, "float32", trusted=True))
+
+
+def test_a_tokenizer_with_its_own_code_is_refused_without_trust(folder, tmp_path):
+    marker = tmp_path / "marker"
+    (folder / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(marker)!r}, 'w').close()\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    file = folder / "tokenizer_config.json"
+    names = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": names}))
+    load_tokenizer(str(folder))  # its class is one of transformers' own
+    config = json.loads((folder / "config.json").read_text())
+    needs = json.loads(file.read_text()) | {"tokenizer_class": "OwnTokenizer"}
+    file.write_text(json.dumps(needs))
+    assert config["model_type"] == "llama" and not marker.exists()
+    assert type(load_tokenizer(str(folder), trusted=True)).__name__ == "OwnTokenizer" and marker.exists()
 
 
 # --- GGUF -----------------------------------------------------------------------------------------

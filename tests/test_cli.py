@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import save_tiny_backbone, write_corpus
+from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
+from adept_ray import commands
 from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
@@ -17,6 +18,7 @@ from adept_ray.commands import flags
 from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun
 from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
+from adept_ray.storage import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
 
@@ -139,6 +141,28 @@ def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, room,
     assert "'gpt_neox'" in sentence and "qwen3" in sentence
 
 
+def test_a_backbone_with_its_own_code_is_refused_without_trust(refusal, tmp_path, capsys):
+    """Before anything is loaded, and without a question on the terminal."""
+    folder = save_backbone_with_code(tmp_path / "own", tmp_path / "marker")
+    capsys.readouterr()  # what saving said
+    sentence = refusal(backbone=folder)
+    assert str(folder) in sentence and "--trust-remote-code" in sentence
+    assert not (tmp_path / "marker").exists()
+
+
+def test_no_file_can_ask_for_trust(refusal, tmp_path, monkeypatch, capsys):
+    """A best.yaml or a results folder of somebody else can name a backbone; only the flag runs its code."""
+    path = tmp_path / "best.yaml"
+    path.write_text("{run: {trust_remote_code: true}, training: {}, layers: [], score: {}, k_max: 1}")
+    assert "was made with --trust-remote-code" in refusal("train_full", config=path, tokens=1000)
+    (tmp_path / "run.json").write_text('{"run": {"trust_remote_code": true}, "seconds": {}}')
+    (tmp_path / "trials.json").write_text('{"trials": []}')
+    monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(PickRun, "commands.pick", "")
+    assert "was made with --trust-remote-code" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -197,6 +221,16 @@ def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, wor
     assert exit_.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
+    """A command that nothing goes on from names the file and asks for room."""
+    monkeypatch.setattr(commands, "probe_only", lambda run: write_text(small / "run.json", 200_000 * "x"))
+    monkeypatch.setattr(sys, "argv", ["probe.py"])
+    with pytest.raises(SystemExit) as exit_:
+        main(RunSpec, "commands.probe_only", "")
+    said = f"error: no space left for {small}/run.json: make room and give the command again\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == said
+
+
 def test_nothing_to_resume_is_said(refusal):
     """--resume of a name under which nothing began is refused."""
     assert "holds no run to resume" in refusal(name="unknown", resume=True)
@@ -240,6 +274,25 @@ def test_a_flag_of_its_usual_value_beats_the_preset():
     """Though it looks as if it had not been given."""
     usual = SearchRun().seq_len
     assert parse(SearchRun, "", ["--backbone", "qwen3-8b", "--seq-len", str(usual)]).seq_len == usual
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ([], set()),
+        (["--workers", "1", "--no-dashboard", "--max-trials=8"], {"workers", "dashboard", "trials"}),
+        (["--json", "--range", "k=1:2", "--max-hours", "None"], {"json_lines", "range", "max_hours"}),
+        (["--name", "x", "--resume", "--search_space", "a.yaml"], {"name", "resume", "search_space"}),
+    ],
+)
+def test_a_run_knows_which_flags_were_given(words, given):
+    """Those at their usual value among them; a run that goes on changes nothing else."""
+    run = parse(SearchRun, "", ["--name", "x", "--resume", *words])
+    assert run.model_fields_set == settled(run).model_fields_set == given | {"name", "resume"}
+
+
+def test_a_given_place_is_among_them():
+    assert parse(PickRun, "", ["results/x"]).model_fields_set == {"results"}
 
 
 def test_other_backbones_keep_the_usual_defaults():

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -267,18 +266,6 @@ def kill_at(board, name, step):
         time.sleep(0.05)
     (worker,) = workers()
     os.kill(worker["Pid"], signal.SIGKILL)
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A disk that has room for one checkpoint and not for two."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, job, small):

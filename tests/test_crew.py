@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import one_document_each, save_tiny_backbone
+from common import one_document_each, save_backbone_with_code, save_tiny_backbone
 from safetensors.torch import load_file
 
 from adept_ray import launch
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.crew import ATTEMPTS, OVER, Board, Task, TaskFailed, crew, do, out_of_memory, reports
+from adept_ray.crew import (
+    ATTEMPTS,
+    OVER,
+    Board,
+    Task,
+    TaskFailed,
+    crew,
+    do,
+    out_of_memory,
+    reports,
+)
 from adept_ray.probe import ProbeJob
 from adept_ray.train import TrainJob
 
@@ -320,3 +330,12 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
     measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(job.units)
     assert workers() == before and len(before) == 2
+
+
+@pytest.mark.slow
+def test_trust_reaches_the_workers(board, tmp_path):
+    """Each of them runs the code that came with a backbone."""
+    marker = tmp_path / "marker"
+    own = str(save_backbone_with_code(tmp_path / "own", marker))
+    do(board, Task("trusted", "probe", ProbeJob(own, None, 4, trusted=True), ray.put(BLOCKS)))
+    assert set(map(int, marker.read_text().split())) == set(workers())

@@ -13,7 +13,16 @@ from adept_ray.cli import parse
 from adept_ray.commands import reach
 from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
 from adept_ray.display import Display
-from adept_ray.runs import as_begun, at_work, check_same, planned, settled, summary
+from adept_ray.runs import (
+    as_begun,
+    at_work,
+    check_same,
+    going_on,
+    planned,
+    resumable,
+    settled,
+    summary,
+)
 from adept_ray.storage import Results
 
 GIB = 2**30
@@ -29,7 +38,7 @@ def said():
     )
 
 
-SOURCES = SimpleNamespace(config=tiny_model().config)
+SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(trusted=False, revision=None))
 
 
 def test_precision_is_definite_from_the_beginning():
@@ -151,3 +160,48 @@ def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised
     test = {"general": side, "domain": side}
     summary(Display(), "Because.", test, job, made, Results(str(tmp_path), "run"), advised)
     assert capsys.readouterr().out.startswith(f"\n{head} copied: 1 3\nBecause.\n")
+
+
+def test_a_resumed_run_may_be_narrowed_to_the_defaults():
+    """One worker, one trial at a time, no fewest number: what is given holds, at its usual value too."""
+    begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
+    asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
+    narrow = as_begun(settled(asked), begun)
+    assert (narrow.workers, narrow.min_workers, narrow.concurrent) == (1, 0, 1)
+    with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
+        as_begun(SearchRun(name="x", resume=True, workers=1), begun)
+
+
+def test_a_flag_of_its_usual_value_can_contradict_a_run():
+    """It is refused like any other, though it looks as if it had not been given."""
+    begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
+    with pytest.raises(UserError, match="--seq-len 128: the run 'x' began with 64"):
+        as_begun(settled(SearchRun(name="x", resume=True, seq_len=128)), begun)
+
+
+def test_trust_is_said_on_every_command_line():
+    """A run is resumed with the trust that it began with, and never because a file says so."""
+    for trusted, words in (
+        (True, "with --trust-remote-code: give it again"),
+        (False, "without .*leave it out"),
+    ):
+        begun = SearchRun(name="x", trust_remote_code=trusted).model_dump(mode="json")
+        with pytest.raises(UserError, match=f"the run 'x' was made {words}"):
+            as_begun(SearchRun(name="x", resume=True, trust_remote_code=not trusted), begun)
+        again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
+        assert as_begun(again, begun).trust_remote_code is trusted
+        assert ("--trust-remote-code" in going_on("scripts/tune_k.py", again)) is trusted
+
+
+def test_a_full_disk_says_how_to_go_on(small):
+    """One sentence: which file, what to do, the command; other errors stay what they are."""
+    run = SearchRun(name="x", storage=str(small))
+    results = Results(run.storage, run.name)
+    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run):
+        results.write_json("importance.json", {"layers": list(range(100_000))})
+    assert str(told.value) == (
+        f"no space left for {small}/x/importance.json: make room and go on with "
+        f"python scripts/tune_k.py --name x --resume --storage {small}"
+    )
+    with pytest.raises(OSError, match="another fault"), resumable("scripts/tune_k.py", run):
+        raise OSError("another fault")

@@ -19,6 +19,7 @@ from adept_ray.storage import (
     is_full,
     last_checkpoint,
     located,
+    no_room,
     put_json,
     read_json,
     save_checkpoint,
@@ -222,3 +223,23 @@ def test_default_names_are_plain_and_say_what():
     for backbone in ("Qwen/Qwen3-1.7B-Base", "/models/my model", "smollm2-135m"):
         name = default_name(RunSpec(backbone=backbone, domain="owner/data:part"), "train")
         assert name.startswith("train-") and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def test_a_full_disk_leaves_what_was_there(small):
+    """A file that has no room is named, nothing of it stays, and its older version is whole."""
+    results = Results(str(small), "run")
+    results.open(resume=False)
+    results.write("trials.csv", "k\n1\n")
+    with pytest.raises(OSError) as caught:
+        results.write("trials.csv", "k\n" + 200_000 * "1\n")
+    assert is_full(caught.value) and no_room(caught.value).startswith(
+        f"no space left for {small}/run/trials.csv: "
+    )
+    assert sorted(os.listdir(results.folder)) == ["ray", "trials.csv"]
+    assert (results.folder / "trials.csv").read_text() == "k\n1\n"
+
+
+def test_a_database_can_say_that_a_disk_is_full():
+    """Optuna's study may be one; its error has no number."""
+    assert is_full(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
+    assert not is_full(RuntimeError("(sqlite3.OperationalError) database is locked"))

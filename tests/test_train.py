@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from common import of_one_document, one_document_each, save_tiny_backbone
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from adept_ray import train as train_module
@@ -24,6 +26,7 @@ from adept_ray.config import ScoreWeights, TrainingSpec, UserError
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
+from adept_ray.loss import compiled_forward
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, train
@@ -430,19 +433,32 @@ def comparable(metrics):
     return kept | scales | {"pulls": kept["pulls"]["domain"], "curve": len(kept["curve"])}
 
 
+FITS = {
+    "plain": PLAIN,
+    "sharded": Fit(recompute=True, sharded=True),
+    "compiled": Fit(recompute=True, sharded=True, compiled=True),
+}
+
+
+def fits_of(workers):
+    """Names of the ways to run on so many; two are enough to see that compiled layers can be shared out."""
+    return [name for name in FITS if name != "compiled" or workers == 2]
+
+
 def train_as_rank(rank, store, folder, job, workers):
-    """Once with the whole model on every rank, and once with it shared out."""
+    """Once in each of the ways."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     torch.set_num_threads(1)
     found = []
-    for fit in (PLAIN, Fit(recompute=True, sharded=True)):
-        reports = []
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    for name in fits_of(workers):
+        fit, reports = FITS[name], []
 
-        def report(metrics, checkpoint, fit=fit, reports=reports):
+        def report(metrics, checkpoint, name=name, reports=reports):
             reports.append(comparable(metrics))
             assert (checkpoint is None) == (rank > 0)
             if checkpoint and metrics["complete"]:
-                shutil.copytree(checkpoint, f"{folder}/{'sharded' if fit.sharded else 'plain'}")
+                shutil.copytree(checkpoint, f"{folder}/{name}")
 
         train(replace(job, fit=fit), BLOCKS, CPU, report)
         measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
@@ -466,7 +482,7 @@ def test_several_processes_equal_one(job, measured, tmp_path, workers):
     one = Run(tmp_path / "one", short)
     moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in one.weights())
     importance = measured[0]["importance"]
-    for (reports, probed), folder in zip(first, ("plain", "sharded"), strict=True):
+    for (reports, probed), folder in zip(first, fits_of(workers), strict=True):
         for shared, alone in zip(reports, map(comparable, one.metrics), strict=True):
             assert shared.pop("pulls") == pytest.approx(alone.pop("pulls"), abs=1e-2)
             assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
@@ -599,6 +615,46 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tm
 
 def test_computing_activations_again_changes_no_bit(job, whole, tmp_path):
     assert same(Run(tmp_path, replace(job, fit=Fit(recompute=True))).weights(), whole.weights())
+
+
+def compiling(monkeypatch, backend="aot_eager"):
+    """Have torch.compile do all but make machine code, which takes minutes; returns the counts of it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled_forward.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    return counters["stats"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("tunes", ["copies", "lora"])
+def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recompute):
+    """The same losses and weights, names and export; and what was compiled once serves every other training.
+
+    The steps have micro-batches of two blocks and of one, and importance is measured again on others.
+    """
+    done = compiling(monkeypatch)
+    own = {"tunes": tunes} | ({"k": 0, "layers": ()} if tunes == "lora" else {})
+    plain = changed(job, **own, fit=Fit(recompute=recompute))
+    compiled = replace(plain, fit=Fit(recompute=recompute, compiled=True))
+    without = Run(tmp_path / "plain", plain)
+    assert not done
+    run = Run(tmp_path / "compiled", compiled)
+    codes = done["unique_graphs"]
+    assert 0 < codes <= 12
+    for name in ("loss", "general_bpb", "domain_bpb"):
+        assert run.metrics[-1][name] == pytest.approx(without.metrics[-1][name], rel=1e-5)
+    assert run.weights().keys() == without.weights().keys()
+    for name, weight in without.weights().items():
+        torch.testing.assert_close(run.weights()[name], weight, atol=1e-5, rtol=1e-4)
+    again = Run(tmp_path / "again", compiled, resume=run.folders[1])
+    assert same(again.weights(), run.weights()) and done["unique_graphs"] == codes
+    models = []
+    for made, folder in ((plain, "plain"), (compiled, "compiled")):
+        saved = run.folders[-1]
+        conclude(made, BLOCKS, CPU, keeping(tmp_path / folder / "end"), saved, {})
+        models.append(load_file(tmp_path / folder / "end" / "model" / "model.safetensors"))
+    assert same(*models) and done["unique_graphs"] == codes
 
 
 def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):
