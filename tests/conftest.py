@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
-RAY = {"test_cluster", "test_corpus", "test_crew", "test_end_to_end", "test_monitoring"}
+RAY = {"test_cluster", "test_corpus", "test_crew", "test_end_to_end", "test_memory", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):

@@ -295,7 +295,7 @@ def test_a_bucket_may_be_given_nothing(place, s3, left):
     shared = f"s3://empty-{left}/cache"
     made = build(place, files, DOMAIN_SPLITS, cache="empty", shared=shared, apart_from=known)
     assert sum(split["blocks"] == 0 for split in made.splits.values()) >= 2
-    with pytest.raises(UserError, match="corpus 'nothing' is too small: its .* split .* holds 0 tokens"):
+    with pytest.raises(UserError, match=r"corpus 'nothing' is too small: its .* split .* holds 0 tokens"):
         for split in made.splits:
             made.load(split, SEQ_LEN, SEQ_LEN, "nothing")
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=f"empty-{left}")["Contents"]]
