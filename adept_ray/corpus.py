@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -302,7 +303,8 @@ def _write(
         )
         rows.write_parquet(f"{staging}/blocks" if staging else str(scratch), partition_cols=["split"])
         if staging:
-            fetch_folder(f"{staging}/blocks", scratch)
+            with suppress(FileNotFoundError):  # of no document there is no block, and of no block no folder
+                fetch_folder(f"{staging}/blocks", scratch)
         counts = {split: _settle(scratch, split) for split in splits}
         about = {"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}
         write_json(scratch / MANIFEST, {**about, "files": sizes(scratch)})

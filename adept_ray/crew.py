@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config import RunSpec, UserError
-from adept_ray.launch import CPUS_PER_WORKER, Memory, forget_peak, logical_cpus, peak_gib, threads_per_worker
+from adept_ray.launch import (
+    CPUS_PER_WORKER,
+    Memory,
+    forget_peak,
+    kernel_kills,
+    logical_cpus,
+    peak_gib,
+    threads_per_worker,
+)
 from adept_ray.metrics import Numbers, serve
 from adept_ray.storage import (
     NONE,
@@ -55,6 +63,8 @@ MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
 PLAIN = "error: "  # begins the end of a task that a person can do something about
 NO_ROOM = "no space left"
+KERNEL = "the kernel killed a process of that machine for want of memory"
+ASKING = 10  # seconds that a machine has to say so
 SAID = "said.json"  # in a checkpoint between two reports: the metrics of the last one
 LIMIT = "limit.json"  # beside a search's other memory
 
@@ -119,6 +129,8 @@ class Board:
         self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its tasks, as they were claimed
         self._deaths: Counter[int] = Counter()  # of its workers, since the last new report
         self._faults: dict[int, str] = {}
+        # crew → node → what the kernel had killed there for memory when the crew began its task
+        self._kills: dict[int, dict[str, int]] = defaultdict(dict)
         self._closed = ""  # why there will be no more tasks
         self._place = f"{memory}/{LIMIT}" if memory else ""
         # smallest k at which a worker ran out of memory
@@ -202,10 +214,16 @@ class Board:
         self._claims.pop(crew, None)
         await self._tell()
 
-    async def begin(self, crew: int, place: int) -> tuple[int, Any]:
-        """Number and task at a place of a crew, to begin with it."""
+    async def begin(self, crew: int, place: int, node: str = "", kills: int = 0) -> tuple[int, Any]:
+        """Number and task at a place of a crew, to begin with it; so many have been killed on that node."""
+        if node:
+            self._kills[crew][node] = kills
         number = self._claims[crew][place]
         return number, self._tasks[number]
+
+    async def kills(self, crew: int) -> dict[str, int]:
+        """Node of a crew → the processes that the kernel had killed there when its task began."""
+        return self._kills.pop(crew, {})
 
     async def fault(self, number: int, error: str) -> None:
         """Keep what a worker died of: the reason to be given if the task is given up."""
@@ -355,6 +373,24 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print) -> Iter
 def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
     """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors."""
     import ray
+
+    restarts = 0
+    while not ray.get(board.closed.remote()):  # again, if it left its nodes
+        try:
+            trainer(board, run, storage, number).fit()
+        except Exception as error:
+            # Where a memory is too full Ray kills the newest actors first, its own helpers among them.
+            if restarts == RESTARTS or not out_of_memory(str(error)):
+                raise
+            restarts += 1
+            # Of several crews it needn't be this one's task that was too large: that begins again.
+            why = str(error) if run.crews == 1 else "what watched over the workers was killed"
+            ray.get(board.died.remote(number, why))
+        ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
+
+
+def trainer(board: Any, run: RunSpec, storage: str, number: int) -> Any:
+    """Ray Train's trainer that keeps one worker group of a crew."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -362,42 +398,61 @@ def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
     numbers: Any = (run.fewest_workers, run.workers)  # Ray Train changes the number between these
-    while not ray.get(board.closed.remote()):  # again, if it left its nodes
-        TorchTrainer(
-            worker,
-            train_loop_config={
-                "board": board,
-                "crew": number,
-                "workers": run.workers,
-                "crews": run.crews,
-            },
-            scaling_config=ScalingConfig(  # type: ignore[call-arg]
-                num_workers=numbers if run.fewest_workers < run.workers else run.workers,
-                elastic_resize_monitor_interval_s=RESIZE_EVERY,
-                use_gpu=run.gpus_per_worker > 0,
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=f"crew-{number}",
-                storage_path=storage,
-                failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
-                callbacks=[deaths(board, number)],
-            ),
-        ).fit()
-        ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
+    return TorchTrainer(
+        worker,
+        train_loop_config={
+            "board": board,
+            "crew": number,
+            "workers": run.workers,
+            "crews": run.crews,
+        },
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=numbers if run.fewest_workers < run.workers else run.workers,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY,
+            use_gpu=run.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=f"crew-{number}",
+            storage_path=storage,
+            failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
+            callbacks=[deaths(board, number)],
+        ),
+    )
 
 
 def deaths(board: Any, crew: int) -> Any:
     """A callback for Ray Train that tells the board what a worker died of, which itself can't any more."""
+    import ray
     from ray.train import UserCallback
 
     class Deaths(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             # Ray Train's own errors say of which error of Ray's they are made.
             errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
-            board.died.remote(crew, "\n".join(f"{type(error).__name__}: {error}" for error in errors))
+            texts = [f"{type(error).__name__}: {error}" for error in errors]
+            if kernel_killed(ray.get(board.kills.remote(crew))):
+                texts.append(KERNEL)
+            board.died.remote(crew, "\n".join(texts))
 
     return Deaths()
+
+
+def kernel_killed(before: Mapping[str, int]) -> bool:
+    """Whether the kernel has killed a process for its memory since it had killed so many on these nodes.
+
+    A node that is gone can't say.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    count = ray.remote(num_cpus=0, max_retries=0)(kernel_kills)
+    for node, kills in before.items():
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        with suppress(ray.exceptions.RayError):
+            if ray.get(count.options(scheduling_strategy=there).remote(), timeout=ASKING) > kills:
+                return True
+    return False
 
 
 def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
@@ -486,10 +541,11 @@ def worker(config: dict[str, Any]) -> None:
     mates = context.get_local_world_size() * config["crews"]  # all of them here, at worst
     torch.set_num_threads(threads_per_worker(mates, logical_cpus()))
     board, crew, device = config["board"], config["crew"], ray.train.torch.get_device()
+    node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
     place = -1
     while (place := agreed(ray.get(board.task.remote(crew, place)), device)) != OVER:
-        number, (reference,) = ray.get(board.begin.remote(crew, place))
+        number, (reference,) = ray.get(board.begin.remote(crew, place, node, kernel_kills()))
         task: Task | None = None
         try:
             task = ray.get(reference)
@@ -527,7 +583,13 @@ def reason(problem: Exception, task: Task | None) -> str:
 
 def out_of_memory(error: str) -> bool:
     """Whether an error says that a memory, a GPU's or a machine's, was too small."""
-    signs = ("OutOfMemoryError", "can't allocate memory", "out of memory issue", "running low on memory")
+    signs = (
+        "OutOfMemoryError",
+        "can't allocate memory",
+        "out of memory issue",
+        "running low on memory",
+        KERNEL,
+    )
     return any(sign in error for sign in signs)
 
 

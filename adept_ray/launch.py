@@ -207,6 +207,14 @@ class Memory:
         return round(cls._peak / 2**20, 2) or None
 
 
+def kernel_kills(root: Path = Path("/")) -> int:
+    """Processes that the kernel has killed for want of memory, of this container or else of this machine."""
+    for file in ("sys/fs/cgroup/memory.events", "proc/vmstat"):
+        with suppress(OSError, IndexError):
+            return int((root / file).read_text().partition("oom_kill ")[2].split()[0])
+    return 0
+
+
 def forget_peak(device: torch.device) -> None:
     """Begin anew to watch the memory of this process (on a GPU: what torch takes of it)."""
     gc.collect()

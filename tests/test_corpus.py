@@ -306,6 +306,24 @@ def test_nothing_but_eos_joins_documents():
     assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_bucket_may_be_given_nothing(place, s3, left):
+    """All documents excluded, or all but one: splits without a block, the usual sentence, no staging left."""
+    s3.create_bucket(Bucket=f"empty-{left}")
+    files = resolved(place, "nothing", DOMAIN[:20])
+    known = in_files(place, f"known-{left}", [DOMAIN[left:20]])
+    shared = f"s3://empty-{left}/cache"
+    made = build(place, files, DOMAIN_SPLITS, cache="empty", shared=shared, apart_from=known)
+    assert sum(split["blocks"] == 0 for split in made.splits.values()) >= 2
+    with pytest.raises(UserError, match=r"corpus 'nothing' is too small: its .* split .* holds 0 tokens"):
+        for split in made.splits:
+            made.load(split, SEQ_LEN, SEQ_LEN, "nothing")
+    names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=f"empty-{left}")["Contents"]]
+    assert names and not any("staging/" in name.removesuffix("staging/") for name in names)
+    other = build(place, files, DOMAIN_SPLITS, cache="other machine", shared=shared, apart_from=known)
+    assert other.splits == made.splits and other.fingerprint == made.fingerprint
+
+
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
 def test_every_block_once_per_epoch(blocks, size, seed):
     """Batches run through every block before one comes again, in another order in the next epoch."""

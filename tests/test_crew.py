@@ -18,6 +18,7 @@ from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import (
     ATTEMPTS,
+    KERNEL,
     OVER,
     Board,
     Task,
@@ -247,6 +248,23 @@ def test_what_ran_out_of_memory_is_not_begun_again(tmp_path):
         assert out_of_memory(end)
         await board.exceeded(8)
         assert await board.limit() == await Board(str(tmp_path)).limit() == 6
+
+    play(scene)
+
+
+def test_a_kill_by_the_kernel_is_counted_from_the_last_task():
+    """Each node of a crew says how many there were when the task began; another crew's don't count."""
+
+    async def scene(board, start):
+        for name in "ab":
+            await board.submit(name, [name])
+        for number, node, kills in ((0, "first", 2), (0, "second", 0), (1, "first", 3)):
+            await board.begin(number, await board.task(number, -1), node, kills)
+        assert await board.kills(0) == {"first": 2, "second": 0}
+        assert await board.kills(0) == {}  # of a group that died before it began anything
+        await board.died(0, f"The actor died unexpectedly.\n{KERNEL}")
+        assert out_of_memory((await board.reports(0, 0))[1])
+        assert await board.kills(1) == {"first": 3}
 
     play(scene)
 
