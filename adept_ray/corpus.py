@@ -63,21 +63,17 @@ class Blocks:
     """int32 [N, T]: token ids."""
     bytes: np.ndarray
     """int32 [N, T − 1]: UTF-8 bytes of the text that each predicted token (all but a block's first) stands
-    for; an EOS for none."""
-    eos: int
-    """Id of the token that ends a document."""
+    for; the EOS between two documents for none."""
+    starts: np.ndarray
+    """bool [N, T]: whether a document begins with that token."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def documents(self) -> np.ndarray:
-        """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included.
-
-        What a bucket's end cuts off counts with the first document of the next bucket.
-        """
-        ends = (self.tokens == self.eos).ravel()
-        begun = (ends.cumsum() - ends).reshape(self.tokens.shape)[:, 1:]
+        """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included."""
+        begun = self.starts.ravel().cumsum().reshape(self.starts.shape)[:, 1:]
         # without those of which there is nothing but a block's first token
         return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
 
@@ -90,12 +86,12 @@ class Blocks:
         """One of so many equal pieces without a block in common (0-based); what is left over is in none."""
         size = len(self) // of
         here = slice(number * size, (number + 1) * size)
-        return Blocks(self.tokens[here], self.bytes[here], self.eos)
+        return Blocks(self.tokens[here], self.bytes[here], self.starts[here])
 
     def first(self, tokens: int) -> Blocks:
         """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
         count = -(-tokens // self.tokens.shape[1])
-        return Blocks(self.tokens[:count], self.bytes[:count], self.eos)
+        return Blocks(self.tokens[:count], self.bytes[:count], self.starts[:count])
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,6 @@ class BlockSet:
     """Split → number of blocks, documents and bytes."""
     shares: Mapping[str, float]
     """Split → its share of the documents."""
-    eos: int
-    """Id of the token that ends a document."""
 
     def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
         """Read a split in its fixed order.
@@ -131,7 +125,7 @@ class BlockSet:
         def rows(column: str, length: int) -> np.ndarray:
             return table[column].combine_chunks().flatten().to_numpy().reshape(-1, length)
 
-        return Blocks(rows("tokens", seq_len), rows("bytes", seq_len - 1), self.eos)
+        return Blocks(rows("tokens", seq_len), rows("bytes", seq_len - 1), rows("starts", seq_len) > 0)
 
 
 @dataclass(frozen=True)
@@ -175,8 +169,11 @@ def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
 
 def joined(first: Blocks, second: Blocks) -> Blocks:
     """The blocks of both, those of `second` behind."""
-    tokens = np.concatenate([first.tokens, second.tokens])
-    return Blocks(tokens, np.concatenate([first.bytes, second.bytes]), first.eos)
+    return Blocks(
+        np.concatenate([first.tokens, second.tokens]),
+        np.concatenate([first.bytes, second.bytes]),
+        np.concatenate([first.starts, second.starts]),
+    )
 
 
 def micro_batches(
@@ -247,7 +244,7 @@ def build_blocks(
         if place:
             publish_folder(folder, place, MANIFEST)
         manifest = _manifest(str(folder), say)
-    return BlockSet(folder, name, manifest["splits"], dict(splits), tokenizer[1])
+    return BlockSet(folder, name, manifest["splits"], dict(splits))
 
 
 def _manifest(place: str, say: Callable[[str], None]) -> Any:
@@ -328,11 +325,11 @@ def _settle(folder: Path, split: str) -> dict[str, int]:
         os.replace(folder / f"split={split}", target)
     else:
         target.mkdir()
-        schema = pa.schema([("bytes", pa.list_(pa.int32())), ("documents", pa.int64())])
+        schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("bytes", "starts")])
         pq.write_table(schema.empty_table(), target / "empty.parquet")
-    table = pq.read_table(target, columns=["bytes", "documents"])
-    each = {"documents": table["documents"], "bytes": pc.list_flatten(table["bytes"])}
-    return {"blocks": table.num_rows, **{name: pc.sum(all).as_py() or 0 for name, all in each.items()}}
+    table = pq.read_table(target, columns=["bytes", "starts"])
+    documents, size = (pc.sum(pc.list_flatten(table[name])).as_py() or 0 for name in ("starts", "bytes"))
+    return {"blocks": table.num_rows, "documents": documents, "bytes": size}
 
 
 def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
@@ -453,7 +450,7 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
         "row": np.arange(count),
         "tokens": rows(cut(tokens)),
         "bytes": rows(cut(sizes)[:, 1:]),
-        "documents": cut(starts).sum(axis=1).astype(np.int64),
+        "starts": rows(cut(starts)),
     }
     return pa.table(columns)
 

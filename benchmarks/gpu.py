@@ -128,7 +128,7 @@ def main() -> None:
     config = config_of(args.shapes)
     number = args.sequences * args.passes
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (number, args.seq_len)).astype(np.int32)
-    blocks = Blocks(tokens, np.ones_like(tokens[:, 1:]), eos=-1)
+    blocks = Blocks(tokens, np.ones_like(tokens[:, 1:]), np.zeros(tokens.shape, bool))
     rate = product_rate(args.device, args.repeats)
     print(f"product of bfloat16 matrices: {rate / 1e12:.1f} TFLOP/s; {tokens.size:,} tokens a step")
     for name in args.rivals:

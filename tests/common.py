@@ -68,15 +68,17 @@ def random_ids(sequences: int = 2, length: int = 20, seed: int = 0) -> torch.Ten
 
 def one_document_each(tokens: np.ndarray, size: int = 3) -> Blocks:
     """Blocks [N, T] of a document each, which ends in an EOS; its other tokens stand for `size` bytes."""
-    tokens = tokens.copy()
+    tokens = tokens.astype(np.int32)
     tokens[:, -1] = SIZES["eos_token_id"]
-    return of_one_document(tokens, size)
+    sizes = np.full((len(tokens), tokens.shape[1] - 1), size)
+    sizes[:, -1] = 0
+    return Blocks(tokens, sizes, np.arange(tokens.shape[1]) == np.zeros((len(tokens), 1)))
 
 
 def of_one_document(tokens: np.ndarray, size: int = 3) -> Blocks:
     """Blocks [N, T] of one long document; every token stands for `size` bytes."""
-    eos = SIZES["eos_token_id"]
-    return Blocks(tokens.astype(np.int32), np.where(tokens == eos, 0, size)[:, 1:], eos)
+    tokens = tokens.astype(np.int32)
+    return Blocks(tokens, np.full_like(tokens[:, 1:], size), np.zeros(tokens.shape, bool))
 
 
 def padded(sequences: list[torch.Tensor], side: str = "right") -> dict[str, torch.Tensor]:

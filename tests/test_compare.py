@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from common import of_one_document
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from adept_ray.compare import (
 )
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import CompareRun, UserError
-from adept_ray.corpus import Blocks
 from adept_ray.methods import METHODS, entrants
 from adept_ray.studies import own_blocks
 
@@ -247,7 +247,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     """No two seeds share a block, and a training takes its text so many times."""
     run = CompareRun(tokens=64 * 8, passes=passes, seeds=2, seq_len=8)
     tokens = np.arange(1600).reshape(200, 8)
-    text = Blocks(tokens, tokens[:, 1:], eos=-1)
+    text = of_one_document(tokens)
     made = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
     made.blocks["train"] = made.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
     found = [own_blocks(run, made, number, {})["train"].tokens for number in range(3)]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from common import documents, save_tiny_backbone, tiny_tokenizer
+from common import documents, of_one_document, save_tiny_backbone, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from adept_ray import corpus
 from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.config import UserError
-from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, Blocks, build_blocks, micro_batches
+from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, micro_batches
 
 SEQ_LEN = 32
 EOS = "<|eos|>"
@@ -306,6 +306,16 @@ def test_nothing_but_eos_joins_documents():
     assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
 
 
+def test_an_eos_within_a_text_begins_no_document():
+    """Chat markup holds what ends a document elsewhere: its turns aren't independent of each other."""
+    texts = [f"one{EOS}two{EOS}three", f"four{EOS}five", "six"]
+    table = corpus._pack(texts, TOKENIZER.backend_tokenizer, TOKENIZER.eos_token_id, 2)
+    flat, starts = ([v for row in table[name].to_pylist() for v in row] for name in ("tokens", "starts"))
+    assert flat.count(TOKENIZER.eos_token_id) > sum(starts) == 3
+    begun = [TOKENIZER.decode(flat[at:]) for at, start in enumerate(starts) if start]
+    assert [text.split(EOS)[0] for text in begun] == ["one", "four", "six"]
+
+
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_bucket_may_be_given_nothing(place, s3, left):
     """All documents excluded, or all but one: splits without a block, the usual sentence, no staging left."""
@@ -369,7 +379,7 @@ def test_a_batch_depends_on_step_and_seed_alone(steps):
 def test_micro_batches_cover_the_ids_in_order(ids, size):
     """However a batch is cut, its blocks come once each, in order, at most `size` at a time."""
     tokens = np.arange(36, dtype=np.int32).reshape(9, 4)
-    batches = list(micro_batches(Blocks(tokens, tokens[:, 1:], eos=-1), ids, size, torch.device("cpu")))
+    batches = list(micro_batches(of_one_document(tokens), ids, size, torch.device("cpu")))
     assert [len(batch["input_ids"]) <= size for batch in batches] == [True] * -(-len(ids) // size)
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     assert rows == tokens[ids].tolist() and all(batch["input_ids"].dtype == torch.int64 for batch in batches)

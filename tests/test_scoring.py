@@ -32,7 +32,8 @@ def packed():
     """Seven blocks of 16 tokens that cut documents of 1 to 30 tokens; bytes unlike each other."""
     tokens = random_ids(7, 16).numpy().astype(np.int32)
     tokens.ravel()[list(ENDS)] = EOS
-    return Blocks(tokens, np.where(tokens == EOS, 0, tokens % 5 + 1)[:, 1:], EOS)
+    starts = np.isin(np.arange(tokens.size), [0, *(end + 1 for end in ENDS)]).reshape(tokens.shape)
+    return Blocks(tokens, np.where(tokens == EOS, 0, tokens % 5 + 1)[:, 1:], starts)
 
 
 BLOCKS = packed()
@@ -48,8 +49,8 @@ def made_up(seed=0, documents=60):
 
 def sized(sizes):
     """Blocks of a document each, of so many bytes."""
-    tokens = np.tile(np.array([5, 6, EOS], np.int32), (len(sizes), 1))
-    return Blocks(tokens, np.stack([sizes, np.zeros_like(sizes)], axis=1), EOS)
+    tokens = np.tile(np.array([5, 6], np.int32), (len(sizes), 1))
+    return Blocks(tokens, np.array(sizes)[:, None], np.tile([True, False], (len(sizes), 1)))
 
 
 def plain_nats():

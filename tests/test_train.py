@@ -148,7 +148,7 @@ def caught(monkeypatch, spoil=lambda model: None):
 
 
 def taken(blocks, ids):
-    return Blocks(blocks.tokens[ids], blocks.bytes[ids], blocks.eos)
+    return Blocks(blocks.tokens[ids], blocks.bytes[ids], blocks.starts[ids])
 
 
 def plain_bpb(model, blocks):
