@@ -91,10 +91,30 @@ def _what(results: Evidence) -> str:
     )
     return advice * results.unadvised + (
         f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
-        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): the least important layers are copied as "
-        "identities and only the copies are trained, each of their units at a rate of its own. All other "
+        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): {_placed(results)} are copied as "
+        f"identities and only the copies are trained, {_rated(results)}. All other "
         "weights are the backbone's, bit for bit."
     )
+
+
+def _placed(results: Evidence) -> str:
+    """The layers that were copied, in words."""
+    placement = results.best.training.get("placement", "guided")
+    if placement == "guided":
+        return "the least important layers"
+    if placement == "stratified":
+        return "the least important layers of bands of equal depth"
+    return f"layers chosen by the placement `{placement}`, not by their importance,"
+
+
+def _rated(results: Evidence) -> str:
+    """The rates at which the copies were trained, in words."""
+    training = results.best.training
+    if training.get("normalization") == "none":
+        return "all at one rate"
+    sign = " (reversed: the more important the faster)" if training.get("sign") == "reverse" else ""
+    units = "attention, mlp and norms" if training.get("granularity") == "block" else "units"
+    return f"each of their {units} at a rate of its own{sign}"
 
 
 def _layers(results: Evidence) -> str:

@@ -222,7 +222,8 @@ def why(chosen: Row, best: Row, error: float, price: float, deepest: int) -> str
         more = f"and more layers don't earn {asked}" if chosen["k"] < deepest else "the most that was tried"
         return f"{head}, {more}, within one standard error, and {these}{doubt}."
     if chosen is best:
-        return f"{head}, the best, and no smaller k comes within one standard error of it{doubt}."
+        smaller = "no smaller k, unless an even smaller one beats it, comes within one standard error of it"
+        return f"{head}, the best, and {smaller}{doubt}."
     return (
         f"{head}, within one standard error ({error:.2f}) of the best, {best['score']:.2f} at "
         f"k = {best['k']}, and it adds fewer layers{doubt}."

@@ -353,9 +353,10 @@ def run_trials(
 def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     """The name of a study: searches of the same question share it, and learn from each other's trials."""
     sizes = (run.tokens_per_trial, run.validation_tokens, run.seq_len, run.task_items, run.score)
+    probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
-    return f"adept_ray {fingerprint(made.fingerprints, sizes, tasks, asked, run.dtype, run.pareto)}"
+    return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, run.pareto)}"
 
 
 def probe_only(run: ProbeRun) -> str:

@@ -283,12 +283,12 @@ def curve_figure(results: Evidence, what: Literal["score", "loss"]) -> Figure:
     states = {trial.trial: trial.state for trial in results.trials}
     ends = {}
     for name, (tokens, values) in _curves(results, what).items():
-        won, stopped = name == results.best.trial or name not in states, states.get(name) == "stopped"
-        label = name if name not in states else "chosen" if won else "stopped" if stopped else "finished"
+        won = name == results.best.trial or name not in states
+        label = "chosen" if name == results.best.trial else states.get(name, name)
         (line,) = axes.plot(tokens, values, color=BLUE, linewidth=1, marker="o", markersize=3, label=label)
         if won:
             line.set(color=ORANGE, linewidth=2, zorder=3)
-        elif stopped:
+        elif label != "finished":
             line.set(linestyle=":")
         if name in states:
             ends[f"trial{list(states).index(name)}"] = (tokens[-1], values[-1])

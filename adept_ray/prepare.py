@@ -26,6 +26,7 @@ from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import check_place, put_json, read_json
 
+FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
 
 
@@ -168,7 +169,9 @@ def prepare(
             for name, side in texts.items():
                 train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
                 blocks[name] = train.first(max(train_tokens, run.seq_len))
-            test_blocks(run, sets)  # too small a test split is said now, not after the search
+            # Too small a split is said now, not after the search.
+            check_doubt(run, "validation", blocks, sources, display.warn)
+            check_doubt(run, "test", test_blocks(run, sets), sources, display.warn)
     with on_crew(display, board, "probe", "stage 1, importance of layers and units", "probe"):
         found = functools.partial(read_json, say=display.say)
         importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit, found)
@@ -224,6 +227,24 @@ def held_out(
         name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).first(tokens)
         for name, (side, split, tokens) in wanted.items()
     }
+
+
+def check_doubt(
+    run: RunSpec, split: str, held: Mapping[str, Blocks], sources: Sources, warn: Callable[[str], None]
+) -> None:
+    """See that standard errors can be told on a held-out split: they come from its documents or items.
+
+    Warns of few, and raises :class:`UserError` where there is a single one.
+    """
+    items = sources.items_of(split) if run.score == "tasks" else {}
+    for side in SIDES:
+        count = len(items[side]) if side in items else len(held[side].document_bytes)
+        what, flag = ("item", "--task-items") if side in items else ("document", f"--{split}-tokens")
+        where = f"what is held out of '{getattr(run, side)}' for {split}"
+        if count < 2:
+            raise UserError(f"{where} is a single {what}, which can't tell how sure a score is: raise {flag}")
+        if count < FEW:
+            warn(f"{where} is {count} {what}s, so standard errors are rough; a larger {flag} helps")
 
 
 def stage_one(

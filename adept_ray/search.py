@@ -276,7 +276,7 @@ def new_tuner(
                 weights=job.weights,
                 space=functools.partial(propose, space),
                 points_to_evaluate=[dict(setting) for setting in space.first],
-                sampler=Sampler(run.seed, several=crews > 1),
+                sampler=Sampler(run.seed, several=crews > 1, owner=storage if run.study else ""),
                 study_name=study,
                 storage=opened(run.study),
                 **objectives,

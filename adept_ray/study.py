@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from adept_ray.config import ScoreWeights, UserError
+from adept_ray.config import ScoreWeights, UserError, fingerprint
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general
 
@@ -67,10 +67,12 @@ class Sampler(optuna.samplers.TPESampler):
     """TPE after STARTUP_TRIALS trials that were *begun*; Optuna itself counts those that ended.
 
     Of trials that run at the same time many more would be random. Where others' trials are in the study, too,
-    they count: what they found is known.
+    they count: what they found is known. Searches that share one have an `owner` each, else those that begin
+    together would propose the same.
     """
 
-    def __init__(self, seed: int, several: bool = False) -> None:
+    def __init__(self, seed: int, several: bool = False, owner: str = "") -> None:
+        seed = int(fingerprint(seed, owner)[:8], 16) if owner else seed
         # Of several at the same time those that run are taken for poor ones, else they would be alike.
         super().__init__(seed=seed, n_startup_trials=1, constant_liar=several)
         self._startup = optuna.samplers.RandomSampler(seed)

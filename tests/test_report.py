@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -39,7 +40,7 @@ from adept_ray.cli import parse
 from adept_ray.commands import find_k
 from adept_ray.config import SearchRun, UserError
 from adept_ray.evidence import Importance, read
-from adept_ray.figures import draw_importance, importance_figure, trade_figure
+from adept_ray.figures import curve_figure, draw_importance, importance_figure, trade_figure
 from adept_ray.report import write_report
 
 
@@ -445,6 +446,34 @@ def test_the_hub_reads_the_card(whole: Path) -> None:
         "doesn't tell the chosen layers 4 from 1",
     ):
         assert words in card.text, words
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({}, "the least important layers are copied as identities and only the copies are trained, each of "),
+        ({"placement": "stratified"}, "the least important layers of bands of equal depth are copied"),
+        ({"placement": "random"}, "layers chosen by the placement `random`, not by their importance, are"),
+        ({"normalization": "none"}, "only the copies are trained, all at one rate."),
+        ({"granularity": "block", "sign": "reverse"}, "each of their attention, mlp and norms at a rate of "),
+    ],
+)
+def test_a_card_says_what_was_trained(whole: Path, training: dict[str, str], words: str) -> None:
+    """Not what is usually trained."""
+    edited = best_of(whole) | {"training": best_of(whole)["training"] | training}
+    (whole / "best.yaml").write_text(yaml.safe_dump(edited))
+    assert words in write_card(whole / "model", read(whole)).read_text()
+
+
+def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
+    """One that failed isn't called finished."""
+    results = read(whole)
+    states = {trial.state for trial in results.trials if trial.trial in {row.trial for row in results.curves}}
+    figure = curve_figure(results, "loss")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == states | {"chosen"}
+    failed = [trial.model_copy(update={"state": "failed"}) for trial in results.trials]
+    figure = curve_figure(dataclasses.replace(results, trials=failed), "loss")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"failed", "chosen"}
 
 
 def best_of(folder: Path) -> dict[str, Any]:

@@ -180,8 +180,7 @@ def proposals(seed=0, first=(), parameters=SPACE, **options):
     return Proposals(
         space=functools.partial(propose, SearchSpace(parameters=parameters)),
         points_to_evaluate=[dict(setting) for setting in first],
-        sampler=Sampler(seed),
-        **{"metric": "score", "mode": "max", **options},
+        **{"sampler": Sampler(seed), "metric": "score", "mode": "max", **options},
     )
 
 
@@ -196,6 +195,12 @@ def run(algorithm, numbers):
         algorithm.on_trial_result(name, result)
         algorithm.on_trial_complete(name, result)
     return settings
+
+
+def test_searches_that_share_a_study_propose_otherwise():
+    """Begun together with one seed they would do all twice; each on its own proposes the same again."""
+    ones = [run(proposals(sampler=Sampler(0, owner=owner)), range(6)) for owner in ("a", "b", "a")]
+    assert ones[0] == ones[2] != ones[1]
 
 
 def test_same_seed_same_proposals():
@@ -518,7 +523,7 @@ BEST = (10.0, -3.0, 1.0, 2.0)  # a score and its blocks
     ],
 )
 def test_only_what_lies_behind_beyond_chance_is_stopped(board, tmp_path, reading, stopped):
-    """By the differences to the best block by block, at as many tokens: one unlucky reading ends no trial."""
+    """Paired by document with the best at as many tokens: one unlucky reading ends no trial."""
     scheduler = new_scheduler(tmp_path)
     for number, result in enumerate([read(*BEST), reading], 1):
         scheduler.on_trial_add(None, fake_trial(number))

@@ -1,0 +1,49 @@
+"""What every command makes ready: whether what is held out can say how sure a score is."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from common import of_one_document, one_document_each
+
+from adept_ray.config import RunSpec, UserError
+from adept_ray.prepare import FEW, check_doubt
+
+
+def blocks(documents):
+    return one_document_each(np.full((documents, 4), 5))
+
+
+def sources(items=None):
+    """Sources with so many items on the general side, if any."""
+    return SimpleNamespace(items_of=lambda split: {"general": range(items)} if items else {})
+
+
+def warnings(run, general, domain, found=None):
+    """What is warned of."""
+    lines = []
+    check_doubt(run, "validation", {"general": general, "domain": domain}, found or sources(), lines.append)
+    return lines
+
+
+def test_a_single_document_is_refused():
+    """However many blocks it fills: a score without an error would be taken for certain."""
+    long = of_one_document(np.full((12, 4), 5))
+    with pytest.raises(UserError, match=r"for validation is a single document.*--validation-tokens"):
+        warnings(RunSpec(), blocks(FEW), long)
+
+
+def test_few_documents_are_warned_of():
+    """Once for each side, with the flag that gives more; enough of them give no line."""
+    (line,) = warnings(RunSpec(), blocks(FEW), blocks(FEW - 1))
+    assert f"'medical' for validation is {FEW - 1} documents" in line and "--validation-tokens" in line
+    assert warnings(RunSpec(), blocks(FEW), blocks(FEW)) == []
+
+
+def test_items_count_where_a_side_is_judged_by_them():
+    """A side that is scored by tasks takes its error from the items, unless bits per byte are asked for."""
+    assert warnings(RunSpec(), blocks(1), blocks(FEW), sources(FEW)) == []
+    with pytest.raises(UserError, match=r"a single item.*--task-items"):
+        warnings(RunSpec(), blocks(FEW), blocks(FEW), sources(1))
+    with pytest.raises(UserError, match="a single document"):
+        warnings(RunSpec(score="bpb"), blocks(1), blocks(FEW), sources(FEW))
