@@ -197,7 +197,7 @@ def _depth_table(results: Evidence) -> str:
     depths = results.depths
     paired = any(depth.gain is not None for depth in depths)
     steps = any(depth.per_layer != depth.gain for depth in depths if depth.per_layer is not None)
-    names = ["k", "trials", "best score", *["gain"] * paired, *["a layer"] * steps, *["told apart"] * paired]
+    names = ["k", "trials", "best score", *["gain"] * paired, *["a layer"] * steps, *["apart"] * paired]
     head = "".join(f"<th>{name}</th>" for name in names)
     body = ""
     for depth in depths:
@@ -209,11 +209,11 @@ def _depth_table(results: Evidence) -> str:
         body += f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     note = (
         "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
-        f"{'a layer: by the layers added; ' * steps}told apart: whether it stands out of that noise."
+        f"{'a layer: by the layers added; ' * steps}apart: whether it stands out of that noise."
         if paired
         else "The best finished trial of each k, ± standard error over validation text."
     )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f'<table class="narrow"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return scrolled(table, "Best score of each k") + f'<p class="note">{note}</p>'
 
 

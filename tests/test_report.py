@@ -365,7 +365,7 @@ def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
     found["choice"]["depths"][3] |= {"k": 5, "per_layer": 0.05}
     (whole / "best.yaml").write_text(yaml.safe_dump(found))
     text = text_of(write_report(whole).read_text(encoding="utf-8"))
-    assert "gain a layer told apart" in text and "+0.15 ± 0.20 +0.05 no" in text
+    assert "gain a layer apart" in text and "+0.15 ± 0.20 +0.05 no" in text
 
 
 def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
