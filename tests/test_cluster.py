@@ -164,13 +164,17 @@ def test_every_width_gives_the_same_losses(cluster, job, tmp_path):
 
 
 def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
-    """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is."""
+    """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is.
+
+    Both wait for the verdict on their first report until the node is lost.
+    """
     made = nodes(cluster, 1, 1, 1)
     found = {}
 
     def follow(board, name):
         found[name] = []
-        for metrics in reports(board, Task(name, "train", job, ray.put(BLOCKS), str(tmp_path))):
+        task = Task(name, "train", job, ray.put(BLOCKS), str(tmp_path), judged=True)
+        for metrics in reports(board, task):
             found[name].append(metrics)
 
     with crew(SearchRun(name="two", concurrent=2), str(tmp_path)) as board:
@@ -184,6 +188,8 @@ def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
         lost = next(node for node in made if node.node_id in working())
         assert len(set(working())) == 2
         cluster.remove_node(lost, allow_graceful=False)
+        for name, report in itertools.product(found, range(1, REPORTS)):
+            board.decide.remote(name, report, False)
         for thread in threads:
             thread.join()
     said = {name: [metrics["report"] for metrics in each] for name, each in found.items()}

@@ -151,6 +151,20 @@ def ray_processes():
     return found
 
 
+def working(line):
+    """Whether a process of Ray's does or reserves anything: agents don't, nor do workers not yet up."""
+    name = line.partition(" ")[0]
+    return name.endswith(("/raylet", "/gcs_server")) or (name.startswith("ray::") and "Agent" not in name)
+
+
+def gone(seconds, which=bool):
+    """Wait until no process of Ray's is left, or none of some."""
+    deadline = time.monotonic() + seconds
+    while left := [line for line in ray_processes() if which(line)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_search_leaves_the_whole_results_folder(room, searched):
@@ -211,10 +225,7 @@ def test_the_exported_model_is_a_plain_hugging_face_folder(room, searched):
 @pytest.mark.timeout(500)
 def test_ray_leaves_no_process_behind(room, searched):
     """After a command has ended nothing of Ray runs on."""
-    deadline = time.monotonic() + 20
-    while ray_processes() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert ray_processes() == []
+    gone(20)
 
 
 def interrupted(process):
@@ -223,7 +234,7 @@ def interrupted(process):
     printed = process.communicate(timeout=90)[0]
     assert process.returncode == 130, printed
     assert "--name second --resume" in printed
-    assert ray_processes() == []
+    gone(20)
     return printed
 
 
@@ -280,20 +291,6 @@ def test_other_weights_pick_another_trial_of_the_front(room, searched):
     record = json.loads((folder / "model" / "adept.json").read_text())
     assert record["source_layers"] == again["layers"]
     assert again["test"]["score"] == pytest.approx(again["test"]["general"]["delta"])
-
-
-def working(line):
-    """Whether a process of Ray's does or reserves anything: agents don't, nor do workers not yet up."""
-    name = line.partition(" ")[0]
-    return name.endswith(("/raylet", "/gcs_server")) or (name.startswith("ray::") and "Agent" not in name)
-
-
-def gone(seconds, which=bool):
-    """Wait until no process of Ray's is left, or none of some."""
-    deadline = time.monotonic() + seconds
-    while left := [line for line in ray_processes() if which(line)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from common import save_tiny_backbone
+from common import one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
 from adept_ray.config import RunSpec
-from adept_ray.corpus import Blocks
 from adept_ray.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
 from adept_ray.launch import kernel_kills
 from adept_ray.probe import ProbeJob
@@ -21,7 +20,7 @@ GIB = 2**30
 NEEDED, ALLOWED = 6 * GIB, 4 * GIB  # free memory; what Ray and all its processes may take of it
 CGROUP = Path("/sys/fs/cgroup/memory/adept_ray-test")
 PIECE = 64 * 2**20
-BLOCKS = {"probe": Blocks(np.arange(3, 67, dtype=np.int32).reshape(4, 16), np.full(4, 45))}
+BLOCKS = {"probe": one_document_each(np.arange(3, 67).reshape(4, 16))}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
