@@ -600,7 +600,8 @@ def _short(problem: Exception) -> str:
 def _from_hub(
     name: str, sources: tuple[HubSource, ...], cache: Path, max_documents: int, note: str = ""
 ) -> CorpusFiles:
-    revisions = [hub_revision("dataset", source.dataset) for source in sources]
+    asked = fingerprint("revisions", BUILDER_VERSION, max_documents, *map(repr, sources))
+    revisions = _revisions(sources, cache / "corpora" / f"{asked}.json")
     made_of = fingerprint("hub", BUILDER_VERSION, max_documents, *map(repr, sources), *revisions)
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
@@ -611,6 +612,22 @@ def _from_hub(
         write_corpus(watched(texts, f"streaming {name}", share * len(sources)), path, f"hub dataset {name}")
     versions = ", ".join(f"{s.dataset}@{sha[:12]}" for s, sha in zip(sources, revisions, strict=True))
     return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions)
+
+
+def _revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
+    """Commits of hub datasets; without the network those of the last time, `kept` in a file."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        revisions = [hub_revision("dataset", source.dataset) for source in sources]
+    except UserError as problem:
+        if isinstance(problem.__cause__, RepositoryNotFoundError) or not kept.exists():
+            raise
+        return json.loads(kept.read_text())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept) as new:
+        new.write_text(json.dumps(revisions))
+    return revisions
 
 
 def _stream(source: HubSource, revision: str, limit: int) -> Iterator[str]:

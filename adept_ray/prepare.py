@@ -47,6 +47,12 @@ class Sources:
         """Number of layers of the backbone."""
         return self.config.num_hidden_layers
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Names of backbone and corpora by their content."""
+        made = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
+        return made | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
+
     def items_of(self, split: str) -> dict[str, Items]:
         """Side → its items of that split."""
         return {side: splits[split] for side, splits in self.items.items()}
@@ -82,26 +88,36 @@ class Prepared:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Names of all that the run was made from."""
-        made = {
-            "backbone": self.sources.backbone.fingerprint,
-            "general corpus": self.sources.general.fingerprint,
-        }
-        if self.sources.domain:
-            made["domain corpus"] = self.sources.domain.fingerprint
-        return made | {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
+        made = {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
+        return self.sources.fingerprints | made
 
 
-def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> Sources:
-    """Fetch and check backbone and corpora. Raises :class:`UserError` for what can't be used."""
+def find_sources(
+    run: RunSpec,
+    display: Display,
+    with_domain: bool = True,
+    made_from: Mapping[str, str] | None = None,
+) -> Sources:
+    """Fetch and check backbone and corpora.
+
+    `made_from` are the fingerprints that a run which goes on began with, or some of them.
+    Raises :class:`UserError` for what can't be used and for what has changed since; a backbone's own code isn't
+    run before that is known.
+    """
+    began = made_from or {}
     if str(run.local_cache) != run.cache:
         display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
     if "://" in run.cache:
         check_place(run.cache, "--cache")
     with display.stage("assets", "backbone and corpora"):
         backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
+        check_unchanged("backbone", backbone, began)
         config = checked_config(backbone, run.seq_len)
         general = resolve_corpus(run.general, run.text_column, run.local_cache)
+        check_unchanged("general corpus", general, began)
         domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
+        if domain:
+            check_unchanged("domain corpus", domain, began)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items = {}
     if any(tasks.values()):
@@ -112,6 +128,15 @@ def find_sources(run: RunSpec, display: Display, with_domain: bool = True) -> So
                 if names
             }
     return Sources(backbone, config, general, domain, items)
+
+
+def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[str, str]) -> None:
+    """Refuse a backbone or corpus that isn't the one that a run began with. Raises :class:`UserError`."""
+    if began.get(what, source.fingerprint) != source.fingerprint:
+        raise UserError(
+            f"the {what} '{source.name}' has changed since this run began, and nothing else can be compared "
+            "with what was measured: put back what it was, or begin again under another --name"
+        )
 
 
 def checked_config(backbone: Backbone, seq_len: int) -> Any:

@@ -380,6 +380,20 @@ def test_a_hub_dataset_is_streamed_up_to_the_limit_at_its_commit(hub, tmp_path):
     assert first.fingerprint != again.fingerprint and "o/n@decaf0" in again.note
 
 
+def test_a_hub_dataset_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
+    """The commit of the last time will do where the hub doesn't answer; one it doesn't know is refused."""
+    hub.rows = [{"text": "a document"}]
+    first = resolve_corpus("o/n", "text", tmp_path / "cache")
+
+    def silent(kind, name):
+        raise UserError("can't ask") from OSError("no network")
+
+    monkeypatch.setattr(assets, "hub_revision", silent)
+    assert resolve_corpus("o/n", "text", tmp_path / "cache").fingerprint == first.fingerprint
+    assert len(hub.calls) == 1
+    assert refused("o/other", tmp_path) == "can't ask"
+
+
 def test_a_hub_dataset_without_the_column_is_refused(hub, tmp_path):
     """The columns there are, are named."""
     hub.rows = [{"id": 1, "body": "x"}]

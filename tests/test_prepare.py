@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from common import of_one_document, one_document_each
 
+from adept_ray import prepare
+from adept_ray.backbones import Backbone
 from adept_ray.config import RunSpec, UserError
-from adept_ray.prepare import FEW, check_doubt
+from adept_ray.display import Display
+from adept_ray.prepare import FEW, check_doubt, find_sources
 
 
 def blocks(documents):
@@ -47,3 +50,26 @@ def test_items_count_where_a_side_is_judged_by_them():
         warnings(RunSpec(), blocks(FEW), blocks(FEW), sources(1))
     with pytest.raises(UserError, match="a single document"):
         warnings(RunSpec(score="bpb"), blocks(1), blocks(FEW), sources(FEW))
+
+
+def test_another_backbone_than_before_is_refused_before_its_code_runs(monkeypatch):
+    """What a run goes on with is what it began with: reading a config may already run code of a backbone."""
+    found = Backbone("mine", "mine", None, "now", "", trusted=True)
+    monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: found)
+    monkeypatch.setattr(prepare, "load_config", lambda *_: pytest.fail("its code ran"))
+    with pytest.raises(UserError, match="the backbone 'mine' has changed since this run began"):
+        find_sources(RunSpec(), Display(), made_from={"backbone": "then"})
+
+
+@pytest.mark.parametrize("side", ["general", "domain"])
+def test_another_text_than_before_is_refused(monkeypatch, side):
+    """One line more in a file is another corpus; one about which nothing is known from before will do."""
+    files = {name: SimpleNamespace(name=name, fingerprint=f"{name} now") for name in ("boolq", "medical")}
+    backbone = Backbone("mine", "mine", None, "now", "")
+    monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: backbone)
+    monkeypatch.setattr(prepare, "checked_config", lambda *_: None)
+    monkeypatch.setattr(prepare, "resolve_corpus", lambda name, *_: files[name])
+    now = find_sources(RunSpec(), Display()).fingerprints
+    assert find_sources(RunSpec(), Display(), made_from=now).fingerprints == now
+    with pytest.raises(UserError, match=f"the {side} corpus '{getattr(RunSpec(), side)}' has changed"):
+        find_sources(RunSpec(), Display(), made_from={**now, f"{side} corpus": "then"})
