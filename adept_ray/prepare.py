@@ -101,8 +101,8 @@ def find_sources(
     """Fetch and check backbone and corpora.
 
     `made_from` are the fingerprints that a run which goes on began with, or some of them.
-    Raises :class:`UserError` for what can't be used and for what has changed since; a backbone's own code isn't
-    run before that is known.
+    Raises :class:`UserError` for what can't be used and for what has changed since; no code that comes with a
+    backbone is run before that is known.
     """
     began = made_from or {}
     if str(run.local_cache) != run.cache:

@@ -391,7 +391,7 @@ def test_a_hub_dataset_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch)
     monkeypatch.setattr(assets, "hub_revision", silent)
     assert resolve_corpus("o/n", "text", tmp_path / "cache").fingerprint == first.fingerprint
     assert len(hub.calls) == 1
-    assert refused("o/other", tmp_path) == "can't ask"
+    assert refused("o/other", tmp_path / "elsewhere") == "can't ask"
 
 
 def test_a_hub_dataset_without_the_column_is_refused(hub, tmp_path):
