@@ -22,6 +22,7 @@ from adept_ray.config import (
     UserError,
     fingerprint,
     overlay,
+    refuse,
     validated,
 )
 from adept_ray.crew import Progresses, Task, do, watching
@@ -60,6 +61,18 @@ from adept_ray.study import opened, shares
 from adept_ray.train import TrainJob
 from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
 
+# Settings of a run that nothing in a probe goes by.
+UNPROBED = (
+    "domain",
+    "general_tasks",
+    "domain_tasks",
+    "task_items",
+    "score",
+    "remeasure_tokens",
+    "test_tokens",
+    "compile",
+)
+
 
 def find_k(run: SearchRun) -> str:
     """Search k, recompute frequency and base rate; write the results folder; returns its place.
@@ -68,6 +81,8 @@ def find_k(run: SearchRun) -> str:
     """
     if run.report_only:
         return report_again(run)
+    if run.strategy == "grow":
+        refuse(run, ("trials",), "is for independent trials: leave it out with --strategy grow")
     display = Display(run.json_lines)
     run = settled(run)
     results = Results(run.storage, run.name)
@@ -126,6 +141,9 @@ def report_again(run: SearchRun) -> str:
 
     Raises :class:`UserError` when there is none, or when something in it isn't as it should be.
     """
+    taken = ("name", "storage", "report_only", "comparison", "json_lines")
+    others = [name for name in SearchRun.model_fields if name not in taken]
+    refuse(run, others, "is for a search: leave it out with --report-only, where nothing is searched")
     results = Results(run.storage, run.name)
     if not run.name or not results.exists():
         raise UserError(f"{results.place} holds no results: --report-only takes --name and maybe --storage")
@@ -364,8 +382,7 @@ def probe_only(run: ProbeRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display(run.json_lines)
-    if run.general_tasks or run.domain_tasks:
-        raise UserError("--general-tasks and --domain-tasks judge trained models: there is none in a probe")
+    refuse(run, UNPROBED, "is for models that are trained: there is none in a probe")
     run = settled(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)
