@@ -44,6 +44,10 @@ class UserError(ValueError):
     """Bad input: one sentence saying what is wrong, where, and what would be right."""
 
 
+class Unfinished(UserError):
+    """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
+
+
 class Interrupted(Exception):
     """A run was stopped half-way; the message is the command that goes on from there."""
 
