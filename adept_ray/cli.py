@@ -63,9 +63,10 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
                 again = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=words))
                 sizes = {**sizes, **load_search_space(again["search_space"]).run}
     values = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args))
-    # What nobody gave is left to the spec, so that its `model_fields_set` says what was.
-    told = {*tyro.cli(TypedDict("Given", arguments(spec), total=False), args=args), *sizes}  # type: ignore
-    return validated(spec, {n: v for n, v in values.items() if n in told}, where="command line")
+    # Its `model_fields_set` says what was given; sizes that a preset or a search space brought weren't.
+    told = {*tyro.cli(TypedDict("Given", arguments(spec), total=False), args=args)}  # type: ignore
+    known = {n: v for n, v in values.items() if n in {*told, *sizes}}
+    return spec.model_construct(told, **dict(validated(spec, known, where="command line")))
 
 
 def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
@@ -22,11 +21,12 @@ from adept_ray.config import (
     UserError,
     fingerprint,
     overlay,
+    refuse,
     validated,
 )
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
-from adept_ray.evidence import flags
+from adept_ray.evidence import PICKED, flags
 from adept_ray.figures import draw_importance
 from adept_ray.grammar import SearchSpace, load_search_space
 from adept_ray.growth import enough, grow, stages
@@ -36,12 +36,13 @@ from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
 from adept_ray.report import adopt_rivals, write_pages
 from adept_ray.runs import (
     as_begun,
+    as_trained,
     at_work,
     check_backbone,
-    check_same,
     check_trust,
     conclude,
     given,
+    has_ended,
     job_of,
     load_best,
     planned,
@@ -60,6 +61,19 @@ from adept_ray.study import opened, shares
 from adept_ray.train import TrainJob
 from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
 
+Say = Callable[[str], None]
+# Settings of a run that nothing in a probe goes by.
+UNPROBED = (
+    "domain",
+    "general_tasks",
+    "domain_tasks",
+    "task_items",
+    "score",
+    "remeasure_tokens",
+    "test_tokens",
+    "compile",
+)
+
 
 def find_k(run: SearchRun) -> str:
     """Search k, recompute frequency and base rate; write the results folder; returns its place.
@@ -68,21 +82,23 @@ def find_k(run: SearchRun) -> str:
     """
     if run.report_only:
         return report_again(run)
+    if run.strategy == "grow":
+        refuse(run, ("trials",), "is for independent trials: leave it out with --strategy grow")
     display = Display(run.json_lines)
     run = settled(run)
     results = Results(run.storage, run.name)
     results.open(run.resume or run.more_trials > 0)
     if run.resume or run.more_trials:
-        run = gone_on(run, results.folder)
+        run = gone_on(run, results)
     opened(run.study)
-    space = with_ranges(load_search_space(run.search_space), run.range)
+    begun_with = space_of(run, results.about(), display.say)
     launch.check_workers(run)
     sources = find_sources(run, display)
     base = TrainingSpec(tokens=run.tokens_per_trial)
-    space, most = searchable(run, space, sources, display)
+    space, most = searchable(run, begun_with, sources, display.say)
     deepest, k_max = check_space(space, sources.layers, base)
-    write_run(results, run, display, sources)
-    with resumable("scripts/tune_k.py", run):
+    write_run(results, run, display, sources, space=begun_with)
+    with resumable("scripts/tune_k.py", run, results, display):
         with at_work(run, results, display) as (board, memory):
             fit = planned(run, sources, deepest, memory, display)
             searched = space.parameters
@@ -106,11 +122,19 @@ def find_k(run: SearchRun) -> str:
 
 
 def chosen(
-    run: SearchRun, space: SearchSpace, rows: Sequence[Mapping[str, Any]], most: Reach
+    run: SearchRun,
+    space: SearchSpace,
+    rows: Sequence[Mapping[str, Any]],
+    most: Reach,
+    among: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Choice, Mapping[str, Any]]:
-    """What a search that is over says, with all that it leaves open; and the row of the chosen trial."""
-    choice = choose(rows, space.weights, run.min_gain_per_layer)
-    row = next(row for row in rows if row["trial"] == choice.trial)
+    """What a search that is over says, with all that it leaves open; and the row of the chosen trial.
+
+    It is chosen `among` some of the rows where not all of them can be had any more.
+    """
+    among = among or rows
+    choice = choose(among, space.weights, run.min_gain_per_layer)
+    row = next(row for row in among if row["trial"] == choice.trial)
     choice = replace(
         choice,
         edges=edges_of(row, space, most, again(run), run.range),
@@ -126,6 +150,9 @@ def report_again(run: SearchRun) -> str:
 
     Raises :class:`UserError` when there is none, or when something in it isn't as it should be.
     """
+    taken = ("name", "storage", "report_only", "comparison", "json_lines")
+    others = [name for name in SearchRun.model_fields if name not in taken]
+    refuse(run, others, "is for a search: leave it out with --report-only, where nothing is searched")
     results = Results(run.storage, run.name)
     if not run.name or not results.exists():
         raise UserError(f"{results.place} holds no results: --report-only takes --name and maybe --storage")
@@ -137,32 +164,54 @@ def report_again(run: SearchRun) -> str:
     return place
 
 
-def gone_on(run: SearchRun, folder: Path) -> SearchRun:
-    """The settings of a search in `folder` that goes on, or of a finished one that is extended.
+def gone_on(run: SearchRun, results: Results) -> SearchRun:
+    """The settings of a search that goes on, or of a finished one that is extended.
 
     Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
     """
-    about = json.loads((folder / "run.json").read_text())
+    about = results.about()
     begun = as_begun(run, about["run"])
     if not run.more_trials:
         return begun
-    if "seconds" not in about:
+    if not has_ended(about):
         raise UserError(
             f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
             "--resume first"
         )
-    rows = json.loads((folder / "trials.json").read_text())["trials"]
+    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
     had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
     changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
     return overlay(begun, changes, where=f"--more-trials {run.more_trials}")
 
 
+def space_of(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
+    """The space that a search began with; that of its file, with the run's ranges, where none is kept.
+
+    `about` is the run.json, and `say` hears of a file that has another one by now. Raises
+    :class:`UserError` for a file that is needed and can't be used.
+    """
+    if "space" not in about:
+        return with_ranges(load_search_space(run.search_space), run.range)
+    kept = validated(SearchSpace, about["space"], "run.json: space")
+    try:
+        same = kept == with_ranges(load_search_space(run.search_space), run.range)
+    except UserError:
+        same = False
+    if not same:
+        say(
+            f"{run.search_space} isn't what the search '{run.name}' began with any more: it goes on with "
+            "what it was, and another --name begins one with what it is now"
+        )
+    return kept
+
+
 def searchable(
-    run: SearchRun, space: SearchSpace, sources: Sources, display: Display
+    run: SearchRun, space: SearchSpace, sources: Sources, say: Say = lambda text: None
 ) -> tuple[SearchSpace, int]:
     """The space as it is searched, and the largest k that backbone and budget allow.
 
-    The budget ends the range of k, and the paper's setting goes first. Raises :class:`UserError`.
+    The budget ends the range of k, which `say` hears of, and the paper's setting goes first. Raises
+    :class:`UserError`.
     """
     most = sources.layers
     if run.max_new_params:
@@ -171,7 +220,7 @@ def searchable(
         limit = amount(run.max_new_params, total)
         allowed, most = affordable(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:
-            display.say(
+            say(
                 f"--max-new-params {run.max_new_params}: at most {limit / 1e6:.1f} M parameters are added, "
                 f"so no k above {most} is tried"
             )
@@ -198,27 +247,30 @@ def pick(args: PickRun) -> str:
     Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
     """
     display = Display(args.json_lines)
-    run, results = as_finished(args)
+    searched, results = as_finished(args)
+    run = with_machine(searched, args)
     best = load_best(results.folder / "best.yaml")
-    had = validated(ScoreWeights, best["score"], "best.yaml")
-    weights = overlay(had, {"general": args.general, "domain": 1 - args.general})
+    space = space_of(searched, results.about())
+    weights = {"score.general": args.general, "score.domain": 1 - args.general}
+    space = overlay(space, weights, where=f"--general {args.general}")
     rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    rows = with_candidates(rescored(rows, weights), results)
-    choice = choose(rows, weights, args.min_gain_per_layer)
-    row = next(row for row in rows if row["trial"] == choice.trial)
+    rows = rescored(rows, space.weights)
+    candidates = with_candidates(rows, results)
     launch.check_workers(run)
     sources = find_sources(run, display)
     check_backbone(best, sources, run, results.folder / "best.yaml")
-    training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
+    space, most = searchable(searched, space, sources)
+    choice, row = chosen(searched, space, rows, reach(searched, sources, most), candidates)
+    training = overlay(training_of(row, TrainingSpec()), {"tokens": row["tokens"]})
     layers = [int(layer) for layer in row["layers"].split()]
     with at_work(run, results, display) as (board, memory):
         fit = planned(run, sources, training, memory, display, layers)
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
-        job = replace(job_of(run, made, training, layers, weights), fit=fit)
+        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
         test = conclude(run, job, made, results, display, board, row["saved"])
-    front = {"front": best["choice"].get("front", ())}  # it is that of all trials, by whatever weights
-    write_trials(results, [{**row, "state": row["was"]} for row in rows])
-    write_best(results, run, made, job, test, asdict(choice) | front, best["k_max"])
+    write_trials(results, rows)
+    write_best(results, run, made, job, test, asdict(choice), best["k_max"])
+    results.write_json("run.json", results.about() | {"pick": {name: getattr(args, name) for name in PICKED}})
     write_pages(results)
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results, choice.advised_k)
@@ -226,27 +278,32 @@ def pick(args: PickRun) -> str:
 
 
 def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
-    """The settings of a finished search and its folder. Raises :class:`UserError` for anything else."""
+    """A finished search as it is picked from, and its folder. Raises :class:`UserError` for anything else."""
     storage, _, name = args.results.rstrip("/").rpartition("/")
     results = Results(storage or ".", name)
     if not results.exists():
         raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
     results.open(resume=True)
-    about = json.loads((results.folder / "run.json").read_text())
+    about = results.about()
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
     run = validated(SearchRun, about["run"], f"{args.results}/run.json")
     check_trust(args.trust_remote_code, about["run"], args.results)
+    here = {"storage": storage or ".", "name": name, "min_gain_per_layer": args.min_gain_per_layer}
+    return overlay(run, here), results
+
+
+def with_machine(run: SearchRun, args: PickRun) -> SearchRun:
+    """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
     changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    here = {"storage": storage or ".", "name": name, "concurrent": 1, "min_workers": 0}
-    return overlay(run, changes | here), results
+    return overlay(run, changes | {"concurrent": 1, "min_workers": 0})
 
 
 def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
     """The rows with the places of the weights that were kept; finished ones without any don't count.
 
-    What a row's state ``was`` stays known. Raises :class:`UserError` when no weights are left.
+    Raises :class:`UserError` when no weights are left.
     """
     found = []
     for row in rows:
@@ -254,7 +311,7 @@ def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list
         number = NO_STEP if row["state"] != "finished" else last_checkpoint(place)
         state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
         saved = None if number == NO_STEP else checkpoint_at(place, number)
-        found.append({**row, "was": row["state"], "state": state, "saved": saved})
+        found.append({**row, "state": state, "saved": saved})
     if not any(row["saved"] for row in found):
         raise UserError(
             f"{results.place} has no candidates any more: their weights under ray/trials are gone"
@@ -270,21 +327,13 @@ def train_full(args: TrainRun) -> str:
     display = Display(args.json_lines)
     best = load_best(args.config)
     check_trust(args.trust_remote_code, best["run"], str(args.config))
-    run = validated(RunSpec, {**best["run"], **given(args)}, str(args.config))
-    run = settled(run, "train")
-    results = Results(run.storage, run.name)
-    results.open(args.resume)
-    training = validated(
-        TrainingSpec, {**best["training"], "tokens": args.tokens, "reports": args.reports}, str(args.config)
-    )
-    if args.resume:
-        check_same(training, json.loads((results.folder / "run.json").read_text())["training"])
+    run, training, results = at_full_length(args, best)
     launch.check_workers(run)
     sources = find_sources(run, display)
     check_backbone(best, sources, run, args.config)
     write_run(results, run, display, sources, training=training)
     command = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
-    with resumable(command, run):
+    with resumable(command, run, results, display):
         with at_work(run, results, display) as (board, memory):
             fit = planned(run, sources, training, memory, display, best["layers"])
             replays = training.replay > 0
@@ -302,6 +351,23 @@ def train_full(args: TrainRun) -> str:
         write_pages(results)
     summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
+
+
+def at_full_length(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec, Results]:
+    """The settings of a training with what a best.yaml holds, new or resumed, and its folder, which is made.
+
+    Raises :class:`UserError` for settings that can't be.
+    """
+    if args.resume:
+        results = Results(args.storage, args.name)
+        results.open(resume=True)
+        return *as_trained(args, best, results.about()), results
+    run = settled(validated(RunSpec, {**best["run"], **given(args)}, str(args.config)), "train")
+    sizes = {"tokens": args.tokens, "reports": args.reports}
+    training = validated(TrainingSpec, {**best["training"], **sizes}, str(args.config))
+    results = Results(run.storage, run.name)
+    results.open(resume=False)
+    return run, training, results
 
 
 def run_trials(
@@ -365,8 +431,7 @@ def probe_only(run: ProbeRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display(run.json_lines)
-    if run.general_tasks or run.domain_tasks:
-        raise UserError("--general-tasks and --domain-tasks judge trained models: there is none in a probe")
+    refuse(run, UNPROBED, "is for models that are trained: there is none in a probe")
     run = settled(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
@@ -42,6 +42,10 @@ Place = Annotated[str, BeforeValidator(lambda place: str(place).rstrip("/") or "
 
 class UserError(ValueError):
     """Bad input: one sentence saying what is wrong, where, and what would be right."""
+
+
+class Unfinished(UserError):
+    """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
 
 
 class Interrupted(Exception):
@@ -292,8 +296,8 @@ class PickRun(Spec):
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
     """Blocks per forward pass on one worker; default: as the search had."""
-    cache: Place = Field(default_factory=lambda: str(default_cache()))
-    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
+    cache: Place | None = None
+    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
     """Print every event as a line of JSON, for machines, and nothing else."""
 
@@ -325,8 +329,8 @@ class TrainRun(Spec):
     """Share the model out over the workers (FSDP2); default: as the search had."""
     compile: Decision | None = None
     """Train with layers by torch.compile; default: as the search had."""
-    cache: Place = Field(default_factory=lambda: str(default_cache()))
-    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
+    cache: Place | None = None
+    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     storage: str = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
@@ -367,6 +371,11 @@ class CompareRun(RunSpec):
     def _check(self) -> CompareRun:
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay must be at least 0 and below 1, not {self.replay}")
+        if (distinct := self.tokens // self.passes) < self.seq_len:
+            raise ValueError(
+                f"--tokens {self.tokens} in --passes {self.passes}: {distinct} distinct tokens don't fill a "
+                f"block of --seq-len {self.seq_len}: raise --tokens, or lower one of the others"
+            )
         return self
 
 
@@ -395,8 +404,8 @@ class ActivationsRun(Spec):
     """Share the model out over the workers (FSDP2); default: as the search had."""
     compile: Decision | None = None
     """Train with layers by torch.compile; default: as the search had."""
-    cache: Place = Field(default_factory=lambda: str(default_cache()))
-    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
+    cache: Place | None = None
+    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     storage: str = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
@@ -501,6 +510,16 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
         target[last] = value
     made = validated(type(spec), values, where)
     return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
+
+
+def refuse(given: Spec, unused: Collection[str], why: str) -> None:
+    """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
+
+    Raises :class:`UserError`: the flag and `why` nothing would come of it.
+    """
+    for name in type(given).model_fields:
+        if name in unused and name in given.model_fields_set:
+            raise UserError(f"--{name.replace('_', '-')} {why}")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

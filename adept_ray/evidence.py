@@ -36,6 +36,7 @@ FILES = (
 )
 # Settings of a search that say how it goes on, and those that say where it lies, not what it does.
 GOING_ON = ("name", "resume", "more_trials", "report_only", "comparison", "json_lines")
+PICKED = ("general", "min_gain_per_layer")  # settings of pick.py that say what is picked
 ELSEWHERE = (*GOING_ON, "storage", "cache", "study")
 
 
@@ -267,6 +268,8 @@ class RunRecord(Record):
     """The command's settings."""
     training: dict[str, Any] | None = None
     """Of a training at full length, which has no trials."""
+    pick: dict[str, Any] = Field(default_factory=dict)
+    """By what pick.py has chosen anew since, if it has: see PICKED."""
 
     versions: dict[str, Any]
     fingerprints: dict[str, Any]
@@ -279,13 +282,21 @@ class RunRecord(Record):
     def repeats(self) -> str:
         """A command that does the same again, under another name and where the reader is.
 
-        That of a search is made of its settings, since a resumed one was called with few of them.
+        That of a search is made of its settings, since a resumed one was called with few of them. Where
+        another trial was picked since that is a second line.
         """
         if self.training is not None or not self.run:
             return self.command
         settings = {name: value for name, value in self.run.items() if name in SearchRun.model_fields}
         run = validated(SearchRun, settings, "run.json: run")
-        return f"python scripts/tune_k.py {flags(run, ELSEWHERE)}".strip()
+        search = f"python scripts/tune_k.py {flags(run, ELSEWHERE)}".strip()
+        if not self.pick:
+            return search
+        name = f"{run.name}-again"
+        given = {f"--{n.replace('_', '-')}": str(v) for n, v in self.pick.items() if v is not None}
+        trust = ["--trust-remote-code"] if run.trust_remote_code else []
+        words = [f"{SearchRun().storage}/{name}", *(word for pair in given.items() for word in pair), *trust]
+        return f"{search} {shlex.join(['--name', name])}\npython scripts/pick.py {shlex.join(words)}"
 
 
 def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:

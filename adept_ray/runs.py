@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,13 +22,12 @@ from adept_ray.benchmarks import is_file
 from adept_ray.checkpoint import STATE
 from adept_ray.config import (
     ActivationsRun,
-    CompareRun,
     Interrupted,
     RunSpec,
     ScoreWeights,
-    SearchRun,
     TrainingSpec,
     TrainRun,
+    Unfinished,
     UserError,
     load_yaml,
     overlay,
@@ -37,6 +36,7 @@ from adept_ray.config import (
 from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
+from adept_ray.grammar import SearchSpace
 from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
@@ -47,7 +47,7 @@ from adept_ray.train import TrainJob
 CHATTER = "ray.log"
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
-Begun = TypeVar("Begun", SearchRun, CompareRun)
+Begun = TypeVar("Begun", bound=RunSpec)
 # Of a command that goes on with a run: what is its own, and what it may change, since no loss depends on it.
 OWN = ("resume", "more_trials", "storage", "name", "json_lines")
 MAY_CHANGE = (
@@ -152,16 +152,35 @@ def timing(display: Display, board: Any) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(command: str, run: RunSpec) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`Interrupted`, a full disk into :class:`UserError`: both name what goes on."""
+def resumable(command: str, run: RunSpec, results: Results, display: Display) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`Interrupted`, a full disk into :class:`UserError`: both name what goes on.
+
+    What a run that stops half-way has spent is kept in run.json, for the one that goes on to add to.
+    """
     try:
-        yield
+        with keeping_spent(results, display):
+            yield
     except KeyboardInterrupt:
         raise Interrupted(going_on(command, run)) from None
+    except Unfinished as problem:
+        told = f"{problem}; what is finished is kept: go on with {going_on(command, run)}"
+        raise UserError(told) from problem
     except Exception as problem:
         if isinstance(problem, UserError) or not is_full(problem):
             raise
         raise UserError(f"{no_room(problem)} go on with {going_on(command, run)}") from problem
+
+
+@contextmanager
+def keeping_spent(results: Results, display: Display) -> Iterator[None]:
+    """Write to run.json what was spent, if what is done here stops half-way."""
+    try:
+        yield
+    except BaseException:
+        if not has_ended(about := results.about()):
+            with suppress(OSError):  # the disk may be full
+                results.write_json("run.json", about | {"spent": spent(about, display)})
+        raise
 
 
 def going_on(command: str, run: RunSpec) -> str:
@@ -199,6 +218,30 @@ def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
         changes[name] = asked
     return overlay(saved, changes, where=f"resuming '{run.name}'")
+
+
+def as_trained(
+    args: TrainRun, best: Mapping[str, Any], begun: Mapping[str, Any]
+) -> tuple[RunSpec, TrainingSpec]:
+    """The settings that a training at full length began with, to resume it.
+
+    `best` is the best.yaml that was given, `begun` the run.json of the training. Raises :class:`UserError`
+    for a flag or a best.yaml that contradicts them, and for what is no training.
+    """
+    if "training" not in begun:
+        raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
+    run = settled(as_begun(RunSpec.model_construct(**given(args)), begun["run"]))
+    file = settled(validated(RunSpec, best["run"], str(args.config)))
+    for name in (name for name in RunSpec.model_fields if name not in TrainRun.model_fields):
+        if (asked := getattr(file, name)) != (had := getattr(run, name)):
+            raise UserError(
+                f"{args.config}: {name} is {asked}, but the training to be resumed began with {had}"
+            )
+    training = validated(TrainingSpec, begun["training"], "run.json")
+    reports = args.reports if "reports" in args.model_fields_set else training.reports
+    wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
+    check_same(validated(TrainingSpec, wanted, str(args.config)), begun["training"])
+    return run, training
 
 
 def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
@@ -371,20 +414,43 @@ def write_run(
     sources: Sources,
     made: Prepared | None = None,
     training: TrainingSpec | None = None,
+    space: SearchSpace | None = None,
 ) -> None:
-    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock."""
-    about: dict[str, Any] = {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock.
+
+    What an earlier command of the same run wrote holds until this one has ended, so that one which is cut
+    off leaves results that can be read; what the commands spent adds up.
+    """
+    had = results.about()
+    about = {"command": shlex.join(["python", *sys.argv]), **had}
+    about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    about["ended"] = made is not None
     if training:
         about["training"] = training.model_dump(mode="json")
+    if space:
+        about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if made:
-        about |= {
-            "versions": versions(),
-            "fingerprints": made.fingerprints,
-            "seconds": {**display.seconds, "total": display.total()},
-            "peak_memory_gib": launch.Memory.peak_gib(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
+        about |= {"versions": versions(), "fingerprints": made.fingerprints, **spent(had, display)}
+        about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     results.write_json("run.json", about)
+
+
+def spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
+    """Wall clock in seconds, by stage and in all, and peak memory of a run's commands, this one included.
+
+    `about` is the run.json that the earlier ones left.
+    """
+    had = about.get("spent", about)
+    before, now = had.get("seconds", {}), {**display.seconds, "total": display.total()}
+    stages = [name for name in dict.fromkeys([*before, *now]) if name != "total"]
+    seconds = {name: round(before.get(name, 0.0) + now.get(name, 0.0), 1) for name in (*stages, "total")}
+    peaks = [peak for peak in (had.get("peak_memory_gib"), launch.Memory.peak_gib()) if peak is not None]
+    return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
+
+
+def has_ended(about: Mapping[str, Any]) -> bool:
+    """Whether the last command of a run, whose run.json this is, came to its end."""
+    return about.get("ended", "seconds" in about)
 
 
 def versions() -> dict[str, str]:

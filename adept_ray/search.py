@@ -15,7 +15,7 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import ScoreWeights, SearchRun, UserError, overlay
+from adept_ray.config import ScoreWeights, SearchRun, Unfinished, overlay
 from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.grammar import SearchSpace
 from adept_ray.importance import LayerImportance
@@ -190,7 +190,7 @@ def search(
 
     `job` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
     searches of the same one find each other's trials in a database. Raises KeyboardInterrupt when
-    the search was interrupted.
+    the search was interrupted, and :class:`Unfinished` when the crew couldn't go on.
     """
     quiet()
     trainable = tune.with_resources(
@@ -217,7 +217,7 @@ def search(
         tuner = new_tuner(run, space, job, layers_for, trainable, storage, study, crews)
     tuner.fit()
     if why := ray.get(board.closed.remote()):
-        raise UserError(f"{why}; what is finished is kept: go on with --name {run.name} --resume")
+        raise Unfinished(why)
     rows = rows_of(experiment, layers_for)
     interrupted = any(row["state"] == "interrupted" for row in rows)
     if interrupted or (len(rows) < run.trials and not Proposals.clock.over):

@@ -47,6 +47,11 @@ class Results:
         filesystem, path = self.filesystem()
         return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
 
+    def about(self) -> dict[str, Any]:
+        """Content of run.json; empty as long as the run hasn't begun."""
+        file = self.folder / "run.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def open(self, resume: bool) -> None:
         """Make the folder and check that it can be written to.
 

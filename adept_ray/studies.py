@@ -66,7 +66,7 @@ def compare_methods(run: CompareRun) -> str:
     results = Results(run.storage, run.name)
     results.open(run.resume)
     if run.resume:
-        run = as_begun(run, json.loads((results.folder / "run.json").read_text())["run"])
+        run = as_begun(run, results.about()["run"])
     rivals = entrants(run)
     launch.check_workers(run)
     sources = find_sources(run, display)
@@ -74,7 +74,7 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
     write_run(results, run, display, sources)
-    with resumable("scripts/compare.py", run):
+    with resumable("scripts/compare.py", run, results, display):
         with at_work(run, results, display) as (board, memory):
             receptive = any(rival.training.placement == "receptive" for rival in rivals)
             rivals = all_planned(run, sources, rivals, memory, display)

@@ -30,7 +30,7 @@ MEASURED = (
     "tokens",
     "seconds",
 )
-HIDDEN = ("saved", "error", "pulls", "curve", "was")  # of a row, not for trials.csv
+HIDDEN = ("saved", "error", "pulls", "curve")  # of a row, not for trials.csv
 
 
 def titled(name: str, config: Mapping[str, Any]) -> str:

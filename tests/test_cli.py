@@ -15,12 +15,12 @@ from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
 from adept_ray.commands import flags
-from adept_ray.config import CompareRun, PickRun, RunSpec, SearchRun, TrainRun
+from adept_ray.config import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
 from adept_ray.storage import write_text
 
-COMMANDS = {"find_k": SearchRun, "probe_only": RunSpec, "train_full": TrainRun}
+COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +229,52 @@ def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
         main(RunSpec, "commands.probe_only", "")
     said = f"error: no space left for {small}/run.json: make room and give the command again\n"
     assert exit_.value.code == 2 and capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "sentence"),
+    [
+        ("find_k", "--strategy grow --trials 8", "--trials is for independent trials: leave it out with"),
+        ("find_k", "--name x --report-only --min-gain-per-layer 0.5", "--min-gain-per-layer is for a search"),
+        ("find_k", "--name x --report-only --pareto", "--pareto is for a search: leave it out with --report"),
+        ("find_k", "--name x --report-only --resume", "--resume is for a search"),
+        ("probe_only", "--score bpb", "--score is for models that are trained: there is none in a probe"),
+        ("probe_only", "--domain-tasks offline_piqa", "--domain-tasks is for models that are trained"),
+        ("probe_only", "--task-items 200", "--task-items is for"),
+        ("probe_only", "--test-tokens 4096", "--test-tokens is for"),
+        ("probe_only", "--remeasure-tokens 64", "--remeasure-tokens is for"),
+        ("probe_only", "--domain medical", "--domain is for"),
+        ("probe_only", "--compile on", "--compile is for"),
+    ],
+)
+def test_a_flag_that_nothing_goes_by_is_refused(monkeypatch, command, words, sentence):
+    """Though it may be at its usual value: who gives it expects something of it."""
+    monkeypatch.setattr(commands, "settled", lambda *_: pytest.fail("it was taken"))
+    with pytest.raises(UserError, match=sentence):
+        getattr(commands, command)(parse(COMMANDS[command], "", words.split()))
+
+
+def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
+    """So a growth takes a space that says how many trials, and a probe a preset with its sizes."""
+    monkeypatch.setattr(commands, "settled", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    for command, words in (
+        ("find_k", f"--strategy grow --search-space {SPACES / 'quick.yaml'}"),
+        ("probe_only", "--backbone qwen3-8b"),
+    ):
+        with pytest.raises(InterruptedError):
+            getattr(commands, command)(parse(COMMANDS[command], "", words.split()))
+    assert parse(SearchRun, "", ["--backbone", "qwen3-8b"]).model_fields_set == {"backbone"}
+
+
+def test_every_training_of_a_comparison_needs_a_block():
+    """Of its own text, however often it goes through it."""
+    with pytest.raises(UserError) as refused:
+        parse(CompareRun, "", ["--seq-len", "1024", "--passes", "8"])
+    assert str(refused.value) == (
+        "command line: --tokens 6144 in --passes 8: 768 distinct tokens don't fill a block of "
+        "--seq-len 1024: raise --tokens, or lower one of the others"
+    )
+    assert parse(CompareRun, "", ["--seq-len", "1024", "--passes", "6"]).passes == 6
 
 
 def test_nothing_to_resume_is_said(refusal):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 import shlex
@@ -38,7 +39,7 @@ from adept_ray.backbones import PRESETS
 from adept_ray.card import write_card
 from adept_ray.cli import parse
 from adept_ray.commands import find_k
-from adept_ray.config import SearchRun, UserError
+from adept_ray.config import PickRun, SearchRun, UserError
 from adept_ray.evidence import Importance, read
 from adept_ray.figures import curve_figure, draw_importance, importance_figure, trade_figure
 from adept_ray.report import write_report
@@ -414,6 +415,22 @@ def test_the_command_on_the_page_does_the_same_again(folder: Path, settings: dic
     assert script == "scripts/tune_k.py"
     elsewhere = {"name": "", "resume": False, "precision": ANY}
     assert parse(SearchRun, "", flags) == ran.model_copy(update=elsewhere)
+
+
+def test_what_was_picked_is_picked_again(folder: Path) -> None:
+    """Of the same search under a name of its own, which the second command takes."""
+    ran = SearchRun(name="tiny medical", trials=12)
+    edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
+    alone = read(folder).run.repeats
+    edited_json(folder / "run.json", pick={"general": 0.7, "min_gain_per_layer": None})
+    search, pick = read(folder).run.repeats.splitlines()
+    assert search == f"{alone} --name 'tiny medical-again'"
+    script, *flags = shlex.split(pick)[1:]
+    assert script == "scripts/pick.py"
+    found = parse(PickRun, "", flags)
+    assert found.model_fields_set == {"results", "general"}
+    assert (found.results, found.general) == ("results/tiny medical-again", 0.7)
+    assert pick in html.unescape(write_report(folder).read_text(encoding="utf-8"))
 
 
 def test_a_training_at_full_length_has_a_report_too(folder: Path) -> None:

@@ -10,18 +10,32 @@ from common import tiny_model
 from adept_ray import runs
 from adept_ray.choice import Reach
 from adept_ray.cli import parse
-from adept_ray.commands import reach
-from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
+from adept_ray.commands import chosen, gone_on, reach, space_of, with_machine
+from adept_ray.config import (
+    ActivationsRun,
+    Interrupted,
+    PickRun,
+    RunSpec,
+    SearchRun,
+    TrainingSpec,
+    TrainRun,
+    Unfinished,
+    UserError,
+)
 from adept_ray.display import Display
 from adept_ray.runs import (
     as_begun,
+    as_trained,
     at_work,
     check_same,
+    given,
     going_on,
+    has_ended,
     planned,
     resumable,
     settled,
     summary,
+    write_run,
 )
 from adept_ray.storage import Results
 
@@ -197,11 +211,201 @@ def test_a_full_disk_says_how_to_go_on(small):
     """One sentence: which file, what to do, the command; other errors stay what they are."""
     run = SearchRun(name="x", storage=str(small))
     results = Results(run.storage, run.name)
-    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run):
+    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run, results, Display()):
         results.write_json("importance.json", {"layers": list(range(100_000))})
     assert str(told.value) == (
         f"no space left for {small}/x/importance.json: make room and go on with "
         f"python scripts/tune_k.py --name x --resume --storage {small}"
     )
-    with pytest.raises(OSError, match="another fault"), resumable("scripts/tune_k.py", run):
+    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run, results, Display()):
+        raise Unfinished("its workers are gone")
+    assert str(told.value) == (
+        "its workers are gone; what is finished is kept: go on with "
+        f"python scripts/tune_k.py --name x --resume --storage {small}"
+    )
+    with (
+        pytest.raises(OSError, match="another fault"),
+        resumable("scripts/tune_k.py", run, results, Display()),
+    ):
         raise OSError("another fault")
+
+
+def at(seconds, **stages):
+    """A display at so many seconds of a command."""
+    return SimpleNamespace(seconds=stages, total=lambda: seconds)
+
+
+MADE_UP = SimpleNamespace(
+    backbone=SimpleNamespace(name="tiny", note="ours"),
+    general=SimpleNamespace(name="boolq", note="CC"),
+    domain=None,
+)
+MADE = SimpleNamespace(fingerprints={"backbone": "0123"})
+
+
+def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
+    """One that was stopped, one that came to the end, one that extended it; and the most memory of all."""
+    run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
+    peaks = iter([3.0, 5.0, 2.0])
+    monkeypatch.setattr(runs.launch.Memory, "peak_gib", lambda: next(peaks))
+    monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--trials", "2"])
+    write_run(results, run, at(1), MADE_UP)
+    with pytest.raises(Interrupted), resumable("", run, results, at(20, probe=10, search=5)):
+        raise KeyboardInterrupt
+    assert not has_ended(results.about())
+    monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--resume"])
+    write_run(results, run, at(1), MADE_UP)
+    write_run(results, run, at(7, search=4.5, test=1), MADE_UP, MADE)
+    ended = results.about()
+    assert ended["seconds"] == {"probe": 10, "search": 9.5, "test": 1, "total": 27}
+    assert ended["peak_memory_gib"] == 5 and "spent" not in ended and has_ended(ended)
+    assert ended["command"] == "python scripts/tune_k.py --trials 2"
+    write_run(results, run, at(1), MADE_UP)
+    write_run(results, run, at(3, search=2), MADE_UP, MADE)
+    assert results.about()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
+    assert results.about()["peak_memory_gib"] == 5
+
+
+def test_results_stay_whole_while_a_search_is_extended(tmp_path):
+    """Cut off, it has what it was finished with, and is to be resumed first; at its end no pick holds."""
+    run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
+    write_run(results, run, at(9, search=8), MADE_UP, MADE)
+    results.write_json("run.json", results.about() | {"pick": {"general": 0.7}})
+    whole = results.about()
+    asked = SearchRun(name="x", storage=str(tmp_path), more_trials=2)
+    results.write_json("trials.json", {"trials": [{"state": "finished"}] * 8})
+    longer = gone_on(asked, results)
+    assert longer.trials == 10
+    write_run(results, longer, at(1), MADE_UP)
+    assert {**results.about(), "run": whole["run"], "ended": True} == whole
+    with pytest.raises(UserError, match="isn't finished"):
+        gone_on(asked, results)
+    write_run(results, longer, at(2, search=1), MADE_UP, MADE)
+    assert "pick" not in results.about() and gone_on(asked, results).trials == 10
+
+
+SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"
+
+
+def test_a_search_goes_on_with_the_space_that_it_began_with(tmp_path, said):
+    """An edited file, or one that is gone, is told of; one that only has another comment isn't."""
+    file = tmp_path / "space.yaml"
+    file.write_text(SPACE)
+    run = SearchRun(name="x", storage=str(tmp_path), search_space=file, range=("k=1:4",))
+    begun, results = space_of(run, {}), Results(str(tmp_path), "x")
+    write_run(results, run, at(1), MADE_UP, space=begun)
+    file.write_text(f"# the same\n{SPACE}")
+    assert space_of(run, results.about(), said.say) == begun and not said.lines
+    file.write_text(SPACE.replace("[1, 3]", "[1, 2]").replace("0.001", "0.01"))
+    assert space_of(run, results.about(), said.say) == begun
+    assert "space.yaml isn't what the search 'x' began with any more" in said.lines[0]
+    file.unlink()
+    assert space_of(run, results.about(), said.say) == begun and len(said.lines) == 2
+    with pytest.raises(UserError, match="no such file"):
+        space_of(run, {"run": {}})  # an older folder keeps none
+
+
+# --- a training at full length that goes on -----------------------------------------------------------
+
+FOUND = {
+    "run": settled(RunSpec(seq_len=64)).model_dump(mode="json"),
+    "training": TrainingSpec(k=2, base_lr=0.002).model_dump(mode="json"),
+}
+
+
+def going(text="--tokens 1000 --workers 8 --micro-batch 2 --cache /c --reports 20", name="full"):
+    """What run.json of a training that began with these flags holds."""
+    args = parse(TrainRun, "", ["--config", "best.yaml", "--name", name, *text.split()])
+    run = settled(RunSpec(**{**FOUND["run"], **given(args)}))
+    training = {**FOUND["training"], "tokens": args.tokens, "reports": args.reports}
+    return {"run": run.model_dump(mode="json"), "training": training}
+
+
+def resumed(begun, *words, best=FOUND):
+    """The settings of the command that a training prints when it is interrupted, with more `words`."""
+    printed = going_on("scripts/train.py --config best.yaml --tokens 1000", RunSpec(**begun["run"]))
+    return as_trained(parse(TrainRun, "", [*shlex.split(printed)[2:], *words]), best, begun)
+
+
+def test_the_printed_command_goes_on_with_the_training_that_was_interrupted():
+    """With all that it was given then; what no loss depends on may be given anew."""
+    begun = going("--tokens 1000 --workers 8 --min-workers 2 --precision bfloat16 --cache /c --reports 20")
+    run, training = resumed(begun)
+    assert run.model_dump(mode="json") == begun["run"] and training == TrainingSpec(**begun["training"])
+    assert (run.workers, run.precision, run.cache, training.reports) == (8, "bfloat16", "/c", 20)
+    fewer, _ = resumed(begun, "--workers", "3", "--cache", "/d", "--json")
+    assert (fewer.workers, fewer.min_workers, fewer.cache, fewer.json_lines) == (3, 2, "/d", True)
+    wide, _ = resumed(begun, "--min-workers", "5")
+    assert (wide.workers, wide.min_workers) == (8, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--reports 10", "reports is 10, but the training to be resumed began with 20"),
+        ("--tokens 999", "tokens is 999, but the training to be resumed began with 1000"),
+        ("--micro-batch 8", "--micro-batch 8: the run 'full' began with 2, so leave that flag out"),
+        ("--precision bfloat16", "--precision bfloat16: the run 'full' began with float32"),
+        ("--trust-remote-code", "was made without --trust-remote-code: leave it out"),
+    ],
+)
+def test_flags_that_contradict_a_training_are_refused(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        resumed(going(), *words.split())
+
+
+def test_a_training_goes_on_with_its_own_best_yaml():
+    """Another one's is refused, whether other settings were searched or on other text; so is a search."""
+    for best, sentence in (
+        ({**FOUND, "training": {**FOUND["training"], "k": 3}}, "k is 3, but the training .* began with 2"),
+        ({**FOUND, "run": {**FOUND["run"], "domain": "math"}}, "best.yaml: domain is math, but .* medical"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            resumed(going(), best=best)
+    begun = going()
+    del begun["training"]
+    with pytest.raises(UserError, match="'full' is no training at full length"):
+        resumed(begun)
+
+
+# --- picking ------------------------------------------------------------------------------------------
+
+
+def test_what_goes_on_from_a_search_has_its_cache():
+    """Unless another one is given: of a search with a cache of its own nothing is measured twice."""
+    assert "cache" not in given(parse(TrainRun, "", ["--config", "best.yaml", "--tokens", "9"]))
+    assert "cache" not in given(parse(ActivationsRun, "", ["--config", "best.yaml"]))
+    searched = SearchRun(cache="s3://b/c", workers=2, min_workers=1, concurrent=3)
+    same = with_machine(searched, parse(PickRun, "", ["results/x"]))
+    assert (same.cache, same.workers, same.min_workers, same.concurrent) == ("s3://b/c", 2, 0, 1)
+    other = with_machine(searched, parse(PickRun, "", ["results/x", "--cache", "/d/", "--workers", "1"]))
+    assert (other.cache, other.workers) == ("/d", 1)
+
+
+def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
+    """Though it is chosen among those alone whose weights were kept."""
+    file = tmp_path / "space.yaml"
+    file.write_text(SPACE)
+    run = SearchRun(search_space=file, pareto=True)
+    rows = [
+        {
+            "trial": f"trial-{number}",
+            "k": 1 + number % 3,
+            "base_lr": 0.001 * 2**number,
+            "state": "finished",
+            "score": float(number),
+            "score_se": 0.1,
+            "general_delta": float(-number),
+            "domain_delta": 3.0 * number,
+            "tokens": 4096,
+            "pulls": {"general": [0.0, 0.1], "domain": [0.1 * number, 0.0]},
+        }
+        for number in range(6)
+    ]
+    kept = [{**row, "state": row["state"] if row["trial"] == "trial-2" else "given up"} for row in rows]
+    space = space_of(run, {})
+    choice, row = chosen(run, space, rows, Reach(6, 6), kept)
+    assert choice.trial == row["trial"] == "trial-2" and choice.k == 3
+    assert [edge.parameter for edge in choice.edges] == ["k"]
+    assert set(choice.hyperparameters) == {"k", "base_lr"} and len(choice.front) == 6
+    assert chosen(run, space, rows, Reach(6, 6))[0].trial != "trial-2"
