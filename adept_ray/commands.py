@@ -38,7 +38,7 @@ from adept_ray.runs import (
     as_begun,
     as_trained,
     at_work,
-    check_backbone,
+    backbone_of,
     check_trust,
     conclude,
     given,
@@ -93,7 +93,7 @@ def find_k(run: SearchRun) -> str:
     opened(run.study)
     begun_with = space_of(run, results.about(), display.say)
     launch.check_workers(run)
-    sources = find_sources(run, display)
+    sources = find_sources(run, display, made_from=results.about().get("fingerprints"))
     base = TrainingSpec(tokens=run.tokens_per_trial)
     space, most = searchable(run, begun_with, sources, display.say)
     deepest, k_max = check_space(space, sources.layers, base)
@@ -257,8 +257,7 @@ def pick(args: PickRun) -> str:
     rows = rescored(rows, space.weights)
     candidates = with_candidates(rows, results)
     launch.check_workers(run)
-    sources = find_sources(run, display)
-    check_backbone(best, sources, run, results.folder / "best.yaml")
+    sources = find_sources(run, display, made_from=results.about()["fingerprints"])
     space, most = searchable(searched, space, sources)
     choice, row = chosen(searched, space, rows, reach(searched, sources, most), candidates)
     training = overlay(training_of(row, TrainingSpec()), {"tokens": row["tokens"]})
@@ -329,8 +328,8 @@ def train_full(args: TrainRun) -> str:
     check_trust(args.trust_remote_code, best["run"], str(args.config))
     run, training, results = at_full_length(args, best)
     launch.check_workers(run)
-    sources = find_sources(run, display)
-    check_backbone(best, sources, run, args.config)
+    began = results.about().get("fingerprints", backbone_of(best))  # text may have come since a search
+    sources = find_sources(run, display, made_from=began)
     write_run(results, run, display, sources, training=training)
     command = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
     with resumable(command, run, results, display):

@@ -100,7 +100,7 @@ def find_sources(
 ) -> Sources:
     """Fetch and check backbone and corpora.
 
-    `made_from` are the fingerprints that a run which goes on began with, or some of them.
+    `made_from` are fingerprints of what the results that this goes on from were made from, as far as known.
     Raises :class:`UserError` for what can't be used and for what has changed since; no code that comes with a
     backbone is run before that is known.
     """
@@ -131,11 +131,11 @@ def find_sources(
 
 
 def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[str, str]) -> None:
-    """Refuse a backbone or corpus that isn't the one that a run began with. Raises :class:`UserError`."""
+    """Refuse another backbone or corpus than earlier results were made from. Raises :class:`UserError`."""
     if began.get(what, source.fingerprint) != source.fingerprint:
         raise UserError(
-            f"the {what} '{source.name}' has changed since this run began, and nothing else can be compared "
-            "with what was measured: put back what it was, or begin again under another --name"
+            f"the {what} '{source.name}' has changed since the results that this goes on from were made, and "
+            "can't be compared with them: put back what it was, or begin again under another --name"
         )
 
 

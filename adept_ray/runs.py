@@ -261,10 +261,9 @@ def load_best(path: Path) -> dict[str, Any]:
     return best
 
 
-def check_backbone(best: Mapping[str, Any], sources: Sources, run: RunSpec, config: Path) -> None:
-    """Refuse to go on with another backbone than a best.yaml was made with. Raises :class:`UserError`."""
-    if best.get("backbone") not in (None, sources.backbone.fingerprint):
-        raise UserError(f"{run.backbone} has changed since {config} was written: search again with it")
+def backbone_of(best: Mapping[str, Any]) -> dict[str, str]:
+    """What a best.yaml knows of what it was made from."""
+    return {"backbone": best["backbone"]} if "backbone" in best else {}
 
 
 def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
@@ -424,6 +423,7 @@ def write_run(
     had = results.about()
     about = {"command": shlex.join(["python", *sys.argv]), **had}
     about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
     about["ended"] = made is not None
     if training:
         about["training"] = training.model_dump(mode="json")

@@ -35,7 +35,7 @@ from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
     as_begun,
     at_work,
-    check_backbone,
+    backbone_of,
     check_trust,
     conclude,
     given,
@@ -69,7 +69,7 @@ def compare_methods(run: CompareRun) -> str:
         run = as_begun(run, results.about()["run"])
     rivals = entrants(run)
     launch.check_workers(run)
-    sources = find_sources(run, display)
+    sources = find_sources(run, display, made_from=results.about().get("fingerprints"))
     for rival in rivals:
         check_placement(rival.training, sources.layers)
     k_max = max(ranks_needed(rival.training, sources.layers) for rival in rivals)
@@ -198,7 +198,7 @@ def draw_activations(args: ActivationsRun) -> str:
     display = Display(args.json_lines)
     best = load_best(args.config)
     check_trust(args.trust_remote_code, best["run"], str(args.config))
-    changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": ()}
+    changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
     if args.test_tokens:
         changes["test_tokens"] = args.test_tokens
     run = settled(validated(RunSpec, {**best["run"], **changes}, str(args.config)), "activations")
@@ -208,8 +208,7 @@ def draw_activations(args: ActivationsRun) -> str:
     results = Results(run.storage, run.name)
     results.open(resume=False)
     launch.check_workers(run)
-    sources = find_sources(run, display)
-    check_backbone(best, sources, run, args.config)
+    sources = find_sources(run, display, made_from=backbone_of(best))
     write_run(results, run, display, sources)
     training = validated(
         TrainingSpec,

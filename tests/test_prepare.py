@@ -57,7 +57,7 @@ def test_another_backbone_than_before_is_refused_before_its_code_runs(monkeypatc
     found = Backbone("mine", "mine", None, "now", "", trusted=True)
     monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: found)
     monkeypatch.setattr(prepare, "load_config", lambda *_: pytest.fail("its code ran"))
-    with pytest.raises(UserError, match="the backbone 'mine' has changed since this run began"):
+    with pytest.raises(UserError, match="the backbone 'mine' has changed since"):
         find_sources(RunSpec(), Display(), made_from={"backbone": "then"})
 
 

@@ -238,6 +238,7 @@ def at(seconds, **stages):
 MADE_UP = SimpleNamespace(
     backbone=SimpleNamespace(name="tiny", note="ours"),
     general=SimpleNamespace(name="boolq", note="CC"),
+    fingerprints={"backbone": "0123"},
     domain=None,
 )
 MADE = SimpleNamespace(fingerprints={"backbone": "0123"})
