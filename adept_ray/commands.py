@@ -325,20 +325,20 @@ def train_full(args: TrainRun) -> str:
     """
     display = Display(args.json_lines)
     best = load_best(args.config)
-    check_trust(args.trust_remote_code, best["run"], str(args.config))
+    check_trust(args.trust_remote_code, best["run"], args.config)
     run, training, results = at_full_length(args, best)
     launch.check_workers(run)
     began = results.about().get("fingerprints", backbone_of(best))  # text may have come since a search
     sources = find_sources(run, display, made_from=began)
     write_run(results, run, display, sources, training=training)
-    command = f"scripts/train.py --config {shlex.quote(str(args.config))} --tokens {args.tokens}"
+    command = f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
     with resumable(command, run, results, display):
         with at_work(run, results, display) as (board, memory):
             fit = planned(run, sources, training, memory, display, best["layers"])
             replays = training.replay > 0
             made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
             results.write_json("importance.json", made.importance)
-            weights = validated(ScoreWeights, best["score"], str(args.config))
+            weights = validated(ScoreWeights, best["score"], args.config)
             job = job_of(run, made, training, tuple(best["layers"]), weights)
             job = replace(job, fit=fit)
             with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
@@ -361,9 +361,9 @@ def at_full_length(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, Tr
         results = Results(args.storage, args.name)
         results.open(resume=True)
         return *as_trained(args, best, results.about()), results
-    run = settled(validated(RunSpec, {**best["run"], **given(args)}, str(args.config)), "train")
+    run = settled(validated(RunSpec, {**best["run"], **given(args)}, args.config), "train")
     sizes = {"tokens": args.tokens, "reports": args.reports}
-    training = validated(TrainingSpec, {**best["training"], **sizes}, str(args.config))
+    training = validated(TrainingSpec, {**best["training"], **sizes}, args.config)
     results = Results(run.storage, run.name)
     results.open(resume=False)
     return run, training, results

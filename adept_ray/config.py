@@ -305,8 +305,8 @@ class PickRun(Spec):
 class TrainRun(Spec):
     """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""
 
-    config: Path
-    """File ``best.yaml`` of a results folder."""
+    config: Annotated[str, BeforeValidator(str)]
+    """File ``best.yaml`` of a results folder, or its URI."""
     tokens: int = Field(ge=1)
     """Domain tokens to train on."""
     trust_remote_code: bool = False
@@ -382,7 +382,7 @@ class CompareRun(RunSpec):
 class ActivationsRun(Spec):
     """What ``activations.py`` takes: what a search found, and how to train the same without expansion."""
 
-    config: Path
+    config: Annotated[str, BeforeValidator(str)]
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""

@@ -231,7 +231,7 @@ def as_trained(
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
     run = settled(as_begun(RunSpec.model_construct(**given(args)), begun["run"]))
-    file = settled(validated(RunSpec, best["run"], str(args.config)))
+    file = settled(validated(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.model_fields if name not in TrainRun.model_fields):
         if (asked := getattr(file, name)) != (had := getattr(run, name)):
             raise UserError(
@@ -240,7 +240,7 @@ def as_trained(
     training = validated(TrainingSpec, begun["training"], "run.json")
     reports = args.reports if "reports" in args.model_fields_set else training.reports
     wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
-    check_same(validated(TrainingSpec, wanted, str(args.config)), begun["training"])
+    check_same(validated(TrainingSpec, wanted, args.config), begun["training"])
     return run, training
 
 
@@ -252,12 +252,20 @@ def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {value}, but the training to be resumed began with {had[name]}")
 
 
-def load_best(path: Path) -> dict[str, Any]:
-    """Read a best.yaml. Raises :class:`UserError` when it lacks a part."""
-    best = load_yaml(path)
+def load_best(place: str | Path) -> dict[str, Any]:
+    """Read a best.yaml, behind a path or URI. Raises :class:`UserError` for one that can't be used."""
+    if "://" in str(place):
+        parent, _, name = str(place).rpartition("/")
+        try:
+            with fetched(parent, [name]) as folder:
+                best = load_yaml(folder / name)
+        except OSError as problem:
+            raise UserError(f"{place}: can't be read: {launch.first_line(problem)}") from problem
+    else:
+        best = load_yaml(Path(place))
     for part in ("run", "training", "layers", "score", "k_max"):
         if part not in best:
-            raise UserError(f"{path}: no '{part}' in it; give the best.yaml that a search wrote")
+            raise UserError(f"{place}: no '{part}' in it; give the best.yaml that a search wrote")
     return best
 
 

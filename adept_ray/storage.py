@@ -237,8 +237,11 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def fetched(place: str) -> Iterator[Path]:
-    """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards."""
+def fetched(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
+    """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards.
+
+    Of its files those `names` are copied, or all.
+    """
     from pyarrow import fs
 
     filesystem, path = located(place)
@@ -246,8 +249,8 @@ def fetched(place: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        fs.copy_files(path, folder, filesystem, fs.LocalFileSystem())
-        yield Path(folder)
+        fetch_folder(place, Path(folder) / "copy", names)
+        yield Path(folder) / "copy"
 
 
 def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -> None:

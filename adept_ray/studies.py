@@ -196,13 +196,17 @@ def draw_activations(args: ActivationsRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display(args.json_lines)
+    if "://" in args.config:
+        raise UserError(
+            f"--config {args.config}: activations are drawn beside a model: copy that folder here"
+        )
     best = load_best(args.config)
-    check_trust(args.trust_remote_code, best["run"], str(args.config))
+    check_trust(args.trust_remote_code, best["run"], args.config)
     changes: dict[str, Any] = {**given(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
     if args.test_tokens:
         changes["test_tokens"] = args.test_tokens
-    run = settled(validated(RunSpec, {**best["run"], **changes}, str(args.config)), "activations")
-    expanded = args.config.parent / "model"
+    run = settled(validated(RunSpec, {**best["run"], **changes}, args.config), "activations")
+    expanded = Path(args.config).parent / "model"
     if not best["layers"] or not (expanded / RECORD).exists():
         raise UserError(f"{args.config}: there is no expanded model beside it, in {expanded}")
     results = Results(run.storage, run.name)
@@ -213,7 +217,7 @@ def draw_activations(args: ActivationsRun) -> str:
     training = validated(
         TrainingSpec,
         best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1},
-        str(args.config),
+        args.config,
     )
     with at_work(run, results, display) as (board, memory):
         fit = planned(run, sources, training, memory, display, best["layers"])

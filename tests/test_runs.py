@@ -1,5 +1,6 @@
 """What the commands share: settings made definite, the plan of a run, what may change when it is resumed."""
 
+import json
 import shlex
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -205,6 +206,17 @@ def test_trust_is_said_on_every_command_line():
         again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
         assert as_begun(again, begun).trust_remote_code is trusted
         assert ("--trust-remote-code" in going_on("scripts/tune_k.py", again)) is trusted
+
+
+def test_what_was_found_is_read_from_a_bucket(s3, tmp_path):
+    """As the summary names it; one that isn't there is a sentence."""
+    s3.create_bucket(Bucket="found")
+    parts = {"run": {}, "training": {}, "layers": [1], "score": {}, "k_max": 2}
+    s3.put_object(Bucket="found", Key="mine/best.yaml", Body=json.dumps(parts).encode())
+    (tmp_path / "best.yaml").write_text(json.dumps(parts))
+    assert load_best("s3://found/mine/best.yaml") == load_best(tmp_path / "best.yaml") == parts
+    with pytest.raises(UserError, match="s3://found/other/best.yaml: can't be read: "):
+        load_best("s3://found/other/best.yaml")
 
 
 def test_a_full_disk_says_how_to_go_on(small):
