@@ -1,8 +1,10 @@
 """The commands as their users run them: real processes, real Ray, a tiny backbone."""
 
 import csv
+import html
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,6 +133,11 @@ def trials(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def about(folder):
+    """Content of run.json."""
+    return json.loads((folder / "run.json").read_text())
+
+
 def readings(folder):
     """The rows of curves.jsonl."""
     return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
@@ -228,12 +235,12 @@ def test_ray_leaves_no_process_behind(room, searched):
     gone(20)
 
 
-def interrupted(process):
+def interrupted(process, going_on="--name second --resume"):
     """Send Ctrl-C, as a terminal does: to every process of the group. Returns what was printed."""
     os.killpg(process.pid, signal.SIGINT)
     printed = process.communicate(timeout=90)[0]
     assert process.returncode == 130, printed
-    assert "--name second --resume" in printed
+    assert going_on in printed
     gone(20)
     return printed
 
@@ -252,6 +259,7 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
         assert line, process.communicate()
     time.sleep(2)
     assert "stage 1, importance" not in interrupted(process)  # it was not over yet
+    stopped = about(room.results("second"))["spent"]["seconds"]
     again = ["tune_k.py", "--name", "second", "--resume", "--cache", "cache3"]
     process = room.start(again)
     while not (room.results("second") / "ray" / "trials").exists():  # made with the first report
@@ -264,8 +272,11 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched):
     finally:
         ray.shutdown()
     assert trials(room.results("second")) == trials(room.results("first"))[:2]
+    ended = about(room.results("second"))["seconds"]
+    assert ended["probe"] > stopped["probe"] > 1 and ended["total"] > stopped["total"] + ended["search"]
     room.run(["tune_k.py", "--name", "second", "--more-trials", "1", "--cache", "cache3"])
     assert trials(room.results("second")) == trials(room.results("first"))
+    assert about(room.results("second"))["seconds"]["search"] > ended["search"]
 
 
 @pytest.mark.slow
@@ -283,11 +294,16 @@ def test_other_weights_pick_another_trial_of_the_front(room, searched):
     kept = {path.parent.name for path in (folder / "ray" / "trials").glob("*/step-*")}
     assert kept >= {*best["choice"]["front"], best["choice"]["trial"]}
     wanted = max(kept, key=lambda trial: float(points[trial]["general_delta"]))
+    (room.folder / "front.yaml").write_text(FRONT.replace("[1, 4]", "[1, 2]"))  # since the search ended
     room.run(["pick.py", "results/front", "--general", "1"])
     again = yaml.safe_load((folder / "best.yaml").read_text())
     assert again["score"] == {"general": 1.0, "domain": 0.0, "retain": False}
     assert again["choice"]["best_score"] == pytest.approx(float(points[wanted]["general_delta"]))
     assert again["training"]["k"] == again["choice"]["k"] == len(again["layers"])
+    assert again["choice"]["front"] == best["choice"]["front"]
+    assert again["training"]["tokens"] == int(points[again["choice"]["trial"]]["tokens"])
+    told = html.unescape((folder / "report.html").read_text())
+    assert "pick.py results/front-again --general 1.0" in told
     record = json.loads((folder / "model" / "adept.json").read_text())
     assert record["source_layers"] == again["layers"]
     assert again["test"]["score"] == pytest.approx(again["test"]["general"]["delta"])
@@ -418,22 +434,21 @@ def layer_count(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_training_at_full_length_takes_what_the_search_found(room, searched):
-    """train.py trains the layers of best.yaml on N tokens and exports the model."""
+    """train.py trains the layers of best.yaml on N tokens and exports the model.
+
+    Interrupted, it goes on with the command that it prints, as it began.
+    """
     best = yaml.safe_load((room.results("first") / "best.yaml").read_text())
-    room.run(
-        [
-            "train.py",
-            "--config",
-            "results/first/best.yaml",
-            "--tokens",
-            "2048",
-            "--reports",
-            "2",
-            "--name",
-            "full",
-        ]
-    )
     folder = room.results("full")
+    command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "2048"]
+    process = room.start([*command, "--reports", "2", "--name", "full", "--activation-checkpointing", "on"])
+    while not (folder / "ray" / "train").exists():  # made with the first report
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    going_on = f"{shlex.join(command)} --name full --resume"
+    interrupted(process, going_on)
+    room.run(shlex.split(going_on))
+    assert about(folder)["run"]["activation_checkpointing"] == "on"
     full = yaml.safe_load((folder / "best.yaml").read_text())
     assert full["layers"] == best["layers"] and full["training"]["tokens"] == 2048
     record = json.loads((folder / "model" / "adept.json").read_text())

@@ -32,6 +32,7 @@ from adept_ray.runs import (
     given,
     going_on,
     has_ended,
+    load_best,
     planned,
     resumable,
     settled,
@@ -215,7 +216,7 @@ def test_what_was_found_is_read_from_a_bucket(s3, tmp_path):
     s3.put_object(Bucket="found", Key="mine/best.yaml", Body=json.dumps(parts).encode())
     (tmp_path / "best.yaml").write_text(json.dumps(parts))
     assert load_best("s3://found/mine/best.yaml") == load_best(tmp_path / "best.yaml") == parts
-    with pytest.raises(UserError, match="s3://found/other/best.yaml: can't be read: "):
+    with pytest.raises(UserError, match=r"s3://found/other/best.yaml: can't be read: "):
         load_best("s3://found/other/best.yaml")
 
 
