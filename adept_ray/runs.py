@@ -41,7 +41,7 @@ from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
 from adept_ray.sharding import Fit
-from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room
+from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room, size_of
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"
@@ -372,11 +372,16 @@ def conclude(
         job = replace(job, items=made.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
         found = do(board, Task("conclude", "conclude", job, blocks, results.ray, extra=extra))
+        kept, whole = size_of(checkpoint), size_of(f"{found['saved']}/model")
         results.adopt(f"{found['saved']}/model", "model")
         delete(f"{results.ray}/conclude")
         with fetched(checkpoint) as folder:
             state = json.loads((folder / STATE).read_text())
     results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
+    display.show(
+        f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
+    )
+    display.event("sizes", checkpoint=kept, model=whole)
     return {**{side: side_of(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
 
 

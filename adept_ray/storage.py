@@ -236,6 +236,15 @@ def sizes(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
+def size_of(place: str) -> int:
+    """Bytes of all files in a folder behind a path or URI."""
+    from pyarrow import fs
+
+    filesystem, path = located(place)
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    return sum(each.size for each in found if each.is_file)
+
+
 @contextmanager
 def fetched(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
     """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards.

@@ -23,6 +23,7 @@ from adept_ray.storage import (
     put_json,
     read_json,
     save_checkpoint,
+    size_of,
     write_json,
     write_text,
 )
@@ -62,6 +63,7 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
     saved = save_checkpoint(tmp_path / "made", f"{results.ray}/conclude", 0)
+    assert size_of(f"{saved}/model") == 2
     filesystem, root = located(storage)
     filesystem.create_dir(f"{root}/run/model")
     with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
