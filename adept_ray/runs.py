@@ -54,6 +54,7 @@ MAY_CHANGE = (
     "workers",
     "min_workers",
     "concurrent",
+    "micro_batch",
     "activation_checkpointing",
     "sharding",
     "compile",
