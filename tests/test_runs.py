@@ -59,7 +59,7 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
 
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
-    monkeypatch.setattr(runs, "crew", lambda run, storage, say: note("crew"))
+    monkeypatch.setattr(runs, "crew", lambda run, storage, say, memory: note("crew"))
     monkeypatch.setattr(runs, "chatter_to", nullcontext)
     monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
     with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
