@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +67,17 @@ KERNEL = "the kernel killed a process of that machine for want of memory"
 ASKING = 10  # seconds that a machine has to say so
 SAID = "said.json"  # in a checkpoint between two reports: the metrics of the last one
 LIMIT = "limit.json"  # beside a search's other memory
+# Settings that decide whether a k fits into the workers, most of which a resumed search may be given anew.
+DECISIVE = (
+    "micro_batch",
+    "activation_checkpointing",
+    "sharding",
+    "compile",
+    "workers",
+    "min_workers",
+    "gpus_per_worker",
+)
+LARGER = 1.1  # times the memory: what a machine has free varies by less
 
 
 class TaskFailed(RuntimeError):
@@ -110,14 +121,31 @@ class Task:
     """What it is called where a person watches the cluster; its name if empty."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What decides whether a k fits into the workers."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those of DECISIVE."""
+    memory: int = 0
+    """Bytes that a worker may use."""
+
+    def limit(self, known: Any) -> int | None:
+        """The k that a file of :meth:`Board.exceeded` says was too large, if it is in this room, too."""
+        if not isinstance(known, dict):  # no file, or one that doesn't say in which room that was
+            return None
+        other = known["settings"] != self.settings or self.memory > LARGER * known["memory"]
+        return None if other else known["k"]
+
+
 class Board:
     """A small actor between the run's processes: tasks, their reports and verdicts, progress, trials' rows.
 
     A task is kept as it came, a reference in a list, so that this process needn't import what it is made of.
-    `memory` is the path or URI of a folder for what a resumed run has to know.
+    `memory` is the path or URI of a folder for what a resumed run has to know; `room` is that of its workers.
     """
 
-    def __init__(self, memory: str = "") -> None:
+    def __init__(self, memory: str = "", room: Room | None = None) -> None:
         self._progress: dict[str, tuple[int, int]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
         self._remarks: list[str] = []
@@ -133,8 +161,9 @@ class Board:
         self._kills: dict[int, dict[str, int]] = defaultdict(dict)
         self._closed = ""  # why there will be no more tasks
         self._place = f"{memory}/{LIMIT}" if memory else ""
+        self._room = room or Room()
         # smallest k at which a worker ran out of memory
-        self._limit: int | None = read_json(self._place) if memory else None
+        self._limit = self._room.limit(read_json(self._place)) if memory else None
         self._changed = asyncio.Condition()
         self._numbers = Numbers()
         self._crews = 1
@@ -296,7 +325,7 @@ class Board:
         """Say that a worker ran out of memory at that k."""
         self._limit = k if self._limit is None else min(k, self._limit)
         if self._place:
-            await asyncio.to_thread(put_json, self._place, self._limit)
+            await asyncio.to_thread(put_json, self._place, {"k": self._limit, **asdict(self._room)})
 
     async def limit(self) -> int | None:
         """Smallest k at which a worker ran out of memory."""
@@ -339,18 +368,19 @@ def board_name(run: RunSpec) -> str:
 
 
 @contextmanager
-def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print) -> Iterator[Any]:
+def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory: int = 0) -> Iterator[Any]:
     """Start the workers of `run.crews` crews in the background; yields the board that takes their tasks.
 
-    `storage` is where Ray Train keeps its own records; `say` gets lines for the user. What goes wrong for
-    good ends all tasks.
+    `storage` is where Ray Train keeps its own records; `say` gets lines for the user; `memory` are the bytes
+    that a worker may use. What goes wrong for good ends all tasks.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(Board)
-    board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage)
+    room = Room({name: getattr(run, name) for name in DECISIVE}, memory)
+    board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage, room)
     leading = board.lead.remote(board, run, storage)
     said = 0
 

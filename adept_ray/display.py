@@ -126,6 +126,8 @@ class Display:
         }
         if fit.sharded:
             parts["layers put together"] = needs.gathered
+            if whole := needs.dealt_from(run.gpus_per_worker > 0):
+                parts["the first one's whole model"] = whole
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         total = needs.peak(run, run.micro_batch, fit) / 2**30
         sizes_of = ("parameters", "added", "trained", "flops")

@@ -50,6 +50,8 @@ def computing(model: nn.Module) -> Iterator[None]:
     how = computing_of(model)
     device = next(model.parameters()).device.type
     recomputed, compiled = (how.recomputed, how.compiled) if torch.is_grad_enabled() else ((), ())
+    if compiled:  # every time: what is set there holds for one thread
+        torch._dynamo.config.recompile_limit = max(CODES, torch._dynamo.config.recompile_limit)
     for layer in compiled:
         kind: Any = type(layer)
         layer.forward = partial(compiled_forward(kind), layer)
@@ -72,7 +74,6 @@ def compiled_forward(kind: Any) -> Callable[..., Any]:
     way in which they differ (frozen or not, kind of attention, …), and for batches of one sequence, of the
     first size and, from the second other size on, of any.
     """
-    torch._dynamo.config.recompile_limit = max(CODES, torch._dynamo.config.recompile_limit)
     return torch.compile(kind.forward)
 
 

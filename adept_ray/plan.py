@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,19 +67,32 @@ class Plan:
         """Bytes that so many sequences in a forward pass keep, and the gradient of their logits."""
         return sequences * ((self.recomputed if fit.recompute else self.kept) + self.logits)
 
-    def memory(self, sequences: int, fit: Fit, workers: int = 1) -> int:
+    def memory(self, sequences: int, fit: Fit, workers: int = 1, on_gpus: bool = True) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
         passing = self.casts + self.activations(sequences, fit)
         held = self.weights + self.gradients + self.optimizer
         if fit.sharded:
-            return held // workers + self.gathered + passing
+            return held // workers + self.gathered + self.dealt_from(on_gpus) + passing
         # Gradients travel in one piece; activations are gone by then.
         travelling = 4 * self.trained if workers > 1 else 0
         return held + max(passing, travelling)
 
+    def dealt_from(self, on_gpus: bool) -> int:
+        """The whole model, from which the first worker deals the others their parts.
+
+        It lies in a machine's memory, which is that of the worker where that computes on CPUs.
+        """
+        return 0 if on_gpus else self.weights
+
     def peak(self, run: RunSpec, sequences: int, fit: Fit) -> int:
         """The same at the worse of the numbers of workers that the run may have."""
-        return max(self.memory(sequences, fit, workers) for workers in (run.fewest_workers, run.workers))
+        numbers, on_gpus = (run.fewest_workers, run.workers), run.gpus_per_worker > 0
+        return max(self.memory(sequences, fit, workers, on_gpus) for workers in numbers)
+
+    def least(self, run: RunSpec, sequences: int) -> int:
+        """The same in the way that takes least, where activations are computed again."""
+        ways = (replace(fit, recompute=True) for fit in ways_of(run))
+        return min(self.peak(run, sequences, fit) for fit in ways)
 
     @property
     def share(self) -> float:
@@ -319,7 +332,7 @@ def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
     for fit in ways:
         if needs.peak(run, run.micro_batch, fit) <= SLACK * memory:
             return fit
-    takes = needs.peak(run, run.micro_batch, ways[-1]) / SLACK / GIB
+    takes = min(needs.peak(run, run.micro_batch, fit) for fit in ways) / SLACK / GIB
     raise UserError(
         f"{what} with --micro-batch {run.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
         f"{memory / GIB:.1f} GiB: {advice(needs, run, memory)}"
@@ -336,18 +349,17 @@ def ways_of(run: RunSpec) -> list[Fit]:
 
 def advice(needs: Plan, run: RunSpec, memory: int) -> str:
     """What would make fit what doesn't: the smallest change that does."""
-    usable = SLACK * memory
-    least = Fit(recompute=True, sharded=ways_of(run)[-1].sharded)
+    usable, on_gpus = SLACK * memory, run.gpus_per_worker > 0
     sequences = range(run.micro_batch, 0, -1)
-    fewer = next((n for n in sequences if needs.peak(run, n, least) <= usable), 0)
+    fewer = next((n for n in sequences if needs.least(run, n) <= usable), 0)
     if fewer == run.micro_batch:
         return "drop --activation-checkpointing off"
     if fewer:
         return f"use --micro-batch {fewer}"
     shared = Fit(recompute=True, sharded=True)
-    wider = [n for n in WIDTHS if n > run.fewest_workers and needs.memory(1, shared, n) <= usable]
+    wider = [n for n in WIDTHS if n > run.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable]
     if wider and run.sharding != "off":
         fewest = f" --min-workers {wider[0]}" if run.min_workers else ""
         return f"use --workers {wider[0]}{fewest}, over which the model is shared out, with --micro-batch 1"
-    size = needs.peak(run, 1, least) / SLACK / GIB
+    size = needs.least(run, 1) / SLACK / GIB
     return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

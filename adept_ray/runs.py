@@ -54,6 +54,7 @@ MAY_CHANGE = (
     "workers",
     "min_workers",
     "concurrent",
+    "micro_batch",
     "activation_checkpointing",
     "sharding",
     "compile",
@@ -94,7 +95,7 @@ def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[
         if run != asked:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
         memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
-        with crew(run, results.ray, display.say) as board, timing(display, board):
+        with crew(run, results.ray, display.say, memory) as board, timing(display, board):
             yield board, memory
 
 

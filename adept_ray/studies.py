@@ -83,7 +83,7 @@ def compare_methods(run: CompareRun) -> str:
             fit = Fit(any(each.recompute for each in fits), any(each.sharded for each in fits))
             made = prepare(run, sources, display, board, k_max, tokens, True, receptive, fit)
             results.write_json("importance.json", made.importance)
-            field = field_of(run, made, results, display, board)
+            field = field_of(run, made, results, display, board, fit)
             rows = run_comparison(run, rivals, field, results, display)
         write_run(results, run, display, sources, made)
         about = {rival.label: rival.about for rival in rivals}
@@ -110,8 +110,13 @@ def all_planned(
     return ready
 
 
-def field_of(run: CompareRun, made: Prepared, results: Results, display: Display, board: Any) -> Field:
-    """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
+def field_of(
+    run: CompareRun, made: Prepared, results: Results, display: Display, board: Any, fit: Fit
+) -> Field:
+    """What all trainings of a comparison share; measures the untouched backbone on the test splits.
+
+    `fit` is how that is made to fit into the workers' memories.
+    """
     backbone, tests = made.sources.backbone, test_blocks(run, made.sets)
     items = {"rate": made.sources.items_of("validation"), "test": made.sources.items_of("test")}
     with on_crew(display, board, "untouched", "the untouched backbone on the test splits", "untouched"):
@@ -123,6 +128,7 @@ def field_of(run: CompareRun, made: Prepared, results: Results, display: Display
             held_out=SIDES,
             items=items["test"],
             dtype=run.dtype,
+            fit=fit,
             trusted=backbone.trusted,
         )
         found = do(board, Task("untouched", "probe", job, put(tests)))

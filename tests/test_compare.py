@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from common import of_one_document
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adept_ray import studies
 from adept_ray.compare import (
     APART,
     Training,
@@ -27,7 +29,9 @@ from adept_ray.compare import (
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config import CompareRun, UserError
 from adept_ray.methods import METHODS, entrants
-from adept_ray.studies import own_blocks
+from adept_ray.scoring import SIDES
+from adept_ray.sharding import Fit
+from adept_ray.studies import field_of, own_blocks
 
 # --- base rates -----------------------------------------------------------------------------------
 
@@ -253,3 +257,27 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     found = [own_blocks(run, made, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3
     assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)
+
+
+def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch):
+    """One that no worker can hold is shared out for its own measurement, too."""
+    run, fit, asked = CompareRun(seeds=1), Fit(sharded=True), []
+    backbone = SimpleNamespace(source="a model", revision=None, trusted=True)
+    text = of_one_document(np.zeros((4, 8), int))
+    made = SimpleNamespace(
+        sources=SimpleNamespace(backbone=backbone, items_of=lambda split: {}),
+        sets={},
+        blocks=dict.fromkeys(("train", "replay", *SIDES), text),
+        importance={"units": {}},
+        layer_importance=None,
+        before={},
+    )
+    for name, instead in {
+        "on_crew": lambda *_: nullcontext(),
+        "test_blocks": lambda *_: dict.fromkeys(SIDES, text),
+        "put": lambda blocks: blocks,
+        "do": lambda board, task: asked.append(task.job) or {"nats": {}, "correct": {}},
+    }.items():
+        monkeypatch.setattr(studies, name, instead)
+    field = field_of(run, made, SimpleNamespace(ray=""), None, None, fit)
+    assert asked[0].fit == fit and asked[0].trusted and field.job.trusted

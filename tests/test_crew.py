@@ -18,9 +18,11 @@ from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import (
     ATTEMPTS,
+    DECISIVE,
     KERNEL,
     OVER,
     Board,
+    Room,
     Task,
     TaskFailed,
     crew,
@@ -248,6 +250,36 @@ def test_what_ran_out_of_memory_is_not_begun_again(tmp_path):
         assert out_of_memory(end)
         await board.exceeded(8)
         assert await board.limit() == await Board(str(tmp_path)).limit() == 6
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory", "limit"),
+    [
+        ({}, 100, 6),
+        ({}, 90, 6),
+        ({}, 105, 6),  # what a machine has free is never quite the same
+        ({}, 120, None),
+        ({"micro_batch": 1}, 100, None),
+        ({"activation_checkpointing": "on"}, 100, None),
+        ({"sharding": "on", "workers": 2}, 100, None),
+        ({"compile": "off"}, 100, None),
+    ],
+)
+def test_a_k_that_was_too_large_is_tried_again_with_what_may_cure_it(tmp_path, settings, memory, limit):
+    """Other settings, or more memory; what it was too large for then says nothing of now."""
+
+    def room(memory, **settings):
+        run = RunSpec(**{"compile": "on", **settings})
+        return Room({name: getattr(run, name) for name in DECISIVE}, memory)
+
+    async def scene(board, start):
+        await Board(str(tmp_path), room(100)).exceeded(6)
+        again = Board(str(tmp_path), room(memory, **settings))
+        assert await again.limit() == limit
+        await again.exceeded(8)  # another k, in that room
+        assert await Board(str(tmp_path), room(memory, **settings)).limit() == (limit or 8)
 
     play(scene)
 

@@ -178,8 +178,8 @@ AGAIN = Fit(recompute=True)
 
 
 def asked(memory, switch, needs=NEEDS, **run):
-    """How eight sequences are made to fit, in a memory that just holds so many GiB."""
-    spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **run)
+    """How eight sequences are made to fit, in a memory, of a GPU by default, that just holds so many GiB."""
+    spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **{"gpus_per_worker": 1, **run})
     return fitting(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
 
 
@@ -229,6 +229,7 @@ def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, ru
         (9, {}, "use --workers 2, over which the model is shared out, with --micro-batch 1$"),
         (6, {"workers": 2}, "use --workers 8, over which"),
         (9, {"sharding": "off"}, "workers of at least 11.1 GiB$"),
+        (9, {"workers": 2, "gpus_per_worker": 0}, "workers of at least 11.1 GiB$"),
         (90, {"sharding": "on"}, "--sharding on .*at least --workers 2$"),
         (90, {"sharding": "on", "workers": 4, "min_workers": 1}, "--workers 2 and --min-workers 2$"),
         (6, {"workers": 4, "min_workers": 2}, "use --workers 8 --min-workers 8, over which"),
@@ -237,6 +238,15 @@ def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, ru
 def test_more_workers_are_advised_where_they_help(memory, run, words):
     with pytest.raises(UserError, match=words):
         asked(memory, "auto", replace(NEEDS, gathered=3 * GIB), **run)
+
+
+def test_on_cpus_the_first_worker_needs_the_whole_model_too():
+    """It deals the parts out of the memory in which it trains: only gradients and moments are saved there."""
+    large, shared = replace(NEEDS, optimizer=10 * GIB, gathered=GIB), Fit(recompute=True, sharded=True)
+    assert asked(17.5, "auto", large, workers=2) == shared
+    assert asked(23.5, "auto", large, workers=2, gpus_per_worker=0) == shared
+    with pytest.raises(UserError, match=r"takes 26\.1 GiB a worker, .*: use --micro-batch 7$"):
+        asked(23.4, "auto", large, workers=2, gpus_per_worker=0)
 
 
 def test_what_counts_for_a_memory():

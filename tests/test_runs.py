@@ -75,7 +75,7 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
 
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
-    monkeypatch.setattr(runs, "crew", lambda run, storage, say: note("crew"))
+    monkeypatch.setattr(runs, "crew", lambda run, storage, say, memory: note("crew"))
     monkeypatch.setattr(runs, "chatter_to", nullcontext)
     monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
     with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
@@ -127,8 +127,9 @@ def test_a_training_of_an_earlier_version_can_be_resumed():
 def test_a_resumed_search_may_save_memory():
     """On a smaller machine activations may have to be computed again: no result depends on that."""
     begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
-    resumed = as_begun(SearchRun(name="x", resume=True, activation_checkpointing="on"), begun)
-    assert (resumed.seq_len, resumed.activation_checkpointing) == (64, "on")
+    asked = SearchRun(name="x", resume=True, activation_checkpointing="on", micro_batch=1)
+    resumed = as_begun(asked, begun)
+    assert (resumed.seq_len, resumed.activation_checkpointing, resumed.micro_batch) == (64, "on", 1)
     with pytest.raises(UserError, match="--trials 9: the run 'x' began with 8"):
         as_begun(SearchRun(name="x", resume=True, trials=9), begun)
 

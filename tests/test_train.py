@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from common import of_one_document, one_document_each, save_tiny_backbone
+from common import of_one_document, one_document_each, random_ids, save_tiny_backbone, tiny_model
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from adept_ray import train as train_module
-from adept_ray.anatomy import layer_parameters, unit_of
+from adept_ray.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.backbones import borrow, load_model
 from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
@@ -26,7 +27,7 @@ from adept_ray.config import ScoreWeights, TrainingSpec, UserError
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
-from adept_ray.loss import compiled_forward
+from adept_ray.loss import CODES, Computing, compiled_forward, compute, next_token_nats
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, train
@@ -461,6 +462,7 @@ def train_as_rank(rank, store, folder, job, workers):
                 shutil.copytree(checkpoint, f"{folder}/{name}")
 
         train(replace(job, fit=fit), BLOCKS, CPU, report)
+        assert (counters["stats"]["unique_graphs"] > 0) == fit.compiled
         measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
         measured["importance"].pop("seconds")
         found.append((reports, measured))
@@ -655,6 +657,25 @@ def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recomput
         conclude(made, BLOCKS, CPU, keeping(tmp_path / folder / "end"), saved, {})
         models.append(load_file(tmp_path / folder / "end" / "model" / "model.safetensors"))
     assert same(*models) and done["unique_graphs"] == codes
+
+
+def test_every_thread_may_compile_as_many_codes(monkeypatch):
+    """How many torch takes for too many is set for one thread, and a process may train in several."""
+    compiling(monkeypatch)
+    model = tiny_model().requires_grad_(True)
+    compute(model, Computing(compiled=tuple(layers_of(model))))
+    limits = []
+
+    def passing():
+        before = torch._dynamo.config.recompile_limit
+        next_token_nats(model, {"input_ids": random_ids()})
+        limits.append((before, torch._dynamo.config.recompile_limit))
+
+    for _ in range(2):
+        thread = threading.Thread(target=passing)
+        thread.start()
+        thread.join()
+    assert len(limits) == 2 and all(before < after == CODES for before, after in limits)
 
 
 def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):
