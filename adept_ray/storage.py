@@ -270,6 +270,7 @@ def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         made = Path(scratch) / "made"
+        made.mkdir()
         if names is None:
             fs.copy_files(path, str(made), filesystem, fs.LocalFileSystem())
         for name in names or ():

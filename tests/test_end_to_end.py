@@ -73,7 +73,8 @@ class Room:
     def command(self, script, **flags):
         """A command line on the room's backbone and corpora."""
         flags = {"backbone": "backbone", "general": "general.jsonl", "domain": "domain.jsonl", **flags}
-        return [script, *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
+        given = {flag: value for flag, value in flags.items() if value is not None}
+        return [script, *(part for flag, value in given.items() for part in (f"--{flag}", str(value)))]
 
     def search(self, name, **changes):
         """The command line of a search, without a dashboard, which takes as long to start as a trial."""
@@ -514,7 +515,7 @@ def test_a_search_in_which_every_trial_fails_says_so(room):
 def test_one_model_grows_while_two_workers_share_it_out(room):
     """A row a depth of one nested model, all of whose tokens add up, and its export is a plain folder."""
     (room.folder / "grow.yaml").write_text("parameters: {k: {int: [1, 2]}, base_lr: {fixed: 0.03}}")
-    flags = {"search-space": "grow.yaml", "strategy": "grow", "workers": 2, "sharding": "on"}
+    flags = {"search-space": "grow.yaml", "strategy": "grow", "trials": None, "workers": 2, "sharding": "on"}
     printed = room.run(room.search("grown", **flags, **{"tokens-per-trial": 4096}))
     folder = room.results("grown")
     assert "layers put together" in printed
