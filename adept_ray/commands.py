@@ -211,7 +211,7 @@ def pick(args: PickRun) -> str:
     check_backbone(best, sources, run, results.folder / "best.yaml")
     training = training_of(row, TrainingSpec(tokens=run.tokens_per_trial))
     layers = [int(layer) for layer in row["layers"].split()]
-    with at_work(run, results, display) as (board, memory):
+    with at_work(run, results, display, trains=False) as (board, memory):
         fit = planned(run, sources, training, memory, display, layers)
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
         job = replace(job_of(run, made, training, layers, weights), fit=fit)
@@ -373,7 +373,7 @@ def probe_only(run: ProbeRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
     write_run(results, run, display, sources)
-    with at_work(run, results, display) as (board, memory):
+    with at_work(run, results, display, trains=False) as (board, memory):
         fit = planned(run, sources, TrainingSpec(k=0), memory, display, what="probe")
         # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
         fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)

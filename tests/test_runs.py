@@ -48,8 +48,8 @@ def test_precision_is_definite_from_the_beginning():
     assert settled(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
 
 
-def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
-    """The other way round the question would wait for a GPU for ever."""
+def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
+    """The other way round the questions would wait for a GPU for ever; a compiler is for what trains."""
     order = []
 
     @contextmanager
@@ -58,13 +58,16 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
         yield name
 
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
+    monkeypatch.setattr(runs.launch, "check_compiler", lambda run: order.append("compiler"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
     monkeypatch.setattr(runs, "crew", lambda run, storage, say, memory: note("crew"))
     monkeypatch.setattr(runs, "chatter_to", nullcontext)
     monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
-    with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
+    results = SimpleNamespace(place="", ray="")
+    with at_work(RunSpec(), results, said) as (board, memory):
         assert (board, memory) == ("crew", 7)
-    assert order == ["cluster", "memory", "crew"]
+    with at_work(RunSpec(), results, said, trains=False):
+        assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
 
 
 def test_a_plan_decides_about_activations(said):
