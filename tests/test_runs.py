@@ -2,6 +2,7 @@
 
 import shlex
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,21 +12,24 @@ from adept_ray import runs
 from adept_ray.choice import Reach
 from adept_ray.cli import parse
 from adept_ray.commands import reach
-from adept_ray.config import RunSpec, SearchRun, TrainingSpec, UserError
+from adept_ray.config import ActivationsRun, RunSpec, SearchRun, TrainingSpec, TrainRun, UserError
 from adept_ray.display import Display
 from adept_ray.runs import (
     as_begun,
     at_work,
     check_same,
+    given,
     going_on,
     planned,
     resumable,
     settled,
     summary,
 )
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results
 
 GIB = 2**30
+GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
 
 
 @pytest.fixture
@@ -96,8 +100,26 @@ def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
         raise RuntimeError("data-dependent\nbranch")
 
     monkeypatch.setattr(runs, "plan", fails)
-    assert not planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said).recompute
-    assert said.lines == ["k = 4: what it will take can't be said beforehand (data-dependent)"]
+    assert planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said) == PLAIN
+    every = RunSpec(activation_checkpointing="on", sharding="on", compile="on", workers=2)
+    assert planned(every, SOURCES, TrainingSpec(tokens_per_step=256), GIB, said) == Fit(True, True, True)
+    assert said.lines == 2 * ["k = 4: what it will take can't be said beforehand (data-dependent)"]
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_layers_are_compiled_where_that_was_asked_for(said, asked):
+    """By the flag of a search, and of what goes on from its best.yaml; without that, as the search had."""
+    assert planned(RunSpec(compile=asked), SOURCES, TrainingSpec(), GIB, said).compiled == (asked == "on")
+    for args in GOING_ON:
+        assert given(args(config="best.yaml", compile=asked))["compile"] == asked
+        assert "compile" not in given(args(config="best.yaml"))
+
+
+def test_trust_is_taken_from_the_command_line_alone():
+    """What goes on from a best.yaml always says it, so that the file never does."""
+    for trusted in (True, False):
+        for args in GOING_ON:
+            assert given(args(config="best.yaml", trust_remote_code=trusted))["trust_remote_code"] is trusted
 
 
 def test_a_training_of_an_earlier_version_can_be_resumed():
