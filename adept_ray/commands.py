@@ -262,7 +262,7 @@ def pick(args: PickRun) -> str:
     choice, row = chosen(searched, space, rows, reach(searched, sources, most), candidates)
     training = overlay(training_of(row, TrainingSpec()), {"tokens": row["tokens"]})
     layers = [int(layer) for layer in row["layers"].split()]
-    with at_work(run, results, display) as (board, memory):
+    with at_work(run, results, display, trains=False) as (board, memory):
         fit = planned(run, sources, training, memory, display, layers)
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
         job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
@@ -437,7 +437,7 @@ def probe_only(run: ProbeRun) -> str:
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
     write_run(results, run, display, sources)
-    with at_work(run, results, display) as (board, memory):
+    with at_work(run, results, display, trains=False) as (board, memory):
         fit = planned(run, sources, TrainingSpec(k=0), memory, display, what="probe")
         # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
         fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)

@@ -20,6 +20,7 @@ from adept_ray.config import TrainingSpec, UserError, overlay
 from adept_ray.corpus import Blocks
 from adept_ray.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.importance import LayerImportance
+from adept_ray.launch import innermost
 from adept_ray.methods import Entrant
 from adept_ray.placement import placed
 from adept_ray.scoring import judged
@@ -131,7 +132,7 @@ class Field:
         except CrewGone:
             raise
         except TaskFailed as problem:
-            return replace(row, error=str(problem).strip().splitlines()[-1])
+            return replace(row, error=innermost(problem))
         delete(f"{self.storage}/{name}")  # all parameters of a model, for some methods
         kept = {each.name for each in fields(Training)} & set(found)
         return replace(row, **{each: found[each] for each in kept})

@@ -18,6 +18,7 @@ from adept_ray.config import ScoreWeights, SearchRun, UserError, overlay
 from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.importance import LayerImportance
+from adept_ray.launch import innermost
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
 from adept_ray.train import TrainJob
@@ -100,7 +101,7 @@ def grow(
         except (CrewGone, NoRoom):
             raise
         except TaskFailed as problem:
-            error = str(problem).strip().splitlines()[-1]
+            error = innermost(problem)
             rows.append({**stage.row({}, "failed"), "error": error})
             note(rows[-1])
             break

@@ -21,6 +21,14 @@ R = TypeVar("R", bound=RunSpec)
 CPUS_PER_WORKER = 1
 SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
 OBJECT_STORE_BYTES = 512 * 2**20  # blocks of a run are a few MiB; Ray's default takes 30 % of the memory
+# What lines begin with that torch puts after an error of torch.compile, or of a GPU.
+ADVICE = (
+    "Set TORCHDYNAMO_VERBOSE=1",
+    "Search for `cuda",
+    "CUDA kernel errors might be",
+    "For debugging consider",
+    "Compile with `TORCH_USE_CUDA_DSA`",
+)
 UNKNOWN = 2**60  # bytes of a machine that doesn't say how many it has
 # Keeps Ray's chatter out of a run that goes well; what the user has set stays.
 QUIET = {
@@ -174,9 +182,47 @@ def gpu_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
+def check_compiler(run: RunSpec) -> None:
+    """See that torch.compile works where a worker of a run with ``--compile on`` runs. Needs a running Ray.
+
+    Else the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
+    """
+    if run.compile == "off":
+        return
+    import ray
+
+    ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.gpus_per_worker)(compiler_fault)
+    if why := ray.get(ask.remote("cuda" if run.gpus_per_worker else "cpu")):
+        raise UserError(
+            f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
+            "such as g++, and Python's headers there, or give --compile off"
+        )
+
+
+def compiler_fault(device: str) -> str:
+    """Why torch.compile doesn't work for that `device` in this process; empty if it does."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as problem:  # whatever it is: each compiler has errors of its own
+        return innermost(problem)
+    return ""
+
+
 def first_line(problem: object) -> str:
     """The first line of an error's text."""
     return str(problem).strip().partition("\n")[0]
+
+
+def innermost(problem: object) -> str:
+    """The last line of an error's text, where the cause is of one that came through several processes.
+
+    What torch adds to its errors on how to look for their cause is passed over.
+    """
+    lines = [line.strip() for line in str(problem).splitlines()]
+    causes = (line for line in reversed(lines) if line and not line.startswith(ADVICE))
+    return next(causes, "an error without a message")
 
 
 class Memory:

@@ -85,8 +85,13 @@ def settled(run: R, what: str = "") -> R:
 
 
 @contextmanager
-def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[Any, int]]:
-    """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes."""
+def at_work(
+    run: RunSpec, results: Results, display: Display, trains: bool = True
+) -> Iterator[tuple[Any, int]]:
+    """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes.
+
+    Where nothing `trains` nothing is compiled either. Raises :class:`UserError` for what can't be.
+    """
     with chatter_to(results), launch.cluster(run) as dashboard:
         enter = launch.how_to_enter() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{enter}")
@@ -94,6 +99,8 @@ def at_work(run: RunSpec, results: Results, display: Display) -> Iterator[tuple[
         asked, run = run, launch.with_crews(run)
         if run != asked:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
+        if trains:
+            launch.check_compiler(run)
         memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
         with crew(run, results.ray, display.say, memory) as board, timing(display, board):
             yield board, memory

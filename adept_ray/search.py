@@ -19,6 +19,7 @@ from adept_ray.config import ScoreWeights, SearchRun, Unfinished, overlay
 from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.grammar import SearchSpace
 from adept_ray.importance import LayerImportance
+from adept_ray.launch import innermost
 from adept_ray.placement import placed
 from adept_ray.scoring import difference_error
 from adept_ray.storage import located
@@ -313,10 +314,4 @@ def final_row(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
     metrics = trial.last_result or {}
     state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
     row = describe(trial_name(trial), trial.config, metrics, state, layers_for)
-    return {**row, "error": cause(trial) if state == "failed" else None}
-
-
-def cause(trial: Any) -> str:
-    """The innermost line of a failed trial's error, which came through several processes."""
-    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-    return lines[-1] if lines else "an error without a message"
+    return {**row, "error": innermost(trial.get_error()) if state == "failed" else None}

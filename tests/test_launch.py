@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+import traceback
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import ray
+import torch
 
 from adept_ray import launch
 from adept_ray.config import RunSpec, SearchRun, UserError
@@ -69,6 +74,41 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
     with refused, launch.cluster(RunSpec(name="x")):
         pass
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
+    """Before anything is made: what torch says, and what to install or to leave out."""
+    asked = []
+
+    def remote(**options):
+        asked.append(options)
+        return lambda task: SimpleNamespace(remote=task)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
+    run = RunSpec(compile="on")
+    with pytest.raises(UserError, match=r"\(InvalidCxxCompiler: No working C\+\+ .*g\+\+.*--compile off$"):
+        launch.check_compiler(run)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    launch.check_compiler(run)
+    launch.check_compiler(RunSpec())
+    assert asked == 2 * [{"num_cpus": 1, "num_gpus": 0}]
+
+
+def test_the_cause_of_an_error_comes_before_torchs_advice(monkeypatch):
+    """The last line of a failed compilation says how to look for the cause and not what it is."""
+
+    def broken(*_):
+        raise RuntimeError("there is no such machine")
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as problem:
+        torch.compile(torch.sin, backend=broken)(torch.ones(2))
+    text = "".join(traceback.format_exception(problem.value))
+    assert "TORCHDYNAMO_VERBOSE" in text.strip().splitlines()[-1]
+    assert launch.innermost(text).endswith("there is no such machine")
+    assert launch.innermost("\n") == "an error without a message"
 
 
 def test_threads_never_exceed_the_cpus(monkeypatch):

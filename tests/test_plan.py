@@ -14,7 +14,7 @@ from adept_ray.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.backbones import PRESETS
 from adept_ray.config import RunSpec, TrainingSpec, Tunes, UserError
 from adept_ray.loss import next_token_nats
-from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, fitting, plan
+from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of
 from adept_ray.rates import parameter_groups
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.tuning import make_ready
@@ -238,6 +238,12 @@ def test_a_model_is_shared_out_only_where_nothing_else_helps(memory, workers, ru
 def test_more_workers_are_advised_where_they_help(memory, run, words):
     with pytest.raises(UserError, match=words):
         asked(memory, "auto", replace(NEEDS, gathered=3 * GIB), **run)
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_every_way_is_compiled_if_that_was_asked_for(asked):
+    ways = ways_of(RunSpec(compile=asked, workers=2))
+    assert len(ways) == 4 and {fit.compiled for fit in ways} == {asked == "on"}
 
 
 def test_on_cpus_the_first_worker_needs_the_whole_model_too():

@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from common import of_one_document, one_document_each
+import ray
+from common import of_one_document, one_document_each, tiny_model
 
 from adept_ray import prepare
 from adept_ray.backbones import Backbone
 from adept_ray.config import RunSpec, UserError
 from adept_ray.display import Display
-from adept_ray.prepare import FEW, check_doubt, find_sources
+from adept_ray.prepare import FEW, Sources, check_doubt, find_sources
+from adept_ray.sharding import PLAIN
 
 
 def blocks(documents):
@@ -73,3 +75,36 @@ def test_another_text_than_before_is_refused(monkeypatch, side):
     assert find_sources(RunSpec(), Display(), made_from=now).fingerprints == now
     with pytest.raises(UserError, match=f"the {side} corpus '{getattr(RunSpec(), side)}' has changed"):
         find_sources(RunSpec(), Display(), made_from={**now, f"{side} corpus": "then"})
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, trusted):
+    """Its config, the tokenizer of the blocks, and both measurements of stage 1."""
+    heard = {}
+    backbone = SimpleNamespace(name="b", source="b", revision="r", fingerprint="f", trusted=trusted)
+    text = blocks(FEW)
+    each = SimpleNamespace(name="c", fingerprint="f", files=(), load=lambda *_: text)
+    run = RunSpec(cache=str(tmp_path))
+    found = Sources(backbone, None, each, each)
+
+    def load_config(source, revision, trusted):
+        heard["config"] = trusted
+        return tiny_model().config
+
+    def build_blocks(corpus, *_, trusted, **__):
+        heard["blocks"] = trusted
+
+    def do(board, task):
+        heard[task.name] = task.job.trusted
+        return {"importance": {}, "nats": {}, "correct": {}, "reception": [0.0]}
+
+    for name, instead in (("load_config", load_config), ("build_blocks", build_blocks), ("do", do)):
+        monkeypatch.setattr(prepare, name, instead)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    prepare.checked_config(backbone, 8)
+    prepare.token_blocks(run, found, lambda *_: None, print)
+    sets = {"general": each, "domain": each}
+    cached = iter((None, {"nats": [1.0]}, {"nats": [1.0]}))  # no importance yet, but the losses
+    prepare.stage_one(run, found, sets, {"probe": text}, None, 1, PLAIN, lambda _: next(cached))
+    prepare.reception(run, found, sets, None, PLAIN, lambda _: None)
+    assert heard == dict.fromkeys(("config", "blocks", "probe", "reception"), trusted)

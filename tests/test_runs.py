@@ -3,6 +3,7 @@
 import json
 import shlex
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -39,9 +40,11 @@ from adept_ray.runs import (
     summary,
     write_run,
 )
+from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results
 
 GIB = 2**30
+GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
 
 
 @pytest.fixture
@@ -64,8 +67,8 @@ def test_precision_is_definite_from_the_beginning():
     assert settled(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
 
 
-def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
-    """The other way round the question would wait for a GPU for ever."""
+def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
+    """The other way round the questions would wait for a GPU for ever; a compiler is for what trains."""
     order = []
 
     @contextmanager
@@ -74,13 +77,16 @@ def test_memory_is_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
         yield name
 
     monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
+    monkeypatch.setattr(runs.launch, "check_compiler", lambda run: order.append("compiler"))
     monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
     monkeypatch.setattr(runs, "crew", lambda run, storage, say, memory: note("crew"))
     monkeypatch.setattr(runs, "chatter_to", nullcontext)
     monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
-    with at_work(RunSpec(), SimpleNamespace(place="", ray=""), said) as (board, memory):
+    results = SimpleNamespace(place="", ray="")
+    with at_work(RunSpec(), results, said) as (board, memory):
         assert (board, memory) == ("crew", 7)
-    assert order == ["cluster", "memory", "crew"]
+    with at_work(RunSpec(), results, said, trains=False):
+        assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
 
 
 def test_a_plan_decides_about_activations(said):
@@ -109,8 +115,26 @@ def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
         raise RuntimeError("data-dependent\nbranch")
 
     monkeypatch.setattr(runs, "plan", fails)
-    assert not planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said).recompute
-    assert said.lines == ["k = 4: what it will take can't be said beforehand (data-dependent)"]
+    assert planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said) == PLAIN
+    every = RunSpec(activation_checkpointing="on", sharding="on", compile="on", workers=2)
+    assert planned(every, SOURCES, TrainingSpec(tokens_per_step=256), GIB, said) == Fit(True, True, True)
+    assert said.lines == 2 * ["k = 4: what it will take can't be said beforehand (data-dependent)"]
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_layers_are_compiled_where_that_was_asked_for(said, asked):
+    """By the flag of a search, and of what goes on from its best.yaml; without that, as the search had."""
+    assert planned(RunSpec(compile=asked), SOURCES, TrainingSpec(), GIB, said).compiled == (asked == "on")
+    for args in GOING_ON:
+        assert given(args(config="best.yaml", compile=asked))["compile"] == asked
+        assert "compile" not in given(args(config="best.yaml"))
+
+
+def test_trust_is_taken_from_the_command_line_alone():
+    """What goes on from a best.yaml always says it, so that the file never does."""
+    for trusted in (True, False):
+        for args in GOING_ON:
+            assert given(args(config="best.yaml", trust_remote_code=trusted))["trust_remote_code"] is trusted
 
 
 def test_a_training_of_an_earlier_version_can_be_resumed():
@@ -359,7 +383,6 @@ def test_the_printed_command_goes_on_with_the_training_that_was_interrupted():
     [
         ("--reports 10", "reports is 10, but the training to be resumed began with 20"),
         ("--tokens 999", "tokens is 999, but the training to be resumed began with 1000"),
-        ("--micro-batch 8", "--micro-batch 8: the run 'full' began with 2, so leave that flag out"),
         ("--precision bfloat16", "--precision bfloat16: the run 'full' began with float32"),
         ("--trust-remote-code", "was made without --trust-remote-code: leave it out"),
     ],
