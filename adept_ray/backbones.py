@@ -51,6 +51,7 @@ ON_GPUS: dict[str, Any] = {
     "validation_tokens": 49_152,
     "test_tokens": 49_152,
     "tokens_per_trial": 20_971_520,
+    "reports": 8,
     "tokens": 20_971_520,
     "tokens_per_step": 16_384,
     "recompute_every": 500,

@@ -83,7 +83,7 @@ def find_k(run: SearchRun) -> str:
     if run.report_only:
         return report_again(run)
     if run.strategy == "grow":
-        refuse(run, ("trials",), "is for independent trials: leave it out with --strategy grow")
+        refuse(run, ("trials", "reports"), "is for independent trials: leave it out with --strategy grow")
     display = Display(run.json_lines)
     run = settled(run)
     results = Results(run.storage, run.name)
@@ -94,7 +94,7 @@ def find_k(run: SearchRun) -> str:
     begun_with = space_of(run, results.about(), display.say)
     launch.check_workers(run)
     sources = find_sources(run, display, made_from=results.about().get("fingerprints"))
-    base = TrainingSpec(tokens=run.tokens_per_trial)
+    base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports)
     space, most = searchable(run, begun_with, sources, display.say)
     deepest, k_max = check_space(space, sources.layers, base)
     write_run(results, run, display, sources, space=begun_with)

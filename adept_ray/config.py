@@ -217,7 +217,7 @@ class TrainingSpec(Spec):
     """Decoupled weight decay of matrices (never of norms and biases)."""
     clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
-    reports: int = Field(2, ge=1)
+    reports: int = Field(3, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
 
     @model_validator(mode="after")
@@ -244,6 +244,8 @@ class SearchRun(RunSpec):
     """Independent trials, or one model that is given the next layer again and again."""
     tokens_per_trial: int = Field(6144, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
+    reports: int = Field(3, ge=1)
+    """How often a trial is scored on the validation splits; from the second time on it may be stopped."""
     concurrent: int | Literal["auto"] = 1
     """Trials at once, each on --workers of its own; auto: as many as the cluster has room for."""
     pareto: bool = False

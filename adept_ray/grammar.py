@@ -136,6 +136,7 @@ SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
 SIZES = (
     "trials",
     "tokens_per_trial",
+    "reports",
     "seq_len",
     "probe_tokens",
     "remeasure_tokens",

@@ -29,7 +29,7 @@ from adept_ray.trials import LayersFor, describe, ended, titled
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HALVING = 2  # a report below the better half of its rung may end the trial
-HOPELESS = 2  # paired standard errors behind the best at the same report
+HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
 EXPERIMENT = "search"
 
 
@@ -40,9 +40,9 @@ class Verdicts(ASHAScheduler):
     loop leaves it free for the next. Workers wait for the verdict on each report, so
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
     on whatever its score, else the first one alone would be the measure. And it is ended only if it lies
-    more than two standard errors behind the best that had seen as many tokens. The error is that of the
-    difference, paired over the validation documents that both were scored on: what is hard for one is hard
-    for the other, so a single reading of that size is no accident of the text, and a trial that may still be
+    more than two standard errors behind the best that had seen as many tokens, now and at the report before:
+    no single reading ends a trial. The error is that of the difference, paired over the validation documents
+    that both were scored on: what is hard for one is hard for the other. A trial that may still be
     chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
 
     Tune doesn't keep a scheduler's state, so scores and decisions are written to `memory` (a path or URI),
@@ -56,18 +56,22 @@ class Verdicts(ASHAScheduler):
         self._board, self._memory, self._judge_after = board, memory, judge_after
         self._weights = weights
         self._decided: dict[str, bool] = {}  # "trial id/report" → stop
+        self._behind: dict[str, bool] = {}  # "trial id/report" → beyond chance below the best
         self._best: dict[str, dict[str, Any]] = {}  # report → what was measured of the best so far
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        key = f"{trial.trial_id}/{result['report']}"
+        report = result["report"]
+        key, before = f"{trial.trial_id}/{report}", f"{trial.trial_id}/{report - 1}"
         if key not in self._decided:  # a resumed trial repeats its last report
             decision = super().on_trial_result(tune_controller, trial, result)
-            others = sum(seen.endswith(f"/{result['report']}") for seen in self._decided)
-            hopeless = self._beyond_noise(result) and others >= self._judge_after
-            self._decided[key] = decision == TrialScheduler.STOP and hopeless
+            others = sum(seen.endswith(f"/{report}") for seen in self._decided)
+            self._behind[key] = self._beyond_noise(result)
+            hopeless = self._behind[key] and self._behind.get(before, False)
+            judged = others >= self._judge_after
+            self._decided[key] = decision == TrialScheduler.STOP and judged and hopeless
             self._remember()
         board = ray.get_actor(self._board)
-        board.decide.remote(trial_name(trial), result["report"], self._decided[key])
+        board.decide.remote(trial_name(trial), report, self._decided[key])
         return TrialScheduler.CONTINUE
 
     def _beyond_noise(self, result: Mapping[str, Any]) -> bool:
@@ -85,7 +89,7 @@ class Verdicts(ASHAScheduler):
         rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
         filesystem, path = fs.FileSystem.from_uri(self._memory)
         with filesystem.open_output_stream(f"{path}.new") as file:
-            memory = {"rungs": rungs, "decided": self._decided, "best": self._best}
+            memory = {"rungs": rungs, "decided": self._decided, "behind": self._behind, "best": self._best}
             file.write(json.dumps(memory).encode())
         filesystem.move(f"{path}.new", path)  # so that a kill can't leave half of it
 
@@ -98,6 +102,7 @@ class Verdicts(ASHAScheduler):
         with filesystem.open_input_file(path) as file:
             memory = json.loads(file.read())
         self._decided, self._best = memory["decided"], memory["best"]
+        self._behind = memory.get("behind", {})  # one of an older version has none
         for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
             for (_, scores), remembered in zip(bracket._rungs, rungs, strict=True):
                 scores.update(remembered)

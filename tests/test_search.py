@@ -497,9 +497,17 @@ def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
     """With judge_after 3 the second and third go on however bad; the fourth is judged."""
     scheduler = new_scheduler(tmp_path, judge_after=3)
     for number, score in enumerate([5.0, 1.0, 2.0, 1.5], 1):
-        scheduler.on_trial_add(None, fake_trial(number))
-        scheduler.on_trial_result(None, fake_trial(number), read(score, 0.0, 0.0))
-    assert [stop for _, _, stop in board["decide"]] == [False, False, False, True]
+        report_twice(scheduler, number, read(score, 0.0, 0.0))
+    assert [stop for _, _, stop in board["decide"][1::2]] == [False, False, False, True]
+    assert not any(stop for _, _, stop in board["decide"][::2])
+
+
+def report_twice(scheduler, number, *readings):
+    """Let a trial report the readings one after the other, a single one twice."""
+    trial = fake_trial(number)
+    scheduler.on_trial_add(None, trial)
+    for report, reading in enumerate(readings * (3 - len(readings)), 1):
+        scheduler.on_trial_result(None, trial, {**reading, "report": report})
 
 
 def read(score, *blocks, tokens=100, report=1):
@@ -523,27 +531,39 @@ BEST = (10.0, -3.0, 1.0, 2.0)  # a score and its blocks
     ],
 )
 def test_only_what_lies_behind_beyond_chance_is_stopped(board, tmp_path, reading, stopped):
-    """Paired by document with the best at as many tokens: one unlucky reading ends no trial."""
+    """Paired by document with the best at as many tokens."""
     scheduler = new_scheduler(tmp_path)
     for number, result in enumerate([read(*BEST), reading], 1):
-        scheduler.on_trial_add(None, fake_trial(number))
-        scheduler.on_trial_result(None, fake_trial(number), result)
-    assert [stop for _, _, stop in board["decide"]] == [False, stopped]
+        report_twice(scheduler, number, result)
+    assert [stop for _, _, stop in board["decide"]] == [False, False, False, stopped]
+
+
+def test_no_single_reading_ends_a_trial(board, tmp_path):
+    """Beyond chance behind at one report, whichever, and level with the best at the other: it goes on."""
+    scheduler = new_scheduler(tmp_path)
+    behind, level = read(9.0, *BEST[1:]), read(*BEST)
+    report_twice(scheduler, 1, level)
+    report_twice(scheduler, 2, behind, level)
+    report_twice(scheduler, 3, level, behind)
+    report_twice(scheduler, 4, behind, behind)
+    assert [stop for _, _, stop in board["decide"]] == [False] * 7 + [True]
 
 
 def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
     """Tune restores a scheduler as it was at the start: scores and verdicts come back from its memory."""
     lost = new_scheduler(tmp_path)
     beginning = pickle.dumps(lost)
-    for number, score in enumerate([5.0, 1.0], 1):
-        lost.on_trial_add(None, fake_trial(number))
-        lost.on_trial_result(None, fake_trial(number), read(score, 0.0, 0.0))
+    report_twice(lost, 1, read(5.0, 0.0, 0.0))
+    report_twice(lost, 2, read(1.0, 0.0, 0.0))
+    lost.on_trial_add(None, fake_trial(3))
+    lost.on_trial_result(None, fake_trial(3), read(2.0, 0.0, 0.0))
     restored = pickle.loads(beginning)
     for number in (2, 3):
         restored.on_trial_add(None, fake_trial(number))
-    restored.on_trial_result(None, fake_trial(2), read(9.0, 0.0, 0.0))  # said before: judged before
-    restored.on_trial_result(None, fake_trial(3), read(2.0, 0.0, 0.0))  # worse than trial 1's 5.0
-    assert board["decide"][1:] == [("trial-002", 1, True), ("trial-002", 1, True), ("trial-003", 1, True)]
+    for number, score in {2: 9.0, 3: 2.0}.items():  # said before: judged before; and still worse than 5.0
+        restored.on_trial_result(None, fake_trial(number), read(score, 0.0, 0.0, report=2))
+    second = [(name, stop) for name, report, stop in board["decide"] if report == 2]
+    assert second == [("trial-001", False), *[("trial-002", True)] * 2, ("trial-003", True)]
 
 
 def judged(board, scores, reports=3):
@@ -568,7 +588,7 @@ def judged(board, scores, reports=3):
 def test_the_worst_trial_is_told_to_stop(board):
     """Tune is always told to go on; the trial behind the others gets its verdict through the board."""
     verdicts = judged(board, [5.0, 7.0, 8.0, 1.0, 9.0])
-    assert verdicts["trial-004"] == [(1, True)]
+    assert verdicts["trial-004"] == [(1, False), (2, True)]
     for name in ("trial-001", "trial-002", "trial-003", "trial-005"):
         assert verdicts[name] == [(1, False), (2, False), (3, False)]
 
