@@ -57,7 +57,7 @@ VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
 RESTARTS = 30  # worker groups of a crew that may die in a run
 START_TRIES = 10  # of a minute each, on a cluster that others keep busy
-RESIZE_EVERY = 60.0  # seconds between two looks for room for more workers, where their number may change
+RESIZE_EVERY = 20.0  # seconds between two looks for room for more workers, where their number may change
 OVER = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 TOLD_EVERY = 0.5  # seconds between two reports of progress
@@ -155,6 +155,7 @@ class Board:
         self._reports: list[list[dict[str, Any]]] = []
         self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
         self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its tasks, as they were claimed
+        self._sizes: dict[int, int] = {}  # crew → its workers, where their number may change
         self._deaths: Counter[int] = Counter()  # of its workers, since the last new report
         self._faults: dict[int, str] = {}
         # crew → node → what the kernel had killed there for memory when the crew began its task
@@ -316,6 +317,12 @@ class Board:
     async def remark(self, text: str) -> None:
         """Keep a line that the run's user should read."""
         self._remarks.append(text)
+
+    async def manned(self, crew: int, task: str, size: int, of: int) -> None:
+        """Say with how many of its workers a crew is at a task; a change is remarked."""
+        if size != self._sizes.get(crew, of):
+            await self.remark(f"{task} goes on with {size} of {of} workers")
+        self._sizes[crew] = size
 
     async def remarks(self, seen: int) -> list[str]:
         """The lines but for the first `seen`."""
@@ -579,9 +586,8 @@ def worker(config: dict[str, Any]) -> None:
         task: Task | None = None
         try:
             task = ray.get(reference)
-            if first and size < config["workers"]:
-                text = f"{task.name} goes on with {size} of {config['workers']} workers"
-                board.remark.remote(text)
+            if first:
+                board.manned.remote(crew, task.name, size, config["workers"])
             perform(task, Voice(board, number, first, device), device)
         except Leaving:
             return  # Ray Train's run ends well, and the crew's leader begins another one

@@ -21,6 +21,7 @@ from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.probe import ProbeJob, probe
+from adept_ray.sharding import Fit
 from adept_ray.storage import last_checkpoint
 from adept_ray.train import TrainJob, train
 
@@ -231,20 +232,35 @@ def drain(cluster, node):
     assert accepted, why
 
 
-def test_fewer_workers_go_on_where_none_can_be_replaced(cluster, job, alone, tmp_path):
-    """Two workers, at least one, lose a node for good: one ends the training, with the same losses."""
+@pytest.mark.parametrize("sharded", [False, True])
+def test_workers_may_become_fewer_and_more(cluster, job, alone, tmp_path, sharded):
+    """Two workers lose a node: one goes on, until there is room for another one; the losses stay the same.
+
+    Each waits for the verdict on the first report, and says it again when it goes on. Shared out over the
+    workers or not: what a checkpoint holds doesn't depend on it.
+    """
     made = nodes(cluster, 1, 1)
     lines, widths = [], []
-    with crew(RunSpec(name="elastic", workers=2, min_workers=1), str(tmp_path), lines.append) as board:
-        for metrics in reports(board, Task("elastic", "train", job, ray.put(BLOCKS), str(tmp_path))):
+    wide = RunSpec(name=f"elastic {sharded}", workers=2, min_workers=1)
+    elastic = replace(job, fit=Fit(sharded=sharded))
+    with crew(wide, str(tmp_path), lines.append) as board:
+        task = Task("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
+        for metrics in reports(board, task):
             widths.append(len(working()))
             found = metrics
             if len(widths) == 1:
                 cluster.remove_node(made[1], allow_graceful=False)
                 while len([node for node in ray.nodes() if node["Alive"]]) > 2:  # the head and the other one
                     time.sleep(0.1)
-                look()
-    assert widths[0] == 2 and widths[-1] == 1 and "elastic goes on with 1 of 2 workers" in " ".join(lines)
+            elif len(widths) == 2:
+                cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            elif len(widths) == 3:
+                for report in range(1, REPORTS):
+                    board.decide.remote("elastic", report, False)
+            look()
+    assert widths == [2, 1, *[2] * REPORTS]
+    changes = [line for line in lines if "goes on with" in line]
+    assert changes == [f"elastic goes on with {width} of 2 workers" for width in (1, 2)]
     for name in ("general_bpb", "domain_bpb", "loss"):
         assert found[name] == pytest.approx(alone[name], rel=1e-4)
     nothing_reserved()
