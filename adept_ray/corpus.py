@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from adept_ray.assets import CorpusFiles
+    from adept_ray.documents import CorpusFiles
 
 FORMAT = 2  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay

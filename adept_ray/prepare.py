@@ -13,13 +13,13 @@ from importlib.metadata import version
 from typing import Any
 
 from adept_ray.anatomy import family_like
-from adept_ray.assets import CorpusFiles, resolve_corpus
 from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
 from adept_ray.config import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display, Update
+from adept_ray.documents import CorpusFiles, resolve_corpus
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of

@@ -16,7 +16,6 @@ from typing import Any, TextIO, TypeVar
 import yaml
 
 from adept_ray import launch
-from adept_ray.assets import CORPORA
 from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.benchmarks import is_file
 from adept_ray.checkpoint import STATE
@@ -35,6 +34,7 @@ from adept_ray.config import (
 )
 from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
+from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.grammar import SearchSpace
 from adept_ray.plan import fitting, plan

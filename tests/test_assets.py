@@ -1,9 +1,6 @@
-"""Assets and corpora: whole or absent, never another file than pinned, and one sentence for what is wrong."""
+"""Assets: whole or absent, never another file than pinned, and one sentence for what is wrong."""
 
-import gzip
 import hashlib
-import json
-import re
 import shutil
 import sys
 import threading
@@ -11,13 +8,10 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from adept_ray import assets
-from adept_ray.assets import CORPORA, Asset, HubSource, fetch, hpo_definitions, hub_revision, resolve_corpus
-from adept_ray.config import UserError, default_cache
+from adept_ray.assets import Asset, fetch, hub_revision
+from adept_ray.config import UserError
 
 CONTENT = b"once upon a time\n" * 1000
 
@@ -44,26 +38,6 @@ def only_links(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     return links
-
-
-def texts(corpus) -> list[str]:
-    return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
-
-
-def refused(source: Path | str, tmp_path: Path, column: str = "text") -> str:
-    """What the user is told about a corpus that can't be used: one sentence, and nothing is left behind."""
-    with pytest.raises(UserError) as caught:
-        resolve_corpus(str(source), column, tmp_path / "cache")
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*.parquet"))
-    return str(caught.value)
-
-
-def put(path: Path, *rows: object) -> Path:
-    """Write one JSON value a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 # --- pinned packages ------------------------------------------------------------------------------
@@ -146,194 +120,7 @@ def test_an_interrupted_extraction_is_never_believed(tmp_path, monkeypatch):
     assert fetch(asset, cache).read_bytes() == CONTENT
 
 
-# --- local corpora --------------------------------------------------------------------------------
-
-
-def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
-    """A folder is searched recursively; other kinds of files and hidden ones are left out."""
-    root = tmp_path / "corpus"
-    put(root / "a.jsonl", {"text": "eins"}, {"text": " "}, {"text": None}, {"text": "zwei — ü"})
-    (root / "b").mkdir()
-    with gzip.open(root / "b" / "b.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write('{"text": "drei"}\n\n{"text": "vier"}\n')
-    pq.write_table(
-        pa.table({"id": [1, 2], "text": pa.array(["fünf", None], pa.large_string())}), root / "c.parquet"
-    )
-    (root / "d.txt").write_bytes(b"\xef\xbb\xbfsechs\r\nnoch sechs\r\n \r\nsieben\n\n\nacht")
-    (root / "notes.md").write_text("no")
-    put(root / ".ipynb_checkpoints" / "a.jsonl", {"text": "no"})
-    corpus = resolve_corpus(str(root), "text", tmp_path / "cache")
-    expected = ["eins", "zwei — ü", "drei", "vier", "fünf", "sechs\r\nnoch sechs", "sieben", "acht"]
-    assert texts(corpus) == expected
-    assert corpus.name == "corpus" and all(path.is_absolute() for path in corpus.files)
-
-
-def test_the_fingerprint_names_the_content(tmp_path):
-    """A renamed corpus keeps its fingerprint; another word, order or text column gives another."""
-    cache, rows = tmp_path / "cache", [{"text": "one", "body": "I"}, {"text": "two", "body": "II"}]
-    sources = {
-        "same": put(tmp_path / "a.jsonl", *rows),
-        "renamed": put(tmp_path / "b.jsonl", *rows),
-        "order": put(tmp_path / "c.jsonl", *rows[::-1]),
-        "word": put(tmp_path / "d.jsonl", rows[0], {"text": "zwo", "body": "II"}),
-    }
-    prints = {name: resolve_corpus(str(path), "text", cache).fingerprint for name, path in sources.items()}
-    prints["column"] = resolve_corpus(str(sources["same"]), "body", cache).fingerprint
-    assert prints["same"] == prints.pop("renamed")
-    assert len(set(prints.values())) == len(prints)
-
-
-def test_a_corpus_is_normalised_once(tmp_path, monkeypatch):
-    """The second time, the corpus is found by its content and not written again."""
-    source = put(tmp_path / "a.jsonl", {"text": "one"})
-    first = resolve_corpus(str(source), "text", tmp_path / "cache")
-    monkeypatch.setattr(assets, "write_corpus", None)
-    assert resolve_corpus(str(source), "text", tmp_path / "cache") == first
-
-
-def test_large_corpora_get_several_row_groups(tmp_path, monkeypatch):
-    """Readers can work in parallel, and no document is lost between row groups."""
-    monkeypatch.setattr(assets, "ROW_GROUP_BYTES", 1000)
-    documents = [f"{'x' * (i % 90)} document {i}".strip() for i in range(500)]
-    assert assets.write_corpus(iter(documents), tmp_path / "c.parquet", "c") == 500
-    assert pq.ParquetFile(tmp_path / "c.parquet").num_row_groups > 10
-    assert pq.read_table(tmp_path / "c.parquet")["text"].to_pylist() == documents
-
-
-GOOD = '{"text": "fine"}\n'
-BROKEN = {
-    "bytes.jsonl": (
-        GOOD.encode() + b'{"text": "caf\xe9"}\n',
-        r"bytes.jsonl, line 2: byte 14 \(0xe9\) is not UTF-8",
-    ),
-    "latin.txt": (b"caf\xe9", r"latin.txt, line 1: byte 4 \(0xe9\) is not UTF-8"),
-    "half.jsonl.gz": (gzip.compress(GOOD.encode() * 99)[:-12], r"half.jsonl.gz: truncated or damaged gzip"),
-    "not.jsonl.gz": (GOOD.encode(), r"not.jsonl.gz: truncated or damaged gzip"),
-    "cut.parquet": (b"PAR1 and then nothing", r"cut.parquet: truncated or damaged Parquet"),
-    "cut.jsonl": (
-        (GOOD + '{"text": "fi').encode(),
-        r"cut.jsonl, line 2: not valid JSON at column 10: Unterminated string",
-    ),
-    "deep.jsonl": (b"[" * 100_000, r"deep.jsonl, line 1: not readable JSON: nested too deeply"),
-    "list.jsonl": (b'["fine"]\n', r"list.jsonl, line 1: must be a JSON object .*not list"),
-    "column.jsonl": (
-        GOOD.encode() + b'{"body": "", "id": 1}',
-        r"line 2: no column 'text'; there are: body, id",
-    ),
-    "number.jsonl": (b'{"text": 3}', r"number.jsonl, line 1: column 'text' must hold strings, not int"),
-    "half.jsonl": (b'{"text": "\\ud83d"}', r"half.jsonl, line 1: .* surrogate"),
-    "empty.jsonl": (b"", r"empty.jsonl: the file is empty"),
-    "blank.txt": (b" \n\n\t\n", r"blank.txt: holds no documents"),
-    "table.csv": (b"text\nfine\n", r"table.csv: not a supported kind of file; supported: .jsonl, "),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused_in_one_sentence(name, tmp_path):
-    """The sentence names the file, the line and what is wrong."""
-    content, sentence = BROKEN[name]
-    (tmp_path / name).write_bytes(content)
-    assert re.search(sentence, refused(tmp_path / name, tmp_path))
-
-
-def test_a_truncated_parquet_file_is_refused(tmp_path):
-    """A Parquet file that was valid before it was cut is named as truncated."""
-    pq.write_table(pa.table({"text": ["some words"] * 100}), tmp_path / "a.parquet")
-    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    assert "a.parquet: truncated or damaged Parquet file" in refused(tmp_path / "a.parquet", tmp_path)
-
-
-def test_parquet_columns_are_checked(tmp_path):
-    """A missing column is answered with the ones there are; a column of numbers is refused."""
-    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
-    assert refused(tmp_path / "a.parquet", tmp_path).endswith("no column 'text'; there are: body, id")
-    assert refused(tmp_path / "a.parquet", tmp_path, "id").endswith(
-        "column 'id' must hold strings, not int64"
-    )
-
-
-def test_a_folder_without_text_is_refused(tmp_path):
-    """A folder of other things is answered with the kinds that are supported."""
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "a.pdf").write_bytes(b"%PDF")
-    assert "holds no file that can be read as text; supported: .jsonl" in refused(
-        tmp_path / "corpus", tmp_path
-    )
-
-
-@pytest.mark.parametrize(
-    "source", ["./medical", "/no/such", "a/b/c", "data/part.jsonl", "missing.txt", "~/nowhere"]
-)
-def test_a_missing_path_is_not_looked_up_on_the_hub(source, tmp_path):
-    """What can only be a path is said to be missing."""
-    assert refused(source, tmp_path) == f"{source}: no such file or folder"
-
-
-@pytest.mark.parametrize(("source", "hint"), [("bolq", "did you mean boolq?"), ("", "known: boolq, math")])
-def test_an_unknown_name_gets_the_nearest(source, hint, tmp_path):
-    """A misspelt preset is answered with the nearest names."""
-    assert f"unknown corpus '{source}': {hint}" in refused(source, tmp_path)
-
-
-# --- presets --------------------------------------------------------------------------------------
-
-
-def test_hpo_definitions_are_unescaped_and_obsolete_terms_left_out():
-    """Quotes come out as written, and only living terms with a definition count."""
-    obo = (
-        'format-version: 1.2\n\n[Term]\nid: 1\nname: Cough\ndef: "A \\"barking\\" one\\: loud." [x:1]\n\n'
-        "[Term]\nid: 2\nname: No definition\n\n"
-        '[Term]\nid: 3\nname: Old\ndef: "Gone." []\nis_obsolete: true\n\n'
-        '[Term]\nid: 4\nname: Last\ndef: "The last." []\n\n'
-        '[Typedef]\nid: t\nname: part\ndef: "Not a term." []\n'
-    )
-    assert list(hpo_definitions(obo)) == ['Cough: A "barking" one: loud.', "Last: The last."]
-
-
-def test_generators_are_loaded_without_the_package(tmp_path):
-    """Only these files run, an installed package of that name is left alone, bad templates are left out."""
-    (tmp_path / "utils.py").write_text("def format_number(n):\n    return str(n)\n")
-    template = "def generate_{}(rng, difficulty):\n    return format_number({})\n"
-    body = "from reasoning_gym.utils import format_number\n" + "".join(
-        template.format(n, n) for n in (32, 4, 31)
-    )
-    (tmp_path / "some.py").write_text(body)
-    installed = sys.modules.setdefault("reasoning_gym", SimpleNamespace())
-    try:
-        generators = assets._load_generators(tmp_path / "utils.py", tmp_path / "some.py")
-        assert [generate(None, 1.0) for generate in generators] == ["4", "31"]
-        assert sys.modules["reasoning_gym"] is installed and "reasoning_gym.utils" not in sys.modules
-    finally:
-        del sys.modules["reasoning_gym"]
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize(
-    ("name", "documents", "size", "start"),
-    [
-        ("boolq", 12_271, 7_228_159, "Home Run Derby -- "),
-        ("medical", 16_949, 3_431_863, "Abnormality of body height: "),
-        ("math", 8_000, 3_924_343, "Isabella can peel 4 mushrooms a minute"),
-    ],
-)
-def test_a_preset_is_the_same_corpus_everywhere(name, documents, size, start):
-    """The pinned packages give the same documents, byte for byte in number, on every machine."""
-    corpus = resolve_corpus(name, "ignored", default_cache())
-    found = texts(corpus)
-    assert (len(found), sum(len(text.encode()) for text in found)) == (documents, size)
-    assert len(set(found)) == len(found) and found[0].startswith(start)
-    assert "Context (1)" not in "".join(found) and corpus.note == CORPORA[name].note
-
-
 # --- the hub --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", ["owner/name", "owner/name:config", "medical-paper"])
-def test_without_the_hub_the_sentence_says_so(source, tmp_path):
-    """A hub dataset without network is one sentence, soon."""
-    assert re.match(
-        r"can't ask the Hugging Face hub about the dataset '\w+/\w+' \(", refused(source, tmp_path)
-    )
 
 
 def test_an_unknown_hub_dataset_is_named(monkeypatch):
@@ -349,100 +136,3 @@ def test_an_unknown_hub_dataset_is_named(monkeypatch):
         UserError, match=r"no local path and no dataset .* is called 'o/n'; check the spelling"
     ):
         hub_revision("dataset", "o/n")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub whose every dataset is one local file; returns the rows to serve and the calls made."""
-    import datasets
-
-    state = SimpleNamespace(rows=[], revision="c0ffee", calls=[])
-    load = datasets.load_dataset
-
-    def fake(*args, **options):
-        state.calls.append((args, options))
-        path = put(tmp_path / f"hub{len(state.calls)}.jsonl", *state.rows)
-        return load("json", data_files=str(path), split="train", streaming=True)
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(assets, "hub_revision", lambda kind, name: state.revision)
-    return state
-
-
-def test_a_hub_dataset_is_streamed_up_to_the_limit_at_its_commit(hub, tmp_path):
-    """No more documents than asked for; the commit is part of the request and of the fingerprint."""
-    hub.rows = [{"text": f"document {i}"} for i in range(9)]
-    first = resolve_corpus("o/n:small", "text", tmp_path / "cache", max_documents=4)
-    assert texts(first) == [f"document {i}" for i in range(4)]
-    assert hub.calls[0][0] == ("o/n", "small") and hub.calls[0][1]["revision"] == "c0ffee"
-    hub.revision = "decaf0"
-    again = resolve_corpus("o/n:small", "text", tmp_path / "cache", max_documents=4)
-    assert first.fingerprint != again.fingerprint and "o/n@decaf0" in again.note
-
-
-def test_a_hub_dataset_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
-    """The commit of the last time will do where the hub doesn't answer; one it doesn't know is refused."""
-    hub.rows = [{"text": "a document"}]
-    first = resolve_corpus("o/n", "text", tmp_path / "cache")
-
-    def silent(kind, name):
-        raise UserError("can't ask") from OSError("no network")
-
-    monkeypatch.setattr(assets, "hub_revision", silent)
-    assert resolve_corpus("o/n", "text", tmp_path / "cache").fingerprint == first.fingerprint
-    assert len(hub.calls) == 1
-    assert refused("o/other", tmp_path / "elsewhere") == "can't ask"
-
-
-def test_a_hub_dataset_without_the_column_is_refused(hub, tmp_path):
-    """The columns there are, are named."""
-    hub.rows = [{"id": 1, "body": "x"}]
-    assert refused("o/n", tmp_path) == "hub dataset o/n, row 1: no column 'text'; there are: body, id"
-    assert refused("o/n", tmp_path, "id").endswith("row 1: column 'id' must hold strings, not int")
-
-
-def test_what_the_hub_readers_raise_becomes_one_sentence(tmp_path, monkeypatch):
-    """A data set the library can't read is named with the library's reason."""
-    import datasets
-
-    def fail(*_, **__):
-        raise ValueError("Config name is missing.\nPick one of: ['a', 'b']")
-
-    monkeypatch.setattr(assets, "hub_revision", lambda kind, name: "c0ffee")
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    assert (
-        refused("o/n", tmp_path)
-        == "hub dataset o/n: can't be streamed: Config name is missing. Pick one of: ['a', 'b']"
-    )
-
-
-def test_chat_turns_and_answer_options_become_text(hub):
-    """Questions, options and conversations read like text, null options left out."""
-    hub.rows = [
-        {
-            "question": "Why?",
-            "options": {"A": "so", "B": None},
-            "turns": [{"from": "human", "value": "hi"}, {"value": "hello"}],
-        }
-    ]
-    source = HubSource("o/n", ("question", "options", "turns"))
-    assert list(assets._stream(source, "c0ffee", 1)) == ["Why?\nA. so\nhi\nhello"]
-
-
-def test_files_inside_a_zip_of_the_hub_are_read_one_document_each(tmp_path, monkeypatch):
-    """`PATH::ZIP` reaches the .txt files of an archive, whole, through the same loader as the hub's."""
-    import datasets
-
-    with zipfile.ZipFile(tmp_path / "English.zip", "w") as archive:
-        archive.writestr("English/a/one.txt", "First.\n\nStill first.")
-        archive.writestr("English/two.txt", "Second.")
-    load = datasets.load_dataset
-
-    def local(kind, data_files, **options):
-        inside, url = data_files.split("::")
-        assert url == "hf://datasets/o/n@c0ffee/English.zip"
-        return load(kind, data_files=f"{inside}::{tmp_path}/English.zip", **options)
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    found = list(assets._stream(HubSource("o/n", member="**/*.txt::English.zip"), "c0ffee", 9))
-    assert found == ["First.\n\nStill first.", "Second."]

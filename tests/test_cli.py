@@ -11,11 +11,11 @@ import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray import commands
-from adept_ray.assets import BOOLQ
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
 from adept_ray.commands import flags
 from adept_ray.config import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
+from adept_ray.documents import BOOLQ
 from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
 from adept_ray.storage import write_text

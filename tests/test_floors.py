@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "config grammar ranks loss anatomy sharding importance race expansion reception placement rates lora "
     "tuning plan activations",
-    "storage assets backbones corpus benchmarks scoring checkpoint",
+    "storage assets documents backbones corpus benchmarks scoring checkpoint",
     "probe train",
     "launch metrics crew",
     "methods display prepare choice spaces trials study search growth compare",
