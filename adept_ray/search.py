@@ -21,7 +21,7 @@ from adept_ray.grammar import SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
 from adept_ray.placement import placed
-from adept_ray.scoring import difference_error
+from adept_ray.scoring import SIDES, difference_error
 from adept_ray.storage import located
 from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
 from adept_ray.train import TrainJob
@@ -65,7 +65,7 @@ class Verdicts(ASHAScheduler):
         if key not in self._decided:  # a resumed trial repeats its last report
             decision = super().on_trial_result(tune_controller, trial, result)
             others = sum(seen.endswith(f"/{report}") for seen in self._decided)
-            self._behind[key] = self._beyond_noise(result)
+            self._behind[key] = self._beyond_noise(str(report), measured(result))
             hopeless = self._behind[key] and self._behind.get(before, False)
             judged = others >= self._judge_after
             self._decided[key] = decision == TrialScheduler.STOP and judged and hopeless
@@ -74,16 +74,15 @@ class Verdicts(ASHAScheduler):
         board.decide.remote(trial_name(trial), report, self._decided[key])
         return TrialScheduler.CONTINUE
 
-    def _beyond_noise(self, result: Mapping[str, Any]) -> bool:
-        """Whether a report lies beyond chance below the best one before it, of as many tokens."""
-        report, best = str(result["report"]), self._best.get(str(result["report"]))
-        if math.isfinite(result["score"]) and (best is None or result["score"] > best["score"]):
-            names = ("score", "score_se", "general_delta", "pulls", "tokens")
-            self._best[report] = {name: result.get(name) for name in names}
-        if best is None or best["tokens"] != result.get("tokens"):
+    def _beyond_noise(self, report: str, found: dict[str, Any]) -> bool:
+        """Whether what was measured lies beyond chance below the best one before it, of as many tokens."""
+        best = self._best.get(report)
+        if math.isfinite(found["score"]) and (best is None or found["score"] > best["score"]):
+            self._best[report] = found
+        if best is None or best["tokens"] != found["tokens"]:
             return False
-        behind = best["score"] - result["score"]
-        return bool(behind > HOPELESS * difference_error(best, result, self._weights))
+        behind = best["score"] - found["score"]
+        return bool(behind > HOPELESS * difference_error(best, found, self._weights))
 
     def _remember(self) -> None:
         rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
@@ -106,6 +105,13 @@ class Verdicts(ASHAScheduler):
         for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
             for (_, scores), remembered in zip(bracket._rungs, rungs, strict=True):
                 scores.update(remembered)
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`~adept_ray.scoring.difference_error` asks for, of a result that Tune has flattened."""
+    names = ("score", "score_se", "general_delta", "tokens")
+    pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
+    return {**{name: result.get(name) for name in names}, "pulls": pulls}
 
 
 class Rows(tune.Callback):

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from ray.tune.utils import flatten_dict
 
 from adept_ray import search, study
 from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
@@ -511,10 +512,10 @@ def report_twice(scheduler, number, *readings):
 
 
 def read(score, *blocks, tokens=100, report=1):
-    """A report of so many tokens, whose score its blocks pull apart by so much."""
+    """A report of so many tokens, whose score its blocks pull apart by so much, as Tune hands it over."""
     pulls = {"general": [0.0] * len(blocks), "domain": list(blocks)}
     values = {"score": score, "score_se": 99.0, "general_delta": 0.0, "pulls": pulls}
-    return {**values, "tokens": tokens, "report": report}
+    return flatten_dict({**values, "tokens": tokens, "report": report})
 
 
 BEST = (10.0, -3.0, 1.0, 2.0)  # a score and its blocks
