@@ -142,7 +142,9 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _check_workers(self) -> RunSpec:
-        if self.min_workers > self.workers:
+        going_on = getattr(self, "resume", False) or getattr(self, "more_trials", 0) > 0
+        known = "workers" in self.model_fields_set or not going_on  # else it is as the run began
+        if known and self.min_workers > self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, more than workers, {self.workers}")
         return self
 
