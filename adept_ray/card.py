@@ -9,6 +9,7 @@ from adept_ray.assets import HUB_ID
 from adept_ray.backbones import PRESETS
 from adept_ray.evidence import Evidence, Side
 from adept_ray.expansion import added_layers
+from adept_ray.page import duration
 from adept_ray.storage import write_text
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def _measured(results: Evidence, name: str) -> list[EvalResult]:
 def _what(results: Evidence) -> str:
     run, k = results.best.run, results.best.k
     advice = (
-        f"**The search that made this model advises against it (k = 0): nothing that it tried is better than "
-        f"`{run.get('backbone')}` as it is.**\n\n"
+        f"**The search that made this model advises against it (k = 0): nothing that it tried is surely "
+        f"better than `{run.get('backbone')}` as it is.**\n\n"
     )
     return advice * results.unadvised + (
         f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
@@ -143,13 +144,27 @@ def _evidence(results: Evidence) -> str:
     if choice:
         parts.append(f"Why k = {choice.k}: {choice.reason}")
     scores = [
-        f"| {depth.k} | {depth.score:+.2f} ± {depth.standard_error or 0.0:.2f} |"
+        f"| {depth.k} | {_with_error(depth.score, depth.standard_error if depth.k else None)} | "
+        f"{_with_error(depth.gain, depth.gain_error)} |"
         for depth in results.depths
         if depth.score is not None
     ]
     if scores:
-        parts.append("\n".join(["| k | best validation score |", "|---|---|", *scores]))
+        formula = f" ({results.best.score.said})" if results.best.score else ""
+        head = [f"| k | best validation score{formula} | over the next smaller k |", "|---|---|---|"]
+        parts.append("\n".join([*head, *scores]))
+    if choice and choice.hyperparameters:
+        ranked = sorted(choice.hyperparameters.items(), key=lambda item: -item[1])
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in ranked)
+        doubt = "" if choice.hyperparameters_reliable else " (a guess: of too few trials)"
+        parts.append(f"What mattered: {shares}{doubt}.")
     return "\n\n".join(parts)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _row(results: Evidence, name: str, side: Side) -> str:
@@ -196,4 +211,11 @@ def _limits(results: Evidence) -> str:
 def _making(results: Evidence) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.run.versions.items())
     settings = "\n".join(f"- {name}: {value}" for name, value in results.best.training.items())
-    return f"```\n{results.run.repeats}\n```\n\nTraining of the model:\n\n{settings}\n\nVersions: {versions}."
+    total = results.run.seconds.get("total", sum(results.run.seconds.values()))
+    memory = results.run.peak_memory_gib
+    took = f"It took {duration(total)}" + ("" if memory is None else f" and at most {memory:.1f} GiB")
+    prints = ", ".join(f"{name} {made_of}" for name, made_of in results.run.fingerprints.items())
+    return (
+        f"```\n{results.run.repeats}\n```\n\n{took}.\n\nTraining of the model:\n\n{settings}\n\n"
+        f"Versions: {versions}.\n\nFingerprints: {prints}."
+    )

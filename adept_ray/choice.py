@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class Choice:
 
     k: int
     advised_k: int
-    """`k`, or 0 where all that was tried is worse than the untouched backbone, beyond the noise."""
+    """`k`, or 0 where nothing that was tried is more than one standard error better than the backbone."""
     trial: str
     score: float
     best_k: int
@@ -92,7 +92,9 @@ class Choice:
     reason: str
     """Two sentences: why this k, and what one layer more or fewer would change."""
     depths: tuple[Depth, ...] = ()
-    """By k, ascending; the first one is the untouched backbone."""
+    """By k, ascending, as far as a trial was finished; the first one is the untouched backbone."""
+    unfinished: Mapping[int, int] = field(default_factory=dict)
+    """k → number of trials, where none of them was trained to its end."""
     edges: tuple[Edge, ...] = ()
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     """Parameter → its share in what good trials have in common."""
@@ -111,7 +113,8 @@ def choose(
     since others saw fewer tokens. The error is that of the difference between the two trials, paired over
     validation documents: both saw the same text, so what is hard for one is hard for the other, and the
     difference is far less noisy than either score. A k that a smaller one equals or beats is never taken.
-    A model has to be exported, so what is chosen was tried; `advised_k` may be 0 all the same.
+    A model has to be exported, so what is chosen was tried; what is advised is 0 all the same where no
+    trial lies more than its standard error above the untouched backbone, whose score is 0.
 
     With `min_gain_per_layer` every added layer has to earn so many points: they are taken off each score.
     Raises :class:`UserError` without a finished trial.
@@ -133,8 +136,9 @@ def choose(
     )
     best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
     depths = depths_of(rows, per_k, weights)
-    futile = all(row["score"] < -TOLD_APART * known(row["score_se"]) for row in per_k.values())
+    futile = chosen["k"] > 0 and all(worth(row) <= known(row["score_se"]) for row in per_k.values())
     reason = why(chosen, best, error, price, max(per_k)) + " " + neighbours(chosen["k"], depths)
+    tried = {row["k"] for row in rows if row["state"] != UNTOUCHED}
     return Choice(
         k=chosen["k"],
         advised_k=0 if futile else chosen["k"],
@@ -143,8 +147,9 @@ def choose(
         best_k=best["k"],
         best_score=best["score"],
         threshold=worth(top) - error + price * chosen["k"],
-        reason=better_untouched(chosen) if futile else reason,
+        reason=better_untouched(per_k.values(), chosen, price) if futile else reason,
         depths=depths,
+        unfinished={k: sum(row["k"] == k for row in rows) for k in sorted(tried - {0, *per_k})},
         min_gain_per_layer=min_gain_per_layer,
     )
 
@@ -191,23 +196,26 @@ def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeigh
     return tuple(depths)
 
 
-def better_untouched(chosen: Row) -> str:
-    """The two sentences of a search in which nothing is worth having."""
+def better_untouched(rows: Collection[Row], chosen: Row, price: float) -> str:
+    """The two sentences of a search in which nothing is surely worth having."""
     error = f" ± {chosen['score_se']:.2f}" if math.isfinite(chosen["score_se"]) else ""
+    if all(row["score"] < -TOLD_APART * known(row["score_se"]) for row in rows):
+        fault = "is better than the untouched backbone"
+    elif price:
+        fault = f"earns {price:g} points a layer by more than one standard error"
+    else:
+        fault = "is more than one standard error better than the untouched backbone"
     return (
-        "Nothing that was tried is better than the untouched backbone, so the advice is k = 0: leave the "
-        f"model as it is. The exported model is that of k = {chosen['k']} all the same, which scores "
-        f"{-chosen['score']:.2f}{error} less than the backbone."
+        f"Nothing that was tried {fault}, so the advice is k = 0: leave the model as it is. The exported "
+        f"model is that of k = {chosen['k']} all the same, which scores {abs(chosen['score']):.2f}{error} "
+        f"{'more' if chosen['score'] > 0 else 'less'} than the backbone."
     )
 
 
 def doubt_of(chosen: Row) -> str:
     """What is to be said against a trial beside the untouched backbone, whose score is 0."""
-    noise = TOLD_APART * known(chosen["score_se"])
-    if chosen["k"] == 0 or chosen["score"] > noise:
+    if chosen["k"] == 0 or chosen["score"] > TOLD_APART * known(chosen["score_se"]):
         return ""
-    if chosen["score"] < -noise:
-        return ", though the untouched backbone is better"
     return ", though it isn't told from the untouched backbone"
 
 
@@ -403,6 +411,8 @@ def said(choice: Choice) -> str:
             step += f", {depth.per_layer:+.2f} a layer"
         mark = " ← chosen" if depth.k == choice.k else " ← advised" if depth.k == choice.advised_k else ""
         lines.append(f"{depth.k:3}  {depth.trials or '–':>6}  {score:14}  {step}{mark}".rstrip())
+    for k, trials in choice.unfinished.items():
+        lines.append(f"{k:3}  {trials:>6}  –               none was trained to its end")
     if choice.hyperparameters:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in choice.hyperparameters.items())
         doubt = "" if choice.hyperparameters_reliable else f"; of fewer than {RELIABLE} trials: a guess"

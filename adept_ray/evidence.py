@@ -85,11 +85,13 @@ class Choice(Record):
 
     k: int
     advised_k: int | None = None
-    """0 where all that was tried is worse than the untouched backbone; None in an older folder."""
+    """0 where nothing that was tried is surely better than the backbone; None in an older folder."""
     trial: str | None = None
     reason: str
     threshold: float | None = None
     depths: tuple[Depth, ...] = ()
+    unfinished: dict[int, int] = Field(default_factory=dict)
+    """k → number of trials, where none of them was trained to its end."""
     edges: tuple[Edge, ...] = ()
     hyperparameters: dict[str, float] = Field(default_factory=dict)
     """Share of each searched parameter in the differences between scores."""
@@ -137,12 +139,28 @@ class Test(Record):
     score: float
 
 
+class Weights(Record):
+    """What a score is made of."""
+
+    general: float
+    domain: float
+    retain: bool = False
+
+    @property
+    def said(self) -> str:
+        """The score as a formula, Δ being the change of a side."""
+        general = "min(general Δ, 0)" if self.retain else "general Δ"
+        return f"{self.general:g} · {general} + {self.domain:g} · domain Δ"
+
+
 class Best(Record):
     """``best.yaml``: the winner."""
 
     run: dict[str, Any]
     training: dict[str, Any]
     layers: list[int]
+    score: Weights | None = None
+    """None in an older folder."""
     choice: Choice | None = None
     """None where k was not searched."""
     test: Test
@@ -268,6 +286,8 @@ class RunRecord(Record):
     """The command's settings."""
     training: dict[str, Any] | None = None
     """Of a training at full length, which has no trials."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """The search space that it began with."""
     pick: dict[str, Any] = Field(default_factory=dict)
     """By what pick.py has chosen anew since, if it has: see PICKED."""
 

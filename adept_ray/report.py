@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+import yaml
+
 from adept_ray import figures
 from adept_ray.card import write_card
 from adept_ray.comparison_report import figures_of, verdict
@@ -144,7 +146,7 @@ def _first_screen(results: Evidence) -> str:
     head, answer = f"k = {k}", f"{_layers(k)} added to {backbone} to learn {_ran(results, 'domain')}.{copied}"
     if results.unadvised:
         head = "Advice: k = 0"
-        answer = f"Leave {backbone} as it is: nothing that was tried is better. Exported is k = {k}: {answer}"
+        answer = f"Leave {backbone} as it is: nothing is surely better. Exported is k = {k}: {answer}"
     why = f'<p class="why">{escape(best.choice.reason)}</p>' if best.choice else ""
     return (
         f'<p class="eyebrow">adept_ray · {escape(results.name)}</p>'
@@ -154,8 +156,13 @@ def _first_screen(results: Evidence) -> str:
         f'<p class="note">Gains are measured once, on the test split, against the untouched backbone: the '
         f"reduction of bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in "
         f"points, ± one standard error, so positive is better; less than two of them is called no clear "
-        f"change. Test score {signed(best.test.score, 3)}.</p>{_edges(results)}"
+        f"change. Test score{_formula(results)} {signed(best.test.score, 3)}.</p>{_edges(results)}"
     )
+
+
+def _formula(results: Evidence) -> str:
+    weights = results.best.score
+    return f" ({escape(weights.said)})" if weights else ""
 
 
 # ---------------------------------------------------------------- the sections
@@ -187,7 +194,8 @@ def _score_section(results: Evidence) -> str:
     label = f"Score of every trial against k; chosen k = {results.best.k}"
     score = figure_html(
         inline(figures.score_figure(results), "score", label, _tips(results)),
-        f"Validation score; 0 is the untouched backbone. Filled: finished, hollow: stopped early.{dashed}",
+        f"Validation score{_formula(results)}; 0 is the untouched backbone. Filled: finished, hollow: "
+        f"stopped early.{dashed}",
     )
     return f'<div class="two">{score}<div>{_depth_table(results)}{_price(results)}</div></div>'
 
@@ -207,6 +215,9 @@ def _depth_table(results: Evidence) -> str:
         cells += [signed(depth.per_layer, 2)] * steps + [_differs(depth)] * paired
         won = ' class="won"' if depth.k == results.best.k else ""
         body += f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    unfinished = results.best.choice.unfinished if results.best.choice else {}
+    for k, trials in unfinished.items():
+        body += f'<tr><td>{k}</td><td>{trials}</td><td colspan="{len(names) - 2}">none finished</td></tr>'
     note = (
         "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
         f"{'a layer: by the layers added; ' * steps}apart: whether it stands out of that noise."
@@ -437,7 +448,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
 def _making_section(results: Evidence) -> str:
     run, best = results.run, results.best
     return (
-        f"<h3>Does the same again</h3><pre>{escape(run.repeats)}</pre>"
+        f"<h3>Does the same again</h3><pre>{escape(run.repeats)}</pre>{_space(results)}"
         f"<h3>Licences and notes</h3>{pairs(run.notes)}"
         f'<div class="two"><div><h3>Wall clock</h3>{_stages(run.seconds)}'
         f"<h3>Run</h3>{pairs({name: best.run[name] for name in best.run if name not in ELSEWHERE})}</div>"
@@ -445,6 +456,14 @@ def _making_section(results: Evidence) -> str:
         f"<h3>Versions</h3>{pairs(run.versions)}"
         f"<h3>Fingerprints</h3>{pairs(run.fingerprints)}</div></div>"
     )
+
+
+def _space(results: Evidence) -> str:
+    """The search space, which may have been another file's since."""
+    if not results.run.space:
+        return ""
+    text = yaml.safe_dump(results.run.space, sort_keys=False, default_flow_style=None, width=100)
+    return f"<h3>Search space</h3><pre>{escape(text)}</pre>"
 
 
 def write_report(folder: Path) -> Path:

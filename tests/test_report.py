@@ -310,6 +310,9 @@ def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
         "A layer had to earn 0.5 points",
         "ADEPT is number 2 of 3 by mean score",
         "4 trials",  # the untouched backbone is none
+        "5 2 none finished",
+        "Test score (0.3 · min(general Δ, 0) + 0.7 · domain Δ)",
+        "k: int: [1, 3] judge_after: 5",
     ):
         assert words in text, words
 
@@ -345,8 +348,8 @@ def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None
     found = best_of(whole)
     found["choice"] |= {"advised_k": 0, "reason": "Nothing that was tried is better."}
     (whole / "best.yaml").write_text(yaml.safe_dump(found))
-    words = "Advice: k = 0 Leave tiny as it is: nothing that was tried is better. Exported is k = 2: 2 layers"
-    card = "**The search that made this model advises against it (k = 0): nothing that it tried is better"
+    words = "Advice: k = 0 Leave tiny as it is: nothing is surely better. Exported is k = 2: 2 layers"
+    card = "**The search that made this model advises against it (k = 0): nothing that it tried is surely"
     assert words in text_of(write_report(whole).read_text(encoding="utf-8"))
     assert (
         write_card(whole / "model", read(whole))
@@ -461,6 +464,11 @@ def test_the_hub_reads_the_card(whole: Path) -> None:
         "CC BY-SA 3.0",
         "AutoModelForCausalLM.from_pretrained",
         "doesn't tell the chosen layers 4 from 1",
+        "best validation score (0.3 · min(general Δ, 0) + 0.7 · domain Δ) | over the next smaller k |",
+        "| 2 | +4.70 ± 0.21 | +2.80 ± 0.30 |",
+        "What mattered: k 70%, base_lr 25%, recompute_every 5% (a guess: of too few trials).",
+        "It took 6 min 37 s and at most 3.2 GiB.",
+        "Fingerprints: backbone 0123456789abcdef.",
     ):
         assert words in card.text, words
 

@@ -216,11 +216,11 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
 def test_a_resumed_run_may_go_on_with_fewer_of_the_workers_that_it_began_with():
     """How many those are is known from the run alone, and too many are still refused."""
     begun = SearchRun(name="x", workers=4).model_dump(mode="json")
-    for going_on in ({"resume": True}, {"more_trials": 2}):
-        elastic = as_begun(SearchRun(name="x", min_workers=2, **going_on), begun)
+    for further in ({"resume": True}, {"more_trials": 2}):
+        elastic = as_begun(SearchRun(name="x", min_workers=2, **further), begun)
         assert (elastic.workers, elastic.min_workers) == (4, 2)
         with pytest.raises(UserError, match="resuming 'x': min_workers is 5, more than workers, 4"):
-            as_begun(SearchRun(name="x", min_workers=5, **going_on), begun)
+            as_begun(SearchRun(name="x", min_workers=5, **further), begun)
 
 
 def test_a_flag_of_its_usual_value_can_contradict_a_run():
