@@ -421,7 +421,8 @@ def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
-    return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, run.pareto)}"
+    wanted = (run.pareto, run.min_gain_per_layer or 0.0)
+    return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, wanted)}"
 
 
 def probe_only(run: ProbeRun) -> str:

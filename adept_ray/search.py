@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from pyarrow import fs
 from ray import cloudpickle, tune
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
 from adept_ray.config import ScoreWeights, SearchRun, Unfinished, overlay
@@ -28,31 +28,28 @@ from adept_ray.train import TrainJob
 from adept_ray.trials import LayersFor, describe, ended, titled
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
-HALVING = 2  # a report below the better half of its rung may end the trial
 HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
 EXPERIMENT = "search"
 
 
-class Verdicts(ASHAScheduler):
-    """ASHA that never ends a trial itself: it posts its decision for the trial's workers to act on.
+class Verdicts(FIFOScheduler):
+    """Never ends a trial itself: it posts its decision for the trial's workers to act on.
 
     A trial that Tune ends from outside would leave the crew at work on it; one that returns from its own
     loop leaves it free for the next. Workers wait for the verdict on each report, so
     when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
-    on whatever its score, else the first one alone would be the measure. And it is ended only if it lies
+    on whatever its worth, else the first one alone would be the measure. And it is ended only if it lies
     more than two standard errors behind the best that had seen as many tokens, now and at the report before:
     no single reading ends a trial. The error is that of the difference, paired over the validation documents
     that both were scored on: what is hard for one is hard for the other. A trial that may still be
     chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
 
-    Tune doesn't keep a scheduler's state, so scores and decisions are written to `memory` (a path or URI),
+    Tune doesn't keep a scheduler's state, so readings and decisions are written to `memory` (a path or URI),
     and read back when a search is resumed.
     """
 
-    def __init__(
-        self, board: str, memory: str, judge_after: float, weights: ScoreWeights, **options: Any
-    ) -> None:
-        super().__init__(**options)
+    def __init__(self, board: str, memory: str, judge_after: float, weights: ScoreWeights) -> None:
+        super().__init__()
         self._board, self._memory, self._judge_after = board, memory, judge_after
         self._weights = weights
         self._decided: dict[str, bool] = {}  # "trial id/report" → stop
@@ -63,12 +60,10 @@ class Verdicts(ASHAScheduler):
         report = result["report"]
         key, before = f"{trial.trial_id}/{report}", f"{trial.trial_id}/{report - 1}"
         if key not in self._decided:  # a resumed trial repeats its last report
-            decision = super().on_trial_result(tune_controller, trial, result)
             others = sum(seen.endswith(f"/{report}") for seen in self._decided)
             self._behind[key] = self._beyond_noise(str(report), measured(result))
             hopeless = self._behind[key] and self._behind.get(before, False)
-            judged = others >= self._judge_after
-            self._decided[key] = decision == TrialScheduler.STOP and judged and hopeless
+            self._decided[key] = hopeless and others >= self._judge_after
             self._remember()
         board = ray.get_actor(self._board)
         board.decide.remote(trial_name(trial), report, self._decided[key])
@@ -77,18 +72,17 @@ class Verdicts(ASHAScheduler):
     def _beyond_noise(self, report: str, found: dict[str, Any]) -> bool:
         """Whether what was measured lies beyond chance below the best one before it, of as many tokens."""
         best = self._best.get(report)
-        if math.isfinite(found["score"]) and (best is None or found["score"] > best["score"]):
+        if math.isfinite(found["worth"]) and (best is None or found["worth"] > best["worth"]):
             self._best[report] = found
         if best is None or best["tokens"] != found["tokens"]:
             return False
-        behind = best["score"] - found["score"]
+        behind = best["worth"] - found["worth"]
         return bool(behind > HOPELESS * difference_error(best, found, self._weights))
 
     def _remember(self) -> None:
-        rungs = [[scores for _, scores in bracket._rungs] for bracket in self._brackets]
         filesystem, path = fs.FileSystem.from_uri(self._memory)
         with filesystem.open_output_stream(f"{path}.new") as file:
-            memory = {"rungs": rungs, "decided": self._decided, "behind": self._behind, "best": self._best}
+            memory = {"decided": self._decided, "behind": self._behind, "best": self._best}
             file.write(json.dumps(memory).encode())
         filesystem.move(f"{path}.new", path)  # so that a kill can't leave half of it
 
@@ -100,16 +94,12 @@ class Verdicts(ASHAScheduler):
             return
         with filesystem.open_input_file(path) as file:
             memory = json.loads(file.read())
-        self._decided, self._best = memory["decided"], memory["best"]
-        self._behind = memory.get("behind", {})  # one of an older version has none
-        for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
-            for (_, scores), remembered in zip(bracket._rungs, rungs, strict=True):
-                scores.update(remembered)
+        self._decided, self._behind, self._best = (memory[name] for name in ("decided", "behind", "best"))
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`~adept_ray.scoring.difference_error` asks for, of a result that Tune has flattened."""
-    names = ("score", "score_se", "general_delta", "tokens")
+    names = ("worth", "score_se", "general_delta", "tokens")
     pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
     return {**{name: result.get(name) for name in names}, "pulls": pulls}
 
@@ -175,11 +165,12 @@ def trial(
         layers=layers,
         units={name: value for name, value in job.units.items() if layer_of(name) in layers},
     )
+    price = run.min_gain_per_layer or 0.0  # what the search is for: the score less what its layers cost
     title = tune.get_context().get_trial_name()
     name = title.partition(" ")[0]
     try:
         for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True, title=title)):
-            tune.report(metrics)
+            tune.report({**metrics, "worth": metrics["score"] - price * training.k})
     except NoRoom as problem:
         ray.get(board.close.remote(str(problem)))
         raise
@@ -274,7 +265,7 @@ def new_tuner(
     With ``--pareto`` no trial is stopped early: one that is poor by the weights may be the best for others.
     """
     board = board_name(run)
-    objectives: dict[str, Any] = {"metric": "score", "mode": "max"}
+    objectives: dict[str, Any] = {"metric": "worth", "mode": "max"}
     if run.pareto:
         objectives = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
     return tune.Tuner(
@@ -298,13 +289,6 @@ def new_tuner(
                 memory=f"{storage}/verdicts.json",
                 judge_after=math.inf if run.pareto else space.judge_after,
                 weights=job.weights,
-                metric="score",
-                mode="max",
-                time_attr="report",
-                grace_period=1,
-                max_t=len(job.report_steps),
-                reduction_factor=HALVING,
-                stop_last_trials=False,
             ),
             trial_name_creator=trial_title,
             trial_dirname_creator=trial_name,

@@ -312,7 +312,7 @@ def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
         "4 trials",  # the untouched backbone is none
         "5 2 none finished",
         "Test score (0.3 · min(general Δ, 0) + 0.7 · domain Δ)",
-        "k: int: [1, 3] judge_after: 5",
+        "int: [1, 3]",
     ):
         assert words in text, words
 

@@ -487,11 +487,9 @@ def fake_trial(number, **fields):
     return SimpleNamespace(trial_id=f"id{number}", experiment_tag=f"{number}_k=2", **values | fields)
 
 
-def new_scheduler(folder, reports=3, judge_after=1):
+def new_scheduler(folder, judge_after=1):
     """A scheduler as a search has it, with its memory in `folder`."""
-    asha = {"metric": "score", "mode": "max", "time_attr": "report", "max_t": reports, "reduction_factor": 2}
-    options = {"weights": ScoreWeights(), "stop_last_trials": False, **asha}
-    return Verdicts("board x", f"{folder}/verdicts.json", judge_after, **options)
+    return Verdicts("board x", f"{folder}/verdicts.json", judge_after, ScoreWeights())
 
 
 def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
@@ -514,7 +512,7 @@ def report_twice(scheduler, number, *readings):
 def read(score, *blocks, tokens=100, report=1):
     """A report of so many tokens, whose score its blocks pull apart by so much, as Tune hands it over."""
     pulls = {"general": [0.0] * len(blocks), "domain": list(blocks)}
-    values = {"score": score, "score_se": 99.0, "general_delta": 0.0, "pulls": pulls}
+    values = {"worth": score, "score_se": 99.0, "general_delta": 0.0, "pulls": pulls}
     return flatten_dict({**values, "tokens": tokens, "report": report})
 
 
@@ -570,7 +568,7 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
 def judged(board, scores, reports=3):
     """Run trials of these scores one after the other, each until it is stopped; trial → its verdicts."""
     with tempfile.TemporaryDirectory() as folder:
-        scheduler = new_scheduler(folder, reports)
+        scheduler = new_scheduler(folder)
         for number, score in enumerate(scores, 1):
             trial = fake_trial(number)
             scheduler.on_trial_add(None, trial)
@@ -620,7 +618,7 @@ def test_trials_at_once_wait_for_nobody(order, fails):
     actor = SimpleNamespace(decide=SimpleNamespace(remote=lambda *args: decided.append(args)))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(search.ray, "get_actor", lambda name: actor)
-        scheduler = new_scheduler(folder, reports=2, judge_after=2)
+        scheduler = new_scheduler(folder, judge_after=2)
         running = {number: fake_trial(number) for number in (1, 2, 3, 4)}
         for one in running.values():
             scheduler.on_trial_add(None, one)
@@ -629,7 +627,7 @@ def test_trials_at_once_wait_for_nobody(order, fails):
             if number not in running:
                 continue
             said[number] += 1
-            result = {"score": float(number), "score_se": 0.0, "report": said[number]}
+            result = {"worth": float(number), "score_se": 0.0, "report": said[number]}
             scheduler.on_trial_result(None, running[number], result)
             assert decided[-1][:2] == (f"trial-{number:03d}", said[number])
             if number == fails:
@@ -731,3 +729,19 @@ class BoardHere:
         self.limit = SimpleNamespace(remote=lambda: self.least)
         self.exceeded = SimpleNamespace(remote=lambda k: setattr(self, "least", k))
         self.least = None
+
+
+def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
+    """With a price on layers Tune and Optuna hear the score less that, and nothing of the score changes."""
+    heard, board = [], BoardHere()
+    said = {"score": 9.0, "report": 1}
+    monkeypatch.setattr(search, "reports", lambda board, task: iter([said]))
+    monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
+    monkeypatch.setattr(search.ray, "get", lambda value: value)
+    monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
+    monkeypatch.setattr(search.tune, "report", heard.append)
+    layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
+    job = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    for price in (None, 1.5):
+        search.trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), job, layers, (None,), "")
+    assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]
