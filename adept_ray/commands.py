@@ -48,6 +48,7 @@ from adept_ray.runs import (
     planned,
     put,
     resumable,
+    seconds_before,
     settled,
     summary,
     write_best,
@@ -406,7 +407,8 @@ def run_trials(
             rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote, price)
         else:
             question = question_of(run, space, made)
-            rows = search(run, space, job, importance, blocks, results.ray, question)
+            spent = seconds_before(results.about()).get("search", 0.0)
+            rows = search(run, space, job, importance, blocks, results.ray, question, spent)
     if plan and len(rows) < len(plan) and (why := enough(rows, space.weights, price)):
         display.say(why)
     if run.max_hours and len(rows) < run.trials:

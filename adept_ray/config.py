@@ -239,7 +239,7 @@ class SearchRun(RunSpec):
     trials: int = Field(8, ge=1, json_schema_extra={"aliases": ["--max-trials"]})
     """Number of trials; fewer where --max-hours is over first."""
     max_hours: float | None = Field(None, gt=0)
-    """Begin no trial that, as long as the longest so far, would end after so many hours of search."""
+    """Begin no trial that, as long as the longest so far, would end after so many hours of search in all."""
     max_new_params: str = ""
     """Most parameters to add: a share of the backbone's (10%) or a number (15M, 1.5B, 2e7)."""
     strategy: Literal["trials", "grow"] = "trials"

@@ -61,7 +61,6 @@ MAY_CHANGE = (
     "dashboard",
     "cache",
     "max_hours",
-    "min_gain_per_layer",
 )
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
@@ -462,11 +461,16 @@ def spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
     `about` is the run.json that the earlier ones left.
     """
     had = about.get("spent", about)
-    before, now = had.get("seconds", {}), {**display.seconds, "total": display.total()}
+    before, now = seconds_before(about), {**display.seconds, "total": display.total()}
     stages = [name for name in dict.fromkeys([*before, *now]) if name != "total"]
     seconds = {name: round(before.get(name, 0.0) + now.get(name, 0.0), 1) for name in (*stages, "total")}
     peaks = [peak for peak in (had.get("peak_memory_gib"), launch.Memory.peak_gib()) if peak is not None]
     return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
+
+
+def seconds_before(about: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by stage that the commands took which left this run.json."""
+    return about.get("spent", about).get("seconds", {})
 
 
 def has_ended(about: Mapping[str, Any]) -> bool:

@@ -188,12 +188,14 @@ def search(
     blocks: Any,
     storage: str,
     study: str = "",
+    spent: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Run (or continue, or extend) the trials; returns one row a trial: see :func:`final_row`.
 
     `job` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
-    searches of the same one find each other's trials in a database. Raises KeyboardInterrupt when
-    the search was interrupted, and :class:`Unfinished` when the crew couldn't go on.
+    searches of the same one find each other's trials in a database; `spent` are the seconds that earlier
+    commands searched. Raises KeyboardInterrupt when the search was interrupted, and :class:`Unfinished` when
+    the crew couldn't go on.
     """
     quiet()
     trainable = tune.with_resources(
@@ -207,13 +209,14 @@ def search(
         return placed(importance, overlay(job.training, config), job.seed)
 
     experiment = f"{storage}/{EXPERIMENT}"
-    Proposals.clock = Clock(run.max_hours)
+    Proposals.clock = Clock(run.max_hours, spent)
     board: Any = ray.get_actor(board_name(run))
     crews = ray.get(board.crews.remote())
     if run.resume and tune.Tuner.can_restore(experiment):
         extend(experiment, run.trials, crews)
         for row in rows_of(experiment, layers_for):
             if row["state"] != "interrupted":
+                Proposals.clock.took(row["seconds"] or 0.0)
                 board.note.remote(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:

@@ -30,20 +30,23 @@ HALF = 0.5  # of all trials, those whose settings are compared with all
 
 @dataclass
 class Clock:
-    """The time that a search may still take. It is this process's: a search that goes on has a new one."""
+    """The time that a search may take, over all commands that go on with it."""
 
     hours: float | None = None
+    spent: float = 0.0
+    """Seconds that earlier commands took of it."""
+    longest: float | None = None
+    """Seconds of the longest trial so far."""
     over: bool = False
     """Whether a trial wasn't begun for want of time."""
     _since: float = field(default_factory=lambda: time.monotonic())
     _begun: dict[str, float] = field(default_factory=dict)
-    _longest: float | None = None
 
     def begins(self, trial: str) -> bool:
         """Whether a trial as long as the longest so far ends in time, or is the first; then it begins."""
         now = time.monotonic()
-        first = not self._begun and self._longest is None
-        end = now - self._since + (self._longest or 0.0)
+        first = not self._begun and self.longest is None
+        end = self.spent + now - self._since + (self.longest or 0.0)
         if self.hours is not None and not first and end > 3600 * self.hours:
             self.over = True
             return False
@@ -53,7 +56,11 @@ class Clock:
     def ends(self, trial: str) -> None:
         """Say that a trial ended."""
         if trial in self._begun:
-            self._longest = max(self._longest or 0.0, time.monotonic() - self._begun.pop(trial))
+            self.took(time.monotonic() - self._begun.pop(trial))
+
+    def took(self, seconds: float) -> None:
+        """Say how long a trial took."""
+        self.longest = max(self.longest or 0.0, seconds)
 
 
 def starting(study: Any, trial: Any) -> bool:

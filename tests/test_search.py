@@ -427,6 +427,12 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     late = Clock(hours=1.0)
     now[0] += 7200
     assert [late.begins("0"), late.begins("1")] == [True, False]
+    resumed = Clock(hours=1.0, spent=1800)
+    resumed.took(1500)
+    assert resumed.begins("0")  # ends after 55 minutes in all
+    now[0] += 1500
+    resumed.ends("0")
+    assert not resumed.begins("1") and not Clock(1.0, spent=1800, longest=1900).begins("0")
     monkeypatch.setattr(Proposals, "clock", clock)
     assert proposals().suggest("t9") == "FINISHED"
     assert Clock().begins("0") and not Clock().over
