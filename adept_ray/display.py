@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
@@ -19,12 +20,14 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from adept_ray.config import RunSpec
@@ -38,6 +41,16 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 ASIDE: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
 PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
+
+
+class TimeLeft(ProgressColumn):
+    """How long a stage has to go at its pace so far, known as soon as a part of it is done."""
+
+    def render(self, task: Task) -> Text:
+        """``0:01:05``, or dashes."""
+        seconds = left(task.elapsed or 0.0, task.completed, (task.total or 0) - task.completed)
+        text = "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
+        return Text(text, style="progress.remaining")
 
 
 class Display:
@@ -90,7 +103,7 @@ class Display:
         """Show that a stage runs; yields a function that takes (done, of)."""
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, **ASIDE)
+        bar = Progress(*columns, TimeLeft(), console=self.console, transient=True, **ASIDE)
         self.event("stage_began", stage=name, what=what)
         if not self.live:
             self.show(f"{what} …")

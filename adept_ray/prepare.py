@@ -109,24 +109,25 @@ def find_sources(
         display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
     if "://" in run.cache:
         check_place(run.cache, "--cache")
-    with display.stage("assets", "backbone and corpora"):
+    with display.stage("assets", "backbone and corpora") as update:
         backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
         check_unchanged("backbone", backbone, began)
         config = checked_config(backbone, run.seq_len)
+        update(1, 2 + with_domain)
         general = resolve_corpus(run.general, run.text_column, run.local_cache)
         check_unchanged("general corpus", general, began)
+        update(2, 2 + with_domain)
         domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
         if domain:
             check_unchanged("domain corpus", domain, began)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
-    items = {}
+    items: dict[str, dict[str, Items]] = {}
     if any(tasks.values()):
-        with display.stage("tasks", "benchmark tasks"):
-            items = {
-                side: draw(names, run.task_items, run.seed, run.local_cache)
-                for side, names in tasks.items()
-                if names
-            }
+        with display.stage("tasks", "benchmark tasks") as update:
+            for number, (side, names) in enumerate(tasks.items(), 1):
+                if names:
+                    items[side] = draw(names, run.task_items, run.seed, run.local_cache)
+                update(number, len(tasks))
     return Sources(backbone, config, general, domain, items)
 
 

@@ -5,8 +5,9 @@ import math
 import time
 
 import pytest
+from rich.progress import Progress
 
-from adept_ray.display import Display, clock, left, through
+from adept_ray.display import Display, TimeLeft, clock, left, through
 from adept_ray.runs import CHATTER, chatter_to
 from adept_ray.storage import Results, fetched
 
@@ -62,6 +63,18 @@ def test_the_time_left_counts_what_running_trials_have_done():
     assert left(30.0, 1.5, 0.5) == pytest.approx(10.0) and left(30.0, 0.0, 2.0) is None
     assert clock(30.0, 1, 2, 10.0) == "search: 1 of 2 trials over, 30 s, about 10 s left"
     assert clock(30.0, 0, 2, None) == "search: 0 of 2 trials over, 30 s"
+
+
+def test_a_stage_says_how_long_it_has_to_go_once_a_part_is_done():
+    """At its pace so far: a third took 30 s, so two have 60 to go; before and without a whole, dashes."""
+    now = [0.0]
+    bar = Progress(TimeLeft(), get_time=lambda: now[0], disable=True)
+    bar.add_task("a stage", total=None)
+    (task,) = bar.tasks
+    assert str(TimeLeft().render(task)) == "-:--:--"
+    now[0] = 30.0
+    bar.update(task.id, completed=1, total=3)
+    assert str(TimeLeft().render(task)) == "0:01:00"
 
 
 @pytest.mark.parametrize(("resumed", "lefts"), [(False, [16.7, 20]), (True, [None, 80])])
