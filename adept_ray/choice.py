@@ -9,7 +9,7 @@ from typing import Any
 
 from adept_ray.config import ScoreWeights, TrainingSpec, UserError, validated
 from adept_ray.grammar import Range, SearchSpace
-from adept_ray.scoring import counted_general, difference_error
+from adept_ray.scoring import counted_general, difference_error, scored
 
 Row = Mapping[str, Any]
 UNTOUCHED = "untouched"  # name and state of the backbone's own row
@@ -296,16 +296,22 @@ def front_of(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
 
 
 def rescored(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]:
-    """The rows with the scores, and their errors, that other weights give."""
+    """The rows with the scores, and their errors, that other weights give, all along their curves."""
     found = []
     for row in rows:
         if row.get("pulls"):
             none = {"general_delta": 0.0, "pulls": {side: [0.0] * len(p) for side, p in row["pulls"].items()}}
-            general = counted_general(row["general_delta"], weights)
-            score = weights.general * general + weights.domain * row["domain_delta"]
-            row = {**row, "score": score, "score_se": difference_error(row, none, weights)}
+            row = _scored(row, weights) | {
+                "score_se": difference_error(row, none, weights),
+                "curve": [_scored(reading, weights) for reading in row["curve"]],
+            }
         found.append(dict(row))
     return found
+
+
+def _scored(metrics: Mapping[str, Any], weights: ScoreWeights) -> dict[str, Any]:
+    """A row, or a reading of its curve, with the score that the weights give."""
+    return {**metrics, "score": scored(metrics["general_delta"], metrics["domain_delta"], weights)}
 
 
 def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[str]:

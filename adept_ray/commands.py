@@ -389,7 +389,6 @@ def run_trials(
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
-        write_curves(results, rows)
         pruned.update(prune([r for r in rows if r["saved"] not in pruned], space.weights, run.pareto))
 
     def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:

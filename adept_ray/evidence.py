@@ -253,7 +253,10 @@ class Trial(Record):
 
 
 class Reading(Record):
-    """A row of ``curves.jsonl``: what one trial reported at one point of its training."""
+    """A row of ``curves.jsonl``: what one trial reported at one point of its training.
+
+    A depth of a grown model counts the steps and tokens of those before it, too.
+    """
 
     trial: str
     step: int
@@ -355,6 +358,11 @@ class Evidence:
     run: RunRecord
     cost: Inference | None
     """Of the exported model; None where it isn't there, or can't be run without data."""
+
+    @property
+    def grown(self) -> bool:
+        """Whether the trials are the depths of one model, each grown from the one before."""
+        return self.run.run.get("strategy") == "grow"
 
     @property
     def depths(self) -> list[Depth]:

@@ -278,14 +278,20 @@ def trade_figure(results: Evidence) -> Figure:
 
 @styled()
 def curve_figure(results: Evidence, what: Literal["score", "loss"]) -> Figure:
-    """What every trial reported against the tokens it had trained on; the chosen trial stands out."""
+    """What every trial reported against the tokens it had trained on; the chosen trial stands out.
+
+    Of a grown model each depth has the piece of line from the end of the one before to its own.
+    """
     figure, axes = _axes(*HALF)
     states = {trial.trial: trial.state for trial in results.trials}
     ends = {}
-    for name, (tokens, values) in _curves(results, what).items():
+    for name, points in _curves(results, what).items():
+        tokens, values = zip(*points, strict=True)
         won = name == results.best.trial or name not in states
         label = "chosen" if name == results.best.trial else states.get(name, name)
         (line,) = axes.plot(tokens, values, color=BLUE, linewidth=1, marker="o", markersize=3, label=label)
+        if results.grown:
+            line.set_markevery([len(points) - 1])  # its start is the end of another depth, marked as that
         if won:
             line.set(color=ORANGE, linewidth=2, zorder=3)
         elif label != "finished":
@@ -301,16 +307,20 @@ def curve_figure(results: Evidence, what: Literal["score", "loss"]) -> Figure:
     return figure
 
 
-def _curves(results: Evidence, what: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Trial → thousands of tokens and what was reported there; every score begins at 0, the backbone's."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
+def _curves(results: Evidence, what: str) -> dict[str, list[tuple[float, float]]]:
+    """Trial → thousands of tokens and what was reported there.
+
+    Every score begins at 0, the backbone's; where one model is grown, a depth begins where the last ended.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    start = [(0.0, 0.0)] if what == "score" else []
     for reading in sorted(results.curves, key=lambda reading: reading.tokens):
         value = getattr(reading, what)
         if known(value):
-            start: list[float] = [0.0] if what == "score" else []
-            tokens, values = curves.setdefault(reading.trial, (list(start), list(start)))
-            tokens.append(reading.tokens / 1000)
-            values.append(value)
+            points = curves.setdefault(reading.trial, list(start))
+            points.append((reading.tokens / 1000, value))
+            if results.grown:
+                start = points[-1:]
     return curves
 
 

@@ -41,10 +41,16 @@ class Stage:
         return f"grow-{self.setting['k']:02d}"
 
     def row(self, metrics: Mapping[str, Any], state: str) -> Row:
-        """A row of trials.csv; ``tokens`` are all that the model has seen."""
-        before = self.job.steps_before * self.job.blocks_per_step * self.job.seq_len
-        seen = {"tokens": before + metrics["tokens"]} if metrics else {}
-        return describe(self.name, self.setting, {**metrics, **seen}, state, lambda _: self.job.layers)
+        """A row of trials.csv; it and its curve count all that the model has seen."""
+        curve = [self._in_all(reading) for reading in metrics.get("curve", [])]
+        seen = {**self._in_all(metrics), "curve": curve} if metrics else {}
+        return describe(self.name, self.setting, seen, state, lambda _: self.job.layers)
+
+    def _in_all(self, reading: Mapping[str, Any]) -> Row:
+        """What was reported, with the steps and tokens of the depths before added to its own."""
+        steps = self.job.steps_before
+        tokens = steps * self.job.blocks_per_step * self.job.seq_len
+        return {**reading, "step": steps + reading["step"], "tokens": tokens + reading["tokens"]}
 
 
 def stages(run: SearchRun, space: SearchSpace, job: TrainJob, importance: LayerImportance) -> list[Stage]:

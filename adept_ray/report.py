@@ -341,6 +341,7 @@ def _layer_table(results: Evidence) -> str:
 
 def _curves_section(results: Evidence) -> str:
     tips = _tips(results)
+    grown = " Each depth goes on from the end of the one before." if results.grown else ""
     parts = ""
     for what, label, caption in (
         ("score", "Score of every trial as it trained", "Validation score at every report of a trial."),
@@ -351,14 +352,14 @@ def _curves_section(results: Evidence) -> str:
         ),
     ):
         svg = inline(figures.curve_figure(results, what), f"curve-{what}", label, tips)  # type: ignore[arg-type]
-        parts += figure_html(svg, caption)
+        parts += figure_html(svg, caption + grown)
     return f'<div class="two">{parts}</div>'
 
 
-RATES_CAPTION = (
-    "Scale multiplies the base rate: 1 is the base rate itself, and important units get less. Each point "
-    "is a measurement, which holds until the next; the one at step 0 was made on the source layers. Layers "
-    "are numbered as in the exported model."
+FRESH = "the one at step 0 was made on the source layers"
+GROWN = (
+    "at step 0, where the chosen depth began, copies that it added have the importance of their source "
+    "layers, and those that it took over what they had at the end of the depth before"
 )
 
 
@@ -373,7 +374,12 @@ def _rates_section(results: Evidence) -> str:
     lines = figures.lines_of(list(dict.fromkeys(figures.place(rate.unit)[1] for rate in results.rates)))
     legend = "".join(f"<li>{_sample(line)}{escape(line.label)}</li>" for line in lines.values())
     panels = f'<ul class="legend">{legend}</ul><div class="panels">{_rate_panels(results, lines)}</div>'
-    return f"<figure>{panels}<figcaption>{RATES_CAPTION}</figcaption></figure>"
+    caption = (
+        "Scale multiplies the base rate: 1 is the base rate itself, and important units get less. Each point "
+        f"is a measurement, which holds until the next; {GROWN if results.grown else FRESH}. Layers are "
+        "numbered as in the exported model."
+    )
+    return f"<figure>{panels}<figcaption>{caption}</figcaption></figure>"
 
 
 def _sample(line: figures.Line) -> str:

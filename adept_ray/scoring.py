@@ -132,12 +132,17 @@ def combined(general: Change, domain: Change, weights: ScoreWeights) -> tuple[fl
     Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
     smaller one may be a loss.
     """
-    score = weights.general * counted_general(general.delta, weights) + weights.domain * domain.delta
+    score = scored(general.delta, domain.delta, weights)
     counts = not weights.retain or not general.delta > general.standard_error
     error = math.hypot(
         weights.general * general.standard_error if counts else 0.0, weights.domain * domain.standard_error
     )
     return score, error
+
+
+def scored(general: float, domain: float, weights: ScoreWeights) -> float:
+    """The score of a general and a domain change."""
+    return weights.general * counted_general(general, weights) + weights.domain * domain
 
 
 def counted_general(delta: float, weights: ScoreWeights) -> float:

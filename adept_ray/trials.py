@@ -81,7 +81,7 @@ def untouched_row(job: TrainJob, blocks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write trials.csv, and trials.json with all that a later choice needs."""
+    """Write trials.csv, trials.json with all that a later choice needs, and the trials' curves.jsonl."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     varied = [name for name in names if name in SEARCHABLE and name != "k"]
@@ -92,6 +92,7 @@ def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     results.write("trials.csv", text.getvalue())
     results.write_json("trials.json", {"trials": rows})
+    write_curves(results, rows)
 
 
 def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:

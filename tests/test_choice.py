@@ -34,14 +34,15 @@ def row(k, score, error=1.0, state="finished", trial=None):
 
 
 def measured(k, general, domain, trial=None, weights=EVEN):
-    """A row as a search makes it, from losses of each block before and after."""
+    """A row as a search makes it, from losses of each block before and after; reported once, at the end."""
     size = np.full(len(general[0]), 100)
     sides = [change(np.array(before), np.array(after), size) for before, after in (general, domain)]
     score, error = combined(*sides, weights)
+    deltas = {"general_delta": sides[0].delta, "domain_delta": sides[1].delta}
     return {
         **row(k, score, error, trial=trial),
-        "general_delta": sides[0].delta,
-        "domain_delta": sides[1].delta,
+        **deltas,
+        "curve": [{"step": 8, "tokens": 512, **deltas, "score": score, "loss": 3.0}],
         "pulls": {"general": sides[0].pulls, "domain": sides[1].pulls},
     }
 
@@ -197,6 +198,16 @@ def test_other_weights_give_the_scores_that_a_search_with_them_would_have():
     assert [r["score_se"] for r in rescored(TRADES, EVEN)] == pytest.approx([r["score_se"] for r in TRADES])
     unscored = row(1, None, None, "failed")
     assert rescored([unscored], EVEN) == [unscored]
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_other_weights_are_those_of_the_whole_curve(retain):
+    """Every reading has the score that a search with them would have reported; all else of it stays."""
+    weights = ScoreWeights(general=0.9, domain=0.1, retain=retain)
+    losses = learnt(8), learnt(1)
+    (again,) = rescored([measured(2, *losses)], weights)
+    ((now, then),) = zip(again["curve"], measured(2, *losses, weights=weights)["curve"], strict=True)
+    assert now == then and now["score"] == again["score"] == pytest.approx(0.1 if retain else 7.3)
 
 
 def test_weights_are_kept_of_what_can_still_be_chosen():

@@ -313,6 +313,9 @@ def test_other_weights_pick_another_trial_of_the_front(room, searched):
     assert again["training"]["k"] == again["choice"]["k"] == len(again["layers"])
     assert again["choice"]["front"] == best["choice"]["front"]
     assert again["training"]["tokens"] == int(points[again["choice"]["trial"]]["tokens"])
+    ends = {reading["trial"]: reading for reading in readings(folder)}
+    for name, row in points.items():
+        assert ends[name]["score"] == pytest.approx(float(row["general_delta"]))
     told = html.unescape((folder / "report.html").read_text())
     assert "pick.py results/front-again --general 1.0" in told
     record = json.loads((folder / "model" / "adept.json").read_text())

@@ -105,6 +105,15 @@ def test_the_curve_is_read_along_one_training(job, alone):
     assert choose(rows).k == 3
 
 
+def test_a_reading_counts_what_the_depths_before_have_seen(job, alone):
+    """Steps and tokens of the curves go on from depth to depth, and each curve ends as its row says."""
+    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    readings = [reading for row in rows for reading in row["curve"]]
+    assert [reading["step"] for reading in readings] == [20, 40, 60]
+    for name in ("tokens", "general_delta", "domain_delta", "score"):
+        assert [reading[name] for reading in readings] == [row[name] for row in rows]
+
+
 def test_growth_ends_where_a_layer_gains_nothing(job, alone):
     """At a rate at which nothing is learned the second depth is within the noise, and there is no third."""
     still = SPACE.model_copy(update={"first": ({"k": 1, "base_lr": 1e-30},)})

@@ -34,6 +34,7 @@ from made_up import (
     write_folder,
     write_whole_folder,
 )
+from matplotlib.figure import Figure
 
 from adept_ray.backbones import PRESETS
 from adept_ray.card import write_card
@@ -499,6 +500,34 @@ def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
     failed = [trial.model_copy(update={"state": "failed"}) for trial in results.trials]
     figure = curve_figure(dataclasses.replace(results, trials=failed), "loss")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"failed", "chosen"}
+
+
+def test_a_grown_model_is_drawn_as_one_line(whole: Path) -> None:
+    """Each depth goes on where the one before ended, the first from the backbone; trials begin at 0 alike."""
+    ends = [
+        {**reading, "tokens": 6144 * number, "step": 24 * number}
+        for number, reading in enumerate((row for row in curves() if row["step"] == 48), 1)
+    ]
+    (whole / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ends))
+    scores = [(row["tokens"] / 1000, row["score"]) for row in ends]
+    losses = [(row["tokens"] / 1000, row["loss"]) for row in ends]
+    for strategy, begins in (("grow", [(0.0, 0.0), *scores[:-1]]), ("trials", [(0.0, 0.0)] * len(scores))):
+        edited_json(whole / "run.json", run={"strategy": strategy})
+        drawn = lines_in(curve_figure(read(whole), "score"))
+        assert drawn == [list(pair) for pair in zip(begins, scores, strict=True)]
+        text = text_of(write_report(whole).read_text(encoding="utf-8"))
+        assert ("Each depth goes on from the end of the one before." in text) == (strategy == "grow")
+        assert ("those that it took over what they had" in text) == (strategy == "grow")
+        assert ("the one at step 0 was made on the source layers" in text) == (strategy != "grow")
+        if strategy == "grow":
+            drawn = lines_in(curve_figure(read(whole), "loss"))
+            assert drawn == [losses[:1], losses[:2], losses[1:]]
+
+
+def lines_in(figure: Figure) -> list[list[tuple[float, float]]]:
+    """The points of every line that is drawn but for what a reader points at."""
+    lines = [line for line in figure.axes[0].get_lines() if line.get_label() != "_"]
+    return [[(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)] for line in lines]
 
 
 def best_of(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from common import tiny_model
 
 from adept_ray import runs
-from adept_ray.choice import Reach
+from adept_ray.choice import Reach, rescored
 from adept_ray.cli import parse
 from adept_ray.commands import chosen, gone_on, reach, space_of, with_machine
 from adept_ray.config import (
@@ -18,6 +18,7 @@ from adept_ray.config import (
     Interrupted,
     PickRun,
     RunSpec,
+    ScoreWeights,
     SearchRun,
     TrainingSpec,
     TrainRun,
@@ -42,6 +43,7 @@ from adept_ray.runs import (
 )
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results
+from adept_ray.trials import describe, write_trials
 
 GIB = 2**30
 GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
@@ -457,3 +459,20 @@ def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
     assert [edge.parameter for edge in choice.edges] == ["k"]
     assert set(choice.hyperparameters) == {"k", "base_lr"} and len(choice.front) == 6
     assert chosen(run, space, rows, Reach(6, 6))[0].trial != "trial-2"
+
+
+def test_the_curves_are_those_of_the_table(tmp_path):
+    """Written with it, so by the same weights: a trial's last reading has the score of its row."""
+    deltas = {"general_delta": -1.0, "domain_delta": 4.0}
+    ends = {"step": 8, "tokens": 512, "score": 1.5, "loss": 3.0, **deltas}
+    pulls = {"general": [0.1, -0.1], "domain": [0.0, 0.0]}
+    metrics = {**ends, "score_se": 0.1, "pulls": pulls, "curve": [{**ends, "step": 4, "tokens": 256}, ends]}
+    row = describe("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
+    results = Results(str(tmp_path), "picked")
+    results.open(resume=False)
+    for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
+        write_trials(results, rescored([row], weights))
+        readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
+        (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
+        assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]
+        assert table["score"] == score and readings == [{"trial": "trial-001", **r} for r in table["curve"]]
