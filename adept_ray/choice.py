@@ -303,7 +303,7 @@ def rescored(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]
             none = {"general_delta": 0.0, "pulls": {side: [0.0] * len(p) for side, p in row["pulls"].items()}}
             row = _scored(row, weights) | {
                 "score_se": difference_error(row, none, weights),
-                "curve": [_scored(reading, weights) for reading in row["curve"]],
+                "curve": [_scored(reading, weights) for reading in row.get("curve", ())],
             }
         found.append(dict(row))
     return found

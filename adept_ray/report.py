@@ -507,10 +507,15 @@ def adopt_rivals(results: Results, comparison: str) -> None:
     results.fetch(("run.json",))
     if not rivals.holds(RIVALS):
         raise UserError(f"{comparison}: no {RIVALS} in it; give the results folder of scripts/compare.py")
-    theirs, ours = (json.loads((r.folder / "run.json").read_text())["run"] for r in (rivals, results))
+    theirs, ours = (json.loads((r.folder / "run.json").read_text()) for r in (rivals, results))
     for key in ("backbone", "general", "domain"):
-        if theirs[key] != ours[key]:
-            raise UserError(f"{comparison}: its {key} is {theirs[key]}, that of {results.place} {ours[key]}")
+        names = [about["run"][key] for about in (theirs, ours)]
+        if names[0] != names[1]:
+            raise UserError(f"{comparison}: its {key} is {names[0]}, that of {results.place} {names[1]}")
+    for key in ("backbone", "general corpus", "domain corpus"):
+        known = {about["fingerprints"][key] for about in (theirs, ours) if key in about["fingerprints"]}
+        if len(known) > 1:
+            raise UserError(f"{comparison}: its {key} has the name but not the content of {results.place}'s")
     results.write(RIVALS, (rivals.folder / RIVALS).read_text())
 
 

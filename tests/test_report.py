@@ -549,7 +549,7 @@ def test_report_only_writes_page_and_card_again(tmp_path: Path, remote: bool) ->
     folder = write_whole_folder(tmp_path / "tiny-medical")
     (folder / "comparison.csv").rename(made(tmp_path / "rivals") / "comparison.csv")
     settings = {"backbone": "tiny", "general": "boolq", "domain": "medical"}
-    (tmp_path / "rivals" / "run.json").write_text(json.dumps({"run": settings}))
+    (tmp_path / "rivals" / "run.json").write_text(json.dumps({"run": settings, "fingerprints": {}}))
     edited_json(folder / "run.json", run=settings | {"name": "tiny-medical"})
     run = SearchRun(storage=storage, name="tiny-medical", report_only=True)
     assert find_k(run).rstrip("/").endswith("tiny-medical")
@@ -558,6 +558,11 @@ def test_report_only_writes_page_and_card_again(tmp_path: Path, remote: bool) ->
     text = text_of((folder / "report.html").read_text())
     assert "Rivals" in text and "tiny-medical" in text
     assert (folder / "model" / "README.md").read_text().startswith("---\n")
+    others = {"general corpus": "00", "domain corpus": "11"}
+    edited_json(folder / "run.json", fingerprints=others)
+    edited_json(tmp_path / "rivals" / "run.json", fingerprints=others | {"domain corpus": "22"})
+    with pytest.raises(UserError, match="its domain corpus has the name but not the content of"):
+        find_k(run.model_copy(update={"comparison": f"{storage}/rivals"}))
     edited_json(tmp_path / "rivals" / "run.json", run=settings | {"domain": "math"})
     with pytest.raises(UserError, match=r"its domain is math, that of .*tiny-medical medical"):
         find_k(run.model_copy(update={"comparison": f"{storage}/rivals"}))
