@@ -1,0 +1,195 @@
+"""Both stages on a device that isn't the CPU: what a GPU would refuse is refused here, too.
+
+The device is made of torch's hooks for backends in Python. It computes with the CPU's kernels, so the numbers
+must be the CPU's, but no operation takes tensors of two devices, except for copies, scalars and indices.
+"""
+
+import functools
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from common import one_document_each, save_tiny_backbone
+from safetensors.torch import save_file
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_leaves, tree_map
+
+from adept_ray import checkpoint, train
+from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.probe import ProbeJob, probe
+from adept_ray.sharding import Fit
+
+NAME, SEQ_LEN = "apart", 16
+COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
+MADE = ("empty.memory_format", "empty_strided", "copy_", "_copy_from", "_to_copy")
+
+
+class Apart(torch.Tensor):
+    """A tensor of that device, with its data on the CPU."""
+
+    @staticmethod
+    def __new__(cls, data):
+        place = {"strides": data.stride(), "storage_offset": data.storage_offset(), "layout": data.layout}
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, data.size(), dtype=data.dtype, device=f"{NAME}:0", **place
+        )
+        made.data_here = data
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
+        return computed(op, *args, **(kwargs or {}))
+
+
+def here(value):
+    """A tensor's data on the CPU."""
+    return value.data_here if isinstance(value, Apart) else value
+
+
+def computed(op, *args, **kwargs):
+    """Run an operation on the data; RuntimeError where its tensors lie on two devices."""
+    name = op.name().partition(".")[0]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    own = [tensor for tensor in tensors if isinstance(tensor, Apart)]
+    strange = [tensor for tensor in tensors if not isinstance(tensor, Apart) and tensor.dim() > 0]
+    indexed = name == "aten::index" and isinstance(args[0], Apart)
+    if own and strange and name not in COPIES and not indexed:
+        raise RuntimeError(f"{name} of tensors on two devices")
+    wanted = torch.device(kwargs.get("device") or NAME)
+    places = {"device": torch.device("cpu")} if kwargs.get("device") is not None else {}
+    data, settings = tree_map(here, (args, {**kwargs, **places}))
+    known = {id(here(tensor)): tensor for tensor in tensors}  # what was changed in place stays what it is
+
+    def brought(value):
+        if not isinstance(value, torch.Tensor) or wanted.type == "cpu":
+            return value
+        return known.get(id(value)) if id(value) in known else Apart(value)
+
+    return tree_map(brought, op(*data, **settings))
+
+
+class Module:
+    """What torch asks the module of a device for."""
+
+    _is_in_bad_fork = staticmethod(lambda: False)
+    is_available = is_initialized = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 1)
+    current_device = staticmethod(lambda: 0)
+    get_rng_state = staticmethod(lambda device: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device: None)
+    manual_seed_all = staticmethod(lambda seed: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
+
+
+@pytest.fixture(scope="module")
+def device():
+    """The device; having no storage its tensors are saved by way of the CPU, as safetensors does a GPU's."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(computed, "PrivateUse1")
+    for name in MADE:  # torch's own constructors don't find a fallback in Python
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        torch.library.impl(f"aten::{name}", "PrivateUse1", functools.partial(computed, op))
+
+    def saved(tensors, path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", saved)
+        patch.setattr(torch, "inference_mode", torch.no_grad)  # there torch makes no views of such tensors
+        yield torch.device(NAME)
+    library._destroy()
+
+
+def blocks(number, seed):
+    return one_document_each(3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN)))
+
+
+BLOCKS = {
+    name: blocks(number, seed)
+    for seed, (name, number) in enumerate(
+        {"probe": 4, "remeasure": 4, "general": 4, "domain": 4, "reception": 4, "train": 16}.items()
+    )
+}
+SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 6 * 64, "tokens_per_step": 64, "reports": 2, "recompute_every": 2}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+
+
+def test_the_device_takes_no_tensors_of_two(device):
+    """Else nothing here would mean anything."""
+    ours, theirs = torch.ones(3, device=device), torch.ones(3)
+    assert ours.device.type == NAME and (ours + 1).cpu().tolist() == [2.0] * 3
+    for mixed in (lambda: ours + theirs, lambda: theirs * ours, lambda: torch.cat([ours, theirs])):
+        with pytest.raises(RuntimeError, match="two devices"):
+            mixed()
+
+
+@pytest.mark.parametrize("raced", [False, True])
+def test_stage_one_measures_what_it_does_on_the_cpu(device, backbone, raced):
+    """Importance of layers and units, reception, separation and the held-out losses."""
+    job = ProbeJob(
+        backbone, None, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
+    )
+    usual, there = (probe(job, BLOCKS, place) for place in (torch.device("cpu"), device))
+    for name in ("order", "ties"):
+        assert there["importance"][name] == usual["importance"][name]
+    for name in ("units", "base_loss"):
+        assert there["importance"][name] == pytest.approx(usual["importance"][name], rel=1e-4)
+    for name in ("general", "domain"):
+        assert there["nats"][name] == pytest.approx(usual["nats"][name], rel=1e-4)
+    assert there["reception"] == pytest.approx(usual["reception"], rel=1e-4)
+    for ours, theirs in zip(there["separation"], usual["separation"], strict=True):
+        assert ours["overlap"] == pytest.approx(theirs["overlap"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("tunes", "fit"),
+    [
+        ("copies", Fit()),
+        ("copies", Fit(recompute=True)),
+        ("originals", Fit()),
+        ("all", Fit()),
+        ("lora", Fit()),
+    ],
+)
+def test_stage_two_trains_as_on_the_cpu(device, backbone, tmp_path, monkeypatch, tunes, fit):
+    """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
+    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
+    measured = probe(asked, BLOCKS, torch.device("cpu"))
+    job = train.TrainJob(
+        source=backbone,
+        revision=None,
+        training=TrainingSpec(**SPEC, tunes=tunes),
+        layers=(1,),
+        units=measured["importance"]["units"],
+        before=measured["nats"],
+        weights=ScoreWeights(),
+        seq_len=SEQ_LEN,
+        micro_batch=2,
+        seed=0,
+        fit=fit,
+    )
+    monkeypatch.setattr(train, "export", lambda model, folder, *about: folder.mkdir())
+    scores = {}
+    for place in (torch.device("cpu"), device):
+        found = scores.setdefault(place.type, [])
+        folders = tmp_path / place.type
+
+        def kept(metrics, folder, found=found, folders=folders):
+            found.append(metrics["score"])
+            shutil.copytree(folder, folders / str(len(found)))
+
+        train.train(job, BLOCKS, place, kept)
+        train.train(job, BLOCKS, place, kept, resume=folders / "1")
+        train.conclude(replace(job), BLOCKS, place, kept, folders / "2", {})
+    assert scores[NAME] == pytest.approx(scores["cpu"], rel=1e-3)
+    assert scores[NAME][2:4] == scores[NAME][:2]  # resumed, it says the first report again
