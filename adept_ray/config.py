@@ -521,6 +521,15 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
 
 
+def without_password(study: str) -> str:
+    """A ``--study`` as it is printed: ``***`` in place of the password of a database's URL.
+
+    It goes by the text alone, for a URL that can't be read is printed, too.
+    """
+    named = re.sub(r"(:/{1,2}[^:/@]*):.*@", r"\1:***@", study)  # up to the last @: some passwords have one
+    return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)
+
+
 def refuse(given: Spec, unused: Collection[str], why: str) -> None:
     """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
 

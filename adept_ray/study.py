@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from adept_ray.config import ScoreWeights, UserError, fingerprint
+from adept_ray.config import ScoreWeights, UserError, fingerprint, without_password
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general
 
@@ -180,9 +180,11 @@ def quiet() -> None:
 def opened(study: str) -> optuna.storages.BaseStorage | None:
     """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
 
-    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed.
+    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed; neither
+    sentence says a password.
     """
     quiet()
+    shown = without_password(study)
     if not study:
         return None
     try:
@@ -194,13 +196,15 @@ def opened(study: str) -> optuna.storages.BaseStorage | None:
     except ImportError as problem:
         module = getattr(problem.__cause__ or problem, "name", "") or str(problem)
         raise UserError(
-            f"--study {study} needs the database's driver, {module}: pip install "
+            f"--study {shown} needs the database's driver, {module}: pip install "
             f"{DRIVERS.get(module, module)}"
         ) from None
     except Exception as problem:  # drivers raise errors of their own
-        said = " ".join(str(getattr(problem, "orig", None) or problem).split())
+        said = " ".join(str(getattr(problem, "orig", None) or problem).split()).replace(study, shown)
+        if study.count("@") > shown.count("@"):  # the driver took the rest of the password for a host
+            said = "an @ in a password is written %40"
         raise UserError(
-            f"--study {study} can't be opened ({said[:200]}): give sqlite:///FILE, "
+            f"--study {shown} can't be opened ({said[:200]}): give sqlite:///FILE, "
             "postgresql://USER@HOST/NAME or the path of a file"
         ) from None
 

@@ -293,6 +293,26 @@ def test_a_driver_or_server_that_is_missing_is_named(monkeypatch, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nosuch://me:secret@host/db", "--study nosuch://me:***@host/db can't be opened (Can't load"),
+        ("postgresql://me:secret@/db?host=/nobody", "--study postgresql://me:***@/db?host=/nobody can't be"),
+        ("postgresql://me:se@cret@host/db", "can't be opened (an @ in a password is written %40)"),
+        ("postgresql://me:secret@host:secret@host/db", "can't be opened (an @ in a password"),
+        ("postgresql:/me:secret@host/db", "--study postgresql:/me:***@host/db can't be opened ("),
+        ("postgresql+pg8000://me:secret@host/db", "--study postgresql+pg8000://me:***@host/db needs"),
+    ],
+)
+def test_a_password_is_in_no_message(monkeypatch, place, words):
+    """Whatever is wrong with the study, and whatever its driver says."""
+    monkeypatch.setitem(sys.modules, "pg8000", None)
+    with pytest.raises(UserError) as refused:
+        opened(place)
+    assert words in str(refused.value)
+    assert "secret" not in str(refused.value) and "cret@" not in str(refused.value)
+
+
 def test_searches_that_begin_at_the_same_time_make_the_tables_once(postgres):
     """One that finds none, and is overtaken by another one before it has made them, takes those."""
     place = postgres("begun_twice")
