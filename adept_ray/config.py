@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
@@ -453,6 +454,8 @@ class ScoreWeights(Spec):
 
 
 S = TypeVar("S", bound=Spec)
+# pydantic's words for what YAML calls otherwise → ours
+PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
 
 
 def validated(
@@ -467,7 +470,7 @@ def validated(
     Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
     """
     try:
-        return spec(**values)
+        return spec.model_validate(dict(values))
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -481,6 +484,8 @@ def validated(
         else:
             text = first["msg"].removeprefix("Value error, ")
             text = text[0].lower() + text[1:] if text.startswith("Input") else text
+            for words, plain in PLAINLY:
+                text = re.sub(words, plain, text)
             got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
             message = f"{key + ': ' if key else ''}{text}{got}"
         raise error(f"{where}: {message}") from None
@@ -516,6 +521,15 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
 
 
+def without_password(study: str) -> str:
+    """A ``--study`` as it is printed: ``***`` in place of the password of a database's URL.
+
+    It goes by the text alone, for a URL that can't be read is printed, too.
+    """
+    named = re.sub(r"(:/{1,2}[^:/@]*):.*@", r"\1:***@", study)  # up to the last @: some passwords have one
+    return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)
+
+
 def refuse(given: Spec, unused: Collection[str], why: str) -> None:
     """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
 
@@ -532,7 +546,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+    except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
         mark = getattr(problem, "problem_mark", None)
         said = getattr(problem, "problem", None) or " ".join(str(problem).split())
         raise UserError(f"{path}{line_of(mark)}: not readable as YAML: {said}") from None

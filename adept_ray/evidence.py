@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from adept_ray.backbones import PRESETS
 from adept_ray.choice import lies
-from adept_ray.config import SearchRun, Spec, UserError, load_yaml, overlay, validated
+from adept_ray.config import SearchRun, Spec, UserError, load_yaml, overlay, validated, without_password
 from adept_ray.expansion import RECORD
 from adept_ray.grammar import SIZES
 from adept_ray.plan import Inference, inference
@@ -323,7 +323,7 @@ class RunRecord(Record):
 
 
 def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:
-    """The flags that start such a search again under another name."""
+    """The flags that start such a search again under another name; without the password of its study."""
     preset = PRESETS.get(run.backbone)
     brought = set(preset.sizes if preset else ())  # by something else, if no flag says what they are
     if run.search_space != SearchRun().search_space:
@@ -331,7 +331,7 @@ def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> st
     usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
     usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
     for name in SearchRun.model_fields:
-        value = getattr(run, name)
+        value = without_password(run.study) if name == "study" else getattr(run, name)
         if name in without or (value == getattr(usual, name) and name not in brought):
             continue
         flag = name.replace("_", "-")

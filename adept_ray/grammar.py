@@ -73,6 +73,21 @@ class Range(Spec):
             return value in self.values
         return self.values[0] <= value <= self.values[1]
 
+    def check(self, value: Any) -> None:
+        """Refuse what no range of this form takes, wherever its ends are. Raises ValueError."""
+        number = _read_as_number(value) if isinstance(value, str) else value
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
+        if isinstance(value, str) and number is not None:
+            # YAML takes 1e-5 for a string: it wants a decimal point and a signed exponent.
+            fix = format(Decimal(value), "f")
+            raise ValueError(f"'{value}' is a string; write {fix} without quotes")
+        if isinstance(value, bool):
+            raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
+        wanted: Any = {"int": int, "float": Number, "log": Number}.get(self.kind, object)
+        if not isinstance(value, wanted):
+            raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
+
     def clipped(self, value: Any) -> Any:
         """`value`, or what lies nearest to it; of choices that are no numbers the first."""
         if value in self:
@@ -103,12 +118,7 @@ class Range(Spec):
         if not values or any(v is None for v in values):
             raise ValueError(f"'{self.kind}' has no values")
         for value in values:
-            if isinstance(value, str) and _reads_as_number(value):
-                # YAML takes 1e-5 for a string: it wants a decimal point and a signed exponent.
-                fix = format(Decimal(value), "f")
-                raise ValueError(f"'{value}' is a string; write {fix} without quotes")
-            if isinstance(value, bool):
-                raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
+            self.check(value)
         if self.kind in ("int", "float", "log"):
             self._check_ends(values)
         return self
@@ -116,12 +126,6 @@ class Range(Spec):
     def _check_ends(self, values: tuple[Any, ...]) -> None:
         if len(values) != 2:
             raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
-        wanted = int if self.kind == "int" else (int, float)
-        for value in values:
-            if not isinstance(value, wanted):
-                raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
         if values[0] > values[1]:
             raise ValueError(f"the range [{values[0]}, {values[1]}] is empty: low must not exceed high")
         if self.kind == "log" and values[0] <= 0:
@@ -214,6 +218,12 @@ class SearchSpace(Spec):
         except ValueError as problem:
             raise Misplaced(str(problem), *at) from None
 
+    def _check_form(self, name: str, value: Any, where: str, *at: Any) -> None:
+        try:
+            self.parameters[name].check(value)
+        except ValueError as problem:
+            raise Misplaced(f"{where}: {name}: {problem}", *at) from None
+
     def _check_condition(self, name: str, searched: Range) -> None:
         at = ("parameters", name, "when")
         if name == "k" and searched.when:
@@ -226,6 +236,7 @@ class SearchSpace(Spec):
                     f"parameter '{name}': 'when' names '{on}', which isn't listed before it: {known}", *at, on
                 )
             for value in values:
+                self._check_form(on, value, f"parameter '{name}': 'when'", *at, on)
                 if value not in self.parameters[on]:
                     raise Misplaced(
                         f"parameter '{name}': 'when' asks for a {on} of {value!r}, which lies "
@@ -236,6 +247,8 @@ class SearchSpace(Spec):
 
     def _check_first(self, number: int, setting: Mapping[str, Any]) -> None:
         at = ("first", number)
+        for name in (name for name in setting if name in self.parameters):
+            self._check_form(name, setting[name], "first", *at, name)
         wanted = self.active(setting)
         if set(setting) != set(wanted):
             raise Misplaced(f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at)
@@ -245,12 +258,11 @@ class SearchSpace(Spec):
                 raise Misplaced(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
 
 
-def _reads_as_number(text: str) -> bool:
+def _read_as_number(text: str) -> float | None:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def load_search_space(path: Path) -> SearchSpace:

@@ -31,6 +31,7 @@ from adept_ray.config import (
     load_yaml,
     overlay,
     validated,
+    without_password,
 )
 from adept_ray.crew import Task, crew, do
 from adept_ray.display import Display
@@ -222,6 +223,8 @@ def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
             continue
         if name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
+            if name == "study":
+                asked, had = without_password(asked), without_password(had)
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
         changes[name] = asked
     return overlay(saved, changes, where=f"resuming '{run.name}'")

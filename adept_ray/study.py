@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from adept_ray.config import ScoreWeights, UserError, fingerprint
+from adept_ray.config import ScoreWeights, UserError, fingerprint, without_password
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.scoring import counted_general
 
@@ -96,23 +96,49 @@ class Sampler(optuna.samplers.TPESampler):
 class Proposals(OptunaSearch):
     """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end.
 
+    The settings to be tried first are kept here, not in the study's queue, from which whoever asks next
+    takes: of searches that share a study each begins with its own. `owner` tells its trials from those of
+    others.
+
     A study that isn't in this process's memory may know more than Tune does after a kill: what Tune has lost
-    of it is given up, and what had been asked for first is asked for again. `owner` tells its trials from
-    those of other searches.
+    of it is given up, and what had been asked for first is asked for again.
     """
 
     clock: ClassVar[Clock] = Clock()
 
-    def __init__(self, owner: str = "", weights: ScoreWeights | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        owner: str = "",
+        weights: ScoreWeights | None = None,
+        points_to_evaluate: Iterable[Mapping[str, Any]] = (),
+        **options: Any,
+    ) -> None:
         self._owner, self._weights = owner, weights or ScoreWeights()
+        self._next = [dict(setting) for setting in points_to_evaluate]
+        self._repeated: set[int] = set()  # numbers of trials that ended without Tune hearing
         super().__init__(**options)
 
     def suggest(self, trial_id: str) -> Any:
         if not self.clock.begins(trial_id):
             return Searcher.FINISHED
+        if self._next and trial_id not in self._ot_trials:
+            self._ot_trials[trial_id] = self._begun_with(self._next.pop(0))
         setting = super().suggest(trial_id)
         self._ot_trials[trial_id].set_user_attr("search", self._owner)
         return setting
+
+    def _begun_with(self, setting: dict[str, Any]) -> optuna.Trial:
+        """A trial of that setting, as Optuna has it of one that was queued; it runs from its beginning.
+
+        One that waited, however shortly, could be taken by another process.
+        """
+        study: Any = self._ot_study
+        begun = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            system_attrs={"fixed_params": setting},
+            user_attrs={"search": self._owner},
+        )
+        return optuna.Trial(study, study._storage.create_new_trial(study._study_id, begun))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         # Tune counts a resumed trial's iterations from 1 again; our reports go on where they were.
@@ -132,27 +158,17 @@ class Proposals(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
         study: Any = self._ot_study
-        states, repeated = optuna.trial.TrialState, f"repeated by {self._owner}"
-        known = {trial.number for trial in self._ot_trials.values()}
-        known.update(study.user_attrs.get(repeated, ()))
-        lost = [
-            trial
-            for trial in study.get_trials()
-            if trial.user_attrs.get("search") == self._owner and trial.number not in known
-        ]
-        lost = [trial for trial in lost if trial.state != states.FAIL]
-        # Those that still wait are asked for anew, too: else they would come before the lost ones.
-        waiting = study.get_trials(states=(states.WAITING,)) if lost else []
-        for trial in (*lost, *waiting):
-            asked = trial.system_attrs.get("fixed_params")
-            if trial.state.is_finished():  # nobody waits for its result any more: it is run again
-                asked = trial.params
-            else:
-                study._storage.set_trial_state_values(trial._trial_id, states.FAIL)
-            if asked:
-                study.enqueue_trial(asked)
-        if lost:
-            study.set_user_attr(repeated, sorted(known | {trial.number for trial in lost}))
+        failed = optuna.trial.TrialState.FAIL
+        known = {trial.number for trial in self._ot_trials.values()} | self._repeated
+        for trial in study.get_trials():
+            if trial.user_attrs.get("search") != self._owner or trial.number in known:
+                continue
+            if not trial.state.is_finished():
+                study._storage.set_trial_state_values(trial._trial_id, failed)
+            elif trial.state != failed and "fixed_params" not in trial.system_attrs:
+                # Nobody waits for its result any more: it is run again. The first settings are still ours.
+                self._next.append(trial.params)
+                self._repeated.add(trial.number)
 
 
 def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
@@ -187,9 +203,11 @@ def quiet() -> None:
 def opened(study: str) -> optuna.storages.BaseStorage | None:
     """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
 
-    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed.
+    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed; neither
+    sentence says a password.
     """
     quiet()
+    shown = without_password(study)
     if not study:
         return None
     try:
@@ -201,13 +219,15 @@ def opened(study: str) -> optuna.storages.BaseStorage | None:
     except ImportError as problem:
         module = getattr(problem.__cause__ or problem, "name", "") or str(problem)
         raise UserError(
-            f"--study {study} needs the database's driver, {module}: pip install "
+            f"--study {shown} needs the database's driver, {module}: pip install "
             f"{DRIVERS.get(module, module)}"
         ) from None
     except Exception as problem:  # drivers raise errors of their own
-        said = " ".join(str(getattr(problem, "orig", None) or problem).split())
+        said = " ".join(str(getattr(problem, "orig", None) or problem).split()).replace(study, shown)
+        if study.count("@") > shown.count("@"):  # the driver took the rest of the password for a host
+            said = "an @ in a password is written %40"
         raise UserError(
-            f"--study {study} can't be opened ({said[:200]}): give sqlite:///FILE, "
+            f"--study {shown} can't be opened ({said[:200]}): give sqlite:///FILE, "
             "postgresql://USER@HOST/NAME or the path of a file"
         ) from None
 

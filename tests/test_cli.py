@@ -13,7 +13,7 @@ from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 from adept_ray import commands
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
-from adept_ray.commands import flags
+from adept_ray.commands import again, flags
 from adept_ray.config import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.documents import BOOLQ
 from adept_ray.grammar import load_search_space
@@ -372,6 +372,23 @@ def test_a_search_can_say_with_which_flags_it_began(words):
     run = settled(parse(SearchRun, "", words))
     again = settled(parse(SearchRun, "", shlex.split(flags(run))))
     assert again.model_copy(update={"name": run.name}) == run
+
+
+@pytest.mark.parametrize(
+    ("study", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql+psycopg://me:se/c:r?e@secret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
+        ("mysql://:secret@host/db?charset=utf8", "mysql://:***@host/db?charset=utf8"),
+        ("mysql://host/db?passwd=secret&user=me", "mysql://host/db?passwd=***&user=me"),
+        ("postgresql:/me:secret@host/db", "postgresql:/me:***@host/db"),
+        *((same, same) for same in ("postgresql://me@host:5432/db", "sqlite:////a/b:c@d.db", "a/b@c.log")),
+    ],
+)
+def test_a_password_is_in_no_command(study, shown):
+    """The rest of the study stays as it was given, whatever form it has."""
+    command = again(SearchRun(study=study, pareto=True))
+    assert f"--study {shlex.quote(shown)}" in command and "secret" not in command
 
 
 def test_a_resumed_run_takes_no_sizes_from_the_preset():

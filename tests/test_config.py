@@ -192,12 +192,28 @@ parameters:
         ("first:\n  - {k: 1, placement: guided}\n  - {k: 9, placement: guided}", 8, "k 9 lies outside"),
         ("first:\n  - k: 1\n    placement: nowhere", 8, "nowhere"),
         ("first:\n\n  - k: 1", 8, "exactly k, placement"),
+        ("first:\n  k: 1", 6, "should be a list"),
+        ("first: [1]", 6, "should be a mapping"),
+        ("first:\n  - {k: '1', placement: guided}", 7, "first: k: '1' is a string; write 1 without"),
+        ("first:\n  - k: 1.0\n    placement: guided", 7, "'int' takes numbers of that kind, not 1.0"),
+        ("first:\n  - {k: null, placement: guided}", 7, "not None"),
+        ("first:\n  - k: 1\n    placement: no", 8, "'choice' takes no true or false"),
+        ("first: [{k: 1, 1: 2}]", 6, "valid string"),
+        ("  base_lr: {log: [0.001, 0.1]}\nfirst:\n  - k: 1\n    base_lr: 1e-3", 9, "write 0.001 without"),
+        ("  warmup: 0.1", 6, "should be a mapping, not 0.1"),
+        ("  1: {int: [1, 2]}", 6, "valid string"),
+        ("1: 2", 6, "Keys should be strings, not 1"),
+        ("score:\n  1: 2", 7, "Keys should be strings, not 1"),
         ("judge_after: 0", 6, "greater than or equal to 1"),
         ("run:\n  trials: 3\n  workers: 2", 8, "unknown key 'workers'"),
         ("run: {trials: 0}", 6, "greater than or equal to 1"),
         ("run: {trials: few}", 6, "integer"),
         ("  offset: {int: [0, 4], when: {placment: uniform}}", 6, "isn't listed before it: did you mean"),
         ("  offset:\n    int: [0, 4]\n    when: {placement: [deepest]}", 8, "'deepest', which lies outside"),
+        ("  offset:\n    int: [0, 4]\n    when: {k: two}", 8, "'when': k: 'int' takes numbers of that kind"),
+        ("  offset:\n    int: [0, 4]\n    when: {k: [1, '2']}", 8, "'2' is a string; write 2 without"),
+        ("  base_lr: {log: [0.001, 0.1]}\n  offset: {int: [0, 4], when: {base_lr: 1e-3}}", 7, "write 0.001"),
+        ("  offset: {int: [0, 4], when: k}", 6, "should be a mapping"),
         ("  k: {int: [1, 2]}", 6, "'k' is there twice"),
         ("  base_lr: {log: [0.1, 1]", 7, "not readable as YAML"),
         ("\tbase_lr: 1", 6, "not readable as YAML"),
@@ -208,6 +224,44 @@ def test_a_mistake_is_named_with_its_line(rest, line, words, tmp_path):
     text = f"{HEAD}{rest}\n"
     message = refused(lambda: space(text, tmp_path), words)
     assert message.startswith(f"{tmp_path / 'space.yaml'}, line {line}: "), message
+
+
+ODD = [
+    *("true", "null", "two", "''", "'1'", "1e-3", "1e999", ".nan", "inf", "-1", "1.0", "2020-01-01"),
+    *("[]", "[1]", "[null]", "[[1]]", "[1, 1]", "[{1: 2}]", "{}", "{a: 1}", "{1: 2}", "{null: 1}"),
+    *("!!binary aGk=", "!!set {a, b}", "1" + 400 * "0"),
+]
+PLACES = [
+    "  base_lr: ?",
+    *(f"  base_lr: {{{form}: ?}}" for form in ("int", "float", "log", "choice", "fixed", "when")),
+    *(f"  base_lr: {{{form}: [1, ?]}}" for form in ("int", "float", "log", "choice")),
+    *(f"  offset: {{int: [0, 4], when: {{{on}: ?}}}}" for on in ("k", "placement")),
+    "  ?: {fixed: 1}",
+    "first: ?",
+    "first: [?]",
+    "first: [{k: ?, placement: guided}]",
+    "first: [{k: 1, placement: ?}]",
+    "first: [{?: 1}]",
+    *(f"{name}: ?" for name in ("score", "general", "judge_after", "run")),
+    "score: {general: ?}",
+    "run: {trials: ?}",
+    "?: 2",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_stands_in_a_search_space_is_read_or_refused(place, tmp_path):
+    """No value of another kind than the one meant ends in anything but one sentence with its line."""
+    for value in ODD:
+        try:
+            space(HEAD + place.replace("?", value), tmp_path)
+        except UserError as problem:
+            assert "space.yaml, line " in str(problem) and "\n" not in str(problem)
+
+
+def test_a_day_that_no_month_has_is_no_yaml(tmp_path):
+    """YAML's own words, in one sentence."""
+    refused(lambda: space(f"{HEAD}judge_after: 2020-13-45", tmp_path), "not readable as YAML: month must be")
 
 
 def test_a_condition_may_name_one_value_or_several(tmp_path):

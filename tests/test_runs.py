@@ -215,6 +215,17 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
         as_begun(SearchRun(name="x", resume=True, workers=1), begun)
 
 
+def test_a_study_that_contradicts_is_named_without_its_password():
+    """Neither that of the run nor the one that was given."""
+    begun = SearchRun(name="x", study="postgresql://me:secret@host/one").model_dump(mode="json")
+    with pytest.raises(UserError) as refused:
+        as_begun(SearchRun(name="x", resume=True, study="postgresql://me:secret2@host/two"), begun)
+    assert str(refused.value) == (
+        "--study postgresql://me:***@host/two: the run 'x' began with postgresql://me:***@host/one, "
+        "so leave that flag out"
+    )
+
+
 def test_a_resumed_run_may_go_on_with_fewer_of_the_workers_that_it_began_with():
     """How many those are is known from the run alone, and too many are still refused."""
     begun = SearchRun(name="x", workers=4).model_dump(mode="json")

@@ -293,6 +293,26 @@ def test_a_driver_or_server_that_is_missing_is_named(monkeypatch, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nosuch://me:secret@host/db", "--study nosuch://me:***@host/db can't be opened (Can't load"),
+        ("postgresql://me:secret@/db?host=/nobody", "--study postgresql://me:***@/db?host=/nobody can't be"),
+        ("postgresql://me:se@cret@host/db", "can't be opened (an @ in a password is written %40)"),
+        ("postgresql://me:secret@host:secret@host/db", "can't be opened (an @ in a password"),
+        ("postgresql:/me:secret@host/db", "--study postgresql:/me:***@host/db can't be opened ("),
+        ("postgresql+pg8000://me:secret@host/db", "--study postgresql+pg8000://me:***@host/db needs"),
+    ],
+)
+def test_a_password_is_in_no_message(monkeypatch, place, words):
+    """Whatever is wrong with the study, and whatever its driver says."""
+    monkeypatch.setitem(sys.modules, "pg8000", None)
+    with pytest.raises(UserError) as refused:
+        opened(place)
+    assert words in str(refused.value)
+    assert "secret" not in str(refused.value) and "cret@" not in str(refused.value)
+
+
 def test_searches_that_begin_at_the_same_time_make_the_tables_once(postgres):
     """One that finds none, and is overtaken by another one before it has made them, takes those."""
     place = postgres("begun_twice")
@@ -357,6 +377,58 @@ def test_what_ended_without_tune_hearing_is_run_again_once(tmp_path):
     assert straight == first
 
 
+def test_what_was_proposed_and_ended_without_tune_hearing_is_run_again_once(tmp_path):
+    """With the same settings, before others are proposed; a later resume knows of it."""
+    place, begun = f"{tmp_path}/study.log", STARTUP_TRIALS + 1
+    lost = proposals(owner="me", storage=opened(place))
+    run(lost, range(begun))
+    lost.save(str(tmp_path / "state"))
+    unheard, later = run(lost, [begun]), []
+    for _ in range(2):
+        goes_on = proposals(owner="me", storage=opened(place))
+        goes_on.restore(str(tmp_path / "state"))
+        later += run(goes_on, [begun + len(later)])
+        goes_on.save(str(tmp_path / "state"))
+    assert later[:1] == unheard != later[1:]
+
+
+BOTH_SIDES = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
+OWN = {
+    "one": [{"k": 1, "placement": "guided"}, {"k": 2, "placement": "uniform", "offset": 2, "replay": 0.3}],
+    "other": [{"k": 3, "placement": "deepest", "offset": 1}, {"k": 3, "placement": "guided"}],
+}
+
+
+@pytest.mark.parametrize("objectives", [{}, BOTH_SIDES], ids=["score", "pareto"])
+def test_each_search_begins_with_its_own_first_settings(objectives, kept, tmp_path):
+    """In its order, whoever asks in between, and once: also where one is killed and goes on."""
+    place = kept("pareto" if objectives else "score")
+
+    def begins(owner):
+        options = {"owner": owner, "storage": opened(place), "sampler": Sampler(0, owner=owner), **objectives}
+        return proposals(first=OWN.get(owner, ()), parameters=CONDITIONAL, **options)
+
+    one, other, third = begins("one"), begins("other"), begins("third")
+    third.suggest("t0")
+    assert other.suggest("t0") == OWN["other"][0]
+    assert one.suggest("t0") == OWN["one"][0]
+    one.save(str(tmp_path / "state"))
+    assert one.suggest("begun and lost") == OWN["one"][1]
+    one = begins("one")
+    one.restore(str(tmp_path / "state"))
+    third.suggest("t1")
+    assert one.suggest("t1") == OWN["one"][1]
+    assert other.suggest("t1") == OWN["other"][1]
+    one.suggest("t2")
+    other.suggest("t2")
+    trials = [trial for trial in one._ot_study.get_trials() if trial.state != TrialState.FAIL]
+    assert {trial.state for trial in trials} == {TrialState.RUNNING}  # none waits for whoever asks
+    for owner, first in {**OWN, "third": []}.items():
+        own = [trial for trial in trials if trial.user_attrs["search"] == owner]
+        asked = [trial.params for trial in own if "fixed_params" in trial.system_attrs]
+        assert asked == [trial.params for trial in own][: len(first)] == first
+
+
 def test_a_report_that_the_study_has_heard_is_no_error(tmp_path):
     """A trial that ended shortly before a kill runs again for Tune; the study keeps what it knows."""
     algorithm = proposals(storage=opened(f"{tmp_path}/study.log"))
@@ -403,9 +475,8 @@ def test_trials_side_by_side_are_no_more_random_than_one_by_one():
 
 def test_trade_offs_are_searched_on_both_sides():
     """Optuna hears both changes of a finished trial; a general gain that isn't paid for is no gain."""
-    both = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
     for retain, general in ((False, 3.0), (True, 0.0)):
-        algorithm = proposals(weights=ScoreWeights(retain=retain), **both)
+        algorithm = proposals(weights=ScoreWeights(retain=retain), **BOTH_SIDES)
         for number in range(STARTUP_TRIALS + 2):
             algorithm.suggest(f"t{number}")
             result = {"general_delta": 3.0, "domain_delta": 5.0, "score": 4.0, "report": 1}
