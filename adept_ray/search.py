@@ -211,6 +211,7 @@ def search(
     experiment = f"{storage}/{EXPERIMENT}"
     Proposals.clock = Clock(run.max_hours, spent)
     board: Any = ray.get_actor(board_name(run))
+    Proposals.too_large = staticmethod(lambda: ray.get(board.limit.remote()))
     crews = ray.get(board.crews.remote())
     if run.resume and tune.Tuner.can_restore(experiment):
         extend(experiment, run.trials, crews)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from adept_ray.scoring import counted_general
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 # Module of a database's driver → the package that brings it, for those of another name.
 DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+TRIES = 20  # proposals, at most, until there is one that fits into memory
 HALF = 0.5  # of all trials, those whose settings are compared with all
 
 
@@ -105,6 +106,8 @@ class Proposals(OptunaSearch):
     """
 
     clock: ClassVar[Clock] = Clock()
+    too_large: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
+    """Says the smallest k at which a worker ran out of memory: no such k is proposed again."""
 
     def __init__(
         self,
@@ -121,9 +124,19 @@ class Proposals(OptunaSearch):
     def suggest(self, trial_id: str) -> Any:
         if not self.clock.begins(trial_id):
             return Searcher.FINISHED
+        setting, limit = self._proposed(trial_id), self.too_large()
+        for _ in range(TRIES):  # where the range holds nothing smaller the trial will say so
+            if limit is None or setting["k"] < limit:
+                break
+            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            setting = self._proposed(trial_id)
+        return setting
+
+    def _proposed(self, trial_id: str) -> Any:
+        """The next setting of the list, or of the sampler; of a trial that is known, its own."""
         if self._next and trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self._begun_with(self._next.pop(0))
-        setting = super().suggest(trial_id)
+        setting: Any = super().suggest(trial_id)
         self._ot_trials[trial_id].set_user_attr("search", self._owner)
         return setting
 

@@ -509,6 +509,21 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     assert Clock().begins("0") and not Clock().over
 
 
+@pytest.mark.parametrize("pareto", [False, True])
+def test_no_k_is_proposed_at_which_memory_ran_out(monkeypatch, pareto):
+    """Nor a larger one, not even of the first settings; what was passed over counts as none of the trials."""
+    sides = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]} if pareto else {}
+    first = [{"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 2)]
+    algorithm = proposals(first=first, **sides)
+    monkeypatch.setattr(Proposals, "too_large", staticmethod(lambda: 4))
+    settings = [algorithm.suggest(f"t{number}") for number in range(12)]
+    assert settings[0] == first[1] and {setting["k"] for setting in settings} == {0, 1, 2, 3}
+    states = [trial.state for trial in algorithm._ot_study.get_trials()]
+    assert states.count(TrialState.RUNNING) == 12 and set(states) == {TrialState.RUNNING, TrialState.FAIL}
+    monkeypatch.setattr(Proposals, "too_large", staticmethod(lambda: 0))
+    assert algorithm.suggest("t12")["k"] >= 0  # there is none: it fails without being tried
+
+
 def test_the_weights_of_a_long_search_stay_few(tmp_path):
     """Of 50 trials those of the best of each k are left, and of one that runs: a folder stays small."""
     rows: list[dict] = []
