@@ -124,11 +124,12 @@ class Proposals(OptunaSearch):
     def suggest(self, trial_id: str) -> Any:
         if not self.clock.begins(trial_id):
             return Searcher.FINISHED
-        setting, limit = self._proposed(trial_id), self.too_large()
+        setting, limit = self._proposed(trial_id), Proposals.too_large()
+        study: Any = self._ot_study
         for _ in range(TRIES):  # where the range holds nothing smaller the trial will say so
             if limit is None or setting["k"] < limit:
                 break
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
             setting = self._proposed(trial_id)
         return setting
 
