@@ -405,7 +405,9 @@ def allowed(name: str, value: float) -> bool:
 
 def said(choice: Choice) -> str:
     """The table per k, and what else the search leaves open, as lines of text."""
-    lines = ["  k  trials  score           against the next smaller k"]
+    rows = {
+        k: f"{k:3}  {n:>6}  –               none was trained to its end" for k, n in choice.unfinished.items()
+    }
     for depth in choice.depths:
         error = "" if depth.standard_error is None else f" ± {depth.standard_error:.2f}"
         score = f"{depth.score:+.2f}{error}" if depth.k else "0  untouched"
@@ -416,9 +418,8 @@ def said(choice: Choice) -> str:
         if depth.gain is not None and depth.per_layer != depth.gain and choice.min_gain_per_layer:
             step += f", {depth.per_layer:+.2f} a layer"
         mark = " ← chosen" if depth.k == choice.k else " ← advised" if depth.k == choice.advised_k else ""
-        lines.append(f"{depth.k:3}  {depth.trials or '–':>6}  {score:14}  {step}{mark}".rstrip())
-    for k, trials in choice.unfinished.items():
-        lines.append(f"{k:3}  {trials:>6}  –               none was trained to its end")
+        rows[depth.k] = f"{depth.k:3}  {depth.trials or '–':>6}  {score:14}  {step}{mark}".rstrip()
+    lines = ["  k  trials  score           against the next smaller k", *(rows[k] for k in sorted(rows))]
     if choice.hyperparameters:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in choice.hyperparameters.items())
         doubt = "" if choice.hyperparameters_reliable else f"; of fewer than {RELIABLE} trials: a guess"

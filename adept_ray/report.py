@@ -207,17 +207,19 @@ def _depth_table(results: Evidence) -> str:
     steps = any(depth.per_layer != depth.gain for depth in depths if depth.per_layer is not None)
     names = ["k", "trials", "best score", *["gain"] * paired, *["a layer"] * steps, *["apart"] * paired]
     head = "".join(f"<th>{name}</th>" for name in names)
-    body = ""
+    unfinished = results.best.choice.unfinished if results.best.choice else {}
+    rows = {
+        k: f'<tr><td>{k}</td><td>{trials}</td><td colspan="{len(names) - 2}">none finished</td></tr>'
+        for k, trials in unfinished.items()
+    }
     for depth in depths:
         cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
         cells.append(_with_error(depth.score, depth.standard_error) if depth.k else "0")
         cells += [_with_error(depth.gain, depth.gain_error)] * paired
         cells += [signed(depth.per_layer, 2)] * steps + [_differs(depth)] * paired
         won = ' class="won"' if depth.k == results.best.k else ""
-        body += f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-    unfinished = results.best.choice.unfinished if results.best.choice else {}
-    for k, trials in unfinished.items():
-        body += f'<tr><td>{k}</td><td>{trials}</td><td colspan="{len(names) - 2}">none finished</td></tr>'
+        rows[depth.k] = f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    body = "".join(rows[k] for k in sorted(rows))
     note = (
         "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
         f"{'a layer: by the layers added; ' * steps}apart: whether it stands out of that noise."
