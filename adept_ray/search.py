@@ -52,13 +52,14 @@ class Verdicts(FIFOScheduler):
         super().__init__()
         self._board, self._memory, self._judge_after = board, memory, judge_after
         self._weights = weights
-        self._decided: dict[str, bool] = {}  # "trial id/report" → stop
-        self._behind: dict[str, bool] = {}  # "trial id/report" → beyond chance below the best
+        self._decided: dict[str, bool] = {}  # "trial/report" → stop
+        self._behind: dict[str, bool] = {}  # "trial/report" → beyond chance below the best
         self._best: dict[str, dict[str, Any]] = {}  # report → what was measured of the best so far
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         report = result["report"]
-        key, before = f"{trial.trial_id}/{report}", f"{trial.trial_id}/{report - 1}"
+        name = trial_name(trial)  # its id is another one where Tune has lost the trial in a kill
+        key, before = f"{name}/{report}", f"{name}/{report - 1}"
         if key not in self._decided:  # a resumed trial repeats its last report
             others = sum(seen.endswith(f"/{report}") for seen in self._decided)
             self._behind[key] = self._beyond_noise(str(report), measured(result))
@@ -66,7 +67,7 @@ class Verdicts(FIFOScheduler):
             self._decided[key] = hopeless and others >= self._judge_after
             self._remember()
         board = ray.get_actor(self._board)
-        board.decide.remote(trial_name(trial), report, self._decided[key])
+        board.decide.remote(name, report, self._decided[key])
         return TrialScheduler.CONTINUE
 
     def _beyond_noise(self, report: str, found: dict[str, Any]) -> bool:

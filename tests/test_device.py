@@ -5,8 +5,9 @@ must be the CPU's, but no operation takes tensors of two devices, except for cop
 """
 
 import functools
+import multiprocessing
 import shutil
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,12 +86,11 @@ class Module:
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
 
 
-@pytest.fixture(scope="module")
-def device():
-    """The device; having no storage its tensors are saved by way of the CPU, as safetensors does a GPU's."""
+def set_up():
+    """Make the device in this process; having no storage its tensors are saved by way of the CPU."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
-    library = torch.library.Library("_", "IMPL")
-    library.fallback(computed, "PrivateUse1")
+    set_up.library = torch.library.Library("_", "IMPL")
+    set_up.library.fallback(computed, "PrivateUse1")
     for name in MADE:  # torch's own constructors don't find a fallback in Python
         packet, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.aten, packet), overload or "default")
@@ -99,11 +99,16 @@ def device():
     def saved(tensors, path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", saved)
-        patch.setattr(torch, "inference_mode", torch.no_grad)  # there torch makes no views of such tensors
-        yield torch.device(NAME)
-    library._destroy()
+    checkpoint.save_file = saved
+    torch.inference_mode = torch.no_grad  # there torch makes no views of such tensors
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def apart():
+    """Calls a function in a process that has the device: torch takes no new one once gradients were taken."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), set_up) as process:
+        yield lambda function, *args: process.submit(function, *args).result()
 
 
 def blocks(number, seed):
@@ -124,22 +129,36 @@ def backbone(tmp_path_factory):
     return str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
 
 
-def test_the_device_takes_no_tensors_of_two(device):
+def mixed():
+    """What comes of tensors on one device, and of each way to mix two."""
+    ours, theirs = torch.ones(3, device=NAME), torch.ones(3)
+    said = []
+    for mix in (lambda: ours + theirs, lambda: theirs * ours, lambda: torch.cat([ours, theirs])):
+        try:
+            mix()
+        except RuntimeError as problem:
+            said.append(str(problem))
+    return (ours + 1).device.type, (ours + 1).cpu().tolist(), said
+
+
+def test_the_device_takes_no_tensors_of_two(apart):
     """Else nothing here would mean anything."""
-    ours, theirs = torch.ones(3, device=device), torch.ones(3)
-    assert ours.device.type == NAME and (ours + 1).cpu().tolist() == [2.0] * 3
-    for mixed in (lambda: ours + theirs, lambda: theirs * ours, lambda: torch.cat([ours, theirs])):
-        with pytest.raises(RuntimeError, match="two devices"):
-            mixed()
+    place, values, said = apart(mixed)
+    assert (place, values) == (NAME, [2.0] * 3)
+    assert len(said) == 3 and all("two devices" in each for each in said)
+
+
+def probed(job, place):
+    return probe(job, BLOCKS, torch.device(place))
 
 
 @pytest.mark.parametrize("raced", [False, True])
-def test_stage_one_measures_what_it_does_on_the_cpu(device, backbone, raced):
+def test_stage_one_measures_what_it_does_on_the_cpu(apart, backbone, raced):
     """Importance of layers and units, reception, separation and the held-out losses."""
     job = ProbeJob(
         backbone, None, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
     )
-    usual, there = (probe(job, BLOCKS, place) for place in (torch.device("cpu"), device))
+    usual, there = (apart(probed, job, place) for place in ("cpu", NAME))
     for name in ("order", "ties"):
         assert there["importance"][name] == usual["importance"][name]
     for name in ("units", "base_loss"):
@@ -149,6 +168,21 @@ def test_stage_one_measures_what_it_does_on_the_cpu(device, backbone, raced):
     assert there["reception"] == pytest.approx(usual["reception"], rel=1e-4)
     for ours, theirs in zip(there["separation"], usual["separation"], strict=True):
         assert ours["overlap"] == pytest.approx(theirs["overlap"], rel=1e-2)
+
+
+def trained(job, place, folder):
+    """The scores that a training reports, then those of it resumed from its first report, then the test's."""
+    found = []
+
+    def kept(metrics, made):
+        found.append(metrics["score"])
+        shutil.copytree(made, folder / str(len(found)))
+
+    train.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
+    train.train(job, BLOCKS, torch.device(place), kept)
+    train.train(job, BLOCKS, torch.device(place), kept, resume=folder / "1")
+    train.conclude(job, BLOCKS, torch.device(place), kept, folder / "2", {})
+    return found
 
 
 @pytest.mark.parametrize(
@@ -161,10 +195,9 @@ def test_stage_one_measures_what_it_does_on_the_cpu(device, backbone, raced):
         ("lora", Fit()),
     ],
 )
-def test_stage_two_trains_as_on_the_cpu(device, backbone, tmp_path, monkeypatch, tunes, fit):
+def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
-    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
-    measured = probe(asked, BLOCKS, torch.device("cpu"))
+    measured = apart(probed, ProbeJob(backbone, None, 4, held_out=("general", "domain")), "cpu")
     job = train.TrainJob(
         source=backbone,
         revision=None,
@@ -178,18 +211,6 @@ def test_stage_two_trains_as_on_the_cpu(device, backbone, tmp_path, monkeypatch,
         seed=0,
         fit=fit,
     )
-    monkeypatch.setattr(train, "export", lambda model, folder, *about: folder.mkdir())
-    scores = {}
-    for place in (torch.device("cpu"), device):
-        found = scores.setdefault(place.type, [])
-        folders = tmp_path / place.type
-
-        def kept(metrics, folder, found=found, folders=folders):
-            found.append(metrics["score"])
-            shutil.copytree(folder, folders / str(len(found)))
-
-        train.train(job, BLOCKS, place, kept)
-        train.train(job, BLOCKS, place, kept, resume=folders / "1")
-        train.conclude(replace(job), BLOCKS, place, kept, folders / "2", {})
-    assert scores[NAME] == pytest.approx(scores["cpu"], rel=1e-3)
-    assert scores[NAME][2:4] == scores[NAME][:2]  # resumed, it says the first report again
+    usual, there = (apart(trained, job, place, tmp_path / place) for place in ("cpu", NAME))
+    assert there == pytest.approx(usual, rel=1e-3) and len(there) == 5
+    assert there[2:4] == there[:2]  # resumed, it says the first report again

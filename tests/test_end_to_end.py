@@ -56,7 +56,7 @@ SIZES = {
     "test-tokens": 256,
 }
 SESSIONS: set[int] = set()  # of the commands that were started
-TRIALS = {"tokens-per-trial": 1536, "trials": 3}
+TRIALS = {"tokens-per-trial": 12288, "trials": 3}  # long enough to be interrupted in mid-trial
 
 
 class Room:
@@ -335,7 +335,7 @@ def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     process = room.start(room.search("killed", storage="s3://results", cache=cache, study="study.log"))
     while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:
         assert line, process.communicate()
-    time.sleep(2)  # into the next trial
+    time.sleep(1)  # into the next trial
     process.kill()
     process.communicate()
     gone(60, working)  # the others wait a minute for their node, and then go by themselves
@@ -454,7 +454,7 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched):
     """
     best = yaml.safe_load((room.results("first") / "best.yaml").read_text())
     folder = room.results("full")
-    command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "2048"]
+    command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "65536"]
     process = room.start([*command, "--reports", "2", "--name", "full", "--activation-checkpointing", "on"])
     while not (folder / "ray" / "train").exists():  # made with the first report
         assert process.poll() is None, process.communicate()[0]
@@ -464,13 +464,13 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched):
     room.run(shlex.split(going_on))
     assert about(folder)["run"]["activation_checkpointing"] == "on"
     full = yaml.safe_load((folder / "best.yaml").read_text())
-    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 2048
+    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 65536
     record = json.loads((folder / "model" / "adept.json").read_text())
     assert record["source_layers"] == best["layers"]
     assert full["test"]["domain"]["delta"] > 0
-    assert [reading["tokens"] for reading in readings(folder)] == [1024, 2048]
+    assert [reading["tokens"] for reading in readings(folder)] == [32768, 65536]
     assert "training at full length" in (folder / "report.html").read_text()
-    assert "2,048 tokens" in (folder / "model" / "README.md").read_text()
+    assert "65,536 tokens" in (folder / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow

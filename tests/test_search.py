@@ -576,7 +576,8 @@ def board(monkeypatch):
 
 def fake_trial(number, **fields):
     values = {"config": {"k": 2, "base_lr": 0.01}, "last_result": None, "status": "RUNNING"}
-    return SimpleNamespace(trial_id=f"id{number}", experiment_tag=f"{number}_k=2", **values | fields)
+    values |= {"trial_id": f"id{number}", "experiment_tag": f"{number}_k=2"}
+    return SimpleNamespace(**values | fields)
 
 
 def new_scheduler(folder, judge_after=1):
@@ -649,10 +650,10 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
     lost.on_trial_add(None, fake_trial(3))
     lost.on_trial_result(None, fake_trial(3), read(2.0, 0.0, 0.0))
     restored = pickle.loads(beginning)
-    for number in (2, 3):
-        restored.on_trial_add(None, fake_trial(number))
     for number, score in {2: 9.0, 3: 2.0}.items():  # said before: judged before; and still worse than 5.0
-        restored.on_trial_result(None, fake_trial(number), read(score, 0.0, 0.0, report=2))
+        trial = fake_trial(number, trial_id=f"proposed again {number}")  # by Tune, which had lost it
+        restored.on_trial_add(None, trial)
+        restored.on_trial_result(None, trial, read(score, 0.0, 0.0, report=2))
     second = [(name, stop) for name, report, stop in board["decide"] if report == 2]
     assert second == [("trial-001", False), *[("trial-002", True)] * 2, ("trial-003", True)]
 
