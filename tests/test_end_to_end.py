@@ -59,6 +59,11 @@ SESSIONS: set[int] = set()  # of the commands that were started
 TRIALS = {"tokens-per-trial": 12288, "trials": 3}  # long enough to be interrupted in mid-trial
 
 
+def heeding_interrupts():
+    """Ctrl-C is heard, though it isn't by what a shell has started in the background, nor by its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Room:
     """A folder with a tiny backbone and corpora in which scripts run."""
 
@@ -91,6 +96,7 @@ class Room:
             stderr=stderr,
             text=True,
             start_new_session=True,  # a process group of its own, as a terminal gives it
+            preexec_fn=heeding_interrupts,
         )
         SESSIONS.add(process.pid)
         return process
