@@ -270,7 +270,7 @@ def _hyperparameters(results: Evidence) -> str:
     )
     return (
         f"<h3>What made the difference</h3>{_shares(rows)}"
-        '<p class="note">Share of each searched parameter in a trial being in the better half '
+        '<p class="note">Share of each searched parameter in a finished trial being in the better half '
         f"(PED-ANOVA).{doubt}</p>"
     )
 
