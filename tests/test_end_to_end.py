@@ -257,8 +257,7 @@ def interrupted(process, going_on="--name second --resume"):
     printed = process.communicate(timeout=90)[0]
     assert process.returncode == 130, printed
     assert going_on in printed
-    gone(20, working)
-    gone(90)  # agents whose node was ended before it ended them wait a minute for it
+    gone(20, working)  # agents whose node was ended before it ended them wait a minute for it: see the end
     return printed
 
 
