@@ -254,7 +254,9 @@ def test_ray_leaves_no_process_behind(room, searched):
 def interrupted(process, going_on="--name second --resume"):
     """Send Ctrl-C, as a terminal does: to every process of the group. Returns what was printed."""
     os.killpg(process.pid, signal.SIGINT)
-    printed = process.communicate(timeout=90)[0]
+    process.wait(timeout=90)
+    os.set_blocking(process.stdout.fileno(), False)  # agents that are still to go hold the other end
+    printed = process.stdout.read()
     assert process.returncode == 130, printed
     assert going_on in printed
     gone(20, working)  # agents whose node was ended before it ended them wait a minute for it: see the end
