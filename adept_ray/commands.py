@@ -57,7 +57,7 @@ from adept_ray.runs import (
 from adept_ray.search import search
 from adept_ray.spaces import affordable, amount, check_space, doubled, paper_first, with_ranges
 from adept_ray.storage import NONE as NO_STEP
-from adept_ray.storage import Results, checkpoint_at, last_checkpoint
+from adept_ray.storage import TRIALS, Results, checkpoint_at, last_checkpoint
 from adept_ray.study import opened, shares
 from adept_ray.train import TrainJob
 from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
@@ -307,7 +307,7 @@ def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list
     """
     found = []
     for row in rows:
-        place = f"{results.ray}/trials/{row['trial']}"
+        place = f"{results.ray}/{TRIALS}/{row['trial']}"
         number = NO_STEP if row["state"] != "finished" else last_checkpoint(place)
         state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
         saved = None if number == NO_STEP else checkpoint_at(place, number)
@@ -403,7 +403,7 @@ def run_trials(
     with display.trials(len(plan) or run.trials, run.resume) as show, watching(board, watch):
         if plan:
             price = run.min_gain_per_layer or 0.0
-            rows = grow(plan, blocks, f"{results.ray}/trials", board, board.note.remote, price)
+            rows = grow(plan, blocks, f"{results.ray}/{TRIALS}", board, board.note.remote, price)
         else:
             question = question_of(run, space, made)
             spent = seconds_before(results.about()).get("search", 0.0)

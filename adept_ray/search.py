@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
 from adept_ray.placement import placed
 from adept_ray.scoring import SIDES, difference_error
-from adept_ray.storage import located
+from adept_ray.storage import TRIALS, delete, located, put_json, read_json
 from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
 from adept_ray.train import TrainJob
 from adept_ray.trials import LayersFor, describe, ended, titled
@@ -30,6 +29,7 @@ from adept_ray.trials import LayersFor, describe, ended, titled
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
 EXPERIMENT = "search"
+VERDICTS = "verdicts.json"
 
 
 class Verdicts(FIFOScheduler):
@@ -81,21 +81,13 @@ class Verdicts(FIFOScheduler):
         return bool(behind > HOPELESS * difference_error(best, found, self._weights))
 
     def _remember(self) -> None:
-        filesystem, path = fs.FileSystem.from_uri(self._memory)
-        with filesystem.open_output_stream(f"{path}.new") as file:
-            memory = {"decided": self._decided, "behind": self._behind, "best": self._best}
-            file.write(json.dumps(memory).encode())
-        filesystem.move(f"{path}.new", path)  # so that a kill can't leave half of it
+        put_json(self._memory, {"decided": self._decided, "behind": self._behind, "best": self._best})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called when Tune restores a search: take up what was remembered since it was pickled."""
         self.__dict__.update(state)
-        filesystem, path = fs.FileSystem.from_uri(self._memory)
-        if filesystem.get_file_info(path).type != fs.FileType.File:
-            return
-        with filesystem.open_input_file(path) as file:
-            memory = json.loads(file.read())
-        self._decided, self._behind, self._best = (memory[name] for name in ("decided", "behind", "best"))
+        if memory := read_json(self._memory):
+            self._decided, self._behind, self._best = (memory[name] for name in ("decided", "behind", "best"))
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +193,7 @@ def search(
     quiet()
     trainable = tune.with_resources(
         tune.with_parameters(
-            trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/trials"
+            trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/{TRIALS}"
         ),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
@@ -214,9 +206,13 @@ def search(
     board: Any = ray.get_actor(board_name(run))
     Proposals.too_large = staticmethod(lambda: ray.get(board.limit.remote()))
     crews = ray.get(board.crews.remote())
-    if run.resume and tune.Tuner.can_restore(experiment):
+    known = run.resume and tune.Tuner.can_restore(experiment)
+    earlier = rows_of(experiment, layers_for) if known else []
+    if run.resume:
+        forget(storage, {row["trial"] for row in earlier})
+    if known:
         extend(experiment, run.trials, crews)
-        for row in rows_of(experiment, layers_for):
+        for row in earlier:
             if row["state"] != "interrupted":
                 Proposals.clock.took(row["seconds"] or 0.0)
                 board.note.remote(row)
@@ -231,6 +227,22 @@ def search(
     if interrupted or (len(rows) < run.trials and not Proposals.clock.over):
         raise KeyboardInterrupt
     return rows
+
+
+def forget(storage: str, known: Collection[str]) -> None:
+    """Delete what other trials than the `known` ones saved, and the verdicts on them.
+
+    Tune lost them in a kill. In a study that others share it may give their names to other settings.
+    """
+    filesystem, path = located(f"{storage}/{TRIALS}")
+    for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if info.base_name not in known:
+            delete(f"{storage}/{TRIALS}/{info.base_name}")
+    if memory := read_json(f"{storage}/{VERDICTS}"):
+        for said in (memory["decided"], memory["behind"]):
+            for key in [key for key in said if key.partition("/")[0] not in known]:
+                del said[key]
+        put_json(f"{storage}/{VERDICTS}", memory)
 
 
 def extend(experiment: str, trials: int, crews: int) -> None:
@@ -291,7 +303,7 @@ def new_tuner(
             ),
             scheduler=Verdicts(
                 board,
-                memory=f"{storage}/verdicts.json",
+                memory=f"{storage}/{VERDICTS}",
                 judge_after=math.inf if run.pareto else space.judge_after,
                 weights=job.weights,
             ),

@@ -17,6 +17,7 @@ from typing import Any
 from adept_ray.config import RunSpec, UserError
 
 RAY = "ray"  # sub-folder for what Ray and the workers keep
+TRIALS = "trials"  # in that: what the trials saved, a folder each
 STEP = "step-"  # folders of what a training saved
 # what a command that goes on from a run behind a URI reads of it
 HELD = ("run.json", "importance.json", "runs.csv", "best.yaml", "trials.csv", "trials.json", "rates.jsonl")

@@ -26,7 +26,7 @@ from adept_ray.crew import TaskFailed, out_of_memory
 from adept_ray.grammar import Range, SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import placed
-from adept_ray.search import Rows, Verdicts, final_row
+from adept_ray.search import Rows, Verdicts, final_row, forget
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
 from adept_ray.study import STARTUP_TRIALS, Clock, Proposals, Sampler, distribution, opened, propose, shares
 from adept_ray.train import TrainJob
@@ -656,6 +656,23 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
         restored.on_trial_result(None, trial, read(score, 0.0, 0.0, report=2))
     second = [(name, stop) for name, report, stop in board["decide"] if report == 2]
     assert second == [("trial-001", False), *[("trial-002", True)] * 2, ("trial-003", True)]
+
+
+def test_nothing_is_left_of_a_trial_that_was_lost_in_a_kill(board, tmp_path):
+    """Its name may be given to other settings: those find no checkpoint and are judged by themselves."""
+    scheduler = new_scheduler(tmp_path)
+    beginning = pickle.dumps(scheduler)
+    for number, score in enumerate([5.0, 1.0], 1):
+        report_twice(scheduler, number, read(score, 0.0, 0.0))
+        (tmp_path / "trials" / f"trial-{number:03d}" / "step-4").mkdir(parents=True)
+    forget(str(tmp_path), {"trial-001"})
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["trial-001"]
+    restored = pickle.loads(beginning)
+    report_twice(restored, 1, read(1.0, 0.0, 0.0))  # as before, whatever is said now
+    report_twice(restored, 2, read(4.0, 0.0, 0.0), read(5.0, 0.0, 0.0))  # as good as the best in the end
+    stops = [(name, stop) for name, _, stop in board["decide"][4:]]
+    assert stops == [("trial-001", False)] * 2 + [("trial-002", False)] * 2
+    forget(str(tmp_path / "of no search"), set())
 
 
 def judged(board, scores, reports=3):
