@@ -37,8 +37,18 @@ def split_at_commas(names: Any) -> Any:
     return [part.strip() for name in names for part in str(name).split(",") if part.strip()]
 
 
+def without_secret(place: Any) -> str:
+    """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
+    if re.search(r"://[^/@]*:.*@", str(place)):
+        raise ValueError(
+            "a secret in a URI would be printed: leave it to the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return str(place).rstrip("/") or str(place)[:1]  # "/" is one, too
+
+
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
-Place = Annotated[str, BeforeValidator(lambda place: str(place).rstrip("/") or "/")]  # a path or a URI
+Place = Annotated[str, BeforeValidator(without_secret)]  # a path or a URI
 
 
 class UserError(ValueError):
@@ -136,7 +146,7 @@ class RunSpec(Spec):
     """Seed of the split, the order of blocks and the search."""
     cache: Place = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
-    storage: str = "results"
+    storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
@@ -263,7 +273,7 @@ class SearchRun(RunSpec):
     """Extend the finished search of that NAME by so many trials."""
     report_only: bool = False
     """Write report and model card of that NAME again, a search or a training, and do nothing else."""
-    comparison: str = ""
+    comparison: Place = ""
     """With --report-only: results folder or URI of compare.py, whose rivals the report shows from then on."""
 
     @model_validator(mode="after")
@@ -287,7 +297,7 @@ class SearchRun(RunSpec):
 class PickRun(Spec):
     """What ``pick.py`` takes: a finished search, and what counts now."""
 
-    results: str = Field(json_schema_extra={"positional": True})
+    results: Place = Field(json_schema_extra={"positional": True})
     """Results folder of a search, or its URI."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
@@ -310,7 +320,7 @@ class PickRun(Spec):
 class TrainRun(Spec):
     """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""
 
-    config: Annotated[str, BeforeValidator(str)]
+    config: Place
     """File ``best.yaml`` of a results folder, or its URI."""
     tokens: int = Field(ge=1)
     """Domain tokens to train on."""
@@ -336,7 +346,7 @@ class TrainRun(Spec):
     """Train with layers by torch.compile; default: as the search had."""
     cache: Place | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
-    storage: str = "results"
+    storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
@@ -387,7 +397,7 @@ class CompareRun(RunSpec):
 class ActivationsRun(Spec):
     """What ``activations.py`` takes: what a search found, and how to train the same without expansion."""
 
-    config: Annotated[str, BeforeValidator(str)]
+    config: Place
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
@@ -411,7 +421,7 @@ class ActivationsRun(Spec):
     """Train with layers by torch.compile; default: as the search had."""
     cache: Place | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
-    storage: str = "results"
+    storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = ""
     """Name of the results folder; empty makes one from backbone, domain and time."""
