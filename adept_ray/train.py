@@ -112,7 +112,7 @@ def train(
     is one of a training with fewer of the layers, which this one goes on from.
     `asked_to_save` is asked after each other step; where it says so, on all ranks alike, `keep` gets the step
     and, on rank 0, a folder with the checkpoint.
-    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
+    Raises FloatingPointError, naming the step, when the loss, its gradient or an importance is not finite.
     """
     spec, started = job.training, time.perf_counter()
     tuning = ready(job, device)
@@ -146,7 +146,8 @@ def train(
         step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            state.importance = measured_again(model, tuning, probe_batches(job, blocks, device))
+            at = f"step {state.step + 1} of {job.steps}"
+            state.importance = measured_again(model, tuning, probe_batches(job, blocks, device), at)
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
@@ -237,10 +238,17 @@ def optimizer_of(model: nn.Module, spec: TrainingSpec, device: torch.device) -> 
 
 
 def measured_again(
-    model: nn.Module, tuning: Tuning, general: Iterator[dict[str, torch.Tensor]]
+    model: nn.Module, tuning: Tuning, general: Iterator[dict[str, torch.Tensor]], at: str
 ) -> dict[str, float]:
-    """Importance of the units with rates of their own, as it is now on general text."""
-    return unit_importance(model, general, tuning.rated, layers_at_once(model))
+    """Importance of the units with rates of their own, as it is now on general text.
+
+    Raises FloatingPointError, naming where, when one isn't finite: the training has diverged.
+    """
+    found = unit_importance(model, general, tuning.rated, layers_at_once(model))
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the importance of {unit_of(name)} is {value} at {at}")
+    return found
 
 
 def training_text(job: TrainJob, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:

@@ -323,6 +323,20 @@ def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
         Run(tmp_path, job)
 
 
+def test_a_training_that_diverged_before_it_is_measured_again_says_so(job, tmp_path, monkeypatch):
+    """By its step, as one whose loss isn't finite does: it is the rate that is at fault, and no probe."""
+    models, every = caught(monkeypatch), job.training.recompute_every
+
+    def spoil(done, _):
+        if done == every:
+            with torch.no_grad():
+                models[0].lm_head.weight[5] = math.nan
+
+    what = rf"importance of model\.layers\S+ is nan at step {every + 1} of 8"
+    with pytest.raises(FloatingPointError, match=what):
+        Run(tmp_path, job, progress=spoil)
+
+
 # --- other methods --------------------------------------------------------------------------------
 
 METHODS = {
