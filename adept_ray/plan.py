@@ -119,7 +119,7 @@ def plan(
         before = scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
         tuning = make_ready(model, training, layers, units, seed=0)
-    whole, half = traced(model, seq_len), traced(model, seq_len // 2)
+    whole, half = traced(model, seq_len), traced(model, seq_len // 2, gradient=False)
     kept = {layer: growing(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
     parameters, trained = list(model.parameters()), scalars(tuning.parameters.values())
     itemsize = getattr(torch, dtype).itemsize
@@ -244,8 +244,8 @@ class Losses(nn.Module):
         return next_token_nats(self.model, {"input_ids": ids})[0].sum()
 
 
-def traced(model: nn.Module, seq_len: int) -> Trace:
-    """Pass one sequence, and its gradient, without data.
+def traced(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
+    """Pass one sequence, and unless only what is kept for it is asked for its gradient, without data.
 
     `model` lies on the meta device; here its weights pass for a CPU's, where autocast is known. They aren't
     counted as kept, nor are masks, which attention within a window has.
@@ -294,7 +294,7 @@ def traced(model: nn.Module, seq_len: int) -> Trace:
             ids = torch.zeros(1, seq_len, dtype=torch.long)
             nats = torch.func.functional_call(losses, tensors, ids)
         found.forward = counter.get_total_flops()
-        if nats.requires_grad:
+        if gradient and nats.requires_grad:
             nats.backward()
         found.both = counter.get_total_flops()
     return found
