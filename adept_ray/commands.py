@@ -45,6 +45,7 @@ from adept_ray.runs import (
     has_ended,
     job_of,
     load_best,
+    paced,
     planned,
     put,
     resumable,
@@ -107,6 +108,10 @@ def find_k(run: SearchRun) -> str:
             texts = run.tokens_per_trial, "replay" in searched, receptive
             made = prepare(run, sources, display, board, k_max, *texts, fit)
             results.write_json("importance.json", made.importance)
+            layers = placed(made.layer_importance, deepest, run.seed)
+            job = replace(job_of(run, made, deepest, layers, space.weights), fit=fit)
+            steps = job.steps * (run.trials // run.crews if run.strategy == "trials" else 1)
+            fit = paced(run, job, steps, made, results, display, board).fit
             job = replace(job_of(run, made, base, (), space.weights), fit=fit)
             rows = run_trials(run, space, job, made, results, display, board)
             choice, row = chosen(run, space, rows, reach(run, sources, most))
@@ -340,8 +345,8 @@ def train_full(args: TrainRun) -> str:
             made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
             results.write_json("importance.json", made.importance)
             weights = validated(ScoreWeights, best["score"], args.config)
-            job = job_of(run, made, training, tuple(best["layers"]), weights)
-            job = replace(job, fit=fit)
+            job = replace(job_of(run, made, training, tuple(best["layers"]), weights), fit=fit)
+            job = paced(run, job, job.steps, made, results, display, board)
             with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
                 last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
             test = conclude(run, job, made, results, display, board, last["saved"])

@@ -28,7 +28,6 @@ ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
-Decision = Literal["on", "off"]
 
 
 def split_at_commas(names: Any) -> Any:
@@ -78,7 +77,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def default_cache() -> Path:
     """Where assets, token blocks and probes are kept: ``ADEPT_RAY_CACHE`` or ``~/.cache/adept_ray``."""
-    return Path(os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")).expanduser()
+    return Path(os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")).expanduser().absolute()
 
 
 class Spec(BaseModel):
@@ -136,8 +135,8 @@ class RunSpec(Spec):
     """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
     sharding: Switch = "auto"
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
-    compile: Decision = "off"
-    """Train with layers by torch.compile; whether that pays benchmarks/gpu.py says with --compile."""
+    compile: Switch = "auto"
+    """Train with layers by torch.compile; auto: in long trainings, where timed steps show that it pays."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
@@ -342,7 +341,7 @@ class TrainRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
-    compile: Decision | None = None
+    compile: Switch | None = None
     """Train with layers by torch.compile; default: as the search had."""
     cache: Place | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
@@ -417,7 +416,7 @@ class ActivationsRun(Spec):
     """Compute activations again for the gradient; default: as the search had."""
     sharding: Switch | None = None
     """Share the model out over the workers (FSDP2); default: as the search had."""
-    compile: Decision | None = None
+    compile: Switch | None = None
     """Train with layers by torch.compile; default: as the search had."""
     cache: Place | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""

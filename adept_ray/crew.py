@@ -106,7 +106,7 @@ class Task:
 
     name: str
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
-    loop: Literal["probe", "train", "conclude"]
+    loop: Literal["probe", "pace", "train", "conclude"]
     job: ProbeJob | TrainJob
     blocks: Any
     """Object reference to what the loop takes as its blocks."""
@@ -758,6 +758,10 @@ def perform(task: Task, voice: Voice, device: torch.device) -> None:
         from adept_ray.probe import probe
 
         report(probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
+    elif task.loop == "pace":
+        from adept_ray.pace import pace
+
+        report(pace(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
     elif task.loop == "train":
         from adept_ray.train import train
 

@@ -187,7 +187,7 @@ def check_compiler(run: RunSpec) -> None:
 
     Else the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
     """
-    if run.compile == "off":
+    if run.compile != "on":
         return
     import ray
 

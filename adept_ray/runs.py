@@ -33,11 +33,12 @@ from adept_ray.config import (
     validated,
     without_password,
 )
-from adept_ray.crew import Task, crew, do
+from adept_ray.crew import CrewGone, Task, TaskFailed, crew, do
 from adept_ray.display import Display
 from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.grammar import SearchSpace
+from adept_ray.pace import Pace
 from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
@@ -46,6 +47,7 @@ from adept_ray.storage import Results, default_name, delete, fetched, is_full, n
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"
+WORTH_ASKING = 1000  # steps; to find out what compiled layers are worth takes some, and a minute of compiling
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", bound=RunSpec)
@@ -72,7 +74,9 @@ def settled(run: R, what: str = "") -> R:
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
-    for field in ("backbone", "general", "domain", "search_space", "cache"):
+    if "cache" in run.model_fields_set and "://" not in run.cache:  # it need not be there yet
+        changes["cache"] = str(Path(run.cache).expanduser().resolve())
+    for field in ("backbone", "general", "domain", "search_space"):
         value = getattr(run, field, "")
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
@@ -356,6 +360,40 @@ def planned(
     fit = fitting(needs, run, memory, what)
     display.plan(needs, run, fit, memory, what)
     return fit
+
+
+def paced(
+    run: RunSpec, job: TrainJob, steps: int, made: Prepared, results: Results, display: Display, board: Any
+) -> TrainJob:
+    """`job` with compiled layers where `run` leaves that open and it pays over so many `steps`.
+
+    That is found out once a run, on its workers, and kept in run.json; of few steps it isn't asked.
+    """
+    if run.compile != "auto" or steps < WORTH_ASKING:
+        return job
+    if "compiled" not in results.about():
+        found = compiler_pays(job, steps, made, display, board)
+        results.write_json("run.json", results.about() | {"compiled": found})
+    return replace(job, fit=replace(job.fit, compiled=results.about()["compiled"]))
+
+
+def compiler_pays(job: TrainJob, steps: int, made: Prepared, display: Display, board: Any) -> bool:
+    """Whether compiled layers pay over so many steps like those of `job`, which `display` is told, too."""
+    try:
+        with on_crew(display, board, "pace", "steps with and without torch.compile", "pace"):
+            found = do(board, Task("pace", "pace", job, put(made.blocks)))
+    except CrewGone:
+        raise
+    except TaskFailed as problem:
+        display.say(f"trained without torch.compile, which failed here: {launch.innermost(problem)}")
+        return False
+    pace = Pace(**{name: found[name] for name in ("plain", "compiled", "compiling")})
+    pays = pace.pays(steps)
+    display.say(
+        f"a step takes {pace.plain:.3g} s, by torch.compile {pace.compiled:.3g} s after "
+        f"{pace.compiling:.0f} s of compiling: over {steps:,} steps that {'pays' if pays else 'does not pay'}"
+    )
+    return pays
 
 
 def put(blocks: Any) -> Any:

@@ -117,7 +117,6 @@ def train(
     spec, started = job.training, time.perf_counter()
     tuning = ready(job, device)
     model = tuning.model
-    parameters = list(tuning.parameters.values())
     optimizer = optimizer_of(model, spec, device)
     state = TrainState.load(resume, model, optimizer) if resume else fresh_state(job, tuning, grown_from)
     scales = tuning.scales(state.importance, spec)
@@ -152,14 +151,8 @@ def train(
             scales = tuning.scales(state.importance, spec)
 
         if optimizer is not None:
-            factor = schedule(state.step, job.steps, spec.warmup, spec.final_lr)
-            set_rates(optimizer, spec.base_lr, factor, scales)
             ids = order.batch(job.steps_before + state.step, job.blocks_per_step)
-            state.loss = gradients(model, parameters, text, ids, job.micro_batch, device)
-            clip_gradients(parameters, spec.clip, state.loss, f"step {state.step + 1} of {job.steps}")
-            optimizer.step()
-            tuning.observe(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+            state.loss = optimized(job, tuning, optimizer, scales, state.step, text, ids, device)
         state.step += 1
         progress(state.step, job.steps)
         if optimizer is not None and state.step == job.steps:
@@ -173,6 +166,30 @@ def train(
                 return
         elif asked_to_save():
             checkpointed(lambda folder: keep(state.step, folder))
+
+
+def optimized(
+    job: TrainJob,
+    tuning: Tuning,
+    optimizer: torch.optim.Optimizer,
+    scales: Mapping[str, float],
+    step: int,
+    text: Blocks,
+    ids: Sequence[int],
+    device: torch.device,
+) -> float:
+    """Make optimizer step number `step` (from 0) on the blocks `ids` of `text`; returns the loss before it.
+
+    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
+    """
+    spec, parameters = job.training, list(tuning.parameters.values())
+    set_rates(optimizer, spec.base_lr, schedule(step, job.steps, spec.warmup, spec.final_lr), scales)
+    loss = gradients(tuning.model, parameters, text, ids, job.micro_batch, device)
+    clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {job.steps}")
+    optimizer.step()
+    tuning.observe(optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    return loss
 
 
 def ready(job: TrainJob, device: torch.device) -> Tuning:

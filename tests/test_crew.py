@@ -308,9 +308,12 @@ BLOCKS = {
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
+    """A crew of two, where torch.compile does nothing, for what it makes would take minutes here."""
     run = RunSpec(name="a run", workers=2, dashboard=False)
-    with launch.cluster(run), crew(run, str(tmp_path_factory.mktemp("ray"))) as board:
-        yield board
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        with launch.cluster(run), crew(run, str(tmp_path_factory.mktemp("ray"))) as board:
+            yield board
 
 
 def test_workers_share_the_memory_of_their_machine(board):
@@ -358,6 +361,16 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
     measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(job.units)
     assert workers() == before and len(before) == 2
+
+
+@pytest.mark.slow
+def test_workers_time_their_steps_together(board, job, tmp_path):
+    """Each of two makes its share of the same steps, compiled and not; the next task goes well."""
+    found = do(board, Task("pace", "pace", job, ray.put(BLOCKS)))
+    assert found["plain"] > 0 and found["compiled"] > 0 and found["compiling"] >= 0
+    assert ray.get(board.read.remote())[0]["pace"] == (2, 2)
+    short = replace(job, training=job.training.model_copy(update={"tokens": 10 * SEQ_LEN}))
+    assert do(board, Task("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]
 
 
 @pytest.mark.slow

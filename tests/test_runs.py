@@ -4,6 +4,7 @@ import json
 import shlex
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ from adept_ray.config import (
     Unfinished,
     UserError,
 )
+from adept_ray.crew import CrewGone, TaskFailed
 from adept_ray.display import Display
 from adept_ray.runs import (
     as_begun,
@@ -35,6 +37,7 @@ from adept_ray.runs import (
     going_on,
     has_ended,
     load_best,
+    paced,
     planned,
     resumable,
     settled,
@@ -43,6 +46,7 @@ from adept_ray.runs import (
 )
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results
+from adept_ray.train import TrainJob
 from adept_ray.trials import describe, write_trials
 
 GIB = 2**30
@@ -130,6 +134,56 @@ def test_layers_are_compiled_where_that_was_asked_for(said, asked):
     for args in GOING_ON:
         assert given(args(config="best.yaml", compile=asked))["compile"] == asked
         assert "compile" not in given(args(config="best.yaml"))
+
+
+JOB = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+
+
+def paced_by(monkeypatch, said, results, answer, steps=5000, **settings):
+    """How a run is compiled whose workers answer that to the question what it is worth."""
+
+    def do(board, task):
+        assert (task.loop, task.job, task.blocks) == ("pace", JOB, "blocks")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(runs, "do", do)
+    monkeypatch.setattr(runs, "put", lambda blocks: blocks)
+    monkeypatch.setattr(runs, "on_crew", lambda *_: nullcontext())
+    made = SimpleNamespace(blocks="blocks")
+    return paced(RunSpec(**settings), JOB, steps, made, results, said, None).fit
+
+
+TIMES = {"plain": 0.5, "compiled": 0.49, "compiling": 60.0, "peak_gib": 1.0}
+
+
+def test_layers_are_compiled_where_that_pays(monkeypatch, said, tmp_path):
+    """It is asked once a run: one that goes on does as it began, unless it is told otherwise."""
+    for name, answer, steps, compiled, words in (
+        ("long", TIMES, 7000, True, "over 7,000 steps that pays"),
+        ("short", TIMES, 5000, False, "0.49 s after 60 s of compiling: over 5,000 steps that does not"),
+        ("broken", TaskFailed("Traceback\nInductorError: no C compiler"), 7000, False, "InductorError: no C"),
+    ):
+        results = Results(str(tmp_path), name)
+        results.write_json("run.json", {"seed": 7})
+        fit = paced_by(monkeypatch, said, results, answer, steps)
+        assert fit == Fit(recompute=True, compiled=compiled)
+        assert words in said.lines[-1]
+        again = paced_by(monkeypatch, said, results, AssertionError("asked again"))
+        assert again == fit and results.about() == {"seed": 7, "compiled": compiled}
+    with pytest.raises(CrewGone):
+        paced_by(monkeypatch, said, Results(str(tmp_path), "gone"), CrewGone("nobody is there"))
+    for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}):
+        unasked = AssertionError("asked")
+        assert paced_by(monkeypatch, said, Results(str(tmp_path), "new"), unasked, **settings) == JOB.fit
+
+
+def test_a_cache_that_is_not_there_yet_is_the_same_folder_for_all_workers():
+    """Those of a cluster run in other folders; one that isn't given is as the run began."""
+    assert settled(RunSpec(cache="not/there")).cache == str(Path("not/there").absolute())
+    assert settled(RunSpec(cache="s3://b/c")).cache == "s3://b/c"
+    assert as_begun(settled(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}).cache == "/elsewhere"
 
 
 def test_trust_is_taken_from_the_command_line_alone():
