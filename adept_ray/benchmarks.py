@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -203,8 +203,11 @@ def task_manager(folder: Path, defaults: bool, cache: Path) -> Any:
 
 def load_one(manager: Any, name: str) -> dict[str, Any]:
     """The lm-eval tasks of a name, few-shot settings made definite. Raises as :func:`draw` does."""
+    # Workers are in folders of their own, so files that a definition names are looked for beside it.
+    beside = chdir(Path(name).parent) if is_file(name) else nullcontext()
     try:
-        tasks = manager.load([name])["tasks"]
+        with beside:
+            tasks = manager.load([Path(name).name if is_file(name) else name])["tasks"]
     except UserError as problem:
         raise UserError(f"the data of task '{name}' can't be had: {problem}") from None
     except Exception as problem:  # whatever the readers of hundreds of data sets raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -110,8 +111,7 @@ def find_k(run: SearchRun) -> str:
             results.write_json("importance.json", made.importance)
             layers = placed(made.layer_importance, deepest, run.seed)
             job = replace(job_of(run, made, deepest, layers, space.weights), fit=fit)
-            steps = job.steps * (run.trials // run.crews if run.strategy == "trials" else 1)
-            fit = paced(run, job, steps, made, results, display, board).fit
+            fit = paced(run, job, job.steps * trials_to_come(run, results, board), made, display, board).fit
             job = replace(job_of(run, made, base, (), space.weights), fit=fit)
             rows = run_trials(run, space, job, made, results, display, board)
             choice, row = chosen(run, space, rows, reach(run, sources, most))
@@ -125,6 +125,17 @@ def find_k(run: SearchRun) -> str:
     display.say(said(choice))
     summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
+
+
+def trials_to_come(run: SearchRun, results: Results, board: Any) -> int:
+    """Trials that each crew of a search, which may have begun before, still has to do."""
+    import ray
+
+    if run.strategy == "grow":
+        return 1
+    over = json.loads(file.read_text())["trials"] if (file := results.folder / "trials.json").exists() else ()
+    had = sum(row["state"] != UNTOUCHED for row in over)
+    return math.ceil((run.trials - had) / ray.get(board.crews.remote()))
 
 
 def chosen(
@@ -284,7 +295,7 @@ def pick(args: PickRun) -> str:
 
 def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
     """A finished search as it is picked from, and its folder. Raises :class:`UserError` for anything else."""
-    storage, _, name = args.results.rstrip("/").rpartition("/")
+    storage, _, name = args.results.rpartition("/")
     results = Results(storage or ".", name)
     if not results.exists():
         raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
@@ -346,7 +357,7 @@ def train_full(args: TrainRun) -> str:
             results.write_json("importance.json", made.importance)
             weights = validated(ScoreWeights, best["score"], args.config)
             job = replace(job_of(run, made, training, tuple(best["layers"]), weights), fit=fit)
-            job = paced(run, job, job.steps, made, results, display, board)
+            job = paced(run, job, job.steps, made, display, board)
             with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
                 last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
             test = conclude(run, job, made, results, display, board, last["saved"])

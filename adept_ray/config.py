@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
 Granularity = Literal["tensor", "block"]
@@ -33,21 +41,29 @@ Switch = Literal["auto", "on", "off"]
 def split_at_commas(names: Any) -> Any:
     """Names given as one text with commas, or as several, or both."""
     names = [names] if isinstance(names, str) else names
-    return [part.strip() for name in names for part in str(name).split(",") if part.strip()]
+    parts = (part.strip() for name in names for part in str(name).split(","))
+    return [os.path.expanduser(part) for part in parts if part]
 
 
 def without_secret(place: Any) -> str:
     """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
-    if re.search(r"://[^/@]*:.*@", str(place)):
+    text = os.path.expanduser(str(place))
+    if re.search(r"://[^/@:]*:(?!\d+/).*@", text):  # but for HOST:PORT/, whose path may have an @
         raise ValueError(
             "a secret in a URI would be printed: leave it to the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    return str(place).rstrip("/") or str(place)[:1]  # "/" is one, too
+    return text.rstrip("/") or text[:1]  # "/" is one, too
+
+
+def from_anywhere(place: str) -> str:
+    """A path made absolute, for workers are in other folders; a URI as it is."""
+    return place if "://" in place else os.path.abspath(place)
 
 
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 Place = Annotated[str, BeforeValidator(without_secret)]  # a path or a URI
+Cache = Annotated[Place, AfterValidator(from_anywhere)]
 
 
 class UserError(ValueError):
@@ -76,8 +92,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def default_cache() -> Path:
-    """Where assets, token blocks and probes are kept: ``ADEPT_RAY_CACHE`` or ``~/.cache/adept_ray``."""
-    return Path(os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")).expanduser().absolute()
+    """Where assets, token blocks and probes are kept: ``ADEPT_RAY_CACHE`` or ``~/.cache/adept_ray``.
+
+    Raises :class:`UserError` for a URI: downloads are opened as files.
+    """
+    given = os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")
+    if "://" in given:
+        raise UserError(f"ADEPT_RAY_CACHE={given}: give a folder of this machine; --cache takes a URI")
+    return Path(given).expanduser().absolute()
 
 
 class Spec(BaseModel):
@@ -136,14 +158,14 @@ class RunSpec(Spec):
     sharding: Switch = "auto"
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
     compile: Switch = "auto"
-    """Train with layers by torch.compile; auto: in long trainings, where timed steps show that it pays."""
+    """Train with layers by torch.compile; auto: if it is faster, in tune_k.py and train.py, of many steps."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
     """Print every event as a line of JSON, for machines, and nothing else."""
     seed: int = Field(0, ge=0)
     """Seed of the split, the order of blocks and the search."""
-    cache: Place = Field(default_factory=lambda: str(default_cache()))
+    cache: Cache = Field(default_factory=lambda: str(default_cache()))
     """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
     storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
@@ -310,7 +332,7 @@ class PickRun(Spec):
     """GPUs each worker gets; default: as the search had."""
     micro_batch: int | None = Field(None, ge=1)
     """Blocks per forward pass on one worker; default: as the search had."""
-    cache: Place | None = None
+    cache: Cache | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
     """Print every event as a line of JSON, for machines, and nothing else."""
@@ -343,7 +365,7 @@ class TrainRun(Spec):
     """Share the model out over the workers (FSDP2); default: as the search had."""
     compile: Switch | None = None
     """Train with layers by torch.compile; default: as the search had."""
-    cache: Place | None = None
+    cache: Cache | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
@@ -418,7 +440,7 @@ class ActivationsRun(Spec):
     """Share the model out over the workers (FSDP2); default: as the search had."""
     compile: Switch | None = None
     """Train with layers by torch.compile; default: as the search had."""
-    cache: Place | None = None
+    cache: Cache | None = None
     """Folder or URI for token blocks, probes and downloads; default: as the search had."""
     storage: Place = "results"
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""

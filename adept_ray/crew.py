@@ -29,6 +29,7 @@ from adept_ray.config import RunSpec, UserError
 from adept_ray.launch import (
     CPUS_PER_WORKER,
     Memory,
+    asked_threads,
     forget_peak,
     kernel_kills,
     logical_cpus,
@@ -169,7 +170,7 @@ class Board:
         self._numbers = Numbers()
         self._crews = 1
 
-    async def lead(self, board: Any, run: RunSpec, storage: str) -> None:
+    async def lead(self, board: Any, run: RunSpec, storage: str, threads: int) -> None:
         """Keep the crews running; when all are gone for good, so are the tasks. `board` is its own handle.
 
         It is done here and not in the run's own process, where it would take a thread: one that still waits
@@ -177,7 +178,7 @@ class Board:
         """
         serving = asyncio.create_task(serve(self._numbers, run.name))
         self._crews = run.crews
-        threads = ThreadPoolExecutor(run.crews)
+        leaders = ThreadPoolExecutor(run.crews)
 
         why = "the workers went home"
 
@@ -185,7 +186,7 @@ class Board:
             nonlocal why
             loop = asyncio.get_running_loop()
             try:
-                await loop.run_in_executor(threads, keep_workers, board, run, storage, number)
+                await loop.run_in_executor(leaders, keep_workers, board, run, storage, number, threads)
             except Exception as error:
                 why = f"the workers can't be kept running: {error}"
                 await self.give_back(number)
@@ -388,7 +389,7 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory:
     actor: Any = ray.remote(num_cpus=0)(Board)
     room = Room({name: getattr(run, name) for name in DECISIVE}, memory)
     board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage, room)
-    leading = board.lead.remote(board, run, storage)
+    leading = board.lead.remote(board, run, storage, asked_threads())
     said = 0
 
     def say_more() -> None:
@@ -407,14 +408,17 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory:
         ray.get(leading, timeout=30)  # so that the workers' resources are free again
 
 
-def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
-    """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors."""
+def keep_workers(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> None:
+    """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors.
+
+    `threads` is the number that each worker was asked to take, 0 for its share of its machine.
+    """
     import ray
 
     restarts = 0
     while not ray.get(board.closed.remote()):  # again, if it left its nodes
         try:
-            trainer(board, run, storage, number).fit()
+            trainer(board, run, storage, number, threads).fit()
         except Exception as error:
             # Where a memory is too full Ray kills the newest actors first, its own helpers among them.
             if restarts == RESTARTS or not out_of_memory(str(error)):
@@ -426,7 +430,7 @@ def keep_workers(board: Any, run: RunSpec, storage: str, number: int) -> None:
         ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
 
 
-def trainer(board: Any, run: RunSpec, storage: str, number: int) -> Any:
+def trainer(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> Any:
     """Ray Train's trainer that keeps one worker group of a crew."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -442,6 +446,7 @@ def trainer(board: Any, run: RunSpec, storage: str, number: int) -> Any:
             "crew": number,
             "workers": run.workers,
             "crews": run.crews,
+            "threads": threads,
         },
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=numbers if run.fewest_workers < run.workers else run.workers,
@@ -579,7 +584,7 @@ def worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     mates = context.get_local_world_size() * config["crews"]  # all of them here, at worst
-    torch.set_num_threads(threads_per_worker(mates, logical_cpus()))
+    torch.set_num_threads(config["threads"] or threads_per_worker(mates, logical_cpus()))
     board, crew, device = config["board"], config["crew"], ray.train.torch.get_device()
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()

@@ -286,6 +286,15 @@ def peak_gib(device: torch.device) -> float | None:
     return None
 
 
+def asked_threads() -> int:
+    """Torch threads that a worker was asked to take by ``OMP_NUM_THREADS`` of this process; 0 for none.
+
+    It has to be asked for where the command runs: in workers Ray sets it.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else 0
+
+
 def threads_per_worker(mates: int, logical: float) -> int:
     """Torch threads of one of `mates` workers on this machine: busy threads beyond the CPUs only spin.
 

@@ -1,35 +1,28 @@
-"""What torch.compile is worth: steps of a training with it and without, timed where it will run."""
+"""Whether torch.compile is faster: steps of a training without it and with it, timed where they will run."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from adept_ray.corpus import Blocks
+from adept_ray.launch import compiler_fault
+from adept_ray.ranks import summed
 from adept_ray.train import TrainJob, optimized, optimizer_of, ready, training_text
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken
 TIMED = 5  # steps after those
+MARGIN = 0.05  # of a step's time: less than that is no reason to change anything
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Seconds of a training."""
-
-    plain: float
-    """Of a step."""
-    compiled: float
-    """Of a step with compiled layers."""
-    compiling: float
-    """Of making them, once for all trainings of a worker."""
-
-    def pays(self, steps: int) -> bool:
-        """Whether so many steps are over sooner with compiled layers, their making included."""
-        return self.compiling + steps * self.compiled < steps * self.plain
+def faster(plain: float, compiled: float) -> bool:
+    """Whether a step of so many seconds is faster with compiled layers, beyond chance."""
+    return compiled < (1 - MARGIN) * plain
 
 
 def pace(
@@ -37,22 +30,29 @@ def pace(
     blocks: Mapping[str, Blocks],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, float]:
-    """The fields of a :class:`Pace`, from the first steps of `job` on this rank; all ranks have to call this.
+) -> dict[str, Any]:
+    """Time the first steps of `job` on this rank; all ranks have to call this.
 
-    What is trained is thrown away. `blocks` are those of :func:`~adept_ray.train.train`.
+    Returns the seconds of a step ``plain`` and ``compiled``, those of ``compiling``, which serves all
+    trainings of this process, and as ``fault`` why no rank may compile, empty if all can. What is trained is
+    thrown away. `blocks` are those of :func:`~adept_ray.train.train`.
     """
-    first, each = {}, {}
-    for number, compiled in enumerate((False, True)):
-        way = replace(job, fit=replace(job.fit, compiled=compiled))
-        first[compiled], each[compiled] = timed_steps(way, blocks, device)
-        progress(number + 1, 2)
-    made = first[True] - FIRST * each[True]
-    return asdict(Pace(each[False], each[True], max(0.0, made)))
+    fault = compiler_fault(device.type)
+    faults = float(summed(torch.tensor([float(bool(fault))], dtype=torch.float64), device))
+    if faults:
+        return {"fault": fault or "that of another worker fails"}
+    _, plain = timed_steps(job, blocks, device)
+    progress(1, 2)
+    first, compiled = timed_steps(replace(job, fit=replace(job.fit, compiled=True)), blocks, device)
+    progress(2, 2)
+    compiling = max(0.0, first - FIRST * compiled)
+    return {"fault": "", "plain": plain, "compiled": compiled, "compiling": compiling}
 
 
 def timed_steps(job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
     """Seconds of the first steps of `job` together, and the median of those after them."""
+    # So small a rate changes no speed, and nothing diverges.
+    job = replace(job, training=job.training.model_copy(update={"base_lr": 1e-9}))
     tuning = ready(job, device)
     optimizer = optimizer_of(tuning.model, job.training, device)
     assert optimizer is not None, "there is nothing to train"

@@ -33,12 +33,12 @@ from adept_ray.config import (
     validated,
     without_password,
 )
-from adept_ray.crew import CrewGone, Task, TaskFailed, crew, do
+from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.display import Display
 from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.grammar import SearchSpace
-from adept_ray.pace import Pace
+from adept_ray.pace import faster
 from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
@@ -47,7 +47,7 @@ from adept_ray.storage import Results, default_name, delete, fetched, is_full, n
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"
-WORTH_ASKING = 1000  # steps; to find out what compiled layers are worth takes some, and a minute of compiling
+WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers are faster takes as long as some
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", bound=RunSpec)
@@ -74,18 +74,24 @@ def settled(run: R, what: str = "") -> R:
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
-    if "cache" in run.model_fields_set and "://" not in run.cache:  # it need not be there yet
-        changes["cache"] = str(Path(run.cache).expanduser().resolve())
     for field in ("backbone", "general", "domain", "search_space"):
         value = getattr(run, field, "")
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
-    if (study := getattr(run, "study", "")) and "://" not in study:
-        changes["study"] = str(Path(study).expanduser().absolute())
+    if study := getattr(run, "study", ""):
+        changes["study"] = located_study(study)
     for field in ("general_tasks", "domain_tasks"):
         names = getattr(run, field)
         changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]
     return overlay(run, changes)
+
+
+def located_study(study: str) -> str:
+    """A ``--study`` whose file, if it is one, is named by an absolute path."""
+    scheme, found, file = study.rpartition("sqlite:///")
+    if "://" in study and not (found and not scheme and file != ":memory:"):
+        return study
+    return f"{found}{Path(file).expanduser().absolute()}"
 
 
 @contextmanager
@@ -362,38 +368,30 @@ def planned(
     return fit
 
 
-def paced(
-    run: RunSpec, job: TrainJob, steps: int, made: Prepared, results: Results, display: Display, board: Any
-) -> TrainJob:
-    """`job` with compiled layers where `run` leaves that open and it pays over so many `steps`.
+def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Display, board: Any) -> TrainJob:
+    """`job` with compiled layers where `run` leaves that open and they are faster; of few `steps` it isn't.
 
-    That is found out once a run, on its workers, and kept in run.json; of few steps it isn't asked.
+    Each command asks its own workers: those that go on with a run may be others. `display` is told.
     """
-    if run.compile != "auto" or steps < WORTH_ASKING:
+    if run.compile != "auto" or steps < WORTH_ASKING or not job.layers:
         return job
-    if "compiled" not in results.about():
-        found = compiler_pays(job, steps, made, display, board)
-        results.write_json("run.json", results.about() | {"compiled": found})
-    return replace(job, fit=replace(job.fit, compiled=results.about()["compiled"]))
-
-
-def compiler_pays(job: TrainJob, steps: int, made: Prepared, display: Display, board: Any) -> bool:
-    """Whether compiled layers pay over so many steps like those of `job`, which `display` is told, too."""
     try:
         with on_crew(display, board, "pace", "steps with and without torch.compile", "pace"):
             found = do(board, Task("pace", "pace", job, put(made.blocks)))
-    except CrewGone:
+    except (CrewGone, TaskRefused):
         raise
     except TaskFailed as problem:
-        display.say(f"trained without torch.compile, which failed here: {launch.innermost(problem)}")
-        return False
-    pace = Pace(**{name: found[name] for name in ("plain", "compiled", "compiling")})
-    pays = pace.pays(steps)
+        display.say(f"trained without torch.compile: timing it failed ({launch.innermost(problem)})")
+        return job
+    if found["fault"]:
+        display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
+        return job
+    pays = faster(found["plain"], found["compiled"])
     display.say(
-        f"a step takes {pace.plain:.3g} s, by torch.compile {pace.compiled:.3g} s after "
-        f"{pace.compiling:.0f} s of compiling: over {steps:,} steps that {'pays' if pays else 'does not pay'}"
+        f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
+        f"{found['compiling']:.0f} s: trained {'with' if pays else 'without'} it"
     )
-    return pays
+    return replace(job, fit=replace(job.fit, compiled=pays))
 
 
 def put(blocks: Any) -> Any:

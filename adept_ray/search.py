@@ -58,11 +58,11 @@ class Verdicts(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         report = result["report"]
-        name = trial_name(trial)  # its id is another one where Tune has lost the trial in a kill
+        name = trial_name(trial)
         key, before = f"{name}/{report}", f"{name}/{report - 1}"
         if key not in self._decided:  # a resumed trial repeats its last report
             others = sum(seen.endswith(f"/{report}") for seen in self._decided)
-            self._behind[key] = self._beyond_noise(str(report), measured(result))
+            self._behind[key] = self._beyond_noise(str(report), {**measured(result), "trial": name})
             hopeless = self._behind[key] and self._behind.get(before, False)
             self._decided[key] = hopeless and others >= self._judge_after
             self._remember()
@@ -206,11 +206,9 @@ def search(
     board: Any = ray.get_actor(board_name(run))
     Proposals.too_large = staticmethod(lambda: ray.get(board.limit.remote()))
     crews = ray.get(board.crews.remote())
-    known = run.resume and tune.Tuner.can_restore(experiment)
-    earlier = rows_of(experiment, layers_for) if known else []
-    if run.resume:
+    if run.resume and tune.Tuner.can_restore(experiment):
+        earlier = rows_of(experiment, layers_for)
         forget(storage, {row["trial"] for row in earlier})
-    if known:
         extend(experiment, run.trials, crews)
         for row in earlier:
             if row["state"] != "interrupted":
@@ -230,7 +228,7 @@ def search(
 
 
 def forget(storage: str, known: Collection[str]) -> None:
-    """Delete what other trials than the `known` ones saved, and the verdicts on them.
+    """Delete what other trials than the `known` ones saved, their readings and the verdicts on them.
 
     Tune lost them in a kill. In a study that others share it may give their names to other settings.
     """
@@ -242,6 +240,7 @@ def forget(storage: str, known: Collection[str]) -> None:
         for said in (memory["decided"], memory["behind"]):
             for key in [key for key in said if key.partition("/")[0] not in known]:
                 del said[key]
+        memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in known}
         put_json(f"{storage}/{VERDICTS}", memory)
 
 

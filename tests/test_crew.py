@@ -365,9 +365,9 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
 
 @pytest.mark.slow
 def test_workers_time_their_steps_together(board, job, tmp_path):
-    """Each of two makes its share of the same steps, compiled and not; the next task goes well."""
+    """Each of two makes its share of every step, else one would wait for ever; the next task goes well."""
     found = do(board, Task("pace", "pace", job, ray.put(BLOCKS)))
-    assert found["plain"] > 0 and found["compiled"] > 0 and found["compiling"] >= 0
+    assert not found["fault"] and found["plain"] > 0 and found["compiled"] > 0
     assert ray.get(board.read.remote())[0]["pace"] == (2, 2)
     short = replace(job, training=job.training.model_copy(update={"tokens": 10 * SEQ_LEN}))
     assert do(board, Task("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]

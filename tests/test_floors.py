@@ -11,8 +11,8 @@ FLOORS = (
     "config grammar ranks loss anatomy sharding importance race expansion reception placement rates lora "
     "tuning plan activations",
     "storage assets documents backbones corpus benchmarks scoring checkpoint",
-    "probe train",
-    "launch metrics crew",
+    "launch metrics",
+    "probe train pace crew",
     "methods display prepare choice spaces trials study search growth compare",
     "evidence figures page comparison_report card report cli runs commands studies",
 )

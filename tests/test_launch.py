@@ -120,6 +120,15 @@ def test_threads_never_exceed_the_cpus(monkeypatch):
     assert launch.threads_per_worker(8, 2) == 1  # no more of them than two can be here
 
 
+@pytest.mark.parametrize(("given", "asked"), [(None, 0), ("", 0), ("3", 3), ("all", 0)])
+def test_threads_are_those_that_were_asked_for(monkeypatch, given, asked):
+    """By the variable that other programs take, too."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert launch.asked_threads() == asked
+
+
 def test_memory_counts_the_processes_that_were_started():
     """A child that fills 200 MiB raises the peak by about that much."""
     launch.Memory._peak = 0

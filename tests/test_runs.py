@@ -3,6 +3,7 @@
 import json
 import shlex
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from common import tiny_model
 from adept_ray import runs
 from adept_ray.choice import Reach, rescored
 from adept_ray.cli import parse
-from adept_ray.commands import chosen, gone_on, reach, space_of, with_machine
+from adept_ray.commands import chosen, gone_on, reach, space_of, trials_to_come, with_machine
 from adept_ray.config import (
     ActivationsRun,
     Interrupted,
@@ -26,7 +27,7 @@ from adept_ray.config import (
     Unfinished,
     UserError,
 )
-from adept_ray.crew import CrewGone, TaskFailed
+from adept_ray.crew import CrewGone, TaskFailed, TaskRefused
 from adept_ray.display import Display
 from adept_ray.runs import (
     as_begun,
@@ -136,14 +137,15 @@ def test_layers_are_compiled_where_that_was_asked_for(said, asked):
         assert "compile" not in given(args(config="best.yaml"))
 
 
-JOB = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+JOB = TrainJob("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gib": 1.0}
 
 
-def paced_by(monkeypatch, said, results, answer, steps=5000, **settings):
-    """How a run is compiled whose workers answer that to the question what it is worth."""
+def paced_by(monkeypatch, said, answer, steps=1000, job=JOB, **settings):
+    """How a run is compiled whose workers answer that to the question whether it is faster."""
 
     def do(board, task):
-        assert (task.loop, task.job, task.blocks) == ("pace", JOB, "blocks")
+        assert (task.loop, task.job, task.blocks) == ("pace", job, "blocks")
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -151,39 +153,76 @@ def paced_by(monkeypatch, said, results, answer, steps=5000, **settings):
     monkeypatch.setattr(runs, "do", do)
     monkeypatch.setattr(runs, "put", lambda blocks: blocks)
     monkeypatch.setattr(runs, "on_crew", lambda *_: nullcontext())
-    made = SimpleNamespace(blocks="blocks")
-    return paced(RunSpec(**settings), JOB, steps, made, results, said, None).fit
+    return paced(RunSpec(**settings), job, steps, SimpleNamespace(blocks="blocks"), said, None).fit
 
 
-TIMES = {"plain": 0.5, "compiled": 0.49, "compiling": 60.0, "peak_gib": 1.0}
+@pytest.mark.parametrize(
+    ("answer", "compiled", "words"),
+    [
+        (TIMES, True, "a step takes 0.5 s, by torch.compile 0.4 s, which took 60 s: trained with it"),
+        (TIMES | {"compiled": 0.49}, False, "trained without it"),
+        ({"fault": "InductorError: no C"}, False, "which a worker can't use: InductorError: no C"),
+        (TaskFailed("Traceback\nOutOfMemoryError: out"), False, "timing it failed (OutOfMemoryError: out)"),
+    ],
+)
+def test_layers_are_compiled_where_that_is_faster(monkeypatch, said, answer, compiled, words):
+    assert paced_by(monkeypatch, said, answer) == Fit(recompute=True, compiled=compiled)
+    assert words in said.lines[-1]
 
 
-def test_layers_are_compiled_where_that_pays(monkeypatch, said, tmp_path):
-    """It is asked once a run: one that goes on does as it began, unless it is told otherwise."""
-    for name, answer, steps, compiled, words in (
-        ("long", TIMES, 7000, True, "over 7,000 steps that pays"),
-        ("short", TIMES, 5000, False, "0.49 s after 60 s of compiling: over 5,000 steps that does not"),
-        ("broken", TaskFailed("Traceback\nInductorError: no C compiler"), 7000, False, "InductorError: no C"),
-    ):
-        results = Results(str(tmp_path), name)
-        results.write_json("run.json", {"seed": 7})
-        fit = paced_by(monkeypatch, said, results, answer, steps)
-        assert fit == Fit(recompute=True, compiled=compiled)
-        assert words in said.lines[-1]
-        again = paced_by(monkeypatch, said, results, AssertionError("asked again"))
-        assert again == fit and results.about() == {"seed": 7, "compiled": compiled}
-    with pytest.raises(CrewGone):
-        paced_by(monkeypatch, said, Results(str(tmp_path), "gone"), CrewGone("nobody is there"))
-    for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}):
-        unasked = AssertionError("asked")
-        assert paced_by(monkeypatch, said, Results(str(tmp_path), "new"), unasked, **settings) == JOB.fit
+def test_what_is_decided_or_not_worth_the_question_is_not_asked(monkeypatch, said):
+    """Nor is it an answer when the workers are gone, or a person has to do something."""
+    unasked, untrained = AssertionError("asked"), replace(JOB, layers=())
+    for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}, {"job": untrained}):
+        assert paced_by(monkeypatch, said, unasked, **settings) == JOB.fit
+    for problem in (CrewGone("nobody is there"), TaskRefused("no such folder")):
+        with pytest.raises(type(problem)):
+            paced_by(monkeypatch, said, problem)
 
 
-def test_a_cache_that_is_not_there_yet_is_the_same_folder_for_all_workers():
-    """Those of a cluster run in other folders; one that isn't given is as the run began."""
-    assert settled(RunSpec(cache="not/there")).cache == str(Path("not/there").absolute())
-    assert settled(RunSpec(cache="s3://b/c")).cache == "s3://b/c"
+@pytest.mark.parametrize(
+    ("settings", "over", "crews", "each"),
+    [
+        ({}, None, 1, 8),
+        ({"concurrent": "auto"}, None, 5, 2),
+        ({"resume": True}, 6, 1, 2),
+        ({"strategy": "grow"}, None, 1, 1),
+    ],
+)
+def test_what_is_over_is_not_to_come(monkeypatch, tmp_path, settings, over, crews, each):
+    """Of the rest each of the crews that there really are has its share."""
+    results = Results(str(tmp_path), "x")
+    if over:
+        rows = [{"state": state} for state in ("untouched", *["finished"] * over)]
+        results.write_json("trials.json", {"trials": rows})
+    board = SimpleNamespace(crews=SimpleNamespace(remote=lambda: crews))
+    monkeypatch.setattr("ray.get", lambda value: value)
+    assert trials_to_come(SearchRun(name="x", **settings), results, board) == each
+
+
+def test_places_are_the_same_from_every_folder(tmp_path):
+    """A cluster's workers are in others. A cache that isn't given stays as the run began with it."""
+    home, here = str(Path("~").expanduser()), str(Path().absolute())
+    for run in (RunSpec, partial(PickRun, results="x")):
+        assert run(cache="not/there").cache == f"{here}/not/there"
+    assert RunSpec(cache="s3://b/c").cache == "s3://b/c"
     assert as_begun(settled(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}).cache == "/elsewhere"
+    homely = RunSpec(storage="~/results/", cache="~/cache", general_tasks=["~/task.yaml"])
+    assert (homely.storage, homely.cache) == (f"{home}/results", f"{home}/cache")
+    assert homely.general_tasks == (f"{home}/task.yaml",)
+    for study, kept in (
+        ("study.db", f"{here}/study.db"),
+        ("sqlite:///study.db", f"sqlite:///{here}/study.db"),
+        ("sqlite:////tmp/study.db", "sqlite:////tmp/study.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("postgresql://me@host/name", "postgresql://me@host/name"),
+    ):
+        assert settled(SearchRun(study=study)).study == kept
+
+
+def test_an_address_of_another_form_is_no_secret():
+    place = "hdfs://namenode:8020/user/me@example.org/results"
+    assert RunSpec(storage=place).storage == place
 
 
 def test_trust_is_taken_from_the_command_line_alone():

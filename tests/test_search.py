@@ -658,18 +658,19 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
     assert second == [("trial-001", False), *[("trial-002", True)] * 2, ("trial-003", True)]
 
 
-def test_nothing_is_left_of_a_trial_that_was_lost_in_a_kill(board, tmp_path):
-    """Its name may be given to other settings: those find no checkpoint and are judged by themselves."""
+@pytest.mark.parametrize("lost", [1.0, 9.0])
+def test_nothing_is_left_of_a_trial_that_was_lost_in_a_kill(board, tmp_path, lost):
+    """Its name may be given to other settings: those find no checkpoint and are judged by what there is."""
     scheduler = new_scheduler(tmp_path)
     beginning = pickle.dumps(scheduler)
-    for number, score in enumerate([5.0, 1.0], 1):
+    for number, score in enumerate([5.0, lost], 1):
         report_twice(scheduler, number, read(score, 0.0, 0.0))
         (tmp_path / "trials" / f"trial-{number:03d}" / "step-4").mkdir(parents=True)
     forget(str(tmp_path), {"trial-001"})
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["trial-001"]
     restored = pickle.loads(beginning)
     report_twice(restored, 1, read(1.0, 0.0, 0.0))  # as before, whatever is said now
-    report_twice(restored, 2, read(4.0, 0.0, 0.0), read(5.0, 0.0, 0.0))  # as good as the best in the end
+    report_twice(restored, 2, read(4.0, 0.0, 0.0), read(6.0, 0.0, 0.0))  # better than all others in the end
     stops = [(name, stop) for name, _, stop in board["decide"][4:]]
     assert stops == [("trial-001", False)] * 2 + [("trial-002", False)] * 2
     forget(str(tmp_path / "of no search"), set())

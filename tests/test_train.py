@@ -29,7 +29,7 @@ from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
 from adept_ray.loss import CODES, Computing, compiled_forward, compute, next_token_nats
-from adept_ray.pace import Pace, pace
+from adept_ray.pace import faster, pace
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, optimized, train
@@ -678,21 +678,26 @@ def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recomput
 def test_steps_are_timed_with_and_without_compiled_layers(job, whole, tmp_path, monkeypatch):
     """Those without compile nothing; of what was trained nothing is left, the text is that of a training."""
     done, told, texts = compiling(monkeypatch), [], []
+    monkeypatch.setattr(pace_module, "compiler_fault", lambda device: "")
     monkeypatch.setattr(pace_module, "optimized", lambda *args: texts.append(args[6]) or optimized(*args))
     found = pace(job, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"]))))
     assert told == [(1, 2, False), (2, 2, True)]
-    assert min(found.values()) > 0
+    assert not found.pop("fault") and min(found.values()) > 0
     order = BlockOrder(len(BLOCKS["train"]), job.seed)
     steps = pace_module.FIRST + pace_module.TIMED
     assert texts == 2 * [order.batch(step, job.blocks_per_step) for step in range(steps)]
     assert same(Run(tmp_path, job).weights(), whole.weights())
 
 
-def test_compiling_pays_over_many_steps():
-    """Ten seconds of it are won back by a tenth of a second a step in a hundred steps, never by none."""
-    pace = Pace(plain=0.5, compiled=0.4, compiling=10)
-    assert [pace.pays(steps) for steps in (1, 99, 101, 10_000)] == [False, False, True, True]
-    assert not Pace(plain=0.4, compiled=0.5, compiling=0).pays(10_000)
+def test_nothing_is_timed_where_nothing_can_be_compiled(job, monkeypatch):
+    monkeypatch.setattr(pace_module, "compiler_fault", lambda device: f"no compiler for a {device}")
+    monkeypatch.setattr(pace_module, "timed_steps", lambda *_: pytest.fail("steps were made"))
+    assert pace(job, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
+
+
+def test_a_hair_is_no_reason_to_compile():
+    """A twentieth of a step is."""
+    assert [faster(0.5, compiled) for compiled in (0.6, 0.499, 0.48, 0.47)] == [False, False, False, True]
 
 
 def test_every_thread_may_compile_as_many_codes(monkeypatch):
