@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config import UserError, fingerprint, load_yaml, nearest
+from adept_ray.config import UserError, default_cache, fingerprint, load_yaml, nearest
 from adept_ray.loss import computing_of
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.sharding import is_sharded
@@ -142,7 +142,8 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
     if mine:
         training = model.training
         with hushed(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
-            groups = load_each(tuple(items.members), items.cache).values()
+            cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
+            groups = load_each(tuple(items.members), cache).values()
             found = {task: each for tasks in groups for task, each in tasks.items()}
             scores: Any = evaluate(
                 language_model(model, tokenizer, batch),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -51,6 +52,7 @@ def pace(
 
 def timed_steps(job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
     """Seconds of the first steps of `job` together, and the median of those after them."""
+    gc.collect()  # an earlier model lies in cycles, and there may be no room for two
     # So small a rate changes no speed, and nothing diverges.
     job = replace(job, training=job.training.model_copy(update={"base_lr": 1e-9}))
     tuning = ready(job, device)

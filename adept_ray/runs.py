@@ -387,7 +387,8 @@ def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Disp
         display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
         return job
     pays = faster(found["plain"], found["compiled"])
-    display.say(
+    display.event("pace", **{name: found[name] for name in ("plain", "compiled", "compiling")}, compile=pays)
+    display.show(
         f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
         f"{found['compiling']:.0f} s: trained {'with' if pays else 'without'} it"
     )

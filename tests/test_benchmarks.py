@@ -13,7 +13,7 @@ from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 
 from adept_ray import benchmarks
 from adept_ray.benchmarks import Items, accuracies, at_chance, correct, draw
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config import RunSpec, UserError, default_cache
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))
@@ -228,10 +228,23 @@ def test_a_model_at_chance_is_warned_of():
     assert rows[0]["standard_error"] == pytest.approx((0.3 * 0.7 / 99) ** 0.5)
 
 
+def test_workers_of_another_machine_look_in_their_own_cache(tmp_path, monkeypatch):
+    """The one of the machine that drew the items isn't there."""
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmarks, "load_each", lambda _, cache: asked.append(cache) or {})
+        for place in (tmp_path, tmp_path / "elsewhere"):
+            with pytest.raises(KeyError):
+                correct(MODEL, TOKENIZER, replace(items("words", [0], tmp_path), cache=place), 1)
+    assert asked == [tmp_path, default_cache()]
+
+
 def test_a_definition_of_the_users_own_is_a_task(tmp_path, tasks):
-    """A .yaml file stands for the task that it defines."""
+    """A .yaml file stands for the task that it defines, and the files that it names lie beside it."""
     own = tmp_path / "mine.yaml"
-    own.write_text((tasks / "words.yaml").read_text().replace("task: words", "task: mine"))
+    (tmp_path / "own.jsonl").write_text((tasks / "words.jsonl").read_text())
+    text = (tasks / "words.yaml").read_text().replace("task: words", "task: mine")
+    own.write_text(text.replace(str(tasks / "words.jsonl"), "own.jsonl"))
     drawn = draw([str(own)], 5, 0, tmp_path)["test"]
     assert list(drawn.numbers) == ["mine"]
     right = correct(MODEL, TOKENIZER, drawn, 4)
