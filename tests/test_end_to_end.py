@@ -25,13 +25,13 @@ ROOT = Path(__file__).parent.parent
 SPACE = """
 parameters:
   k: {int: [1, 3]}
-  recompute_every: {choice: [2, 4]}
+  recompute_every: {choice: [8, 16]}
   base_lr: {log: [0.0005, 1.0e+37]}
 judge_after: 1
 first:
-  - {k: 2, recompute_every: 2, base_lr: 0.0005}
-  - {k: 3, recompute_every: 4, base_lr: 0.01}
-  - {k: 1, recompute_every: 2, base_lr: 1.0e+37}
+  - {k: 2, recompute_every: 8, base_lr: 0.0005}
+  - {k: 3, recompute_every: 16, base_lr: 0.01}
+  - {k: 1, recompute_every: 8, base_lr: 1.0e+37}
 """
 TASK = """
 task: reports
@@ -42,7 +42,7 @@ output_type: multiple_choice
 doc_to_text: question
 doc_to_choice: choices
 doc_to_target: answer
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 SIZES = {
     "seq-len": 32,
