@@ -476,29 +476,28 @@ def layer_count(folder):
 def test_training_at_full_length_takes_what_the_search_found(room, searched, shared):
     """train.py trains the layers of best.yaml on N tokens and exports the model.
 
-    Interrupted, it goes on with the command that it prints, as it began. Some of a thousand steps are timed.
+    Interrupted, it goes on with the command that it prints, as it began.
     """
     best = yaml.safe_load((room.results("first") / "best.yaml").read_text())
     folder = room.results("full")
-    command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "256000"]
+    command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "65536"]
     own = ["--reports", "2", "--name", "full", "--activation-checkpointing", "on"]
     process = room.start([*command, *own], **shared)
     while not (folder / "ray" / "train").exists():  # made with the first report
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     going_on = f"{shlex.join(command)} --name full --resume"
-    printed = interrupted(process, going_on)
-    assert re.search("a step takes .* by torch.compile .*: trained with", printed), printed
+    interrupted(process, going_on)
     room.run(shlex.split(going_on), **shared)
     assert about(folder)["run"]["activation_checkpointing"] == "on"
     full = yaml.safe_load((folder / "best.yaml").read_text())
-    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 256000
+    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 65536
     record = json.loads((folder / "model" / "adept.json").read_text())
     assert record["source_layers"] == best["layers"]
     assert full["test"]["domain"]["delta"] > 0
-    assert [reading["tokens"] for reading in readings(folder)] == [128000, 256000]
+    assert [reading["tokens"] for reading in readings(folder)] == [32768, 65536]
     assert "training at full length" in (folder / "report.html").read_text()
-    assert "256,000 tokens" in (folder / "model" / "README.md").read_text()
+    assert "65,536 tokens" in (folder / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -524,11 +523,12 @@ def test_a_search_in_which_every_trial_fails_says_so(room, shared):
     """Status 2 and one sentence; the table of failed trials is kept, and what Ray printed of them in a file.
     None begins when the time is over.
 
-    With --json every line of stdout is an event, and the sentence is all that is on stderr.
+    With --json every line of stdout is an event, and the sentence is all that is on stderr. More than a
+    thousand steps were asked for, so some are timed first.
     """
     (room.folder / "bad.yaml").write_text("parameters: {k: {fixed: 1}, base_lr: {fixed: 1.0e+37}}")
     command = [
-        *room.search("bad", **{"search-space": "bad.yaml", "trials": 3, "max-hours": 0.0001}),
+        *room.search("bad", **{"search-space": "bad.yaml", "max-hours": 0.0001, "trials": 30}),
         "--json",
     ]
     process = room.start(command, stderr=subprocess.PIPE, **shared)
@@ -539,10 +539,12 @@ def test_a_search_in_which_every_trial_fails_says_so(room, shared):
     began, ended = (
         [e["stage"] for e in events if e["event"] == name] for name in ("stage_began", "stage_ended")
     )
-    assert began == ended == ["assets", "blocks", "probe", "search"]
+    assert began == ended == ["assets", "blocks", "probe", "pace", "search"]
+    (pace,) = (event for event in events if event["event"] == "pace")
+    assert pace["plain"] > 0 and pace["compiled"] > 0 and isinstance(pace["compile"], bool)
     assert {"results", "plan"} <= {event["event"] for event in events}
     assert [event["state"] for event in events if event["event"] == "trial"][-1] == "failed"
-    assert any("1 of 3 trials were begun in time" in str(event) for event in events)
+    assert any("1 of 30 trials were begun in time" in str(event) for event in events)
     assert "FloatingPointError" in (room.results("bad") / "ray.log").read_text()
     assert trials(room.results("bad"))[0]["state"] == "failed"
 
