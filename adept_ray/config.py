@@ -158,7 +158,7 @@ class RunSpec(Spec):
     sharding: Switch = "auto"
     """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
     compile: Switch = "auto"
-    """Train with layers by torch.compile; auto: if it is faster, in tune_k.py and train.py, of many steps."""
+    """Train with layers by torch.compile; auto: if it pays, in tune_k.py and train.py, of many steps."""
     dashboard: bool = True
     """Start the Ray dashboard with a local cluster."""
     json_lines: bool = Field(False, json_schema_extra={"flag": "json"})

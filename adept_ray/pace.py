@@ -18,12 +18,17 @@ from adept_ray.train import TrainJob, optimized, optimizer_of, ready, training_t
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken
 TIMED = 5  # steps after those
-MARGIN = 0.05  # of a step's time: less than that is no reason to change anything
+MARGIN = 0.05  # of a step's time: less than that is chance
 
 
-def faster(plain: float, compiled: float) -> bool:
-    """Whether a step of so many seconds is faster with compiled layers, beyond chance."""
-    return compiled < (1 - MARGIN) * plain
+def pays(times: Mapping[str, float], steps: int) -> bool:
+    """Whether compiled layers save time over so many steps, by the `times` that :func:`pace` returns.
+
+    They have to save as much as compiling took: for batches of other sizes, such as importance is measured
+    on, and in other crews that is still to come.
+    """
+    saved = times["plain"] - times["compiled"]
+    return saved > MARGIN * times["plain"] and steps * saved > times["compiling"]
 
 
 def pace(

@@ -38,7 +38,7 @@ from adept_ray.display import Display
 from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.grammar import SearchSpace
-from adept_ray.pace import faster
+from adept_ray.pace import pays
 from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
@@ -369,7 +369,7 @@ def planned(
 
 
 def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Display, board: Any) -> TrainJob:
-    """`job` with compiled layers where `run` leaves that open and they are faster; of few `steps` it isn't.
+    """`job` with compiled layers where `run` leaves that open and it pays over so many `steps`.
 
     Each command asks its own workers: those that go on with a run may be others. `display` is told.
     """
@@ -386,13 +386,14 @@ def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Disp
     if found["fault"]:
         display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
         return job
-    pays = faster(found["plain"], found["compiled"])
-    display.event("pace", **{name: found[name] for name in ("plain", "compiled", "compiling")}, compile=pays)
+    compiled = pays(found, steps)
+    times = {name: found[name] for name in ("plain", "compiled", "compiling")}
+    display.event("pace", **times, steps=steps, compile=compiled)
     display.show(
         f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
-        f"{found['compiling']:.0f} s: trained {'with' if pays else 'without'} it"
+        f"{found['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
     )
-    return replace(job, fit=replace(job.fit, compiled=pays))
+    return replace(job, fit=replace(job.fit, compiled=compiled))
 
 
 def put(blocks: Any) -> Any:

@@ -29,7 +29,7 @@ from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance
 from adept_ray.loss import CODES, Computing, compiled_forward, compute, next_token_nats
-from adept_ray.pace import faster, pace
+from adept_ray.pace import pace, pays
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, optimized, train
@@ -695,9 +695,20 @@ def test_nothing_is_timed_where_nothing_can_be_compiled(job, monkeypatch):
     assert pace(job, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
 
 
-def test_a_hair_is_no_reason_to_compile():
-    """A twentieth of a step is."""
-    assert [faster(0.5, compiled) for compiled in (0.6, 0.499, 0.48, 0.47)] == [False, False, False, True]
+@pytest.mark.parametrize(
+    ("compiled", "compiling", "expected"),
+    [
+        (0.6, 0, False),
+        (0.499, 0, False),
+        (0.48, 0, False),
+        (0.47, 0, True),
+        (0.4, 99, True),
+        (0.4, 101, False),
+    ],
+)
+def test_compiling_pays_where_it_saves_more_than_chance_and_than_it_took(compiled, compiling, expected):
+    """Over a thousand steps of half a second."""
+    assert pays({"plain": 0.5, "compiled": compiled, "compiling": compiling}, 1000) == expected
 
 
 def test_every_thread_may_compile_as_many_codes(monkeypatch):
