@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 HUB_TIMEOUT_S = 10

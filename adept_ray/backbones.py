@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adept_ray.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, sha256_of, watched
-from adept_ray.config import UserError, fingerprint, nearest
+from adept_ray.config.specs import UserError, fingerprint, nearest
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config import UserError, default_cache, fingerprint, load_yaml, nearest
+from adept_ray.config.specs import UserError, default_cache, fingerprint, load_yaml, nearest
 from adept_ray.loss import computing_of
 from adept_ray.ranks import rank, summed, world_size
 from adept_ray.sharding import is_sharded

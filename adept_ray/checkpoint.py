@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adept_ray.anatomy import layer_of, moved, trainable
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.ranks import rank
 from adept_ray.sharding import gathered, pieces_like
 

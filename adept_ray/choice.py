@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adept_ray.config import ScoreWeights, TrainingSpec, UserError, validated
-from adept_ray.grammar import Range, SearchSpace
+from adept_ray.config.search_space import Range, SearchSpace
+from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError, validated
 from adept_ray.scoring import counted_general, difference_error, scored
 
 Row = Mapping[str, Any]

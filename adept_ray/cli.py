@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn, TypedDict
 import tyro
 
 from adept_ray.backbones import PRESETS
-from adept_ray.config import Interrupted, Spec, UserError, validated
-from adept_ray.grammar import load_search_space
+from adept_ray.config.search_space import load_search_space
+from adept_ray.config.specs import Interrupted, Spec, UserError, validated
 from adept_ray.storage import is_full, no_room
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C

@@ -11,7 +11,8 @@ from typing import Any
 
 from adept_ray import launch
 from adept_ray.choice import RELIABLE, UNTOUCHED, Choice, Reach, choose, edges_of, front_of, rescored, said
-from adept_ray.config import (
+from adept_ray.config.search_space import SearchSpace, load_search_space
+from adept_ray.config.specs import (
     PickRun,
     ProbeRun,
     RunSpec,
@@ -29,7 +30,6 @@ from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
 from adept_ray.evidence import PICKED, flags
 from adept_ray.figures import draw_importance
-from adept_ray.grammar import SearchSpace, load_search_space
 from adept_ray.growth import enough, grow, stages
 from adept_ray.placement import placed
 from adept_ray.plan import layer_sizes

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from adept_ray.benchmarks import Items
-from adept_ray.config import TrainingSpec, UserError, overlay
+from adept_ray.config.specs import TrainingSpec, UserError, overlay
 from adept_ray.corpus import Blocks
 from adept_ray.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.importance import LayerImportance

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adept_ray.config import UserError, fingerprint
+from adept_ray.config.specs import UserError, fingerprint
 from adept_ray.storage import (
     delete,
     fetch_folder,

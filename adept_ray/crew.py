@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.launch import (
     CPUS_PER_WORKER,
     Memory,

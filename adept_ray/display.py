@@ -30,7 +30,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from adept_ray.config import RunSpec
+    from adept_ray.config.specs import RunSpec
     from adept_ray.plan import Plan
     from adept_ray.sharding import Fit
 

@@ -31,7 +31,7 @@ from adept_ray.assets import (
     sha256_of,
     watched,
 )
-from adept_ray.config import UserError, fingerprint, nearest
+from adept_ray.config.specs import UserError, fingerprint, nearest
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import family_of, layer_of, layer_parameters, layers_of, moved, output_projections
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.importance import LayerImportance
 
 RECORD = "adept.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from adept_ray.activations import densities
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.evidence import Depth, Evidence, Importance, LayerRow, Rate, checked
 
 if TYPE_CHECKING:

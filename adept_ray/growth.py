@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adept_ray.choice import TOLD_APART
-from adept_ray.config import ScoreWeights, SearchRun, UserError, overlay
+from adept_ray.config.search_space import Range, SearchSpace
+from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, overlay
 from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
-from adept_ray.grammar import Range, SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
 from adept_ray.placement import placed

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import layer_parameters, layers_of, unit_of
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.loss import Batch, next_token_nats
 from adept_ray.ranks import summed
 from adept_ray.sharding import is_sharded, whole, without_gradients

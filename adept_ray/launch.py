@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adept_ray.config import RunSpec, SearchRun, UserError, overlay
+from adept_ray.config.specs import RunSpec, SearchRun, UserError, overlay
 
 if TYPE_CHECKING:
     import torch

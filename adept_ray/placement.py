@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from adept_ray.config import Placement, TrainingSpec, UserError
+from adept_ray.config.specs import Placement, TrainingSpec, UserError
 from adept_ray.expansion import check_depth, select_layers
 from adept_ray.importance import LayerImportance
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from adept_ray.anatomy import layer_parameters, layers_of
-from adept_ray.config import RunSpec, TrainingSpec, UserError
+from adept_ray.config.specs import RunSpec, TrainingSpec, UserError
 from adept_ray.importance import UNIT_BYTES
 from adept_ray.loss import next_token_nats
 from adept_ray.sharding import Fit, skeleton

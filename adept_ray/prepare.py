@@ -15,7 +15,7 @@ from typing import Any
 from adept_ray.anatomy import family_like
 from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
-from adept_ray.config import RunSpec, UserError, fingerprint
+from adept_ray.config.specs import RunSpec, UserError, fingerprint
 from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display, Update

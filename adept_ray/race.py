@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import layers_of
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.importance import LayerImportance, Progress, bypass_losses, ratio_of_sums
 from adept_ray.loss import Batch
 from adept_ray.ranks import shares, summed, world_size

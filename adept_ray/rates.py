@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import block_of, is_norm, trainable, unit_of
-from adept_ray.config import Normalization, Sign, UserError
+from adept_ray.config.specs import Normalization, Sign, UserError
 
 UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adept_ray.anatomy import layers_of, output_projections
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import identity_copy
 from adept_ray.importance import evaluating, requiring_grad
 from adept_ray.loss import Batch, next_token_nats

@@ -18,7 +18,7 @@ import yaml
 from adept_ray import figures
 from adept_ray.card import write_card
 from adept_ray.comparison_report import figures_of, verdict
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.evidence import ELSEWHERE, FILES, RIVALS, Depth, Evidence, Rate, Side, Trial, read
 from adept_ray.page import (
     NONE,

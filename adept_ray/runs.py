@@ -19,7 +19,8 @@ from adept_ray import launch
 from adept_ray.backbones import PRESETS as BACKBONES
 from adept_ray.benchmarks import is_file
 from adept_ray.checkpoint import STATE
-from adept_ray.config import (
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import (
     ActivationsRun,
     Interrupted,
     RunSpec,
@@ -37,7 +38,6 @@ from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.display import Display
 from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
-from adept_ray.grammar import SearchSpace
 from adept_ray.pace import pays
 from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config import ScoreWeights
+from adept_ray.config.specs import ScoreWeights
 from adept_ray.corpus import Blocks, shared_batches
 from adept_ray.loss import token_nats
 from adept_ray.ranks import rank, summed, world_size

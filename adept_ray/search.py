@@ -14,9 +14,9 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from adept_ray.anatomy import layer_of
-from adept_ray.config import ScoreWeights, SearchRun, Unfinished, overlay
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import ScoreWeights, SearchRun, Unfinished, overlay
 from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
-from adept_ray.grammar import SearchSpace
 from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
 from adept_ray.placement import placed

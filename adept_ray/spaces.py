@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from adept_ray.config import TrainingSpec, UserError, nearest, overlay
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import TrainingSpec, UserError, nearest, overlay
 from adept_ray.expansion import check_depth
-from adept_ray.grammar import SearchSpace
 from adept_ray.placement import check_placement, ranks_needed
 
 AMOUNT = r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)"  # of parameters, a share or a number

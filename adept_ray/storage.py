@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config.specs import RunSpec, UserError
 
 RAY = "ray"  # sub-folder for what Ray and the workers keep
 TRIALS = "trials"  # in that: what the trials saved, a folder each

@@ -13,7 +13,7 @@ from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.comparison_report import verdict, write_comparison
-from adept_ray.config import (
+from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
     EvaluateRun,

@@ -18,8 +18,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from adept_ray.config import ScoreWeights, UserError, fingerprint, without_password
-from adept_ray.grammar import Range, SearchSpace
+from adept_ray.config.search_space import Range, SearchSpace
+from adept_ray.config.specs import ScoreWeights, UserError, fingerprint, without_password
 from adept_ray.scoring import counted_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score

@@ -22,7 +22,7 @@ from adept_ray.anatomy import unit_of
 from adept_ray.backbones import borrow, borrow_shared, load_tokenizer, outline
 from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
-from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, joined, shared_batches
 from adept_ray.expansion import export
 from adept_ray.importance import layers_at_once, unit_importance

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adept_ray.choice import UNTOUCHED, candidates
-from adept_ray.config import ScoreWeights, TrainingSpec, overlay
-from adept_ray.grammar import SEARCHABLE
+from adept_ray.config.search_space import SEARCHABLE
+from adept_ray.config.specs import ScoreWeights, TrainingSpec, overlay
 from adept_ray.scoring import judged
 from adept_ray.storage import Results, delete
 from adept_ray.train import TrainJob

@@ -12,7 +12,7 @@ from torch import nn
 
 from adept_ray import lora
 from adept_ray.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable
-from adept_ray.config import TrainingSpec
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.expansion import expand, source_importance
 from adept_ray.importance import taylor_importance
 from adept_ray.loss import Batch, Computing, compute, computing_of

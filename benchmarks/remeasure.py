@@ -11,7 +11,7 @@ import torch
 from rivals import boolq, in_turn, prepare_torch, smollm2, table
 from step import adept, step
 
-from adept_ray.config import RunSpec, TrainingSpec
+from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.importance import unit_importance
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
-from adept_ray.config import default_cache
+from adept_ray.config.specs import default_cache
 from adept_ray.documents import resolve_corpus
 from adept_ray.launch import cpus
 

@@ -26,7 +26,7 @@ import yaml
 from rivals import prepare_torch
 
 from adept_ray.choice import UNTOUCHED, choose
-from adept_ray.config import TrainingSpec, default_cache
+from adept_ray.config.specs import TrainingSpec, default_cache
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("assets", "backbones", "corpora", "wheels")

@@ -22,7 +22,7 @@ from scipy.stats import kendalltau
 
 from adept_ray import launch
 from adept_ray.backbones import load_model
-from adept_ray.config import RunSpec
+from adept_ray.config.specs import RunSpec
 from adept_ray.corpus import Blocks, micro_batches
 from adept_ray.display import Display
 from adept_ray.importance import bypass_losses

@@ -5,7 +5,7 @@ python scripts/activations.py --config results/NAME/best.yaml --test-tokens 1638
 """
 
 from adept_ray.cli import main
-from adept_ray.config import ActivationsRun
+from adept_ray.config.specs import ActivationsRun
 
 if __name__ == "__main__":
     main(ActivationsRun, "studies.draw_activations", __doc__)

@@ -7,7 +7,7 @@ python scripts/compare.py --name NAME --resume                        # after Ct
 """
 
 from adept_ray.cli import main
-from adept_ray.config import CompareRun
+from adept_ray.config.specs import CompareRun
 
 if __name__ == "__main__":
     main(CompareRun, "studies.compare_methods", __doc__)

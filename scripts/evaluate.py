@@ -6,7 +6,7 @@ python scripts/evaluate.py smollm2-135m --tasks offline_piqa --output piqa.json
 """
 
 from adept_ray.cli import main
-from adept_ray.config import EvaluateRun
+from adept_ray.config.specs import EvaluateRun
 
 if __name__ == "__main__":
     main(EvaluateRun, "studies.evaluate", __doc__)

@@ -5,7 +5,7 @@ python scripts/train.py --config results/NAME/best.yaml --tokens 1000000000 --wo
 """
 
 from adept_ray.cli import main
-from adept_ray.config import TrainRun
+from adept_ray.config.specs import TrainRun
 
 if __name__ == "__main__":
     main(TrainRun, "commands.train_full", __doc__)

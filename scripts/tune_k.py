@@ -7,7 +7,7 @@ python scripts/tune_k.py --name NAME --report-only                    # its repo
 """
 
 from adept_ray.cli import main
-from adept_ray.config import SearchRun
+from adept_ray.config.specs import SearchRun
 
 if __name__ == "__main__":
     main(SearchRun, "commands.find_k", __doc__)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from adept_ray.assets import Asset, fetch, hub_revision
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 
 CONTENT = b"once upon a time\n" * 1000
 

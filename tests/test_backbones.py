@@ -29,7 +29,7 @@ from adept_ray.backbones import (
     load_tokenizer,
     resolve_backbone,
 )
-from adept_ray.config import UserError, default_cache
+from adept_ray.config.specs import UserError, default_cache
 from adept_ray.expansion import expand, export
 from adept_ray.sharding import skeleton
 

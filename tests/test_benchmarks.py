@@ -13,7 +13,7 @@ from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 
 from adept_ray import benchmarks
 from adept_ray.benchmarks import Items, accuracies, at_chance, correct, draw
-from adept_ray.config import RunSpec, UserError, default_cache
+from adept_ray.config.specs import RunSpec, UserError, default_cache
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))

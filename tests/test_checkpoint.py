@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from adept_ray.anatomy import layer_parameters
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import expand
 from adept_ray.rates import parameter_groups
 

@@ -20,8 +20,8 @@ from adept_ray.choice import (
     rescored,
     said,
 )
-from adept_ray.config import ScoreWeights, UserError
-from adept_ray.grammar import Range, SearchSpace
+from adept_ray.config.search_space import Range, SearchSpace
+from adept_ray.config.specs import ScoreWeights, UserError
 from adept_ray.scoring import change, combined, spread
 from adept_ray.spaces import affordable, amount, doubled, with_ranges
 

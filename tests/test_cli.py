@@ -14,9 +14,9 @@ from adept_ray import commands
 from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
 from adept_ray.commands import again, flags
-from adept_ray.config import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
+from adept_ray.config.search_space import load_search_space
+from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.documents import BOOLQ
-from adept_ray.grammar import load_search_space
 from adept_ray.runs import settled
 from adept_ray.storage import write_text
 

@@ -18,7 +18,7 @@ from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from adept_ray.checkpoint import WEIGHTS
-from adept_ray.config import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
+from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import Fit

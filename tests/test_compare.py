@@ -27,7 +27,7 @@ from adept_ray.compare import (
     trains,
 )
 from adept_ray.comparison_report import verdict, write_comparison
-from adept_ray.config import CompareRun, UserError
+from adept_ray.config.specs import CompareRun, UserError
 from adept_ray.methods import METHODS, entrants
 from adept_ray.scoring import SIDES
 from adept_ray.sharding import Fit

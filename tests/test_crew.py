@@ -9,7 +9,7 @@ import ray
 from common import one_document_each, save_backbone_with_code, save_tiny_backbone
 
 from adept_ray import launch
-from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import (
     ATTEMPTS,
     DECISIVE,

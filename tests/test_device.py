@@ -18,7 +18,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adept_ray import checkpoint, train
-from adept_ray.config import ScoreWeights, TrainingSpec
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.sharding import Fit
 

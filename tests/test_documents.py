@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adept_ray import documents
-from adept_ray.config import UserError, default_cache
+from adept_ray.config.specs import UserError, default_cache
 from adept_ray.documents import (
     CORPORA,
     HubSource,

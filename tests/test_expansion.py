@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import RECORD, added_layers, expand, export, select_layers
 from adept_ray.importance import LayerImportance
 from adept_ray.loss import next_token_nats

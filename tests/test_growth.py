@@ -11,9 +11,9 @@ from common import one_document_each, save_tiny_backbone
 
 from adept_ray import growth
 from adept_ray.choice import choose
-from adept_ray.config import ScoreWeights, SearchRun, TrainingSpec, UserError
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import TaskFailed
-from adept_ray.grammar import SearchSpace
 from adept_ray.growth import enough, grow, stages
 from adept_ray.importance import LayerImportance
 from adept_ray.probe import ProbeJob, probe

@@ -11,7 +11,7 @@ from common import padded, random_ids, shake, tiny_model
 from torch import nn
 
 from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import added_layers, expand, source_importance
 from adept_ray.importance import layer_importance, layers_at_once, unit_importance
 from adept_ray.race import rank_layers

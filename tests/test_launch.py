@@ -11,7 +11,7 @@ import ray
 import torch
 
 from adept_ray import launch
-from adept_ray.config import RunSpec, SearchRun, UserError
+from adept_ray.config.specs import RunSpec, SearchRun, UserError
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():

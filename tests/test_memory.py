@@ -11,7 +11,7 @@ import ray
 from common import one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
-from adept_ray.config import RunSpec
+from adept_ray.config.specs import RunSpec
 from adept_ray.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
 from adept_ray.launch import kernel_kills
 from adept_ray.probe import ProbeJob

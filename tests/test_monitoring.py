@@ -21,7 +21,7 @@ from test_crew import BLOCKS, SEQ_LEN
 
 import adept_ray
 from adept_ray import launch
-from adept_ray.config import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.metrics import SERIES, Numbers
 from adept_ray.probe import ProbeJob

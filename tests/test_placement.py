@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.config import Placement, TrainingSpec, UserError
+from adept_ray.config.specs import Placement, TrainingSpec, UserError
 from adept_ray.expansion import select_layers
 from adept_ray.importance import LayerImportance
 from adept_ray.placement import check_placement, place, placed, ranks_needed

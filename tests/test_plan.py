@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.backbones import PRESETS
-from adept_ray.config import RunSpec, TrainingSpec, Tunes, UserError
+from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes, UserError
 from adept_ray.loss import next_token_nats
 from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of
 from adept_ray.rates import parameter_groups

@@ -9,7 +9,7 @@ from common import of_one_document, one_document_each, tiny_model
 
 from adept_ray import prepare
 from adept_ray.backbones import Backbone
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.display import Display
 from adept_ray.prepare import FEW, Sources, check_doubt, find_sources
 from adept_ray.sharding import PLAIN

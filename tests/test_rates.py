@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adept_ray.anatomy import FAMILIES, is_norm, unit_of
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import expand, source_importance
 from adept_ray.importance import unit_importance
 from adept_ray.rates import parameter_groups, schedule, set_rates, unit_rates, unit_scales

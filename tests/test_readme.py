@@ -8,7 +8,15 @@ import pytest
 from common import random_ids, tiny_model, tiny_tokenizer
 
 from adept_ray.cli import parse
-from adept_ray.config import ActivationsRun, CompareRun, EvaluateRun, PickRun, ProbeRun, SearchRun, TrainRun
+from adept_ray.config.specs import (
+    ActivationsRun,
+    CompareRun,
+    EvaluateRun,
+    PickRun,
+    ProbeRun,
+    SearchRun,
+    TrainRun,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -5,7 +5,7 @@ import torch
 from common import random_ids, tiny_model
 
 from adept_ray.anatomy import layers_of, output_projections
-from adept_ray.config import UserError
+from adept_ray.config.specs import UserError
 from adept_ray.expansion import expand
 from adept_ray.loss import next_token_nats
 from adept_ray.reception import layer_reception

@@ -15,7 +15,7 @@ from adept_ray import runs
 from adept_ray.choice import Reach, rescored
 from adept_ray.cli import parse
 from adept_ray.commands import chosen, gone_on, reach, space_of, trials_to_come, with_machine
-from adept_ray.config import (
+from adept_ray.config.specs import (
     ActivationsRun,
     Interrupted,
     PickRun,

@@ -9,7 +9,7 @@ from common import logits, random_ids, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.config import ScoreWeights
+from adept_ray.config.specs import ScoreWeights
 from adept_ray.corpus import Blocks
 from adept_ray.scoring import (
     SIDES,

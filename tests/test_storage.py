@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from adept_ray.config import RunSpec, UserError
+from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.storage import (
     NONE,
     Results,

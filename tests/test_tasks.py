@@ -6,7 +6,7 @@ from openpyxl import Workbook
 
 from adept_ray import benchmarks
 from adept_ray.benchmarks import draw
-from adept_ray.config import UserError, default_cache
+from adept_ray.config.specs import UserError, default_cache
 from adept_ray.documents import resolve_corpus
 from adept_ray.tasks import questions
 

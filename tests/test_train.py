@@ -24,7 +24,7 @@ from adept_ray.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.backbones import borrow, load_model
 from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
-from adept_ray.config import ScoreWeights, TrainingSpec, UserError
+from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
 from adept_ray.expansion import expand
 from adept_ray.importance import unit_importance

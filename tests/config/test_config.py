@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from adept_ray.config import (
+from adept_ray.config.search_space import SearchSpace, load_search_space
+from adept_ray.config.specs import (
     RunSpec,
     SearchRun,
     TrainingSpec,
@@ -18,10 +19,9 @@ from adept_ray.config import (
     overlay,
     validated,
 )
-from adept_ray.grammar import SearchSpace, load_search_space
 from adept_ray.spaces import check_space, paper_first
 
-SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
+SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
 
 def space(text, tmp_path):
@@ -304,8 +304,8 @@ def test_fingerprint_goes_by_content():
 
 def test_fingerprint_is_the_same_in_another_process():
     """It names files that later runs look for, so it can't depend on the process's hash seed."""
-    code = "from adept_ray.config import *; print(fingerprint({'b': 'ü', 'a': [1, 2.5, None]}, 'x'))"
-    root = str(Path(__file__).parent.parent)
+    code = "from adept_ray.config.specs import *; print(fingerprint({'b': 'ü', 'a': [1, 2.5, None]}, 'x'))"
+    root = str(Path(__file__).parents[2])
     processes = ({"PYTHONHASHSEED": seed, "PYTHONPATH": root} for seed in ("1", "2"))
     found = {subprocess.check_output([sys.executable, "-c", code], env=env) for env in processes}
     assert found == {fingerprint({"a": [1, 2.5, None], "b": "ü"}, "x").encode() + b"\n"}

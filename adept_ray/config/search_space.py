@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from adept_ray.config import (
+from adept_ray.config.specs import (
     ScoreWeights,
     SearchRun,
     Spec,

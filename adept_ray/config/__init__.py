@@ -1,0 +1,1 @@
+"""Errors, validation, specifications of a run and a training, the grammar of search spaces."""
