@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adept_ray.expansion import expand, export, select_layers
-    from adept_ray.importance import LayerImportance, layer_importance, unit_importance
-    from adept_ray.rates import unit_rates
+    from adept_ray.method.expansion import expand, export, select_layers
+    from adept_ray.method.importance import LayerImportance, layer_importance, unit_importance
+    from adept_ray.method.rates import unit_rates
 
 __version__ = "0.1.0"
 __all__ = [

@@ -340,12 +340,12 @@ def borrow(
 def borrow_shared(
     source: str, revision: str | None, dtype: str, device: torch.device, trusted: bool = False
 ) -> Any:
-    """The backbone shared out over all ranks (see :mod:`adept_ray.sharding`), otherwise as :func:`borrow`.
+    """The backbone shared out over all ranks (see :mod:`adept_ray.method.sharding`), otherwise as :func:`borrow`.
 
     The first rank keeps it whole in its machine's memory, from one task to the next.
     """
-    from adept_ray.ranks import rank
-    from adept_ray.sharding import shard
+    from adept_ray.method.ranks import rank
+    from adept_ray.method.sharding import shard
 
     model = outline(source, revision, dtype, trusted).requires_grad_(False)
     shard(model, borrow(source, revision, dtype, trusted=trusted) if rank() == 0 else None, device)
@@ -354,7 +354,7 @@ def borrow_shared(
 
 def outline(source: str, revision: str | None, dtype: str, trusted: bool = False) -> Any:
     """The backbone's shapes, without data."""
-    from adept_ray.sharding import skeleton
+    from adept_ray.method.sharding import skeleton
 
     return skeleton(load_config(source, revision, trusted), dtype, trusted, revision)
 

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from adept_ray.config.specs import UserError, default_cache, fingerprint, load_yaml, nearest
-from adept_ray.loss import computing_of
-from adept_ray.ranks import rank, summed, world_size
-from adept_ray.sharding import is_sharded
+from adept_ray.method.loss import computing_of
+from adept_ray.method.ranks import rank, summed, world_size
+from adept_ray.method.sharding import is_sharded
 
 TASKS = Path(__file__).parent / "tasks"
 PAPER = ("paper_general", "paper_math", "paper_medical")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adept_ray.assets import HUB_ID
 from adept_ray.backbones import PRESETS
 from adept_ray.evidence import Evidence, Side
-from adept_ray.expansion import added_layers
+from adept_ray.method.expansion import added_layers
 from adept_ray.page import duration
 from adept_ray.storage import write_text
 

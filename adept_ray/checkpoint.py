@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adept_ray.anatomy import layer_of, moved, trainable
 from adept_ray.config.specs import UserError
-from adept_ray.ranks import rank
-from adept_ray.sharding import gathered, pieces_like
+from adept_ray.method.anatomy import layer_of, moved, trainable
+from adept_ray.method.ranks import rank
+from adept_ray.method.sharding import gathered, pieces_like
 
 CURVE = ("step", "tokens", "general_delta", "domain_delta", "score", "loss")
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"

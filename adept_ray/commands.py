@@ -31,8 +31,8 @@ from adept_ray.display import Display
 from adept_ray.evidence import PICKED, flags
 from adept_ray.figures import draw_importance
 from adept_ray.growth import enough, grow, stages
-from adept_ray.placement import placed
-from adept_ray.plan import layer_sizes
+from adept_ray.method.memory_plan import layer_sizes
+from adept_ray.method.placement import placed
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
 from adept_ray.report import adopt_rivals, write_pages
 from adept_ray.runs import (

@@ -19,10 +19,10 @@ from adept_ray.benchmarks import Items
 from adept_ray.config.specs import TrainingSpec, UserError, overlay
 from adept_ray.corpus import Blocks
 from adept_ray.crew import CrewGone, Task, TaskFailed, do
-from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import placed
 from adept_ray.methods import Entrant
-from adept_ray.placement import placed
 from adept_ray.scoring import judged
 from adept_ray.storage import delete
 from adept_ray.train import TrainJob

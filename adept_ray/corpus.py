@@ -196,7 +196,7 @@ def shared_batches(
     """
     import torch
 
-    from adept_ray.ranks import shares
+    from adept_ray.method.ranks import shares
 
     for share in shares(ids, size):
         for batch in micro_batches(blocks, share or ids[:1], size, device):

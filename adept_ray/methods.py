@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from adept_ray.config.specs import CompareRun, TrainingSpec, UserError, nearest, overlay
-from adept_ray.sharding import PLAIN, Fit
+from adept_ray.method.sharding import PLAIN, Fit
 
 COPIES_RATE, FULL_RATE, FEW_RATE = 3e-3, 3e-4, 1e-3
 

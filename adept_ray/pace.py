@@ -13,7 +13,7 @@ import torch
 
 from adept_ray.corpus import Blocks
 from adept_ray.launch import compiler_fault
-from adept_ray.ranks import summed
+from adept_ray.method.ranks import summed
 from adept_ray.train import TrainJob, optimized, optimizer_of, ready, training_text
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken

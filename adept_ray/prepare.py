@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from adept_ray.anatomy import family_like
 from adept_ray.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.benchmarks import Items, at_chance, draw
 from adept_ray.config.specs import RunSpec, UserError, fingerprint
@@ -20,10 +19,11 @@ from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, bu
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display, Update
 from adept_ray.documents import CorpusFiles, resolve_corpus
-from adept_ray.importance import LayerImportance
+from adept_ray.method.anatomy import family_like
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
-from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import check_place, put_json, read_json
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.activations import pooled, separation
-from adept_ray.anatomy import layers_of
 from adept_ray.backbones import borrow, borrow_shared, load_tokenizer
 from adept_ray.benchmarks import Items, correct
 from adept_ray.corpus import Blocks, micro_batches, shared_batches
-from adept_ray.importance import layers_at_once, sequences_at_once, unit_importance
-from adept_ray.loss import Computing, compute
-from adept_ray.race import rank_layers
-from adept_ray.ranks import rank, summed, world_size
-from adept_ray.reception import layer_reception
+from adept_ray.method.activations import pooled, separation
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.importance import layers_at_once, sequences_at_once, unit_importance
+from adept_ray.method.loss import Computing, compute
+from adept_ray.method.race import rank_layers
+from adept_ray.method.ranks import rank, summed, world_size
+from adept_ray.method.reception import layer_reception
+from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.scoring import SIDES, document_nats
-from adept_ray.sharding import PLAIN, Fit
 
 Progress = Callable[[int, int], None]
 
@@ -37,7 +37,7 @@ class ProbeJob:
     importance: bool = True
     """Measure layer and unit importance on the blocks named ``probe``."""
     raced: bool = False
-    """Give up layers that can't be among the `k_max` least important (see :mod:`adept_ray.race`)."""
+    """Give up layers that can't be among the `k_max` least important (see :mod:`adept_ray.method.race`)."""
     k_max: int | None = None
     """Largest expansion depth of interest; None: every depth."""
     confidence: float = 0.95
@@ -67,9 +67,9 @@ def probe(
     """Measure `job` on this rank's share of `blocks`; every rank returns the same result.
 
     Keys, as asked for: ``importance`` (the content of importance.json: nats per token, see
-    :mod:`adept_ray.importance`), ``nats`` (block name → summed loss of each document), ``correct`` (name of
-    items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.reception`) and
-    ``separation`` (see :mod:`adept_ray.activations`).
+    :mod:`adept_ray.method.importance`), ``nats`` (block name → summed loss of each document), ``correct`` (name of
+    items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.method.reception`) and
+    ``separation`` (see :mod:`adept_ray.method.activations`).
     """
     take = borrow_shared if job.fit.sharded else borrow
     model = take(job.source, job.revision, job.dtype, device, trusted=job.trusted)

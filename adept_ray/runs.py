@@ -38,11 +38,11 @@ from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.display import Display
 from adept_ray.documents import CORPORA
 from adept_ray.evidence import Importance, Side, checked
+from adept_ray.method.memory_plan import fitting, plan
+from adept_ray.method.sharding import Fit
 from adept_ray.pace import pays
-from adept_ray.plan import fitting, plan
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
-from adept_ray.sharding import Fit
 from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room, size_of
 from adept_ray.train import TrainJob
 

@@ -13,13 +13,13 @@ from pyarrow import fs
 from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from adept_ray.anatomy import layer_of
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, Unfinished, overlay
 from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
-from adept_ray.importance import LayerImportance
 from adept_ray.launch import innermost
-from adept_ray.placement import placed
+from adept_ray.method.anatomy import layer_of
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import placed
 from adept_ray.scoring import SIDES, difference_error
 from adept_ray.storage import TRIALS, delete, located, put_json, read_json
 from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet

@@ -9,8 +9,8 @@ from typing import Any
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import TrainingSpec, UserError, nearest, overlay
-from adept_ray.expansion import check_depth
-from adept_ray.placement import check_placement, ranks_needed
+from adept_ray.method.expansion import check_depth
+from adept_ray.method.placement import check_placement, ranks_needed
 
 AMOUNT = r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)"  # of parameters, a share or a number
 # The paper's setting, as far as a search varies it; its rate depends on the model.

@@ -26,10 +26,11 @@ from adept_ray.config.specs import (
 from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display, Update
-from adept_ray.expansion import RECORD
 from adept_ray.figures import save, separation_figure
+from adept_ray.method.expansion import RECORD
+from adept_ray.method.placement import check_placement, ranks_needed
+from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.methods import Entrant, entrants
-from adept_ray.placement import check_placement, ranks_needed
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
 from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
@@ -49,7 +50,6 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.scoring import SIDES, tasks_of
-from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results, fetched, write_json
 
 FEWEST = 8  # blocks of a kind of text that a density is drawn of

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.anatomy import unit_of
 from adept_ray.backbones import borrow, borrow_shared, load_tokenizer, outline
 from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.corpus import BlockOrder, Blocks, joined, shared_batches
-from adept_ray.expansion import export
-from adept_ray.importance import layers_at_once, unit_importance
-from adept_ray.loss import next_token_nats
-from adept_ray.ranks import rank, sum_in_place, summed, world_size
-from adept_ray.rates import mean_scales, parameter_groups, schedule, set_rates
+from adept_ray.method.anatomy import unit_of
+from adept_ray.method.expansion import export
+from adept_ray.method.importance import layers_at_once, unit_importance
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.ranks import rank, sum_in_place, summed, world_size
+from adept_ray.method.rates import mean_scales, parameter_groups, schedule, set_rates
+from adept_ray.method.sharding import PLAIN, Fit, is_sharded, whole
+from adept_ray.method.tuning import Tuning, make_ready
 from adept_ray.scoring import SIDES, document_nats, judged, tasks_of
-from adept_ray.sharding import PLAIN, Fit, is_sharded, whole
-from adept_ray.tuning import Tuning, make_ready
 
 Report = Callable[[dict[str, Any], Path | None], None]
 Progress = Callable[[int, int], None]

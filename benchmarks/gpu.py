@@ -21,16 +21,16 @@ import torch
 from shapes import SHAPES, config_of
 from transformers import AutoModelForCausalLM
 
-from adept_ray.anatomy import layer_parameters
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.corpus import Blocks
-from adept_ray.importance import bypass_losses
 from adept_ray.launch import forget_peak, peak_gib
-from adept_ray.plan import GIB, Plan, plan
-from adept_ray.rates import parameter_groups, set_rates
-from adept_ray.sharding import Fit
+from adept_ray.method.anatomy import layer_parameters
+from adept_ray.method.importance import bypass_losses
+from adept_ray.method.memory_plan import GIB, Plan, plan
+from adept_ray.method.rates import parameter_groups, set_rates
+from adept_ray.method.sharding import Fit
+from adept_ray.method.tuning import make_ready
 from adept_ray.train import clip_gradients, gradients
-from adept_ray.tuning import make_ready
 
 SPECS = {
     "adept": TrainingSpec(),

@@ -12,9 +12,9 @@ import torch
 from rivals import boolq, in_turn, prepare_torch, smollm2, table
 from torch import nn
 
-from adept_ray.anatomy import layers_of
-from adept_ray.importance import sequences_at_once
-from adept_ray.race import rank_layers
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.importance import sequences_at_once
+from adept_ray.method.race import rank_layers
 
 
 class Skipped(nn.Module):

@@ -12,7 +12,7 @@ from rivals import boolq, in_turn, prepare_torch, smollm2, table
 from step import adept, step
 
 from adept_ray.config.specs import RunSpec, TrainingSpec
-from adept_ray.importance import unit_importance
+from adept_ray.method.importance import unit_importance
 
 
 def main() -> None:

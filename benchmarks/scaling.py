@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from rivals import prepare_torch, random_llama
 from step import adept, step
 
-from adept_ray.race import cost, head_cost, rank_layers
+from adept_ray.method.race import cost, head_cost, rank_layers
 
 LAYERS, TOKENS, SEQ_LEN = (8, 16, 32), (256, 512, 1024), 64
 BASE = 512  # tokens where layers or workers vary

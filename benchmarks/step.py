@@ -19,10 +19,10 @@ from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from adept_ray.anatomy import layer_parameters
-from adept_ray.expansion import expand
-from adept_ray.loss import next_token_nats
-from adept_ray.rates import parameter_groups
+from adept_ray.method.anatomy import layer_parameters
+from adept_ray.method.expansion import expand
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.rates import parameter_groups
 
 GIB = 2**30
 

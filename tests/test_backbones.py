@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from adept_ray import assets, backbones
-from adept_ray.anatomy import layers_of
 from adept_ray.backbones import (
     MANIFEST,
     borrow,
@@ -30,8 +29,9 @@ from adept_ray.backbones import (
     resolve_backbone,
 )
 from adept_ray.config.specs import UserError, default_cache
-from adept_ray.expansion import expand, export
-from adept_ray.sharding import skeleton
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.expansion import expand, export
+from adept_ray.method.sharding import skeleton
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import Task, crew, do, reports
+from adept_ray.method.sharding import Fit
 from adept_ray.probe import ProbeJob, probe
-from adept_ray.sharding import Fit
 from adept_ray.storage import last_checkpoint
 from adept_ray.train import TrainJob, train
 

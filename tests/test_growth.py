@@ -15,7 +15,7 @@ from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import TaskFailed
 from adept_ray.growth import enough, grow, stages
-from adept_ray.importance import LayerImportance
+from adept_ray.method.importance import LayerImportance
 from adept_ray.probe import ProbeJob, probe
 from adept_ray.train import TrainJob, train
 

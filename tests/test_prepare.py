@@ -11,8 +11,8 @@ from adept_ray import prepare
 from adept_ray.backbones import Backbone
 from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.display import Display
+from adept_ray.method.sharding import PLAIN
 from adept_ray.prepare import FEW, Sources, check_doubt, find_sources
-from adept_ray.sharding import PLAIN
 
 
 def blocks(documents):

@@ -29,6 +29,7 @@ from adept_ray.config.specs import (
 )
 from adept_ray.crew import CrewGone, TaskFailed, TaskRefused
 from adept_ray.display import Display
+from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.runs import (
     as_begun,
     as_trained,
@@ -45,7 +46,6 @@ from adept_ray.runs import (
     summary,
     write_run,
 )
-from adept_ray.sharding import PLAIN, Fit
 from adept_ray.storage import Results
 from adept_ray.train import TrainJob
 from adept_ray.trials import describe, write_trials

@@ -24,8 +24,8 @@ from adept_ray import search, study
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
 from adept_ray.crew import TaskFailed, out_of_memory
-from adept_ray.importance import LayerImportance
-from adept_ray.placement import placed
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import placed
 from adept_ray.search import Rows, Verdicts, final_row, forget
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
 from adept_ray.study import STARTUP_TRIALS, Clock, Proposals, Sampler, distribution, opened, propose, shares

@@ -20,18 +20,18 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray import pace as pace_module
 from adept_ray import train as train_module
-from adept_ray.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.backbones import borrow, load_model
 from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
 from adept_ray.corpus import BlockOrder, Blocks, micro_batches
-from adept_ray.expansion import expand
-from adept_ray.importance import unit_importance
-from adept_ray.loss import CODES, Computing, compiled_forward, compute, next_token_nats
+from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
+from adept_ray.method.expansion import expand
+from adept_ray.method.importance import unit_importance
+from adept_ray.method.loss import CODES, Computing, compiled_forward, compute, next_token_nats
+from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.pace import pace, pays
 from adept_ray.probe import ProbeJob, probe
-from adept_ray.sharding import PLAIN, Fit
 from adept_ray.train import TrainJob, conclude, optimized, train
 
 CPU = torch.device("cpu")

@@ -218,9 +218,9 @@ class TrainingSpec(Spec):
     tunes: Tunes = "copies"
     """What is trained: copies of the placed layers, those layers themselves, all parameters, or LoRA."""
     placement: Placement = "guided"
-    """Which layers are copied (see adept_ray.placement)."""
+    """Which layers are copied (see adept_ray.method.placement)."""
     offset: int = Field(0, ge=0)
-    """Layers by which a placement is moved or that it leaves out (see adept_ray.placement)."""
+    """Layers by which a placement is moved or that it leaves out (see adept_ray.method.placement)."""
     layers: tuple[int, ...] = ()
     """The k layers to copy or tune, named (from 0); without any they are placed."""
     lora_rank: int = Field(8, ge=1)
@@ -234,7 +234,7 @@ class TrainingSpec(Spec):
     recompute_every: int = Field(16, ge=1)
     """Optimizer steps between two measurements of unit importance."""
     normalization: Normalization = "rank"
-    """How unit importances become numbers in [0, 1] (see adept_ray.rates)."""
+    """How unit importances become numbers in [0, 1] (see adept_ray.method.rates)."""
     granularity: Granularity = "tensor"
     """What shares a rate: each tensor's module, or a layer's attention, its mlp, its norms."""
     sign: Sign = "protect"

@@ -10,11 +10,11 @@ import torch.multiprocessing as mp
 from common import padded, random_ids, shake, tiny_model
 from torch import nn
 
-from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.config.specs import UserError
-from adept_ray.expansion import added_layers, expand, source_importance
-from adept_ray.importance import layer_importance, layers_at_once, unit_importance
-from adept_ray.race import rank_layers
+from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
+from adept_ray.method.expansion import added_layers, expand, source_importance
+from adept_ray.method.importance import layer_importance, layers_at_once, unit_importance
+from adept_ray.method.race import rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 UNEQUAL = [random_ids(1, n, seed=n)[0] for n in (20, 9, 14, 3, 17)]

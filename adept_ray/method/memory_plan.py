@@ -17,12 +17,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from adept_ray.anatomy import layer_parameters, layers_of
 from adept_ray.config.specs import RunSpec, TrainingSpec, UserError
-from adept_ray.importance import UNIT_BYTES
-from adept_ray.loss import next_token_nats
-from adept_ray.sharding import Fit, skeleton
-from adept_ray.tuning import make_ready
+from adept_ray.method.anatomy import layer_parameters, layers_of
+from adept_ray.method.importance import UNIT_BYTES
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.sharding import Fit, skeleton
+from adept_ray.method.tuning import make_ready
 
 GIB = 2**30
 # Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
@@ -111,8 +111,8 @@ def plan(
 ) -> Plan:
     """What `training` of `layers` takes for a model of that Hugging Face `config`, held in `dtype`.
 
-    `trusted` and `revision` are those of :func:`~adept_ray.sharding.skeleton`. No memory is taken and nothing
-    is computed. Raises :class:`UserError` as :func:`~adept_ray.tuning.make_ready` does.
+    `trusted` and `revision` are those of :func:`~adept_ray.method.sharding.skeleton`. No memory is taken and nothing
+    is computed. Raises :class:`UserError` as :func:`~adept_ray.method.tuning.make_ready` does.
     """
     model = without_masks(config, dtype, trusted, revision)
     with torch.device("meta"):

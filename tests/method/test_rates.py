@@ -9,11 +9,11 @@ from common import random_ids, tiny_model
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adept_ray.anatomy import FAMILIES, is_norm, unit_of
 from adept_ray.config.specs import UserError
-from adept_ray.expansion import expand, source_importance
-from adept_ray.importance import unit_importance
-from adept_ray.rates import parameter_groups, schedule, set_rates, unit_rates, unit_scales
+from adept_ray.method.anatomy import FAMILIES, is_norm, unit_of
+from adept_ray.method.expansion import expand, source_importance
+from adept_ray.method.importance import unit_importance
+from adept_ray.method.rates import parameter_groups, schedule, set_rates, unit_rates, unit_scales
 
 RULES = ("rank", "minmax", "minmax_by_kind", "none")
 every_rule = pytest.mark.parametrize("rule", RULES)

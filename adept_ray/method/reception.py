@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.anatomy import layers_of, output_projections
 from adept_ray.config.specs import UserError
-from adept_ray.expansion import identity_copy
-from adept_ray.importance import evaluating, requiring_grad
-from adept_ray.loss import Batch, next_token_nats
-from adept_ray.ranks import summed
+from adept_ray.method.anatomy import layers_of, output_projections
+from adept_ray.method.expansion import identity_copy
+from adept_ray.method.importance import evaluating, requiring_grad
+from adept_ray.method.loss import Batch, next_token_nats
+from adept_ray.method.ranks import summed
 
 
 def layer_reception(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
     """Mean |∂L/∂W| over the output projections of an identity copy behind each layer.
 
-    L is in nats per token. `batches` as in :func:`~adept_ray.importance.layer_importance`, of domain text;
+    L is in nats per token. `batches` as in :func:`~adept_ray.method.importance.layer_importance`, of domain text;
     the output of every layer is kept for all of them. One pass of the model and its gradient, then one of
     each copy: about two training steps. The model is left as it was.
     Raises :class:`UserError` when no token is predicted.

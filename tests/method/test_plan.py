@@ -10,14 +10,14 @@ from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from adept_ray.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.backbones import PRESETS
 from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes, UserError
-from adept_ray.loss import next_token_nats
-from adept_ray.plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of
-from adept_ray.rates import parameter_groups
-from adept_ray.sharding import PLAIN, Fit
-from adept_ray.tuning import make_ready
+from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.memory_plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of
+from adept_ray.method.rates import parameter_groups
+from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.method.tuning import make_ready
 
 # Of the weights that are published, tied ones once.
 PUBLISHED = {

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adept_ray.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.config.specs import UserError
-from adept_ray.loss import Batch, next_token_nats
-from adept_ray.ranks import summed
-from adept_ray.sharding import is_sharded, whole, without_gradients
+from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
+from adept_ray.method.loss import Batch, next_token_nats
+from adept_ray.method.ranks import summed
+from adept_ray.method.sharding import is_sharded, whole, without_gradients
 
 Progress = Callable[[int, int], None]
 PROBE_BYTES = 2**30  # what the probe may hold beside the weights
@@ -36,9 +36,9 @@ class LayerImportance:
     base_loss: float
     """Loss of the untouched model on the probe, nats per predicted token."""
     decided: tuple[int, ...] = ()
-    """Layer ids, least important first, where more than the means was known (see adept_ray.race)."""
+    """Layer ids, least important first, where more than the means was known (see adept_ray.method.race)."""
     reception: tuple[float, ...] = ()
-    """Per layer, how readily a copy of it would take up the domain (see adept_ray.reception), if measured."""
+    """Per layer, how readily a copy of it would take up the domain (see adept_ray.method.reception), if measured."""
 
     @property
     def order(self) -> tuple[int, ...]:

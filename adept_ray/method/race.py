@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adept_ray.anatomy import layers_of
 from adept_ray.config.specs import UserError
-from adept_ray.importance import LayerImportance, Progress, bypass_losses, ratio_of_sums
-from adept_ray.loss import Batch
-from adept_ray.ranks import shares, summed, world_size
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.importance import LayerImportance, Progress, bypass_losses, ratio_of_sums
+from adept_ray.method.loss import Batch
+from adept_ray.method.ranks import shares, summed, world_size
 
 CONFIDENCE = 0.95
 FIRST_LOOK = 8  # sequences; with fewer, Student's t hardly ever tells two layers apart after the correction

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray import lora
-from adept_ray.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.expansion import expand, source_importance
-from adept_ray.importance import taylor_importance
-from adept_ray.loss import Batch, Computing, compute, computing_of
-from adept_ray.rates import by_block, unit_scales
-from adept_ray.sharding import is_sharded, shard
+from adept_ray.method import lora
+from adept_ray.method.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable
+from adept_ray.method.expansion import expand, source_importance
+from adept_ray.method.importance import taylor_importance
+from adept_ray.method.loss import Batch, Computing, compute, computing_of
+from adept_ray.method.rates import by_block, unit_scales
+from adept_ray.method.sharding import is_sharded, shard
 
 
 class Tuning:
@@ -103,7 +103,7 @@ class Tuning:
                     parameter.copy_(master)
 
     def shard(self, whole: nn.Module | None, device: torch.device) -> None:
-        """Share the model out over all ranks (see :func:`adept_ray.sharding.shard`)."""
+        """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard`)."""
         shard(self.model, whole, device)
         self.parameters = trainable(self.model)
 

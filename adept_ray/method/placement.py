@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from adept_ray.config.specs import Placement, TrainingSpec, UserError
-from adept_ray.expansion import check_depth, select_layers
-from adept_ray.importance import LayerImportance
+from adept_ray.method.expansion import check_depth, select_layers
+from adept_ray.method.importance import LayerImportance
 
 CRITICAL = 4  # one in so many layers, the most important ones, is critical
 
@@ -20,7 +20,7 @@ def place(
     - ``guided``: the k least important, S_k (the paper's).
     - ``stratified``: the least important layer of each of k equal bands of depth (ours).
     - ``receptive``: the layer of each of those bands whose copy would take up the domain most readily (see
-      :mod:`adept_ray.reception`), the most important quarter of all layers left out where a band has others
+      :mod:`adept_ray.method.reception`), the most important quarter of all layers left out where a band has others
       (ours).
     - ``uniform``: the last layer of each of k equal bands, as LLaMA-Pro (arXiv 2401.02415, section 3.1).
     - ``deepest``: the last k layers.

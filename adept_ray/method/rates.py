@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.anatomy import block_of, is_norm, trainable, unit_of
 from adept_ray.config.specs import Normalization, Sign, UserError
+from adept_ray.method.anatomy import block_of, is_norm, trainable, unit_of
 
 UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1
 

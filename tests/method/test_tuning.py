@@ -8,13 +8,13 @@ import torch
 from common import logits, random_ids, shake, tiny_model
 from transformers import AutoModelForCausalLM
 
-from adept_ray import lora
-from adept_ray.anatomy import block_of, layer_parameters, trainable, unit_of
 from adept_ray.config.specs import TrainingSpec, Tunes
-from adept_ray.expansion import export
-from adept_ray.importance import layer_importance, taylor_importance, unit_importance
-from adept_ray.loss import computing_of, next_token_nats
-from adept_ray.tuning import make_ready
+from adept_ray.method import lora
+from adept_ray.method.anatomy import block_of, layer_parameters, trainable, unit_of
+from adept_ray.method.expansion import export
+from adept_ray.method.importance import layer_importance, taylor_importance, unit_importance
+from adept_ray.method.loss import computing_of, next_token_nats
+from adept_ray.method.tuning import make_ready
 
 LAYERS = (0, 2)
 BATCH = {"input_ids": random_ids(3, 12)}

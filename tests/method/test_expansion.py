@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from adept_ray.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.config.specs import UserError
-from adept_ray.expansion import RECORD, added_layers, expand, export, select_layers
-from adept_ray.importance import LayerImportance
-from adept_ray.loss import next_token_nats
-from adept_ray.rates import parameter_groups
+from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
+from adept_ray.method.expansion import RECORD, added_layers, expand, export, select_layers
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.rates import parameter_groups
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 IDS = random_ids(2, 20)

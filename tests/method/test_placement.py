@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.config.specs import Placement, TrainingSpec, UserError
-from adept_ray.expansion import select_layers
-from adept_ray.importance import LayerImportance
-from adept_ray.placement import check_placement, place, placed, ranks_needed
+from adept_ray.method.expansion import select_layers
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import check_placement, place, placed, ranks_needed
 
 PLACEMENTS = get_args(Placement)
 

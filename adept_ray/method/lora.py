@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.sharding import whole
+from adept_ray.method.sharding import whole
 
 SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
 TOP = 0.2  # share of the units that count as important

@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.anatomy import family_of, layer_of, layer_parameters, layers_of, moved, output_projections
 from adept_ray.config.specs import UserError
-from adept_ray.importance import LayerImportance
+from adept_ray.method.anatomy import (
+    family_of,
+    layer_of,
+    layer_parameters,
+    layers_of,
+    moved,
+    output_projections,
+)
+from adept_ray.method.importance import LayerImportance
 
 RECORD = "adept.json"
 

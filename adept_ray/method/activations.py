@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.loss import Batch
+from adept_ray.method.loss import Batch
 
 GRID = 512  # points on which two densities are compared
 MARGIN = 0.5  # how far that grid goes beyond the values, as a share of their range

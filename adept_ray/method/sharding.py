@@ -2,7 +2,7 @@
 
 Every rank keeps a piece of each parameter, of its gradient and of the optimizer's state. A layer is put
 together when it runs and let go of afterwards, so all ranks have to make the same passes: see
-:func:`adept_ray.ranks.shares`. Gradients are summed over ranks on the way back.
+:func:`adept_ray.method.ranks.shares`. Gradients are summed over ranks on the way back.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adept_ray.anatomy import layers_of
-from adept_ray.ranks import rank, world_size
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.ranks import rank, world_size
 
 
 @dataclass(frozen=True)

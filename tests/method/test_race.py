@@ -4,11 +4,11 @@ import pytest
 import torch
 from common import logits, padded, random_ids, tiny_model
 
-from adept_ray import race
-from adept_ray.anatomy import layers_of
 from adept_ray.config.specs import UserError
-from adept_ray.importance import layer_importance
-from adept_ray.race import cost, looks, rank_layers, settled_depths
+from adept_ray.method import race
+from adept_ray.method.anatomy import layers_of
+from adept_ray.method.importance import layer_importance
+from adept_ray.method.race import cost, looks, rank_layers, settled_depths
 
 LAYERS, SEQUENCES = 10, 96
 

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from adept_ray import checkpoint, train
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
+from adept_ray.method.sharding import Fit
 from adept_ray.probe import ProbeJob, probe
-from adept_ray.sharding import Fit
 
 NAME, SEQ_LEN = "apart", 16
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}

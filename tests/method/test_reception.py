@@ -4,11 +4,11 @@ import pytest
 import torch
 from common import random_ids, tiny_model
 
-from adept_ray.anatomy import layers_of, output_projections
 from adept_ray.config.specs import UserError
-from adept_ray.expansion import expand
-from adept_ray.loss import next_token_nats
-from adept_ray.reception import layer_reception
+from adept_ray.method.anatomy import layers_of, output_projections
+from adept_ray.method.expansion import expand
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.reception import layer_reception
 
 BATCHES = [{"input_ids": random_ids(2, 16, 1)}, {"input_ids": random_ids(3, 16, 2)}]
 

@@ -1,0 +1,1 @@
+"""ADEPT and its rivals as plain torch, never Ray."""
