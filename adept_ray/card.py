@@ -10,7 +10,7 @@ from adept_ray.backbones import PRESETS
 from adept_ray.evidence import Evidence, Side
 from adept_ray.method.expansion import added_layers
 from adept_ray.page import duration
-from adept_ray.storage import write_text
+from adept_ray.storage.files import write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData

@@ -13,7 +13,7 @@ import tyro
 from adept_ray.backbones import PRESETS
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import Interrupted, Spec, UserError, validated
-from adept_ray.storage import is_full, no_room
+from adept_ray.storage.files import is_full, no_room
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 

@@ -24,7 +24,7 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.methods import Entrant
 from adept_ray.scoring import judged
-from adept_ray.storage import delete
+from adept_ray.storage.files import delete
 from adept_ray.train import TrainJob
 
 APART = 3.0  # factor between base rates until the best one is enclosed

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adept_ray.config.specs import UserError, fingerprint
-from adept_ray.storage import (
+from adept_ray.storage.files import (
     delete,
     fetch_folder,
     in_full,

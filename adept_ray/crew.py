@@ -37,7 +37,7 @@ from adept_ray.launch import (
     threads_per_worker,
 )
 from adept_ray.metrics import Numbers, serve
-from adept_ray.storage import (
+from adept_ray.storage.files import (
     NONE,
     checkpoint_at,
     fetched,

@@ -24,7 +24,7 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.probe import ProbeJob
 from adept_ray.scoring import SIDES, tasks_of
-from adept_ray.storage import check_place, put_json, read_json
+from adept_ray.storage.files import check_place, put_json, read_json
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers

@@ -33,7 +33,7 @@ from adept_ray.page import (
     signed,
     write_page,
 )
-from adept_ray.storage import Results
+from adept_ray.storage.files import Results
 
 
 def _layers(k: int) -> str:

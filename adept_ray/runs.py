@@ -43,7 +43,7 @@ from adept_ray.method.sharding import Fit
 from adept_ray.pace import pays
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.scoring import SIDES
-from adept_ray.storage import Results, default_name, delete, fetched, is_full, no_room, size_of
+from adept_ray.storage.files import Results, default_name, delete, fetched, is_full, no_room, size_of
 from adept_ray.train import TrainJob
 
 CHATTER = "ray.log"

@@ -21,7 +21,7 @@ from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.scoring import SIDES, difference_error
-from adept_ray.storage import TRIALS, delete, located, put_json, read_json
+from adept_ray.storage.files import TRIALS, delete, located, put_json, read_json
 from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
 from adept_ray.train import TrainJob
 from adept_ray.trials import LayersFor, describe, ended, titled

@@ -50,7 +50,7 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.scoring import SIDES, tasks_of
-from adept_ray.storage import Results, fetched, write_json
+from adept_ray.storage.files import Results, fetched, write_json
 
 FEWEST = 8  # blocks of a kind of text that a density is drawn of
 SHOWN = 4  # layers whose densities are drawn

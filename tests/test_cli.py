@@ -18,7 +18,7 @@ from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.documents import BOOLQ
 from adept_ray.runs import settled
-from adept_ray.storage import write_text
+from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}
 

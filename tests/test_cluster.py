@@ -22,7 +22,7 @@ from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpe
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.method.sharding import Fit
 from adept_ray.probe import ProbeJob, probe
-from adept_ray.storage import last_checkpoint
+from adept_ray.storage.files import last_checkpoint
 from adept_ray.train import TrainJob, train
 
 SEQ_LEN, STEPS, REPORTS = 16, 400, 4

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from adept_ray.display import Display, TimeLeft, clock, left, through
 from adept_ray.runs import CHATTER, chatter_to
-from adept_ray.storage import Results, fetched
+from adept_ray.storage.files import Results, fetched
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}

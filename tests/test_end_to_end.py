@@ -19,7 +19,7 @@ import yaml
 from common import save_tiny_backbone, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adept_ray.storage import fetched
+from adept_ray.storage.files import fetched
 
 ROOT = Path(__file__).parent.parent
 SPACE = """

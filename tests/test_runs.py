@@ -46,7 +46,7 @@ from adept_ray.runs import (
     summary,
     write_run,
 )
-from adept_ray.storage import Results
+from adept_ray.storage.files import Results
 from adept_ray.train import TrainJob
 from adept_ray.trials import describe, write_trials
 

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from adept_ray.config.specs import RunSpec, UserError
-from adept_ray.storage import (
+from adept_ray.storage.files import (
     NONE,
     Results,
     checkpoint_at,
@@ -160,7 +160,9 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatc
     """What a kill left half-written is never resumed from: the one before it is."""
     place = str(tmp_path / "trial")
     save_checkpoint(made, place, 1)
-    monkeypatch.setattr("adept_ray.storage._checkpoints", lambda *_: [])  # killed before the older one went
+    monkeypatch.setattr(
+        "adept_ray.storage.files._checkpoints", lambda *_: []
+    )  # killed before the older one went
     save_checkpoint(made, place, 2)
     monkeypatch.undo()
     weights = tmp_path / "trial" / "step-2" / "model" / "weights"

@@ -1,0 +1,1 @@
+"""Files behind a path or URI, the results folder, checkpoints."""
