@@ -10,9 +10,9 @@ from typing import Annotated, Any, NoReturn, TypedDict
 
 import tyro
 
-from adept_ray.backbones import PRESETS
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import Interrupted, Spec, UserError, validated
+from adept_ray.data.backbones import PRESETS
 from adept_ray.storage.files import is_full, no_room
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C

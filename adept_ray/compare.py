@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from adept_ray.benchmarks import Items
 from adept_ray.config.specs import TrainingSpec, UserError, overlay
-from adept_ray.corpus import Blocks
 from adept_ray.crew import CrewGone, Task, TaskFailed, do
+from adept_ray.data.benchmark_tasks import Items
+from adept_ray.data.packing import Blocks
 from adept_ray.launch import innermost
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adept_ray.corpus import Blocks
+from adept_ray.data.packing import Blocks
 from adept_ray.launch import compiler_fault
 from adept_ray.method.ranks import summed
 from adept_ray.train import TrainJob, optimized, optimizer_of, ready, training_text

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.backbones import borrow, borrow_shared, load_tokenizer
-from adept_ray.benchmarks import Items, correct
-from adept_ray.corpus import Blocks, micro_batches, shared_batches
+from adept_ray.data.backbones import borrow, borrow_shared, load_tokenizer
+from adept_ray.data.benchmark_tasks import Items, correct
+from adept_ray.data.packing import Blocks, micro_batches, shared_batches
 from adept_ray.method.activations import pooled, separation
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import layers_at_once, sequences_at_once, unit_importance

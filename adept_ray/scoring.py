@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.corpus import Blocks, shared_batches
+from adept_ray.data.packing import Blocks, shared_batches
 from adept_ray.method.loss import token_nats
 from adept_ray.method.ranks import rank, summed, world_size
 from adept_ray.method.sharding import without_gradients

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray import launch
-from adept_ray.backbones import load_model, load_tokenizer, resolve_backbone
-from adept_ray.benchmarks import OFFLINE, accuracies, at_chance, correct, draw
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import (
@@ -23,8 +21,10 @@ from adept_ray.config.specs import (
     UserError,
     validated,
 )
-from adept_ray.corpus import Blocks
 from adept_ray.crew import Progresses, Task, do, watching
+from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
+from adept_ray.data.benchmark_tasks import OFFLINE, accuracies, at_chance, correct, draw
+from adept_ray.data.packing import Blocks
 from adept_ray.display import Display, Update
 from adept_ray.figures import save, separation_figure
 from adept_ray.method.expansion import RECORD

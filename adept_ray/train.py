@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.backbones import borrow, borrow_shared, load_tokenizer, outline
-from adept_ray.benchmarks import Items, correct
 from adept_ray.checkpoint import TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.corpus import BlockOrder, Blocks, joined, shared_batches
+from adept_ray.data.backbones import borrow, borrow_shared, load_tokenizer, outline
+from adept_ray.data.benchmark_tasks import Items, correct
+from adept_ray.data.packing import BlockOrder, Blocks, joined, shared_batches
 from adept_ray.method.anatomy import unit_of
 from adept_ray.method.expansion import export
 from adept_ray.method.importance import layers_at_once, unit_importance

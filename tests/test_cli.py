@@ -11,12 +11,12 @@ import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray import commands
-from adept_ray.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.cli import main, parse
 from adept_ray.commands import again, flags
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
-from adept_ray.documents import BOOLQ
+from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
+from adept_ray.data.documents import BOOLQ
 from adept_ray.runs import settled
 from adept_ray.storage.files import write_text
 
@@ -52,7 +52,9 @@ def refusal(room, tmp_path, monkeypatch, capsys):
             argv += [flag] if value is True else [flag, str(value)]
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
-        monkeypatch.setattr("adept_ray.assets._pip_download", lambda *_: pytest.fail("something was fetched"))
+        monkeypatch.setattr(
+            "adept_ray.data.assets._pip_download", lambda *_: pytest.fail("something was fetched")
+        )
         with pytest.raises(SystemExit) as exit_:
             main(COMMANDS[command], f"commands.{command}", "")
         printed = capsys.readouterr().err.strip()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.corpus import Blocks
+from adept_ray.data.packing import Blocks
 from adept_ray.scoring import (
     SIDES,
     Change,

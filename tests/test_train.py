@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray import pace as pace_module
 from adept_ray import train as train_module
-from adept_ray.backbones import borrow, load_model
-from adept_ray.benchmarks import draw
 from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
-from adept_ray.corpus import BlockOrder, Blocks, micro_batches
+from adept_ray.data.backbones import borrow, load_model
+from adept_ray.data.benchmark_tasks import draw
+from adept_ray.data.packing import BlockOrder, Blocks, micro_batches
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.expansion import expand
 from adept_ray.method.importance import unit_importance

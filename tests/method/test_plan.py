@@ -10,8 +10,8 @@ from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from adept_ray.backbones import PRESETS
 from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes, UserError
+from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.memory_plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adept_ray.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, sha256_of, watched
 from adept_ray.config.specs import UserError, fingerprint, nearest
+from adept_ray.data.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, sha256_of, watched
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ import pytest
 import torch
 from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 
-from adept_ray import benchmarks
-from adept_ray.benchmarks import Items, accuracies, at_chance, correct, draw
 from adept_ray.config.specs import RunSpec, UserError, default_cache
+from adept_ray.data import benchmark_tasks as benchmarks
+from adept_ray.data.benchmark_tasks import Items, accuracies, at_chance, correct, draw
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from adept_ray.assets import (
+from adept_ray.config.specs import UserError, fingerprint, nearest
+from adept_ray.data.assets import (
     HUB_ID,
     Asset,
     fetch,
@@ -31,7 +32,6 @@ from adept_ray.assets import (
     sha256_of,
     watched,
 )
-from adept_ray.config.specs import UserError, fingerprint, nearest
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently

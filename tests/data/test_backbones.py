@@ -19,8 +19,9 @@ from common import (
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from adept_ray import assets, backbones
-from adept_ray.backbones import (
+from adept_ray.config.specs import UserError, default_cache
+from adept_ray.data import assets, backbones
+from adept_ray.data.backbones import (
     MANIFEST,
     borrow,
     load_config,
@@ -28,7 +29,6 @@ from adept_ray.backbones import (
     load_tokenizer,
     resolve_backbone,
 )
-from adept_ray.config.specs import UserError, default_cache
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.expansion import expand, export
 from adept_ray.method.sharding import skeleton

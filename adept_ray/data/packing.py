@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from adept_ray.documents import CorpusFiles
+    from adept_ray.data.documents import CorpusFiles
 
 FORMAT = 2  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
@@ -469,7 +469,7 @@ def token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 def _plain_tokenizer(source: str, revision: str | None, trusted: bool) -> tuple[str, int]:
     """A tokenizer as JSON, and its EOS id: what workers read in no time, without importing transformers."""
-    from adept_ray.backbones import load_tokenizer
+    from adept_ray.data.backbones import load_tokenizer
 
     tokenizer = load_tokenizer(source, revision, trusted)
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents

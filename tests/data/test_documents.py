@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adept_ray import documents
 from adept_ray.config.specs import UserError, default_cache
-from adept_ray.documents import (
+from adept_ray.data import documents
+from adept_ray.data.documents import (
     CORPORA,
     HubSource,
     hpo_definitions,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from adept_ray import corpus
 from adept_ray.config.specs import UserError
-from adept_ray.corpus import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, micro_batches
-from adept_ray.documents import CorpusFiles, resolve_corpus
+from adept_ray.data import packing as corpus
+from adept_ray.data.documents import CorpusFiles, resolve_corpus
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, micro_batches
 
 SEQ_LEN = 32
 EOS = "<|eos|>"

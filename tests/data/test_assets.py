@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from adept_ray.assets import Asset, fetch, hub_revision
 from adept_ray.config.specs import UserError
+from adept_ray.data.assets import Asset, fetch, hub_revision
 
 CONTENT = b"once upon a time\n" * 1000
 

@@ -4,11 +4,11 @@ import pytest
 import yaml
 from openpyxl import Workbook
 
-from adept_ray import benchmarks
-from adept_ray.benchmarks import draw
 from adept_ray.config.specs import UserError, default_cache
-from adept_ray.documents import resolve_corpus
-from adept_ray.tasks import questions
+from adept_ray.data import benchmark_tasks as benchmarks
+from adept_ray.data.benchmark_tasks import draw
+from adept_ray.data.documents import resolve_corpus
+from adept_ray.data.tasks import questions
 
 CACHE = default_cache()
 

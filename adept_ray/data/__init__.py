@@ -1,0 +1,1 @@
+"""Assets, corpora, backbones and their loading, token blocks, benchmark tasks."""
