@@ -9,7 +9,7 @@ from typing import Any
 
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError, validated
-from adept_ray.scoring import counted_general, difference_error, scored
+from adept_ray.training.scoring import counted_general, difference_error, scored
 
 Row = Mapping[str, Any]
 UNTOUCHED = "untouched"  # name and state of the backbone's own row

@@ -61,7 +61,7 @@ from adept_ray.spaces import affordable, amount, check_space, doubled, paper_fir
 from adept_ray.storage.files import NONE as NO_STEP
 from adept_ray.storage.files import TRIALS, Results, checkpoint_at, last_checkpoint
 from adept_ray.study import opened, shares
-from adept_ray.train import TrainJob
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
 
 Say = Callable[[str], None]

@@ -23,9 +23,9 @@ from adept_ray.launch import innermost
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.methods import Entrant
-from adept_ray.scoring import judged
 from adept_ray.storage.files import delete
-from adept_ray.train import TrainJob
+from adept_ray.training.scoring import judged
+from adept_ray.training.stage2 import TrainJob
 
 APART = 3.0  # factor between base rates until the best one is enclosed
 MEASURE = "adept"  # the method that the others' scores are set against

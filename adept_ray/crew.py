@@ -51,8 +51,8 @@ from adept_ray.storage.files import (
 if TYPE_CHECKING:
     import torch
 
-    from adept_ray.probe import ProbeJob
-    from adept_ray.train import TrainJob
+    from adept_ray.training.stage1 import ProbeJob
+    from adept_ray.training.stage2 import TrainJob
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
@@ -760,15 +760,15 @@ def perform(task: Task, voice: Voice, device: torch.device) -> None:
     place = f"{task.storage}/{task.name}"
     blocks: Any = ray.get(task.blocks)
     if task.loop == "probe":
-        from adept_ray.probe import probe
+        from adept_ray.training.stage1 import probe
 
         report(probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
     elif task.loop == "pace":
-        from adept_ray.pace import pace
+        from adept_ray.training.pace import pace
 
         report(pace(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
     elif task.loop == "train":
-        from adept_ray.train import train
+        from adept_ray.training.stage2 import train
 
         asks: dict[str, Any] = {"asked_to_save": preempted, "keep": lambda *what: voice.leave(place, *what)}
         if task.judged:
@@ -782,7 +782,7 @@ def perform(task: Task, voice: Voice, device: torch.device) -> None:
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
             train(task.job, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
     else:
-        from adept_ray.train import conclude
+        from adept_ray.training.stage2 import conclude
 
         with fetched(task.extra["checkpoint"]) as checkpoint:
             conclude(task.job, blocks, device, report, checkpoint, task.extra["about"], progress)  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
 from adept_ray.launch import innermost
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
-from adept_ray.scoring import difference_error
-from adept_ray.train import TrainJob
+from adept_ray.training.scoring import difference_error
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import describe, titled
 
 Row = dict[str, Any]

@@ -22,9 +22,9 @@ from adept_ray.display import Display, Update
 from adept_ray.method.anatomy import family_like
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.probe import ProbeJob
-from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.storage.files import check_place, put_json, read_json
+from adept_ray.training.scoring import SIDES, tasks_of
+from adept_ray.training.stage1 import ProbeJob
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
@@ -71,7 +71,7 @@ class Prepared:
     """Content of importance.json."""
     before: Mapping[str, list[float]]
     """``general`` and ``domain`` → the backbone's loss of each validation document, nats; under the names of
-    :func:`~adept_ray.scoring.tasks_of` its answers to the validation items."""
+    :func:`~adept_ray.training.scoring.tasks_of` its answers to the validation items."""
 
     @property
     def layer_importance(self) -> LayerImportance:

@@ -16,7 +16,6 @@ from typing import Any, TextIO, TypeVar
 import yaml
 
 from adept_ray import launch
-from adept_ray.checkpoint import STATE
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import (
     ActivationsRun,
@@ -40,11 +39,12 @@ from adept_ray.display import Display
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.method.memory_plan import fitting, plan
 from adept_ray.method.sharding import Fit
-from adept_ray.pace import pays
 from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
-from adept_ray.scoring import SIDES
 from adept_ray.storage.files import Results, default_name, delete, fetched, is_full, no_room, size_of
-from adept_ray.train import TrainJob
+from adept_ray.training.pace import pays
+from adept_ray.training.scoring import SIDES
+from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.state import STATE
 
 CHATTER = "ray.log"
 WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers are faster takes as long as some

@@ -20,10 +20,10 @@ from adept_ray.launch import innermost
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
-from adept_ray.scoring import SIDES, difference_error
 from adept_ray.storage.files import TRIALS, delete, located, put_json, read_json
 from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
-from adept_ray.train import TrainJob
+from adept_ray.training.scoring import SIDES, difference_error
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import LayersFor, describe, ended, titled
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
@@ -91,7 +91,7 @@ class Verdicts(FIFOScheduler):
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`~adept_ray.scoring.difference_error` asks for, of a result that Tune has flattened."""
+    """What :func:`~adept_ray.training.scoring.difference_error` asks for, of a result that Tune has flattened."""
     names = ("worth", "score_se", "general_delta", "tokens")
     pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
     return {**{name: result.get(name) for name in names}, "pulls": pulls}

@@ -32,7 +32,6 @@ from adept_ray.method.placement import check_placement, ranks_needed
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.methods import Entrant, entrants
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
-from adept_ray.probe import ProbeJob
 from adept_ray.runs import (
     as_begun,
     at_work,
@@ -49,8 +48,9 @@ from adept_ray.runs import (
     versions,
     write_run,
 )
-from adept_ray.scoring import SIDES, tasks_of
 from adept_ray.storage.files import Results, fetched, write_json
+from adept_ray.training.scoring import SIDES, tasks_of
+from adept_ray.training.stage1 import ProbeJob
 
 FEWEST = 8  # blocks of a kind of text that a density is drawn of
 SHOWN = 4  # layers whose densities are drawn

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, UserError, fingerprint, without_password
-from adept_ray.scoring import counted_general
+from adept_ray.training.scoring import counted_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 # Module of a database's driver → the package that brings it, for those of another name.

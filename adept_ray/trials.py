@@ -11,9 +11,9 @@ from typing import Any
 from adept_ray.choice import UNTOUCHED, candidates
 from adept_ray.config.search_space import SEARCHABLE
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, overlay
-from adept_ray.scoring import judged
 from adept_ray.storage.files import Results, delete
-from adept_ray.train import TrainJob
+from adept_ray.training.scoring import judged
+from adept_ray.training.stage2 import TrainJob
 
 LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 

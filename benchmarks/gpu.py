@@ -30,7 +30,7 @@ from adept_ray.method.memory_plan import GIB, Plan, plan
 from adept_ray.method.rates import parameter_groups, set_rates
 from adept_ray.method.sharding import Fit
 from adept_ray.method.tuning import make_ready
-from adept_ray.train import clip_gradients, gradients
+from adept_ray.training.stage2 import clip_gradients, gradients
 
 SPECS = {
     "adept": TrainingSpec(),

@@ -22,8 +22,8 @@ from adept_ray.choice import (
 )
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, UserError
-from adept_ray.scoring import change, combined, spread
 from adept_ray.spaces import affordable, amount, doubled, with_ranges
+from adept_ray.training.scoring import change, combined, spread
 
 EVEN = ScoreWeights()
 

@@ -17,13 +17,13 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
-from adept_ray.checkpoint import WEIGHTS
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.method.sharding import Fit
-from adept_ray.probe import ProbeJob, probe
 from adept_ray.storage.files import last_checkpoint
-from adept_ray.train import TrainJob, train
+from adept_ray.training.stage1 import ProbeJob, probe
+from adept_ray.training.stage2 import TrainJob, train
+from adept_ray.training.state import WEIGHTS
 
 SEQ_LEN, STEPS, REPORTS = 16, 400, 4
 EVERY = STEPS // REPORTS  # steps between two reports

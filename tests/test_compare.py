@@ -30,8 +30,8 @@ from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import CompareRun, UserError
 from adept_ray.method.sharding import Fit
 from adept_ray.methods import METHODS, entrants
-from adept_ray.scoring import SIDES
 from adept_ray.studies import field_of, own_blocks
+from adept_ray.training.scoring import SIDES
 
 # --- base rates -----------------------------------------------------------------------------------
 

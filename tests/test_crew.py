@@ -23,8 +23,8 @@ from adept_ray.crew import (
     do,
     out_of_memory,
 )
-from adept_ray.probe import ProbeJob
-from adept_ray.train import TrainJob
+from adept_ray.training.stage1 import ProbeJob
+from adept_ray.training.stage2 import TrainJob
 
 SEQ_LEN, STEPS = 16, 150
 KILLED_BY_RAY = """The actor died unexpectedly before finishing this task.

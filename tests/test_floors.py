@@ -76,7 +76,7 @@ def test_the_reader_of_imports_sees_every_form():
     source = """
 import adept_ray.launch, optuna
 from adept_ray.search import best
-from adept_ray import train
+from adept_ray.training import stage2 as train
 from . import probe
 from .report import write
 import ray

@@ -16,8 +16,8 @@ from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserEr
 from adept_ray.crew import TaskFailed
 from adept_ray.growth import enough, grow, stages
 from adept_ray.method.importance import LayerImportance
-from adept_ray.probe import ProbeJob, probe
-from adept_ray.train import TrainJob, train
+from adept_ray.training.stage1 import ProbeJob, probe
+from adept_ray.training.stage2 import TrainJob, train
 
 CPU, SEQ_LEN, PER_STEP = torch.device("cpu"), 16, 4
 IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.4), (0.01,) * 4, 3.0)

@@ -14,7 +14,7 @@ from ray._private.utils import get_system_memory, get_used_memory
 from adept_ray.config.specs import RunSpec
 from adept_ray.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
 from adept_ray.launch import kernel_kills
-from adept_ray.probe import ProbeJob
+from adept_ray.training.stage1 import ProbeJob
 
 GIB = 2**30
 # Free memory, and what Ray's processes here and all that runs beside may take of it before one is killed.

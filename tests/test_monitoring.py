@@ -24,8 +24,8 @@ from adept_ray import launch
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.crew import Task, crew, do, reports
 from adept_ray.metrics import SERIES, Numbers
-from adept_ray.probe import ProbeJob
-from adept_ray.train import TrainJob
+from adept_ray.training.stage1 import ProbeJob
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import titled
 
 GRAFANA = json.loads((Path(adept_ray.__file__).parent / "monitoring" / "grafana.json").read_text())

@@ -47,7 +47,7 @@ from adept_ray.runs import (
     write_run,
 )
 from adept_ray.storage.files import Results
-from adept_ray.train import TrainJob
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import describe, write_trials
 
 GIB = 2**30

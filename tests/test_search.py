@@ -29,7 +29,7 @@ from adept_ray.method.placement import placed
 from adept_ray.search import Rows, Verdicts, final_row, forget
 from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
 from adept_ray.study import STARTUP_TRIALS, Clock, Proposals, Sampler, distribution, opened, propose, shares
-from adept_ray.train import TrainJob
+from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import describe, prune, training_of
 
 SPACE = {

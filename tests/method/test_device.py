@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-from adept_ray import checkpoint, train
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.method.sharding import Fit
-from adept_ray.probe import ProbeJob, probe
+from adept_ray.training import stage2 as train
+from adept_ray.training import state as checkpoint
+from adept_ray.training.stage1 import ProbeJob, probe
 
 NAME, SEQ_LEN = "apart", 16
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}

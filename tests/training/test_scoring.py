@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.data.packing import Blocks
-from adept_ray.scoring import (
+from adept_ray.training.scoring import (
     SIDES,
     Change,
     bits_per_byte,

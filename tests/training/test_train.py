@@ -18,9 +18,6 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
-from adept_ray import pace as pace_module
-from adept_ray import train as train_module
-from adept_ray.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
 from adept_ray.data.backbones import borrow, load_model
 from adept_ray.data.benchmark_tasks import draw
@@ -30,9 +27,12 @@ from adept_ray.method.expansion import expand
 from adept_ray.method.importance import unit_importance
 from adept_ray.method.loss import CODES, Computing, compiled_forward, compute, next_token_nats
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.pace import pace, pays
-from adept_ray.probe import ProbeJob, probe
-from adept_ray.train import TrainJob, conclude, optimized, train
+from adept_ray.training import pace as pace_module
+from adept_ray.training import stage2 as train_module
+from adept_ray.training.pace import pace, pays
+from adept_ray.training.stage1 import ProbeJob, probe
+from adept_ray.training.stage2 import TrainJob, conclude, optimized, train
+from adept_ray.training.state import OPTIMIZER, STATE, WEIGHTS, TrainState
 
 CPU = torch.device("cpu")
 SEQ_LEN, PER_STEP, STEPS = 16, 3, 8

@@ -14,7 +14,7 @@ import torch
 from adept_ray.data.packing import Blocks
 from adept_ray.launch import compiler_fault
 from adept_ray.method.ranks import summed
-from adept_ray.train import TrainJob, optimized, optimizer_of, ready, training_text
+from adept_ray.training.stage2 import TrainJob, optimized, optimizer_of, ready, training_text
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken
 TIMED = 5  # steps after those
@@ -41,7 +41,7 @@ def pace(
 
     Returns the seconds of a step ``plain`` and ``compiled``, those of ``compiling``, which serves all
     trainings of this process, and as ``fault`` why no rank may compile, empty if all can. What is trained is
-    thrown away. `blocks` are those of :func:`~adept_ray.train.train`.
+    thrown away. `blocks` are those of :func:`~adept_ray.training.stage2.train`.
     """
     fault = compiler_fault(device.type)
     faults = float(summed(torch.tensor([float(bool(fault))], dtype=torch.float64), device))

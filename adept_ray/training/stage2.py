@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.checkpoint import TrainState
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.data.backbones import borrow, borrow_shared, load_tokenizer, outline
 from adept_ray.data.benchmark_tasks import Items, correct
@@ -31,7 +30,8 @@ from adept_ray.method.ranks import rank, sum_in_place, summed, world_size
 from adept_ray.method.rates import mean_scales, parameter_groups, schedule, set_rates
 from adept_ray.method.sharding import PLAIN, Fit, is_sharded, whole
 from adept_ray.method.tuning import Tuning, make_ready
-from adept_ray.scoring import SIDES, document_nats, judged, tasks_of
+from adept_ray.training.scoring import SIDES, document_nats, judged, tasks_of
+from adept_ray.training.state import TrainState
 
 Report = Callable[[dict[str, Any], Path | None], None]
 Progress = Callable[[int, int], None]
@@ -51,7 +51,7 @@ class TrainJob:
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
     """``general`` and ``domain`` → the untouched backbone's loss of each validation document, nats; under the
-    names of :func:`~adept_ray.scoring.tasks_of` its answers to the items."""
+    names of :func:`~adept_ray.training.scoring.tasks_of` its answers to the items."""
     weights: ScoreWeights
     seq_len: int
     micro_batch: int

@@ -21,7 +21,7 @@ from adept_ray.method.race import rank_layers
 from adept_ray.method.ranks import rank, summed, world_size
 from adept_ray.method.reception import layer_reception
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.scoring import SIDES, document_nats
+from adept_ray.training.scoring import SIDES, document_nats
 
 Progress = Callable[[int, int], None]
 
