@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from adept_ray import launch
 from adept_ray.choice import RELIABLE, UNTOUCHED, Choice, Reach, choose, edges_of, front_of, rescored, said
 from adept_ray.config.search_space import SearchSpace, load_search_space
 from adept_ray.config.specs import (
@@ -26,8 +25,9 @@ from adept_ray.config.specs import (
     refuse,
     validated,
 )
-from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.display import Display
+from adept_ray.engine import cluster as launch
+from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.evidence import PICKED, flags
 from adept_ray.figures import draw_importance
 from adept_ray.growth import enough, grow, stages

@@ -16,10 +16,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from adept_ray.config.specs import TrainingSpec, UserError, overlay
-from adept_ray.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.data.benchmark_tasks import Items
 from adept_ray.data.packing import Blocks
-from adept_ray.launch import innermost
+from adept_ray.engine.cluster import innermost
+from adept_ray.engine.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.methods import Entrant

@@ -16,8 +16,8 @@ from typing import Any
 from adept_ray.choice import TOLD_APART
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, overlay
-from adept_ray.crew import CrewGone, NoRoom, Task, TaskFailed, reports
-from adept_ray.launch import innermost
+from adept_ray.engine.cluster import innermost
+from adept_ray.engine.crew import CrewGone, NoRoom, Task, TaskFailed, reports
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.training.scoring import difference_error

@@ -15,7 +15,6 @@ from typing import Any, TextIO, TypeVar
 
 import yaml
 
-from adept_ray import launch
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import (
     ActivationsRun,
@@ -31,11 +30,12 @@ from adept_ray.config.specs import (
     validated,
     without_password,
 )
-from adept_ray.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_file
 from adept_ray.data.documents import CORPORA
 from adept_ray.display import Display
+from adept_ray.engine import cluster as launch
+from adept_ray.engine.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.evidence import Importance, Side, checked
 from adept_ray.method.memory_plan import fitting, plan
 from adept_ray.method.sharding import Fit

@@ -15,8 +15,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, Unfinished, overlay
-from adept_ray.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
-from adept_ray.launch import innermost
+from adept_ray.engine.cluster import innermost
+from adept_ray.engine.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed

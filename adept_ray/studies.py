@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from adept_ray import launch
 from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import (
@@ -21,11 +20,12 @@ from adept_ray.config.specs import (
     UserError,
     validated,
 )
-from adept_ray.crew import Progresses, Task, do, watching
 from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.data.benchmark_tasks import OFFLINE, accuracies, at_chance, correct, draw
 from adept_ray.data.packing import Blocks
 from adept_ray.display import Display, Update
+from adept_ray.engine import cluster as launch
+from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.figures import save, separation_figure
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.placement import check_placement, ranks_needed

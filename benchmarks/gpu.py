@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.data.packing import Blocks
-from adept_ray.launch import forget_peak, peak_gib
+from adept_ray.engine.cluster import forget_peak, peak_gib
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.importance import bypass_losses
 from adept_ray.method.memory_plan import GIB, Plan, plan

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from adept_ray.config.specs import default_cache
 from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.data.documents import resolve_corpus
-from adept_ray.launch import cpus
+from adept_ray.engine.cluster import cpus
 
 
 @dataclass(frozen=True)

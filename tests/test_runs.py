@@ -27,8 +27,8 @@ from adept_ray.config.specs import (
     Unfinished,
     UserError,
 )
-from adept_ray.crew import CrewGone, TaskFailed, TaskRefused
 from adept_ray.display import Display
+from adept_ray.engine.crew import CrewGone, TaskFailed, TaskRefused
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.runs import (
     as_begun,

@@ -23,7 +23,7 @@ from ray.tune.utils import flatten_dict
 from adept_ray import search, study
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
-from adept_ray.crew import TaskFailed, out_of_memory
+from adept_ray.engine.crew import TaskFailed, out_of_memory
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
 from adept_ray.search import Rows, Verdicts, final_row, forget

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adept_ray.data.packing import Blocks
-from adept_ray.launch import compiler_fault
+from adept_ray.engine.cluster import compiler_fault
 from adept_ray.method.ranks import summed
 from adept_ray.training.stage2 import TrainJob, optimized, optimizer_of, ready, training_text
 

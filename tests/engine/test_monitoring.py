@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_crew import BLOCKS, SEQ_LEN
 
 import adept_ray
-from adept_ray import launch
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.crew import Task, crew, do, reports
-from adept_ray.metrics import SERIES, Numbers
+from adept_ray.engine import cluster as launch
+from adept_ray.engine.crew import Task, crew, do, reports
+from adept_ray.engine.metrics import SERIES, Numbers
 from adept_ray.training.stage1 import ProbeJob
 from adept_ray.training.stage2 import TrainJob
 from adept_ray.trials import titled

@@ -12,8 +12,8 @@ from common import one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
-from adept_ray.launch import kernel_kills
+from adept_ray.engine.cluster import kernel_kills
+from adept_ray.engine.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
 from adept_ray.training.stage1 import ProbeJob
 
 GIB = 2**30

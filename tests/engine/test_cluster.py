@@ -18,7 +18,7 @@ from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
-from adept_ray.crew import Task, crew, do, reports
+from adept_ray.engine.crew import Task, crew, do, reports
 from adept_ray.method.sharding import Fit
 from adept_ray.storage.files import last_checkpoint
 from adept_ray.training.stage1 import ProbeJob, probe

@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from adept_ray import launch
 from adept_ray.config.specs import RunSpec, SearchRun, UserError
+from adept_ray.engine import cluster as launch
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():

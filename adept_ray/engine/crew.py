@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config.specs import RunSpec, UserError
-from adept_ray.launch import (
+from adept_ray.engine.cluster import (
     CPUS_PER_WORKER,
     Memory,
     asked_threads,
@@ -36,7 +36,7 @@ from adept_ray.launch import (
     peak_gib,
     threads_per_worker,
 )
-from adept_ray.metrics import Numbers, serve
+from adept_ray.engine.metrics import Numbers, serve
 from adept_ray.storage.files import (
     NONE,
     checkpoint_at,

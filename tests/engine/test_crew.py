@@ -8,9 +8,9 @@ import pytest
 import ray
 from common import one_document_each, save_backbone_with_code, save_tiny_backbone
 
-from adept_ray import launch
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.crew import (
+from adept_ray.engine import cluster as launch
+from adept_ray.engine.crew import (
     ATTEMPTS,
     DECISIVE,
     KERNEL,

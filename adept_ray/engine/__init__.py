@@ -1,0 +1,1 @@
+"""Ray: the cluster, memory, jobs, the board, crews of workers, metrics."""
