@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from adept_ray.choice import RELIABLE, UNTOUCHED, Choice, Reach, choose, edges_of, front_of, rescored, said
 from adept_ray.config.search_space import SearchSpace, load_search_space
 from adept_ray.config.specs import (
     PickRun,
@@ -30,7 +29,6 @@ from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.evidence import PICKED, flags
 from adept_ray.figures import draw_importance
-from adept_ray.growth import enough, grow, stages
 from adept_ray.method.memory_plan import layer_sizes
 from adept_ray.method.placement import placed
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
@@ -56,13 +54,25 @@ from adept_ray.runs import (
     write_best,
     write_run,
 )
-from adept_ray.search import search
-from adept_ray.spaces import affordable, amount, check_space, doubled, paper_first, with_ranges
+from adept_ray.search.choice import (
+    RELIABLE,
+    UNTOUCHED,
+    Choice,
+    Reach,
+    choose,
+    edges_of,
+    front_of,
+    rescored,
+    said,
+)
+from adept_ray.search.growth import enough, grow, stages
+from adept_ray.search.ranges import affordable, amount, check_space, doubled, paper_first, with_ranges
+from adept_ray.search.study import opened, shares
+from adept_ray.search.trials import prune, training_of, untouched_row, write_curves, write_trials
+from adept_ray.search.tune import search
 from adept_ray.storage.files import NONE as NO_STEP
 from adept_ray.storage.files import TRIALS, Results, checkpoint_at, last_checkpoint
-from adept_ray.study import opened, shares
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import prune, training_of, untouched_row, write_curves, write_trials
 
 Say = Callable[[str], None]
 # Settings of a run that nothing in a probe goes by.

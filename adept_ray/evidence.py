@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from adept_ray.choice import lies
 from adept_ray.config.search_space import SIZES
 from adept_ray.config.specs import SearchRun, Spec, UserError, load_yaml, overlay, validated, without_password
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.memory_plan import Inference, inference
+from adept_ray.search.choice import lies
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
 RIVALS = "comparison.csv"

@@ -25,8 +25,8 @@ from pathlib import Path
 import yaml
 from rivals import prepare_torch
 
-from adept_ray.choice import UNTOUCHED, choose
 from adept_ray.config.specs import TrainingSpec, default_cache
+from adept_ray.search.choice import UNTOUCHED, choose
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("assets", "backbones", "corpora", "wheels")

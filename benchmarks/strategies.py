@@ -21,7 +21,7 @@ from typing import Any
 import pandas
 import yaml
 
-from adept_ray.choice import UNTOUCHED
+from adept_ray.search.choice import UNTOUCHED
 
 ROOT = Path(__file__).parent.parent
 

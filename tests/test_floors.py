@@ -75,7 +75,7 @@ def test_the_reader_of_imports_sees_every_form():
     """No way of writing an import escapes the tests above."""
     source = """
 import adept_ray.engine.cluster, optuna
-from adept_ray.search import best
+from adept_ray.search.tune import best
 from adept_ray.training import stage2 as train
 from . import probe
 from .report import write

@@ -12,7 +12,6 @@ import pytest
 from common import tiny_model
 
 from adept_ray import runs
-from adept_ray.choice import Reach, rescored
 from adept_ray.cli import parse
 from adept_ray.commands import chosen, gone_on, reach, space_of, trials_to_come, with_machine
 from adept_ray.config.specs import (
@@ -46,9 +45,10 @@ from adept_ray.runs import (
     summary,
     write_run,
 )
+from adept_ray.search.choice import Reach, rescored
+from adept_ray.search.trials import describe, write_trials
 from adept_ray.storage.files import Results
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import describe, write_trials
 
 GIB = 2**30
 GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml

@@ -19,7 +19,7 @@ from adept_ray.config.specs import (
     overlay,
     validated,
 )
-from adept_ray.spaces import check_space, paper_first
+from adept_ray.search.ranges import check_space, paper_first
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 

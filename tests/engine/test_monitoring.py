@@ -24,9 +24,9 @@ from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Task, crew, do, reports
 from adept_ray.engine.metrics import SERIES, Numbers
+from adept_ray.search.trials import titled
 from adept_ray.training.stage1 import ProbeJob
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import titled
 
 GRAFANA = json.loads((Path(adept_ray.__file__).parent / "monitoring" / "grafana.json").read_text())
 RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"

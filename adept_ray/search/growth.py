@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adept_ray.choice import TOLD_APART
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, overlay
 from adept_ray.engine.cluster import innermost
 from adept_ray.engine.crew import CrewGone, NoRoom, Task, TaskFailed, reports
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
+from adept_ray.search.choice import TOLD_APART
+from adept_ray.search.trials import describe, titled
 from adept_ray.training.scoring import difference_error
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import describe, titled
 
 Row = dict[str, Any]
 NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1

@@ -20,11 +20,11 @@ from adept_ray.engine.crew import NoRoom, Task, TaskFailed, board_name, out_of_m
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
+from adept_ray.search.study import Clock, Proposals, Sampler, opened, propose, quiet
+from adept_ray.search.trials import LayersFor, describe, ended, titled
 from adept_ray.storage.files import TRIALS, delete, located, put_json, read_json
-from adept_ray.study import Clock, Proposals, Sampler, opened, propose, quiet
 from adept_ray.training.scoring import SIDES, difference_error
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import LayersFor, describe, ended, titled
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
@@ -42,7 +42,7 @@ class Verdicts(FIFOScheduler):
     more than two standard errors behind the best that had seen as many tokens, now and at the report before:
     no single reading ends a trial. The error is that of the difference, paired over the validation documents
     that both were scored on: what is hard for one is hard for the other. A trial that may still be
-    chosen (within one such error, see :func:`~adept_ray.choice.choose`) goes on.
+    chosen (within one such error, see :func:`~adept_ray.search.choice.choose`) goes on.
 
     Tune doesn't keep a scheduler's state, so readings and decisions are written to `memory` (a path or URI),
     and read back when a search is resumed.

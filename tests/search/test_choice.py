@@ -10,7 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.choice import (
+from adept_ray.config.search_space import Range, SearchSpace
+from adept_ray.config.specs import ScoreWeights, UserError
+from adept_ray.search.choice import (
     UNTOUCHED,
     Reach,
     candidates,
@@ -20,9 +22,7 @@ from adept_ray.choice import (
     rescored,
     said,
 )
-from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, UserError
-from adept_ray.spaces import affordable, amount, doubled, with_ranges
+from adept_ray.search.ranges import affordable, amount, doubled, with_ranges
 from adept_ray.training.scoring import change, combined, spread
 
 EVEN = ScoreWeights()

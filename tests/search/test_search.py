@@ -20,17 +20,27 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 
-from adept_ray import search, study
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
 from adept_ray.engine.crew import TaskFailed, out_of_memory
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
-from adept_ray.search import Rows, Verdicts, final_row, forget
-from adept_ray.spaces import affordable, amount, check_space, paper_first, with_ranges
-from adept_ray.study import STARTUP_TRIALS, Clock, Proposals, Sampler, distribution, opened, propose, shares
+from adept_ray.search import study
+from adept_ray.search import tune as search
+from adept_ray.search.ranges import affordable, amount, check_space, paper_first, with_ranges
+from adept_ray.search.study import (
+    STARTUP_TRIALS,
+    Clock,
+    Proposals,
+    Sampler,
+    distribution,
+    opened,
+    propose,
+    shares,
+)
+from adept_ray.search.trials import describe, prune, training_of
+from adept_ray.search.tune import Rows, Verdicts, final_row, forget
 from adept_ray.training.stage2 import TrainJob
-from adept_ray.trials import describe, prune, training_of
 
 SPACE = {
     "k": Range(int=(0, 6)),

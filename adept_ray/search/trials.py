@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adept_ray.choice import UNTOUCHED, candidates
 from adept_ray.config.search_space import SEARCHABLE
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, overlay
+from adept_ray.search.choice import UNTOUCHED, candidates
 from adept_ray.storage.files import Results, delete
 from adept_ray.training.scoring import judged
 from adept_ray.training.stage2 import TrainJob

@@ -9,13 +9,13 @@ import pytest
 import torch
 from common import one_document_each, save_tiny_backbone
 
-from adept_ray import growth
-from adept_ray.choice import choose
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError
 from adept_ray.engine.crew import TaskFailed
-from adept_ray.growth import enough, grow, stages
 from adept_ray.method.importance import LayerImportance
+from adept_ray.search import growth
+from adept_ray.search.choice import choose
+from adept_ray.search.growth import enough, grow, stages
 from adept_ray.training.stage1 import ProbeJob, probe
 from adept_ray.training.stage2 import TrainJob, train
 

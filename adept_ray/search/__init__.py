@@ -1,0 +1,1 @@
+"""Ranges, trials, choosing k, Optuna's study, Tune, growth."""
