@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray import figures
-from adept_ray.compare import MEASURE, Training, summarise, to_csv
 from adept_ray.page import NONE, card, figure_html, inline, pairs, scrolled, signed, write_page
+from adept_ray.rivals.comparison import MEASURE, Training, summarise, to_csv
 
 COLUMNS = {
     "method": "method",

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from adept_ray.compare import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import (
     ActivationsRun,
@@ -30,8 +29,9 @@ from adept_ray.figures import save, separation_figure
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.placement import check_placement, ranks_needed
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.methods import Entrant, entrants
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
+from adept_ray.rivals.comparison import Field, Training, compare, from_csv, to_csv, trainings, trains
+from adept_ray.rivals.methods import Entrant, entrants
 from adept_ray.runs import (
     as_begun,
     at_work,

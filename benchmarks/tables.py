@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adept_ray.compare import Training, from_csv, summarise
+from adept_ray.rivals.comparison import Training, from_csv, summarise
 
 COLUMNS = {
     "method": "method",

@@ -22,7 +22,7 @@ from adept_ray.engine.cluster import innermost
 from adept_ray.engine.crew import CrewGone, Task, TaskFailed, do
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import placed
-from adept_ray.methods import Entrant
+from adept_ray.rivals.methods import Entrant
 from adept_ray.storage.files import delete
 from adept_ray.training.scoring import judged
 from adept_ray.training.stage2 import TrainJob

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray import studies
-from adept_ray.compare import (
+from adept_ray.comparison_report import verdict, write_comparison
+from adept_ray.config.specs import CompareRun, UserError
+from adept_ray.method.sharding import Fit
+from adept_ray.rivals.comparison import (
     APART,
     Training,
     compare,
@@ -26,10 +29,7 @@ from adept_ray.compare import (
     trainings,
     trains,
 )
-from adept_ray.comparison_report import verdict, write_comparison
-from adept_ray.config.specs import CompareRun, UserError
-from adept_ray.method.sharding import Fit
-from adept_ray.methods import METHODS, entrants
+from adept_ray.rivals.methods import METHODS, entrants
 from adept_ray.studies import field_of, own_blocks
 from adept_ray.training.scoring import SIDES
 

@@ -1,0 +1,1 @@
+"""The methods that ADEPT is compared with, and the comparison."""
