@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
@@ -25,11 +24,12 @@ from adept_ray.data.packing import Blocks
 from adept_ray.display import Display, Update
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Progresses, Task, do, watching
-from adept_ray.figures import save, separation_figure
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.placement import check_placement, ranks_needed
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
+from adept_ray.report.comparison_page import verdict, write_comparison
+from adept_ray.report.figures import save, separation_figure
 from adept_ray.rivals.comparison import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.rivals.methods import Entrant, entrants
 from adept_ray.runs import (
@@ -262,7 +262,7 @@ def draw_activations(args: ActivationsRun) -> str:
 def separations(
     run: RunSpec, made: Prepared, results: Results, expanded: Path, board: Any, update: Update
 ) -> dict[str, list[dict[str, Any]]]:
-    """Name of a model → a row a layer (see :func:`adept_ray.figures.separation_figure`)."""
+    """Name of a model → a row a layer (see :func:`adept_ray.report.figures.separation_figure`)."""
     backbone = made.sources.backbone
     added = json.loads((expanded / RECORD).read_text())["added_layers"]
     blocks = put(test_blocks(run, made.sets))

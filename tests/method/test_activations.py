@@ -5,8 +5,8 @@ import pytest
 import torch
 from common import random_ids, tiny_model
 
-from adept_ray.figures import save, separation_figure
 from adept_ray.method.activations import densities, overlap, pooled, projected, separation
+from adept_ray.report.figures import save, separation_figure
 
 MODEL = tiny_model("qwen3")
 RNG = np.random.default_rng(0)

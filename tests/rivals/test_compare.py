@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray import studies
-from adept_ray.comparison_report import verdict, write_comparison
 from adept_ray.config.specs import CompareRun, UserError
 from adept_ray.method.sharding import Fit
+from adept_ray.report.comparison_page import verdict, write_comparison
 from adept_ray.rivals.comparison import (
     APART,
     Training,

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from adept_ray import figures
-from adept_ray.page import NONE, card, figure_html, inline, pairs, scrolled, signed, write_page
+from adept_ray.report import figures
+from adept_ray.report.html import NONE, card, figure_html, inline, pairs, scrolled, signed, write_page
 from adept_ray.rivals.comparison import MEASURE, Training, summarise, to_csv
 
 COLUMNS = {

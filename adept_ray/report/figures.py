@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from adept_ray.config.specs import UserError
-from adept_ray.evidence import Depth, Evidence, Importance, LayerRow, Rate, checked
 from adept_ray.method.activations import densities
+from adept_ray.report.evidence import Depth, Evidence, Importance, LayerRow, Rate, checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_up import CHOSEN, write_whole_folder
 
-from adept_ray.report import write_report
+from adept_ray.report.search_page import write_report
 
 DESKTOP, PHONE = {"width": 1180, "height": 800}, {"width": 360, "height": 740}
 A4 = {"width": 688, "height": 1017}  # 210 x 297 mm less the margins, in CSS pixels

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from adept_ray import figures
+from adept_ray.report import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """``report.html``: one self-contained page about a search, or about a training at full length.
 
-Reads only a results folder (see :mod:`adept_ray.evidence`), so a report can be written again long after
+Reads only a results folder (see :mod:`adept_ray.report.evidence`), so a report can be written again long after
 the run. The page needs no network, and its few lines of script only show what is also in its tables. The same
 folder always gives the same bytes.
 """
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import yaml
 
-from adept_ray import figures
-from adept_ray.card import write_card
-from adept_ray.comparison_report import figures_of, verdict
 from adept_ray.config.specs import UserError
-from adept_ray.evidence import ELSEWHERE, FILES, RIVALS, Depth, Evidence, Rate, Side, Trial, read
-from adept_ray.page import (
+from adept_ray.report import figures
+from adept_ray.report.comparison_page import figures_of, verdict
+from adept_ray.report.evidence import ELSEWHERE, FILES, RIVALS, Depth, Evidence, Rate, Side, Trial, read
+from adept_ray.report.html import (
     NONE,
     card,
     duration,
@@ -33,6 +32,7 @@ from adept_ray.page import (
     signed,
     write_page,
 )
+from adept_ray.report.model_card import write_card
 from adept_ray.storage.files import Results
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from adept_ray.data.assets import HUB_ID
 from adept_ray.data.backbones import PRESETS
-from adept_ray.evidence import Evidence, Side
 from adept_ray.method.expansion import added_layers
-from adept_ray.page import duration
+from adept_ray.report.evidence import Evidence, Side
+from adept_ray.report.html import duration
 from adept_ray.storage.files import write_text
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A results folder, read and drawn: evidence, figures, pages, the model card."""
