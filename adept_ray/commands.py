@@ -24,16 +24,14 @@ from adept_ray.config.specs import (
     refuse,
     validated,
 )
-from adept_ray.display import Display
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.method.memory_plan import layer_sizes
 from adept_ray.method.placement import placed
-from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare
 from adept_ray.report.evidence import PICKED, flags
 from adept_ray.report.figures import draw_importance
 from adept_ray.report.search_page import adopt_rivals, write_pages
-from adept_ray.runs import (
+from adept_ray.run.context import (
     as_begun,
     as_trained,
     at_work,
@@ -54,6 +52,8 @@ from adept_ray.runs import (
     write_best,
     write_run,
 )
+from adept_ray.run.preparing import Prepared, Sources, find_sources, on_crew, prepare
+from adept_ray.run.terminal import Display
 from adept_ray.search.choice import (
     RELIABLE,
     UNTOUCHED,

@@ -21,18 +21,16 @@ from adept_ray.config.specs import (
 from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.data.benchmark_tasks import OFFLINE, accuracies, at_chance, correct, draw
 from adept_ray.data.packing import Blocks
-from adept_ray.display import Display, Update
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.placement import check_placement, ranks_needed
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.prepare import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
 from adept_ray.report.comparison_page import verdict, write_comparison
 from adept_ray.report.figures import save, separation_figure
 from adept_ray.rivals.comparison import Field, Training, compare, from_csv, to_csv, trainings, trains
 from adept_ray.rivals.methods import Entrant, entrants
-from adept_ray.runs import (
+from adept_ray.run.context import (
     as_begun,
     at_work,
     backbone_of,
@@ -48,6 +46,8 @@ from adept_ray.runs import (
     versions,
     write_run,
 )
+from adept_ray.run.preparing import Prepared, Sources, find_sources, on_crew, prepare, test_blocks
+from adept_ray.run.terminal import Display, Update
 from adept_ray.storage.files import Results, fetched, write_json
 from adept_ray.training.scoring import SIDES, tasks_of
 from adept_ray.training.stage1 import ProbeJob

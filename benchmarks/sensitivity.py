@@ -23,10 +23,10 @@ from scipy.stats import kendalltau
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import load_model
 from adept_ray.data.packing import Blocks, micro_batches
-from adept_ray.display import Display
 from adept_ray.engine import cluster as launch
 from adept_ray.method.importance import bypass_losses
-from adept_ray.prepare import find_sources, token_blocks
+from adept_ray.run.preparing import find_sources, token_blocks
+from adept_ray.run.terminal import Display
 
 SHORTEST = 256
 

@@ -4,8 +4,8 @@ python scripts/activations.py --config results/NAME/best.yaml
 python scripts/activations.py --config results/NAME/best.yaml --test-tokens 16384 --originals-lr 0.0003
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import ActivationsRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(ActivationsRun, "studies.draw_activations", __doc__)

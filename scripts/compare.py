@@ -6,8 +6,8 @@ python scripts/compare.py --methods adept adept:placement=stratified adept:norma
 python scripts/compare.py --name NAME --resume                        # after Ctrl-C or a crash
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import CompareRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(CompareRun, "studies.compare_methods", __doc__)

@@ -5,8 +5,8 @@ python scripts/evaluate.py qwen3-1.7b --tasks mmlu,cmmlu,gsm8k --items 500
 python scripts/evaluate.py smollm2-135m --tasks offline_piqa --output piqa.json
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import EvaluateRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(EvaluateRun, "studies.evaluate", __doc__)

@@ -4,8 +4,8 @@ python scripts/pick.py results/NAME --general 0.7
 python scripts/pick.py results/NAME --general 0.7 --min-gain-per-layer 0.5
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import PickRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(PickRun, "commands.pick", __doc__)

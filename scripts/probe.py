@@ -4,8 +4,8 @@ python scripts/probe.py                                   # two CPUs, no GPU, no
 python scripts/probe.py --backbone qwen3-8b --seq-len 4096 --gpus-per-worker 1
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import ProbeRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(ProbeRun, "commands.probe_only", __doc__)

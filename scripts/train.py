@@ -4,8 +4,8 @@ python scripts/train.py --config results/NAME/best.yaml --tokens 1000000
 python scripts/train.py --config results/NAME/best.yaml --tokens 1000000000 --workers 8 --gpus-per-worker 1
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import TrainRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(TrainRun, "commands.train_full", __doc__)

@@ -6,8 +6,8 @@ python scripts/tune_k.py --name NAME --resume                         # after Ct
 python scripts/tune_k.py --name NAME --report-only                    # its report and model card again
 """
 
-from adept_ray.cli import main
 from adept_ray.config.specs import SearchRun
+from adept_ray.run.flags import main
 
 if __name__ == "__main__":
     main(SearchRun, "commands.find_k", __doc__)

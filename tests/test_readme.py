@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from common import random_ids, tiny_model, tiny_tokenizer
 
-from adept_ray.cli import parse
 from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
@@ -17,6 +16,7 @@ from adept_ray.config.specs import (
     SearchRun,
     TrainRun,
 )
+from adept_ray.run.flags import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -36,7 +36,6 @@ from made_up import (
 )
 from matplotlib.figure import Figure
 
-from adept_ray.cli import parse
 from adept_ray.commands import find_k
 from adept_ray.config.specs import PickRun, SearchRun, UserError
 from adept_ray.data.backbones import PRESETS
@@ -44,6 +43,7 @@ from adept_ray.report.evidence import Importance, read
 from adept_ray.report.figures import curve_figure, draw_importance, importance_figure, trade_figure
 from adept_ray.report.model_card import write_card
 from adept_ray.report.search_page import write_report
+from adept_ray.run.flags import parse
 
 
 @pytest.fixture

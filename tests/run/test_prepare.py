@@ -7,12 +7,12 @@ import pytest
 import ray
 from common import of_one_document, one_document_each, tiny_model
 
-from adept_ray import prepare
 from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.data.backbones import Backbone
-from adept_ray.display import Display
 from adept_ray.method.sharding import PLAIN
-from adept_ray.prepare import FEW, Sources, check_doubt, find_sources
+from adept_ray.run import preparing as prepare
+from adept_ray.run.preparing import FEW, Sources, check_doubt, find_sources
+from adept_ray.run.terminal import Display
 
 
 def blocks(documents):

@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.progress import Progress
 
-from adept_ray.display import Display, TimeLeft, clock, left, through
-from adept_ray.runs import CHATTER, chatter_to
+from adept_ray.run.context import CHATTER, chatter_to
+from adept_ray.run.terminal import Display, TimeLeft, clock, left, through
 from adept_ray.storage.files import Results, fetched
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}

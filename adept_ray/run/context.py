@@ -33,13 +33,13 @@ from adept_ray.config.specs import (
 from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_file
 from adept_ray.data.documents import CORPORA
-from adept_ray.display import Display
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
 from adept_ray.method.memory_plan import fitting, plan
 from adept_ray.method.sharding import Fit
-from adept_ray.prepare import Prepared, Sources, notes, on_crew, test_blocks
 from adept_ray.report.evidence import Importance, Side, checked
+from adept_ray.run.preparing import Prepared, Sources, notes, on_crew, test_blocks
+from adept_ray.run.terminal import Display
 from adept_ray.storage.files import Results, default_name, delete, fetched, is_full, no_room, size_of
 from adept_ray.training.pace import pays
 from adept_ray.training.scoring import SIDES

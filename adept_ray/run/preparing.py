@@ -17,11 +17,11 @@ from adept_ray.data.backbones import Backbone, load_config, resolve_backbone
 from adept_ray.data.benchmark_tasks import Items, at_chance, draw
 from adept_ray.data.documents import CorpusFiles, resolve_corpus
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
-from adept_ray.display import Display, Update
 from adept_ray.engine.crew import Progresses, Task, do, watching
 from adept_ray.method.anatomy import family_like
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.run.terminal import Display, Update
 from adept_ray.storage.files import check_place, put_json, read_json
 from adept_ray.training.scoring import SIDES, tasks_of
 from adept_ray.training.stage1 import ProbeJob

@@ -11,13 +11,13 @@ import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray import commands
-from adept_ray.cli import main, parse
 from adept_ray.commands import again, flags
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.data.documents import BOOLQ
-from adept_ray.runs import settled
+from adept_ray.run.context import settled
+from adept_ray.run.flags import main, parse
 from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}

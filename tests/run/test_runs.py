@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import pytest
 from common import tiny_model
 
-from adept_ray import runs
-from adept_ray.cli import parse
 from adept_ray.commands import chosen, gone_on, reach, space_of, trials_to_come, with_machine
 from adept_ray.config.specs import (
     ActivationsRun,
@@ -26,10 +24,10 @@ from adept_ray.config.specs import (
     Unfinished,
     UserError,
 )
-from adept_ray.display import Display
 from adept_ray.engine.crew import CrewGone, TaskFailed, TaskRefused
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.runs import (
+from adept_ray.run import context as runs
+from adept_ray.run.context import (
     as_begun,
     as_trained,
     at_work,
@@ -45,6 +43,8 @@ from adept_ray.runs import (
     summary,
     write_run,
 )
+from adept_ray.run.flags import parse
+from adept_ray.run.terminal import Display
 from adept_ray.search.choice import Reach, rescored
 from adept_ray.search.trials import describe, write_trials
 from adept_ray.storage.files import Results

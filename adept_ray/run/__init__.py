@@ -1,0 +1,1 @@
+"""What the commands share: terminal, sources, preparing, context, resuming, the run's record."""
