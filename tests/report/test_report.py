@@ -36,7 +36,7 @@ from made_up import (
 )
 from matplotlib.figure import Figure
 
-from adept_ray.commands import find_k
+from adept_ray.commands.searching import find_k
 from adept_ray.config.specs import PickRun, SearchRun, UserError
 from adept_ray.data.backbones import PRESETS
 from adept_ray.report.evidence import Importance, read

@@ -12,7 +12,8 @@ from common import of_one_document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray import studies
+from adept_ray.commands import comparing as studies
+from adept_ray.commands.comparing import field_of, own_blocks
 from adept_ray.config.specs import CompareRun, UserError
 from adept_ray.method.sharding import Fit
 from adept_ray.report.comparison_page import verdict, write_comparison
@@ -30,7 +31,6 @@ from adept_ray.rivals.comparison import (
     trains,
 )
 from adept_ray.rivals.methods import METHODS, entrants
-from adept_ray.studies import field_of, own_blocks
 from adept_ray.training.scoring import SIDES
 
 # --- base rates -----------------------------------------------------------------------------------

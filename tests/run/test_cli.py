@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
-from adept_ray import commands
-from adept_ray.commands import again, flags
+from adept_ray.commands import searching as commands
+from adept_ray.commands.searching import again, flags
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES

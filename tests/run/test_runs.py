@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from common import tiny_model
 
-from adept_ray.commands import chosen, gone_on, reach, space_of, trials_to_come, with_machine
+from adept_ray.commands.searching import chosen, gone_on, reach, space_of, trials_to_come, with_machine
 from adept_ray.config.specs import (
     ActivationsRun,
     Interrupted,
