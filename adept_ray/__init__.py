@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LayerImportance": "importance",
-    "layer_importance": "importance",
-    "unit_importance": "importance",
-    "expand": "expansion",
-    "export": "expansion",
-    "select_layers": "expansion",
-    "unit_rates": "rates",
+    "LayerImportance": "method.importance",
+    "layer_importance": "method.importance",
+    "unit_importance": "method.importance",
+    "expand": "method.expansion",
+    "export": "method.expansion",
+    "select_layers": "method.expansion",
+    "unit_rates": "method.rates",
 }
 
 

@@ -8,4 +8,4 @@ from adept_ray.config.specs import ActivationsRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(ActivationsRun, "studies.draw_activations", __doc__)
+    main(ActivationsRun, "comparing.draw_activations", __doc__)

@@ -10,4 +10,4 @@ from adept_ray.config.specs import CompareRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(CompareRun, "studies.compare_methods", __doc__)
+    main(CompareRun, "comparing.compare_methods", __doc__)

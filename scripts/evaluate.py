@@ -9,4 +9,4 @@ from adept_ray.config.specs import EvaluateRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(EvaluateRun, "studies.evaluate", __doc__)
+    main(EvaluateRun, "comparing.evaluate", __doc__)

@@ -8,4 +8,4 @@ from adept_ray.config.specs import PickRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(PickRun, "commands.pick", __doc__)
+    main(PickRun, "searching.pick", __doc__)

@@ -8,4 +8,4 @@ from adept_ray.config.specs import ProbeRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(ProbeRun, "commands.probe_only", __doc__)
+    main(ProbeRun, "searching.probe_only", __doc__)

@@ -8,4 +8,4 @@ from adept_ray.config.specs import TrainRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(TrainRun, "commands.train_full", __doc__)
+    main(TrainRun, "searching.train_full", __doc__)

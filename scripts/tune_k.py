@@ -10,4 +10,4 @@ from adept_ray.config.specs import SearchRun
 from adept_ray.run.flags import main
 
 if __name__ == "__main__":
-    main(SearchRun, "commands.find_k", __doc__)
+    main(SearchRun, "searching.find_k", __doc__)

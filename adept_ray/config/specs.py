@@ -264,7 +264,7 @@ class TrainingSpec(Spec):
 class SearchRun(RunSpec):
     """What ``tune_k.py`` takes: a run and how to search it."""
 
-    search_space: Path = Path(__file__).parent.parent / "search_spaces" / "default.yaml"
+    search_space: Path = Path(__file__).parents[2] / "search_spaces" / "default.yaml"
     """File with the ranges, the score weights and the first trials."""
     range: tuple[str, ...] = ()
     """Other ends for ranges of the search space: NAME=LOW:HIGH, such as k=1:16."""

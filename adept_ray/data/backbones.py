@@ -41,7 +41,7 @@ class BackbonePreset:
     """Flags whose defaults are others for this backbone."""
 
 
-SPACES = Path(__file__).parent.parent / "search_spaces"
+SPACES = Path(__file__).parents[2] / "search_spaces"
 # One GPU of 80 GB or more. Held-out pieces are as large as the corpora that need no hub allow.
 ON_GPUS: dict[str, Any] = {
     "seq_len": 4096,

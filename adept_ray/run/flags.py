@@ -26,7 +26,7 @@ def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     try:
         given = parse(spec, description)
         module, _, function = command.partition(".")
-        getattr(importlib.import_module(f"adept_ray.{module}"), function)(given)
+        getattr(importlib.import_module(f"adept_ray.commands.{module}"), function)(given)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -28,7 +28,7 @@ from adept_ray.search.trials import titled
 from adept_ray.training.stage1 import ProbeJob
 from adept_ray.training.stage2 import TrainJob
 
-GRAFANA = json.loads((Path(adept_ray.__file__).parent / "monitoring" / "grafana.json").read_text())
+GRAFANA = json.loads((Path(adept_ray.__file__).parent / "engine" / "monitoring" / "grafana.json").read_text())
 RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"
 PREFIX = "ray_"  # put before every application metric
 
