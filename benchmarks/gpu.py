@@ -23,14 +23,14 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import forget_peak, peak_gib
+from adept_ray.engine.cluster import read_peak_memory, reset_peak_memory
 from adept_ray.method.anatomy import layer_parameters
-from adept_ray.method.importance import bypass_losses
-from adept_ray.method.memory_plan import GIB, Plan, plan
+from adept_ray.method.importance import measure_bypass_losses
+from adept_ray.method.memory_plan import GIB, MemoryPlan, plan_memory
 from adept_ray.method.rates import parameter_groups, set_rates
 from adept_ray.method.sharding import Fit
-from adept_ray.method.tuning import make_ready
-from adept_ray.training.stage2 import clip_gradients, gradients
+from adept_ray.method.tuning import build_tuning
+from adept_ray.training.stage2 import clip_gradients, compute_gradients
 
 SPECS = {
     "adept": TrainingSpec(),
@@ -78,7 +78,7 @@ def training(
 ) -> Callable[[], None]:
     """One step of the product's own loop on all `blocks`."""
     units = dict.fromkeys(layer_parameters(model, layers), 1.0)
-    tuning = make_ready(model, spec, layers, units, seed=0)
+    tuning = build_tuning(model, spec, layers, units, seed=0)
     if args.recompute:
         tuning.recompute()
     if args.compile:
@@ -89,7 +89,7 @@ def training(
 
     def step() -> None:
         set_rates(optimizer, 1e-5, 1.0, scales)
-        loss = gradients(model, parameters, blocks, range(len(blocks)), args.sequences, args.device)
+        loss = compute_gradients(model, parameters, blocks, range(len(blocks)), args.sequences, args.device)
         clip_gradients(parameters, 1.0, loss, "a step")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -98,7 +98,7 @@ def training(
 
 
 def report(
-    name: str, seconds: float, tokens: int, needs: Plan, rate: float, args: argparse.Namespace
+    name: str, seconds: float, tokens: int, needs: MemoryPlan, rate: float, args: argparse.Namespace
 ) -> None:
     """One line, and what the plan said of the memory."""
     speed = tokens / seconds
@@ -106,7 +106,7 @@ def report(
     print(
         f"{name:8} {speed:10,.0f} tokens/s   {speed * needs.flops / 1e12:8.2f} TFLOP/s   "
         f"{speed * needs.flops / rate:6.1%} of the product's rate   "
-        f"{needs.trained / 1e6:8.1f} M trained   peak {peak_gib(args.device)} GiB, planned {memory:.1f}",
+        f"{needs.trained / 1e6:8.1f} M trained   peak {read_peak_memory(args.device)} GiB, planned {memory:.1f}",
         flush=True,
     )
 
@@ -134,8 +134,8 @@ def main() -> None:
     for name in args.rivals:
         spec = SPECS[name].model_copy(update={"k": len(args.layers)} if name == "adept" else {})
         layers = args.layers if spec.k else []
-        needs = plan(config, spec, layers, args.seq_len, dtype)
-        forget_peak(args.device)
+        needs = plan_memory(config, spec, layers, args.seq_len, dtype)
+        reset_peak_memory(args.device)
         model = random_model(config_of(args.shapes), args.device, getattr(torch, dtype))
         step = training(model, spec, layers, blocks, args)
         report(name, timed(step, args.device, args.repeats), tokens.size, needs, rate, args)
@@ -143,7 +143,7 @@ def main() -> None:
     model = random_model(config_of(args.shapes), args.device, getattr(torch, dtype))
     batch = {"input_ids": torch.from_numpy(tokens[: args.sequences].astype(np.int64)).to(args.device)}
     middle = config.num_hidden_layers // 2
-    seconds = timed(lambda: bypass_losses(model, batch, [middle]), args.device, args.repeats)
+    seconds = timed(lambda: measure_bypass_losses(model, batch, [middle]), args.device, args.repeats)
     speed = batch["input_ids"].numel() / seconds
     print(f"probe    {speed:10,.0f} tokens/s through the model and past layer {middle}")
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from adept_ray.config.specs import default_cache
 from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
 from adept_ray.data.documents import resolve_corpus
-from adept_ray.engine.cluster import cpus
+from adept_ray.engine.cluster import count_cpus
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prepare_torch(threads: int) -> None:
     """Set the threads and say on what all this runs."""
     torch.set_num_threads(threads)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    print(f"{cpu_name()}, {threads} of {cpus()} threads{gpu}, torch {torch.__version__}", flush=True)
+    print(f"{cpu_name()}, {threads} of {count_cpus()} threads{gpu}, torch {torch.__version__}", flush=True)
 
 
 def cpu_name() -> str:

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from rivals import prepare_torch, random_llama
 from step import adept, step
 
-from adept_ray.method.race import cost, head_cost, rank_layers
+from adept_ray.method.race import head_cost, rank_layers, sequence_cost
 
 LAYERS, TOKENS, SEQ_LEN = (8, 16, 32), (256, 512, 1024), 64
 BASE = 512  # tokens where layers or workers vary
@@ -79,7 +79,7 @@ def main() -> None:
     flags.add_argument("--repeats", type=int, default=3)
     args = flags.parse_args()
     prepare_torch(1)
-    passes = {n: cost(range(n), n, head_cost(random_llama(n))) for n in LAYERS}
+    passes = {n: sequence_cost(range(n), n, head_cost(random_llama(n))) for n in LAYERS}
     print(
         f"\n{'layers':>8}{'tokens':>8}{'workers':>9}{'probe s':>10}{'µs/token/layer pass':>22}{'step s':>9}"
     )

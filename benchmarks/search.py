@@ -26,7 +26,7 @@ import yaml
 from rivals import prepare_torch
 
 from adept_ray.config.specs import TrainingSpec, default_cache
-from adept_ray.search.choice import UNTOUCHED, choose
+from adept_ray.search.choice import UNTOUCHED, choose_k
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("assets", "backbones", "corpora", "wheels")
@@ -87,9 +87,9 @@ def main() -> None:
     print(f"\n{'together':24}{together:8.0f} s")
     print(f"{'each alone':24}{total:8.0f} s  ({len(alone)} of {len(rows)} measured)")
     print(f"{'ratio':24}{total / together:8.2f}")
-    print(f"winner together: {choose([numbers(row) for row in rows]).trial}", end="")
+    print(f"winner together: {choose_k([numbers(row) for row in rows]).trial}", end="")
     if len(alone) == len(rows):
-        print(f", alone: {choose([numbers(row) for row in found]).trial}")
+        print(f", alone: {choose_k([numbers(row) for row in found]).trial}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from scipy.stats import kendalltau
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import load_model
-from adept_ray.data.packing import Blocks, micro_batches
+from adept_ray.data.packing import Blocks, make_micro_batches
 from adept_ray.engine import cluster as launch
-from adept_ray.method.importance import bypass_losses
+from adept_ray.method.importance import measure_bypass_losses
 from adept_ray.run.preparing import find_sources, token_blocks
 from adept_ray.run.terminal import Display
 
@@ -34,7 +34,7 @@ SHORTEST = 256
 def probe_blocks(run: RunSpec) -> tuple[str, Blocks]:
     """Folder of the backbone, and the run's own probe split."""
     sources = find_sources(run, Display(), with_domain=False)
-    with launch.cluster(run):
+    with launch.connect_cluster(run):
         sets = token_blocks(run, sources)
     return sources.backbone.source, sets["general"].load("probe", run.probe_tokens, run.seq_len, run.general)
 
@@ -46,8 +46,8 @@ def increases(source: str, blocks: Blocks, micro_batch: int) -> torch.Tensor:
     found = []
     with Progress() as bar:
         task = bar.add_task("bypassing every layer", total=len(blocks))
-        for batch in micro_batches(blocks, range(len(blocks)), micro_batch, device):
-            found.append(bypass_losses(model, batch, layers)[2])
+        for batch in make_micro_batches(blocks, range(len(blocks)), micro_batch, device):
+            found.append(measure_bypass_losses(model, batch, layers)[2])
             bar.update(task, advance=found[-1].shape[1])
     return torch.cat(found, 1)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adept_ray.rivals.comparison import Training, from_csv, summarise
+from adept_ray.rivals.comparison import ComparedTraining, parse_runs, summarise_methods
 
 COLUMNS = {
     "method": "method",
@@ -58,7 +58,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def distinct(rows: Sequence[Training]) -> list[Training]:
+def distinct(rows: Sequence[ComparedTraining]) -> list[ComparedTraining]:
     """Each training once; of one that several files hold, the first."""
     return list({row.key: row for row in reversed(rows)}.values())[::-1]
 
@@ -68,8 +68,8 @@ def main() -> None:
     flags.add_argument("runs", type=Path, nargs="+")
     flags.add_argument("--only", nargs="*", default=())
     args = flags.parse_args()
-    rows = distinct([row for file in args.runs for row in from_csv(file.read_text())])
-    found = [row for row in summarise(rows) if row["score"] is not None]
+    rows = distinct([row for file in args.runs for row in parse_runs(file.read_text())])
+    found = [row for row in summarise_methods(rows) if row["score"] is not None]
     print(markdown([row for row in found if not args.only or row["method"] in args.only]))
     seeds = sorted({row.seed for row in rows if row.phase == "test" and row.base_lr})
     tokens = sorted({row.tokens for row in rows if row.tokens})

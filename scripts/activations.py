@@ -5,7 +5,7 @@ python scripts/activations.py --config results/NAME/best.yaml --test-tokens 1638
 """
 
 from adept_ray.config.specs import ActivationsRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(ActivationsRun, "comparing.draw_activations", __doc__)
+    run_command(ActivationsRun, "comparing.draw_activations", __doc__)

@@ -7,7 +7,7 @@ python scripts/compare.py --name NAME --resume                        # after Ct
 """
 
 from adept_ray.config.specs import CompareRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(CompareRun, "comparing.compare_methods", __doc__)
+    run_command(CompareRun, "comparing.compare_methods", __doc__)

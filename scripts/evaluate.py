@@ -6,7 +6,7 @@ python scripts/evaluate.py smollm2-135m --tasks offline_piqa --output piqa.json
 """
 
 from adept_ray.config.specs import EvaluateRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(EvaluateRun, "comparing.evaluate", __doc__)
+    run_command(EvaluateRun, "comparing.evaluate", __doc__)

@@ -5,7 +5,7 @@ python scripts/pick.py results/NAME --general 0.7 --min-gain-per-layer 0.5
 """
 
 from adept_ray.config.specs import PickRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(PickRun, "searching.pick", __doc__)
+    run_command(PickRun, "searching.pick", __doc__)

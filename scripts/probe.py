@@ -5,7 +5,7 @@ python scripts/probe.py --backbone qwen3-8b --seq-len 4096 --gpus-per-worker 1
 """
 
 from adept_ray.config.specs import ProbeRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(ProbeRun, "searching.probe_only", __doc__)
+    run_command(ProbeRun, "searching.probe_only", __doc__)

@@ -5,7 +5,7 @@ python scripts/train.py --config results/NAME/best.yaml --tokens 1000000000 --wo
 """
 
 from adept_ray.config.specs import TrainRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(TrainRun, "searching.train_full", __doc__)
+    run_command(TrainRun, "searching.train_full", __doc__)

@@ -7,7 +7,7 @@ python scripts/tune_k.py --name NAME --report-only                    # its repo
 """
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.run.flags import main
+from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    main(SearchRun, "searching.find_k", __doc__)
+    run_command(SearchRun, "searching.find_k", __doc__)

@@ -16,7 +16,7 @@ from adept_ray.config.specs import (
     SearchRun,
     TrainRun,
 )
-from adept_ray.run.flags import parse
+from adept_ray.run.flags import parse_flags
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_a_documented_command_parses(command):
     """The script exists and its flags are understood."""
     script, *flags = shlex.split(command)
     assert (ROOT / script).exists()
-    assert parse(SPECS[Path(script).name], "", flags)
+    assert parse_flags(SPECS[Path(script).name], "", flags)
 
 
 def test_the_library_snippet_runs(tmp_path, monkeypatch):

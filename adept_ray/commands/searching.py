@@ -19,60 +19,73 @@ from adept_ray.config.specs import (
     TrainingSpec,
     TrainRun,
     UserError,
+    apply_changes,
     fingerprint,
-    overlay,
-    refuse,
-    validated,
+    refuse_flags,
+    validate_spec,
 )
 from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import Progresses, Task, do, watching
-from adept_ray.method.memory_plan import layer_sizes
-from adept_ray.method.placement import placed
-from adept_ray.report.evidence import PICKED, flags
+from adept_ray.engine.crew import Job, Progress, run_job, watch_board
+from adept_ray.method.memory_plan import count_layer_parameters
+from adept_ray.method.placement import resolve_layers
+from adept_ray.report.evidence import PICKED, format_flags
 from adept_ray.report.figures import draw_importance
 from adept_ray.report.search_page import adopt_rivals, write_pages
 from adept_ray.run.context import (
-    as_begun,
-    as_trained,
-    at_work,
-    backbone_of,
+    build_work,
     check_trust,
-    conclude,
-    given,
+    choose_compiling,
+    explain_stops,
     has_ended,
-    job_of,
+    known_fingerprints,
     load_best,
-    paced,
-    planned,
-    put,
-    resumable,
+    open_context,
+    overrides_from,
+    plan_fit,
+    record_best,
+    record_run,
+    resolve_settings,
+    resume_settings,
+    resume_training,
     seconds_before,
-    settled,
-    summary,
-    write_best,
-    write_run,
+    show_summary,
+    store_blocks,
+    test_and_export,
 )
-from adept_ray.run.preparing import Prepared, Sources, find_sources, on_crew, prepare
+from adept_ray.run.preparing import Prepared, Sources, find_sources, prepare, show_jobs
 from adept_ray.run.terminal import Display
 from adept_ray.search.choice import (
     RELIABLE,
     UNTOUCHED,
     Choice,
-    Reach,
-    choose,
-    edges_of,
-    front_of,
-    rescored,
-    said,
+    DepthLimit,
+    choice_table,
+    choose_k,
+    find_edges,
+    find_front,
+    rescore,
 )
-from adept_ray.search.growth import enough, grow, stages
-from adept_ray.search.ranges import affordable, amount, check_space, doubled, paper_first, with_ranges
-from adept_ray.search.study import opened, shares
-from adept_ray.search.trials import prune, training_of, untouched_row, write_curves, write_trials
-from adept_ray.search.tune import search
-from adept_ray.storage.files import NONE as NO_STEP
-from adept_ray.storage.files import TRIALS, Results, checkpoint_at, last_checkpoint
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
+from adept_ray.search.ranges import (
+    check_space,
+    double_amount,
+    limit_depths,
+    override_ranges,
+    parse_amount,
+    put_paper_first,
+)
+from adept_ray.search.study import open_study, rank_hyperparameters
+from adept_ray.search.trials import (
+    delete_weights,
+    training_from_row,
+    untouched_row,
+    write_curves,
+    write_trials,
+)
+from adept_ray.search.tune import run_search
+from adept_ray.storage.files import NO_STEP as NO_STEP
+from adept_ray.storage.files import TRIALS, Results, checkpoint_place, find_last_checkpoint
+from adept_ray.training.stage2 import TrainWork
 
 Say = Callable[[str], None]
 # Settings of a run that nothing in a probe goes by.
@@ -94,50 +107,54 @@ def find_k(run: SearchRun) -> str:
     Raises :class:`UserError` for bad input, KeyboardInterrupt when it was stopped half-way.
     """
     if run.report_only:
-        return report_again(run)
+        return rewrite_report(run)
     if run.strategy == "grow":
-        refuse(run, ("trials", "reports"), "is for independent trials: leave it out with --strategy grow")
+        refuse_flags(
+            run, ("trials", "reports"), "is for independent trials: leave it out with --strategy grow"
+        )
     display = Display(run.json_lines)
-    run = settled(run)
+    run = resolve_settings(run)
     results = Results(run.storage, run.name)
     results.open(run.resume or run.more_trials > 0)
     if run.resume or run.more_trials:
-        run = gone_on(run, results)
-    opened(run.study)
-    begun_with = space_of(run, results.about(), display.say)
+        run = continue_search(run, results)
+    open_study(run.study)
+    begun_with = load_space(run, results.about(), display.say)
     launch.check_workers(run)
     sources = find_sources(run, display, made_from=results.about().get("fingerprints"))
     base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports)
-    space, most = searchable(run, begun_with, sources, display.say)
+    space, most = limit_space(run, begun_with, sources, display.say)
     deepest, k_max = check_space(space, sources.layers, base)
-    write_run(results, run, display, sources, space=begun_with)
-    with resumable("scripts/tune_k.py", run, results, display):
-        with at_work(run, results, display) as (board, memory):
-            fit = planned(run, sources, deepest, memory, display)
+    record_run(results, run, display, sources, space=begun_with)
+    with explain_stops("scripts/tune_k.py", run, results, display):
+        with open_context(run, results, display) as (board, memory):
+            fit = plan_fit(run, sources, deepest, memory, display)
             searched = space.parameters
             receptive = "placement" in searched and "receptive" in searched["placement"].values
             texts = run.tokens_per_trial, "replay" in searched, receptive
             made = prepare(run, sources, display, board, k_max, *texts, fit)
             results.write_json("importance.json", made.importance)
-            layers = placed(made.layer_importance, deepest, run.seed)
-            job = replace(job_of(run, made, deepest, layers, space.weights), fit=fit)
-            fit = paced(run, job, job.steps * trials_to_come(run, results, board), made, display, board).fit
-            job = replace(job_of(run, made, base, (), space.weights), fit=fit)
+            layers = resolve_layers(made.layer_importance, deepest, run.seed)
+            job = replace(build_work(run, made, deepest, layers, space.weights), fit=fit)
+            fit = choose_compiling(
+                run, job, job.steps * count_trials_left(run, results, board), made, display, board
+            ).fit
+            job = replace(build_work(run, made, base, (), space.weights), fit=fit)
             rows = run_trials(run, space, job, made, results, display, board)
-            choice, row = chosen(run, space, rows, reach(run, sources, most))
-            training = overlay(training_of(row, base), {"tokens": row["tokens"]})
-            layers = placed(made.layer_importance, training, run.seed)
-            job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
-            test = conclude(run, job, made, results, display, board, row["saved"])
-        write_best(results, run, made, job, test, asdict(choice), k_max)
-        write_run(results, run, display, sources, made)
+            choice, row = choose_trial(run, space, rows, limit_k(run, sources, most))
+            training = apply_changes(training_from_row(row, base), {"tokens": row["tokens"]})
+            layers = resolve_layers(made.layer_importance, training, run.seed)
+            job = replace(build_work(run, made, training, layers, space.weights), fit=fit)
+            test = test_and_export(run, job, made, results, display, board, row["saved"])
+        record_best(results, run, made, job, test, asdict(choice), k_max)
+        record_run(results, run, display, sources, made)
         write_pages(results)
-    display.say(said(choice))
-    summary(display, choice.reason, test, job, made, results, choice.advised_k)
+    display.say(choice_table(choice))
+    show_summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
 
 
-def trials_to_come(run: SearchRun, results: Results, board: Any) -> int:
+def count_trials_left(run: SearchRun, results: Results, board: Any) -> int:
     """Trials that each crew of a search, which may have begun before, still has to do."""
     import ray
 
@@ -148,11 +165,11 @@ def trials_to_come(run: SearchRun, results: Results, board: Any) -> int:
     return math.ceil((run.trials - had) / ray.get(board.crews.remote()))
 
 
-def chosen(
+def choose_trial(
     run: SearchRun,
     space: SearchSpace,
     rows: Sequence[Mapping[str, Any]],
-    most: Reach,
+    most: DepthLimit,
     among: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Choice, Mapping[str, Any]]:
     """What a search that is over says, with all that it leaves open; and the row of the chosen trial.
@@ -160,26 +177,26 @@ def chosen(
     It is chosen `among` some of the rows where not all of them can be had any more.
     """
     among = among or rows
-    choice = choose(among, space.weights, run.min_gain_per_layer)
+    choice = choose_k(among, space.weights, run.min_gain_per_layer)
     row = next(row for row in among if row["trial"] == choice.trial)
     choice = replace(
         choice,
-        edges=edges_of(row, space, most, again(run), run.range),
-        hyperparameters=shares(space, rows) if run.strategy == "trials" else {},
+        edges=find_edges(row, space, most, rerun_command(run), run.range),
+        hyperparameters=rank_hyperparameters(space, rows) if run.strategy == "trials" else {},
         hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
-        front=front_of(rows, space.weights) if run.pareto else (),
+        front=find_front(rows, space.weights) if run.pareto else (),
     )
     return choice, row
 
 
-def report_again(run: SearchRun) -> str:
+def rewrite_report(run: SearchRun) -> str:
     """Write report and model card of a results folder again; returns its place.
 
     Raises :class:`UserError` when there is none, or when something in it isn't as it should be.
     """
     taken = ("name", "storage", "report_only", "comparison", "json_lines")
     others = [name for name in SearchRun.model_fields if name not in taken]
-    refuse(run, others, "is for a search: leave it out with --report-only, where nothing is searched")
+    refuse_flags(run, others, "is for a search: leave it out with --report-only, where nothing is searched")
     results = Results(run.storage, run.name)
     if not run.name or not results.exists():
         raise UserError(f"{results.place} holds no results: --report-only takes --name and maybe --storage")
@@ -191,13 +208,13 @@ def report_again(run: SearchRun) -> str:
     return place
 
 
-def gone_on(run: SearchRun, results: Results) -> SearchRun:
+def continue_search(run: SearchRun, results: Results) -> SearchRun:
     """The settings of a search that goes on, or of a finished one that is extended.
 
     Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
     """
     about = results.about()
-    begun = as_begun(run, about["run"])
+    begun = resume_settings(run, about["run"])
     if not run.more_trials:
         return begun
     if not has_ended(about):
@@ -208,20 +225,20 @@ def gone_on(run: SearchRun, results: Results) -> SearchRun:
     rows = json.loads((results.folder / "trials.json").read_text())["trials"]
     had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
     changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
-    return overlay(begun, changes, where=f"--more-trials {run.more_trials}")
+    return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")
 
 
-def space_of(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
+def load_space(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
     """The space that a search began with; that of its file, with the run's ranges, where none is kept.
 
     `about` is the run.json, and `say` hears of a file that has another one by now. Raises
     :class:`UserError` for a file that is needed and can't be used.
     """
     if "space" not in about:
-        return with_ranges(load_search_space(run.search_space), run.range)
-    kept = validated(SearchSpace, about["space"], "run.json: space")
+        return override_ranges(load_search_space(run.search_space), run.range)
+    kept = validate_spec(SearchSpace, about["space"], "run.json: space")
     try:
-        same = kept == with_ranges(load_search_space(run.search_space), run.range)
+        same = kept == override_ranges(load_search_space(run.search_space), run.range)
     except UserError:
         same = False
     if not same:
@@ -232,7 +249,7 @@ def space_of(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: N
     return kept
 
 
-def searchable(
+def limit_space(
     run: SearchRun, space: SearchSpace, sources: Sources, say: Say = lambda text: None
 ) -> tuple[SearchSpace, int]:
     """The space as it is searched, and the largest k that backbone and budget allow.
@@ -243,67 +260,67 @@ def searchable(
     most = sources.layers
     if run.max_new_params:
         backbone = sources.backbone
-        total, sizes = layer_sizes(sources.config, backbone.trusted, backbone.revision)
-        limit = amount(run.max_new_params, total)
-        allowed, most = affordable(space, sizes, limit, f"--max-new-params {run.max_new_params}")
+        total, sizes = count_layer_parameters(sources.config, backbone.trusted, backbone.revision)
+        limit = parse_amount(run.max_new_params, total)
+        allowed, most = limit_depths(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:
             say(
                 f"--max-new-params {run.max_new_params}: at most {limit / 1e6:.1f} M parameters are added, "
                 f"so no k above {most} is tried"
             )
         space = allowed
-    return paper_first(space), most
+    return put_paper_first(space), most
 
 
-def again(run: SearchRun) -> str:
+def rerun_command(run: SearchRun) -> str:
     """The command that starts such a search again."""
-    return f"python scripts/tune_k.py {flags(run)}".strip()
+    return f"python scripts/tune_k.py {format_flags(run)}".strip()
 
 
-def reach(run: SearchRun, sources: Sources, most: int) -> Reach:
+def limit_k(run: SearchRun, sources: Sources, most: int) -> DepthLimit:
     """How large k may be in such a search, `most` by its budget, and the command with twice that."""
     if not run.max_new_params:
-        return Reach(sources.layers, most)
-    dearer = overlay(run, {"max_new_params": doubled(run.max_new_params)})
-    return Reach(sources.layers, most, f"--max-new-params {run.max_new_params}", again(dearer))
+        return DepthLimit(sources.layers, most)
+    dearer = apply_changes(run, {"max_new_params": double_amount(run.max_new_params)})
+    return DepthLimit(sources.layers, most, f"--max-new-params {run.max_new_params}", rerun_command(dearer))
 
 
-def pick(args: PickRun) -> str:
+def pick_trial(args: PickRun) -> str:
     """Choose anew among the trials of a finished search, by other weights; returns the results' place.
 
     Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
     """
     display = Display(args.json_lines)
-    searched, results = as_finished(args)
-    run = with_machine(searched, args)
+    searched, results = open_finished(args)
+    run = override_machine(searched, args)
     best = load_best(results.folder / "best.yaml")
-    space = space_of(searched, results.about())
+    space = load_space(searched, results.about())
     weights = {"score.general": args.general, "score.domain": 1 - args.general}
-    space = overlay(space, weights, where=f"--general {args.general}")
+    space = apply_changes(space, weights, where=f"--general {args.general}")
     rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    rows = rescored(rows, space.weights)
-    candidates = with_candidates(rows, results)
+    rows = rescore(rows, space.weights)
+    candidates = find_kept_weights(rows, results)
     launch.check_workers(run)
     sources = find_sources(run, display, made_from=results.about()["fingerprints"])
-    space, most = searchable(searched, space, sources)
-    choice, row = chosen(searched, space, rows, reach(searched, sources, most), candidates)
-    training = overlay(training_of(row, TrainingSpec()), {"tokens": row["tokens"]})
+    space, most = limit_space(searched, space, sources)
+    choice, row = choose_trial(searched, space, rows, limit_k(searched, sources, most), candidates)
+    training = apply_changes(training_from_row(row, TrainingSpec()), {"tokens": row["tokens"]})
     layers = [int(layer) for layer in row["layers"].split()]
-    with at_work(run, results, display, trains=False) as (board, memory):
-        fit = planned(run, sources, training, memory, display, layers)
+    with open_context(run, results, display, trains=False) as (board, memory):
+        fit = plan_fit(run, sources, training, memory, display, layers)
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
-        job = replace(job_of(run, made, training, layers, space.weights), fit=fit)
-        test = conclude(run, job, made, results, display, board, row["saved"])
+        job = replace(build_work(run, made, training, layers, space.weights), fit=fit)
+        test = test_and_export(run, job, made, results, display, board, row["saved"])
     write_trials(results, rows)
-    write_best(results, run, made, job, test, asdict(choice), best["k_max"])
+    record_best(results, run, made, job, test, asdict(choice), best["k_max"])
     results.write_json("run.json", results.about() | {"pick": {name: getattr(args, name) for name in PICKED}})
     write_pages(results)
-    display.say(said(choice))
-    summary(display, choice.reason, test, job, made, results, choice.advised_k)
+    display.say(choice_table(choice))
+    show_summary(display, choice.reason, test, job, made, results, choice.advised_k)
     return results.publish()
 
 
-def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
+def open_finished(args: PickRun) -> tuple[SearchRun, Results]:
     """A finished search as it is picked from, and its folder. Raises :class:`UserError` for anything else."""
     storage, _, name = args.results.rpartition("/")
     results = Results(storage or ".", name)
@@ -313,20 +330,20 @@ def as_finished(args: PickRun) -> tuple[SearchRun, Results]:
     about = results.about()
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
-    run = validated(SearchRun, about["run"], f"{args.results}/run.json")
+    run = validate_spec(SearchRun, about["run"], f"{args.results}/run.json")
     check_trust(args.trust_remote_code, about["run"], args.results)
     here = {"storage": storage or ".", "name": name, "min_gain_per_layer": args.min_gain_per_layer}
-    return overlay(run, here), results
+    return apply_changes(run, here), results
 
 
-def with_machine(run: SearchRun, args: PickRun) -> SearchRun:
+def override_machine(run: SearchRun, args: PickRun) -> SearchRun:
     """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
     changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return overlay(run, changes | {"concurrent": 1, "min_workers": 0})
+    return apply_changes(run, changes | {"concurrent": 1, "min_workers": 0})
 
 
-def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
+def find_kept_weights(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
     """The rows with the places of the weights that were kept; finished ones without any don't count.
 
     Raises :class:`UserError` when no weights are left.
@@ -334,9 +351,9 @@ def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list
     found = []
     for row in rows:
         place = f"{results.ray}/{TRIALS}/{row['trial']}"
-        number = NO_STEP if row["state"] != "finished" else last_checkpoint(place)
+        number = NO_STEP if row["state"] != "finished" else find_last_checkpoint(place)
         state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
-        saved = None if number == NO_STEP else checkpoint_at(place, number)
+        saved = None if number == NO_STEP else checkpoint_place(place, number)
         found.append({**row, "state": state, "saved": saved})
     if not any(row["saved"] for row in found):
         raise UserError(
@@ -345,7 +362,7 @@ def with_candidates(rows: Sequence[Mapping[str, Any]], results: Results) -> list
     return found
 
 
-def train_full(args: TrainRun) -> str:
+def train_model(args: TrainRun) -> str:
     """Train at full length with what a search found and export the model; returns the results' place.
 
     Raises :class:`UserError` for bad input.
@@ -353,33 +370,33 @@ def train_full(args: TrainRun) -> str:
     display = Display(args.json_lines)
     best = load_best(args.config)
     check_trust(args.trust_remote_code, best["run"], args.config)
-    run, training, results = at_full_length(args, best)
+    run, training, results = resolve_training(args, best)
     launch.check_workers(run)
-    began = results.about().get("fingerprints", backbone_of(best))  # text may have come since a search
+    began = results.about().get("fingerprints", known_fingerprints(best))  # text may have come since a search
     sources = find_sources(run, display, made_from=began)
-    write_run(results, run, display, sources, training=training)
+    record_run(results, run, display, sources, training=training)
     command = f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
-    with resumable(command, run, results, display):
-        with at_work(run, results, display) as (board, memory):
-            fit = planned(run, sources, training, memory, display, best["layers"])
+    with explain_stops(command, run, results, display):
+        with open_context(run, results, display) as (board, memory):
+            fit = plan_fit(run, sources, training, memory, display, best["layers"])
             replays = training.replay > 0
             made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
             results.write_json("importance.json", made.importance)
-            weights = validated(ScoreWeights, best["score"], args.config)
-            job = replace(job_of(run, made, training, tuple(best["layers"]), weights), fit=fit)
-            job = paced(run, job, job.steps, made, display, board)
-            with on_crew(display, board, "train", f"stage 2, {job.steps} steps", "train"):
-                last = do(board, Task("train", "train", job, put(made.blocks), results.ray))
-            test = conclude(run, job, made, results, display, board, last["saved"])
+            weights = validate_spec(ScoreWeights, best["score"], args.config)
+            job = replace(build_work(run, made, training, tuple(best["layers"]), weights), fit=fit)
+            job = choose_compiling(run, job, job.steps, made, display, board)
+            with show_jobs(display, board, "train", f"stage 2, {job.steps} steps", "train"):
+                last = run_job(board, Job("train", "train", job, store_blocks(made.blocks), results.ray))
+            test = test_and_export(run, job, made, results, display, board, last["saved"])
         write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-        write_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
-        write_run(results, run, display, sources, made, training)
+        record_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
+        record_run(results, run, display, sources, made, training)
         write_pages(results)
-    summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
+    show_summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
     return results.publish()
 
 
-def at_full_length(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec, Results]:
+def resolve_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec, Results]:
     """The settings of a training with what a best.yaml holds, new or resumed, and its folder, which is made.
 
     Raises :class:`UserError` for settings that can't be.
@@ -387,10 +404,12 @@ def at_full_length(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, Tr
     if args.resume:
         results = Results(args.storage, args.name)
         results.open(resume=True)
-        return *as_trained(args, best, results.about()), results
-    run = settled(validated(RunSpec, {**best["run"], **given(args)}, args.config), "train")
+        return *resume_training(args, best, results.about()), results
+    run = resolve_settings(
+        validate_spec(RunSpec, {**best["run"], **overrides_from(args)}, args.config), "train"
+    )
     sizes = {"tokens": args.tokens, "reports": args.reports}
-    training = validated(TrainingSpec, {**best["training"], **sizes}, args.config)
+    training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
     results = Results(run.storage, run.name)
     results.open(resume=False)
     return run, training, results
@@ -399,7 +418,7 @@ def at_full_length(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, Tr
 def run_trials(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainJob,
+    job: TrainWork,
     made: Prepared,
     results: Results,
     display: Display,
@@ -415,26 +434,28 @@ def run_trials(
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
-        pruned.update(prune([r for r in rows if r["saved"] not in pruned], space.weights, run.pareto))
+        pruned.update(
+            delete_weights([r for r in rows if r["saved"] not in pruned], space.weights, run.pareto)
+        )
 
-    def watch(progress: Progresses, rows: list[dict[str, Any]]) -> None:
+    def watch(progress: Progress, rows: list[dict[str, Any]]) -> None:
         show(progress, rows)
         now = [row["trial"] for row in rows if row["state"] != "running"]
         if now != over:
             over[:] = now
             ended([row for row in rows if row["trial"] in now])
 
-    importance, blocks = made.layer_importance, put(made.blocks)
-    plan = stages(run, space, job, importance) if run.strategy == "grow" else []
-    with display.trials(len(plan) or run.trials, run.resume) as show, watching(board, watch):
+    importance, blocks = made.layer_importance, store_blocks(made.blocks)
+    plan = plan_growth(run, space, job, importance) if run.strategy == "grow" else []
+    with display.trials(len(plan) or run.trials, run.resume) as show, watch_board(board, watch):
         if plan:
             price = run.min_gain_per_layer or 0.0
-            rows = grow(plan, blocks, f"{results.ray}/{TRIALS}", board, board.note.remote, price)
+            rows = grow_model(plan, blocks, f"{results.ray}/{TRIALS}", board, board.note.remote, price)
         else:
-            question = question_of(run, space, made)
+            question = name_question(run, space, made)
             spent = seconds_before(results.about()).get("search", 0.0)
-            rows = search(run, space, job, importance, blocks, results.ray, question, spent)
-    if plan and len(rows) < len(plan) and (why := enough(rows, space.weights, price)):
+            rows = run_search(run, space, job, importance, blocks, results.ray, question, spent)
+    if plan and len(rows) < len(plan) and (why := growth_stop_reason(rows, space.weights, price)):
         display.say(why)
     if run.max_hours and len(rows) < run.trials:
         display.say(f"--max-hours {run.max_hours:g}: {len(rows)} of {run.trials} trials were begun in time")
@@ -442,7 +463,7 @@ def run_trials(
     return [untouched, *rows]
 
 
-def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
+def name_question(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     """The name of a study: searches of the same question share it, and learn from each other's trials."""
     sizes = (run.tokens_per_trial, run.validation_tokens, run.seq_len, run.task_items, run.score)
     probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
@@ -452,27 +473,27 @@ def question_of(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, wanted)}"
 
 
-def probe_only(run: ProbeRun) -> str:
+def probe_layers(run: ProbeRun) -> str:
     """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
 
     Raises :class:`UserError` for bad input.
     """
     display = Display(run.json_lines)
-    refuse(run, UNPROBED, "is for models that are trained: there is none in a probe")
-    run = settled(run, "probe")
+    refuse_flags(run, UNPROBED, "is for models that are trained: there is none in a probe")
+    run = resolve_settings(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)
     launch.check_workers(run)
     sources = find_sources(run, display, with_domain=False)
-    write_run(results, run, display, sources)
-    with at_work(run, results, display, trains=False) as (board, memory):
-        fit = planned(run, sources, TrainingSpec(k=0), memory, display, what="probe")
+    record_run(results, run, display, sources)
+    with open_context(run, results, display, trains=False) as (board, memory):
+        fit = plan_fit(run, sources, TrainingSpec(k=0), memory, display, what="probe")
         # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
         fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)
         made = prepare(run, sources, display, board, run.k_max, fit=fit)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")
-    write_run(results, run, display, sources, made)
+    record_run(results, run, display, sources, made)
     display.importance(made.importance)
     place = results.publish()
     display.say(f"importance.json and importance.png are in {place}")

@@ -17,22 +17,22 @@ from adept_ray.config.specs import (
     Spec,
     TrainingSpec,
     UserError,
-    line_of,
+    apply_changes,
+    describe_line,
     load_yaml,
-    nearest,
-    overlay,
-    validated,
+    suggest_names,
+    validate_spec,
 )
 
 Number = int | float
 
 
-def as_several(value: Any) -> Any:
+def wrap_in_list(value: Any) -> Any:
     """One value as a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Misplaced(ValueError):
+class MisplacedError(ValueError):
     """A mistake that is found when a whole specification is looked at; `at` is the path of keys to it."""
 
     def __init__(self, message: str, *at: Any) -> None:
@@ -55,7 +55,7 @@ class Range(Spec):
     log: tuple[Any, ...] | None = None
     choice: tuple[Any, ...] | None = None
     fixed: Any = None
-    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(as_several)]] = Field(default_factory=dict)
+    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(wrap_in_list)]] = Field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -168,7 +168,7 @@ class SearchSpace(Spec):
     @property
     def weights(self) -> ScoreWeights:
         """The weights with what counts on the general side."""
-        return overlay(self.score, {"retain": self.general == "retain"})
+        return apply_changes(self.score, {"retain": self.general == "retain"})
 
     def active(self, setting: Mapping[str, Any]) -> list[str]:
         """The parameters that are there, given the values of those that others depend on."""
@@ -181,11 +181,13 @@ class SearchSpace(Spec):
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:
         if "k" not in self.parameters:
-            raise Misplaced("parameter 'k' is missing: give its range, such as {int: [1, 8]}", "parameters")
+            raise MisplacedError(
+                "parameter 'k' is missing: give its range, such as {int: [1, 8]}", "parameters"
+            )
         if self.score.general + self.score.domain <= 0:
-            raise Misplaced("score: one of the weights 'general' and 'domain' must be above 0", "score")
+            raise MisplacedError("score: one of the weights 'general' and 'domain' must be above 0", "score")
         if self.score.retain:
-            raise Misplaced("score.retain: write 'general: retain' beside 'score'", "score", "retain")
+            raise MisplacedError("score.retain: write 'general: retain' beside 'score'", "score", "retain")
         for name, searched in self.parameters.items():
             self._check_parameter(name, searched)
             self._check_condition(name, searched)
@@ -193,20 +195,20 @@ class SearchSpace(Spec):
             self._check_first(number, setting)
         for name in self.run:
             if name not in SIZES:
-                raise Misplaced(f"run: unknown key '{name}': {nearest(name, SIZES)}", "run", name)
+                raise MisplacedError(f"run: unknown key '{name}': {suggest_names(name, SIZES)}", "run", name)
             try:
-                validated(SearchRun, {name: self.run[name]}, where="run", error=ValueError)
+                validate_spec(SearchRun, {name: self.run[name]}, where="run", error=ValueError)
             except ValueError as problem:
-                raise Misplaced(str(problem), "run", name) from None
+                raise MisplacedError(str(problem), "run", name) from None
         return self
 
     def _check_parameter(self, name: str, searched: Range) -> None:
         at = ("parameters", name)
         if name not in SEARCHABLE:
-            raise Misplaced(f"unknown parameter '{name}': {nearest(name, SEARCHABLE)}", *at)
+            raise MisplacedError(f"unknown parameter '{name}': {suggest_names(name, SEARCHABLE)}", *at)
         whole = TrainingSpec.model_fields[name].annotation is int
         if whole and searched.kind in ("float", "log"):
-            raise Misplaced(
+            raise MisplacedError(
                 f"parameter '{name}' is a whole number: give int or choice, not {searched.kind}", *at
             )
         for value in searched.values:
@@ -214,31 +216,31 @@ class SearchSpace(Spec):
 
     def _check_value(self, name: str, value: Any, *at: Any) -> None:
         try:
-            validated(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
+            validate_spec(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
         except ValueError as problem:
-            raise Misplaced(str(problem), *at) from None
+            raise MisplacedError(str(problem), *at) from None
 
     def _check_form(self, name: str, value: Any, where: str, *at: Any) -> None:
         try:
             self.parameters[name].check(value)
         except ValueError as problem:
-            raise Misplaced(f"{where}: {name}: {problem}", *at) from None
+            raise MisplacedError(f"{where}: {name}: {problem}", *at) from None
 
     def _check_condition(self, name: str, searched: Range) -> None:
         at = ("parameters", name, "when")
         if name == "k" and searched.when:
-            raise Misplaced("parameter 'k' takes no 'when': every trial has a k", *at)
+            raise MisplacedError("parameter 'k' takes no 'when': every trial has a k", *at)
         before = list(self.parameters)[: list(self.parameters).index(name)]
         for on, values in searched.when.items():
             if on not in before:
-                known = nearest(on, before) if before else "there is none"
-                raise Misplaced(
+                known = suggest_names(on, before) if before else "there is none"
+                raise MisplacedError(
                     f"parameter '{name}': 'when' names '{on}', which isn't listed before it: {known}", *at, on
                 )
             for value in values:
                 self._check_form(on, value, f"parameter '{name}': 'when'", *at, on)
                 if value not in self.parameters[on]:
-                    raise Misplaced(
+                    raise MisplacedError(
                         f"parameter '{name}': 'when' asks for a {on} of {value!r}, which lies "
                         "outside its range",
                         *at,
@@ -251,11 +253,13 @@ class SearchSpace(Spec):
             self._check_form(name, setting[name], "first", *at, name)
         wanted = self.active(setting)
         if set(setting) != set(wanted):
-            raise Misplaced(f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at)
+            raise MisplacedError(
+                f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at
+            )
         for name in wanted:
             self._check_value(name, setting[name], *at, name)
             if setting[name] not in self.parameters[name]:
-                raise Misplaced(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
+                raise MisplacedError(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
 
 
 def _read_as_number(text: str) -> float | None:
@@ -269,25 +273,29 @@ def load_search_space(path: Path) -> SearchSpace:
     """Read and check a search-space file. Raises :class:`UserError` that names the mistake and its line."""
     values = load_yaml(path)
     document = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    check_repeated(document, path)
-    return validated(SearchSpace, values, where=lambda at: f"{path}{line_of(mark_at(document, at))}")
+    refuse_repeated_keys(document, path)
+    return validate_spec(
+        SearchSpace, values, where=lambda at: f"{path}{describe_line(find_mark(document, at))}"
+    )
 
 
-def check_repeated(node: Any, path: Path) -> None:
+def refuse_repeated_keys(node: Any, path: Path) -> None:
     """Refuse a key that a mapping has twice: YAML would take the last one. Raises :class:`UserError`."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if key.value in seen:
-                raise UserError(f"{path}{line_of(key.start_mark)}: the key '{key.value}' is there twice")
+                raise UserError(
+                    f"{path}{describe_line(key.start_mark)}: the key '{key.value}' is there twice"
+                )
             seen.add(key.value)
-            check_repeated(value, path)
+            refuse_repeated_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            check_repeated(value, path)
+            refuse_repeated_keys(value, path)
 
 
-def mark_at(node: Any, at: Iterable[Any]) -> Any:
+def find_mark(node: Any, at: Iterable[Any]) -> Any:
     """Where in a YAML document the path of keys `at` leads, as far as it goes."""
     mark = node.start_mark
     for part in at:

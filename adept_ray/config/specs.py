@@ -1,7 +1,7 @@
 """Frozen, closed specifications of a run and a training.
 
 Every class here is a pydantic model that can't be changed and refuses unknown keys. The docstring
-under a field is its ``--help``. A change makes a new, validated copy: see :func:`overlay`.
+under a field is its ``--help``. A change makes a new, validated copy: see :func:`apply_changes`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def split_at_commas(names: Any) -> Any:
     return [os.path.expanduser(part) for part in parts if part]
 
 
-def without_secret(place: Any) -> str:
+def refuse_secret(place: Any) -> str:
     """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
     text = os.path.expanduser(str(place))
     if re.search(r"://[^/@:]*:(?!\d+/).*@", text):  # but for HOST:PORT/, whose path may have an @
@@ -56,39 +56,39 @@ def without_secret(place: Any) -> str:
     return text.rstrip("/") or text[:1]  # "/" is one, too
 
 
-def from_anywhere(place: str) -> str:
+def make_absolute(place: str) -> str:
     """A path made absolute, for workers are in other folders; a URI as it is."""
     return place if "://" in place else os.path.abspath(place)
 
 
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
-Place = Annotated[str, BeforeValidator(without_secret)]  # a path or a URI
-Cache = Annotated[Place, AfterValidator(from_anywhere)]
+Place = Annotated[str, BeforeValidator(refuse_secret)]  # a path or a URI
+Cache = Annotated[Place, AfterValidator(make_absolute)]
 
 
 class UserError(ValueError):
     """Bad input: one sentence saying what is wrong, where, and what would be right."""
 
 
-class Unfinished(UserError):
+class UnfinishedRun(UserError):
     """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
 
 
-class Interrupted(Exception):
+class InterruptedRun(Exception):
     """A run was stopped half-way; the message is the command that goes on from there."""
 
 
-LISTED = 20  # names that an error message lists
+MAX_LISTED = 20  # names that an error message lists
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
     """A list of known names for an error message, the closest to `name` first when one is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return f"known: {', '.join(known[:LISTED])}{more}"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"known: {', '.join(known[:MAX_LISTED])}{more}"
 
 
 def default_cache() -> Path:
@@ -489,7 +489,7 @@ S = TypeVar("S", bound=Spec)
 PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
 
 
-def validated(
+def validate_spec(
     spec: type[S],
     values: Mapping[str, Any],
     where: str | Callable[[Sequence[Any]], str],
@@ -509,9 +509,7 @@ def validated(
             cause = first.get("ctx", {}).get("error")
             where = where((*first["loc"], *getattr(cause, "at", ())))
         if first["type"] == "extra_forbidden":
-            message = (
-                f"unknown key '{key}': {nearest(str(first['loc'][-1]), _names_at(spec, first['loc'][:-1]))}"
-            )
+            message = f"unknown key '{key}': {suggest_names(str(first['loc'][-1]), _list_keys(spec, first['loc'][:-1]))}"
         else:
             text = first["msg"].removeprefix("Value error, ")
             text = text[0].lower() + text[1:] if text.startswith("Input") else text
@@ -522,7 +520,7 @@ def validated(
         raise error(f"{where}: {message}") from None
 
 
-def _names_at(spec: Any, path: Iterable[Any]) -> list[str]:
+def _list_keys(spec: Any, path: Iterable[Any]) -> list[str]:
     """The keys that the sub-spec at `path` of `spec` knows."""
     for part in path:
         fields = getattr(spec, "model_fields", None)
@@ -530,7 +528,7 @@ def _names_at(spec: Any, path: Iterable[Any]) -> list[str]:
     return [field.alias or name for name, field in spec.model_fields.items()]
 
 
-def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
+def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
 
     Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
@@ -544,15 +542,15 @@ def overlay(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
             if not isinstance(target, dict) or part not in target:
                 known = target if isinstance(target, dict) else {}
                 at = ".".join([*path, last][: depth + 1])
-                raise UserError(f"{where}: unknown key '{at}': {nearest(part, known)}")
+                raise UserError(f"{where}: unknown key '{at}': {suggest_names(part, known)}")
             if depth < len(path):
                 target = target[part]
         target[last] = value
-    made = validated(type(spec), values, where)
+    made = validate_spec(type(spec), values, where)
     return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
 
 
-def without_password(study: str) -> str:
+def mask_password(study: str) -> str:
     """A ``--study`` as it is printed: ``***`` in place of the password of a database's URL.
 
     It goes by the text alone, for a URL that can't be read is printed, too.
@@ -561,7 +559,7 @@ def without_password(study: str) -> str:
     return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)
 
 
-def refuse(given: Spec, unused: Collection[str], why: str) -> None:
+def refuse_flags(given: Spec, unused: Collection[str], why: str) -> None:
     """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
 
     Raises :class:`UserError`: the flag and `why` nothing would come of it.
@@ -580,13 +578,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
         mark = getattr(problem, "problem_mark", None)
         said = getattr(problem, "problem", None) or " ".join(str(problem).split())
-        raise UserError(f"{path}{line_of(mark)}: not readable as YAML: {said}") from None
+        raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {said}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
     return data
 
 
-def line_of(mark: Any) -> str:
+def describe_line(mark: Any) -> str:
     """A place that PyYAML marked, in words, to follow a file's name."""
     return f", line {mark.line + 1}" if mark else ""
 

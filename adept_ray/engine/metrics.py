@@ -32,7 +32,7 @@ SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
 Reading = tuple[str, float, dict[str, str]]  # series, value, tags
 
 
-class Numbers:
+class RunNumbers:
     """What is known of a run's trainings and stages now."""
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class Numbers:
         for trial, numbers in self._trials.items():
             if "k" in numbers:  # else it is no training, or hasn't begun
                 tags = {"run": run, "trial": trial, "k": str(numbers["k"])}
-                yield from of_training(numbers, tags)
+                yield from training_readings(numbers, tags)
         for stage, seconds in self._stages.items():
             yield "adept_stage_seconds", seconds, {"run": run, "stage": stage}
 
 
-def of_training(numbers: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Reading]:
+def training_readings(numbers: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Reading]:
     """What is to be said of one training."""
     running = bool(numbers.get("running"))
     yield "adept_running", float(running), tags
@@ -71,7 +71,7 @@ def of_training(numbers: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Re
         yield "adept_scale", float(scale), {**tags, "unit": unit}
 
 
-async def serve(numbers: Numbers, run: str) -> None:
+async def serve_metrics(numbers: RunNumbers, run: str) -> None:
     """Set the gauges of the run of that name again and again, until cancelled; for an actor's event loop."""
     from ray.util.metrics import Gauge
 

@@ -23,7 +23,7 @@ TINY = 1e-6
 Places = Sequence[float] | np.ndarray
 
 
-def pooled(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
+def pool_activations(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
     """Mean output of every layer over each block's tokens: float32 [blocks, layers, features], on the CPU.
 
     A block's first token is left out: its activations are a hundred times those of others in many models,
@@ -39,7 +39,7 @@ def pooled(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def projected(general: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def project_blocks(general: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Place of every block between the two kinds, in a layer: [N] and [M] from [N, d] and [M, d].
 
     0 is the middle; domain text lies to the right, in units of the spread within a kind. The first and the
@@ -49,24 +49,24 @@ def projected(general: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.n
     kinds = general, domain
     places = np.zeros(len(general)), np.zeros(len(domain))
     for first in (True, False):
-        known, others = zip(*(halves(kind, first) for kind in kinds), strict=True)
+        known, others = zip(*(split_halves(kind, first) for kind in kinds), strict=True)
         spread = np.sqrt((known[0].var(0) + known[1].var(0)) / 2) + TINY
         axis = (known[1].mean(0) - known[0].mean(0)) / spread**2
         along = [kind @ axis for kind in others]
         means = [float(each.mean()) for each in along]
         within = np.concatenate([each - mean for each, mean in zip(along, means, strict=True)]).std() + TINY
         for place, each in zip(places, along, strict=True):
-            halves(place, first)[1][:] = (each - sum(means) / 2) / within
+            split_halves(place, first)[1][:] = (each - sum(means) / 2) / within
     return places
 
 
-def halves(values: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
+def split_halves(values: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
     """Both halves of `values` (views), the first one first or last."""
     middle = len(values) // 2
     return (values[:middle], values[middle:]) if first else (values[middle:], values[:middle])
 
 
-def densities(general: Places, domain: Places) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def estimate_densities(general: Places, domain: Places) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A common grid and both kernel densities on it, each [GRID] (Gaussian kernels, Scott's bandwidth)."""
     from scipy.stats import gaussian_kde
 
@@ -76,18 +76,18 @@ def densities(general: Places, domain: Places) -> tuple[np.ndarray, np.ndarray, 
     return grid, gaussian_kde(general)(grid), gaussian_kde(domain)(grid)
 
 
-def overlap(general: Places, domain: Places) -> float:
+def measure_overlap(general: Places, domain: Places) -> float:
     """Area under both densities at once: 1 where the kinds can't be told apart, 0 where they don't meet."""
-    grid, p, q = densities(general, domain)
+    grid, p, q = estimate_densities(general, domain)
     return float(np.minimum(p, q).sum() * (grid[1] - grid[0]))
 
 
-def separation(general: np.ndarray, domain: np.ndarray) -> list[dict[str, Any]]:
+def measure_separation(general: np.ndarray, domain: np.ndarray) -> list[dict[str, Any]]:
     """For each layer the places of all blocks and the overlap of their densities, from [N, layers, d]."""
     rows = []
     for layer in range(general.shape[1]):
-        places = projected(general[:, layer].astype(np.float64), domain[:, layer].astype(np.float64))
+        places = project_blocks(general[:, layer].astype(np.float64), domain[:, layer].astype(np.float64))
         rows.append(
-            {"general": places[0].tolist(), "domain": places[1].tolist(), "overlap": overlap(*places)}
+            {"general": places[0].tolist(), "domain": places[1].tolist(), "overlap": measure_overlap(*places)}
         )
     return rows

@@ -40,10 +40,10 @@ def family_of(model: nn.Module) -> Family:
 
     Raises :class:`UserError` that names the family and the supported ones.
     """
-    return family_like(getattr(model, "config", model))
+    return family_of_config(getattr(model, "config", model))
 
 
-def family_like(config: Any) -> Family:
+def family_of_config(config: Any) -> Family:
     """The table's entry for a Hugging Face config; raises as :func:`family_of` does.
 
     A config class that came with a model belongs to the family whose class it is derived from.
@@ -60,17 +60,17 @@ def family_like(config: Any) -> Family:
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of `model`, in order. Raises :class:`UserError` where it has none."""
-    layers = part_of(model, family_of(model).layers)
+    layers = get_part(model, family_of(model).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def output_projections(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The modules of `layer` that write to the residual stream."""
-    return [part_of(layer, name) for name in family_of(model).outputs]
+    return [get_part(layer, name) for name in family_of(model).outputs]
 
 
-def part_of(module: nn.Module, name: str) -> nn.Module:
+def get_part(module: nn.Module, name: str) -> nn.Module:
     """A module within another one. Raises :class:`UserError`: code that comes with a model may lack it."""
     try:
         return module.get_submodule(name)
@@ -95,7 +95,7 @@ def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Pa
     }
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by their full name; shared ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -120,7 +120,7 @@ def is_norm(unit: str) -> bool:
     return "norm" in unit.rpartition(".")[2]
 
 
-def block_of(parameter: str) -> str:
+def sublayer_of(parameter: str) -> str:
     """The part of a layer that a parameter belongs to: its attention, its mlp, or all its norms together.
 
     A norm inside of the attention (of queries, of keys) is one of the norms.
@@ -131,7 +131,7 @@ def block_of(parameter: str) -> str:
     return ".".join([*parts[: layer + 1], kind])
 
 
-def moved(name: str, layer: int) -> str:
+def name_in_layer(name: str, layer: int) -> str:
     """The full name that a parameter or unit has in another layer."""
     parts = name.split(".")
     parts[next(i for i, part in enumerate(parts) if part.isdigit())] = str(layer)

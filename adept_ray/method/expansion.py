@@ -17,7 +17,7 @@ from adept_ray.method.anatomy import (
     layer_of,
     layer_parameters,
     layers_of,
-    moved,
+    name_in_layer,
     output_projections,
 )
 from adept_ray.method.importance import LayerImportance
@@ -61,20 +61,22 @@ def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
         raise UserError(f"layers {chosen}: each layer can be copied once")
     sources = sorted([*range(len(blocks)), *chosen])  # what each layer of the expanded model is made from
     added = added_layers(chosen)
-    expanded = [identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)]
+    expanded = [
+        make_identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)
+    ]
     model.requires_grad_(False)
     for new_id, layer in enumerate(expanded):
         layer.requires_grad_(new_id in added)
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = new_id
-    _follow(model.config, family.per_layer_config, sources)
+    _extend_config(model.config, family.per_layer_config, sources)
     parent = model.get_submodule(family.layers.rpartition(".")[0])
     setattr(parent, family.layers.rpartition(".")[2], nn.ModuleList(expanded))
     return added
 
 
-def identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
+def make_identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
     """A copy of one of the model's layers that adds exactly 0 to the residual stream."""
     # The config stays shared: a later change of it (the attention implementation, say) is for all layers.
     twin = copy.deepcopy(layer, {id(model.config): model.config})
@@ -85,7 +87,7 @@ def identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
     return twin
 
 
-def _follow(config: Any, per_layer: Sequence[str], sources: Sequence[int]) -> None:
+def _extend_config(config: Any, per_layer: Sequence[str], sources: Sequence[int]) -> None:
     """Make the config describe layers made from `sources`: their count and every per-layer list."""
     config.num_hidden_layers = len(sources)
     for name in per_layer:
@@ -103,7 +105,9 @@ def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict
     """
     result: dict[str, float] = {}
     for source, added in zip(sorted(layers), added_layers(layers), strict=True):
-        found = {moved(name, added): value for name, value in units.items() if layer_of(name) == source}
+        found = {
+            name_in_layer(name, added): value for name, value in units.items() if layer_of(name) == source
+        }
         if not found:
             raise UserError(f"no unit importance for layer {source}: measure it before expanding")
         result |= found

@@ -17,8 +17,8 @@ from torch import nn
 from adept_ray.config.specs import UserError
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.loss import Batch, next_token_nats
-from adept_ray.method.ranks import summed
-from adept_ray.method.sharding import is_sharded, whole, without_gradients
+from adept_ray.method.ranks import sum_over_ranks
+from adept_ray.method.sharding import disable_gradients, gather_whole, is_sharded
 
 Progress = Callable[[int, int], None]
 PROBE_BYTES = 2**30  # what the probe may hold beside the weights
@@ -61,18 +61,18 @@ def layer_importance(
     moments = torch.zeros(3, count, dtype=torch.float64)
     totals = torch.zeros(4, dtype=torch.float64)  # Σ base nats, Σn, Σn², sequences
     for batch in batches:
-        base, n, d = bypass_losses(model, batch, range(count), progress)
+        base, n, d = measure_bypass_losses(model, batch, range(count), progress)
         totals += torch.stack([base.sum(), n.sum(), (n * n).sum(), (n > 0).sum()])
         moments += torch.stack([d.sum(1), (d * d).sum(1), (d * n).sum(1)])
     device = next(model.parameters()).device
-    moments, totals = summed(moments, device), summed(totals, device)
+    moments, totals = sum_over_ranks(moments, device), sum_over_ranks(totals, device)
     if totals[1] == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
-    mean, error = ratio_of_sums(moments, totals[1:])
+    mean, error = estimate_ratio(moments, totals[1:])
     return LayerImportance(tuple(mean.tolist()), tuple(error.tolist()), float(totals[0] / totals[1]))
 
 
-def bypass_losses(
+def measure_bypass_losses(
     model: nn.Module, batch: Batch, layers: Sequence[int], progress: Progress | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of the whole model, predicted tokens, and loss increase without each of `layers`.
@@ -82,20 +82,20 @@ def bypass_losses(
     """
     blocks = layers_of(model)
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
-    with without_gradients(model), evaluating(model):
+    with disable_gradients(model), hold_evaluation_mode(model):
         inputs: list[torch.Tensor] = []
-        with _recording_inputs(blocks, inputs):
+        with _record_inputs(blocks, inputs):
             nats, tokens = next_token_nats(model, batch)
         base = nats.double().cpu()
         for done, layer in enumerate(layers):
-            with _bypassed(blocks, layer, inputs[layer]):
+            with _bypass_layer(blocks, layer, inputs[layer]):
                 increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
             if progress:
                 progress(done + 1, len(layers))
     return base, tokens.double().cpu(), increases
 
 
-def sequences_at_once(
+def max_sequences(
     layers: int, hidden: int, vocabulary: int, seq_len: int, value_bytes: int = 4, budget: int = PROBE_BYTES
 ) -> int:
     """Largest micro-batch whose probe stays within `budget` bytes beside the weights; at least 1.
@@ -106,13 +106,13 @@ def sequences_at_once(
     return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
 
 
-def layers_at_once(model: nn.Module, budget: int = UNIT_BYTES) -> int:
+def max_layers(model: nn.Module, budget: int = UNIT_BYTES) -> int:
     """Layers of `model` whose gradients, and sums of them, stay within `budget` bytes; at least 1."""
     largest = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=1)
     return max(1, budget // (8 * largest))
 
 
-def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def estimate_ratio(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean per token and its standard error from sums over sequences (ratio estimator, Cochran 1977, 6.4).
 
     `moments` holds Σd, Σd², Σdn [3, …] and `totals` Σn, Σn² and the number of sequences [3, …]: d is a sum
@@ -126,7 +126,7 @@ def ratio_of_sums(moments: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Te
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def hold_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Measure without dropout, whatever mode each module is in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -138,7 +138,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recording_inputs(layers: nn.ModuleList, inputs: list[torch.Tensor]) -> Iterator[None]:
+def _record_inputs(layers: nn.ModuleList, inputs: list[torch.Tensor]) -> Iterator[None]:
     """Append the residual stream that enters each layer to `inputs`, in layer order."""
     hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in layers]
     try:
@@ -149,7 +149,7 @@ def _recording_inputs(layers: nn.ModuleList, inputs: list[torch.Tensor]) -> Iter
 
 
 @contextmanager
-def _bypassed(layers: nn.ModuleList, bypassed: int, stream: torch.Tensor) -> Iterator[None]:
+def _bypass_layer(layers: nn.ModuleList, bypassed: int, stream: torch.Tensor) -> Iterator[None]:
     """Run the model with layer `bypassed` replaced by the identity on the residual stream.
 
     `stream` is what enters that layer. The layers before it would only compute `stream` once more,
@@ -180,11 +180,11 @@ def unit_importance(
     found: dict[str, float] = {}
     for first in range(0, len(layers), at_once or max(1, len(layers))):
         share = layers[first : first + (at_once or len(layers))]
-        found |= taylor_importance(model, every, layer_parameters(model, share), unit_of)
+        found |= measure_taylor_importance(model, every, layer_parameters(model, share), unit_of)
     return found
 
 
-def taylor_importance(
+def measure_taylor_importance(
     model: nn.Module,
     batches: Iterable[Batch],
     parameters: Mapping[str, nn.Parameter],
@@ -199,27 +199,29 @@ def taylor_importance(
         return {}
     gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters.values()]
     total = torch.zeros(1, dtype=torch.float64)
-    with requiring_grad(parameters.values()), evaluating(model):
+    with require_gradients(parameters.values()), hold_evaluation_mode(model):
         for batch in batches:
             nats, tokens = next_token_nats(model, batch)
             total += tokens.sum().double().cpu()
-            slopes = gradient_of(nats.sum(), model, list(parameters.values()))
+            slopes = compute_gradient(nats.sum(), model, list(parameters.values()))
             for sum_, gradient in zip(gradients, slopes, strict=True):
                 sum_ += gradient
-    total = summed(total, next(model.parameters()).device)
+    total = sum_over_ranks(total, next(model.parameters()).device)
     if total == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
     sums: dict[str, list[float]] = {}  # group → [Σ|θ g|, number of scalars]
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        gradient = (gradient if is_sharded(model) else summed(gradient)) / total.item()
-        contribution = whole((parameter.detach().float() * gradient).abs().sum(dtype=torch.float64)).item()
+        gradient = (gradient if is_sharded(model) else sum_over_ranks(gradient)) / total.item()
+        contribution = gather_whole(
+            (parameter.detach().float() * gradient).abs().sum(dtype=torch.float64)
+        ).item()
         group = sums.setdefault(group_of(name), [0.0, 0.0])
         group[0] += contribution
         group[1] += parameter.numel()
     return {name: sums[group_of(name)][0] / sums[group_of(name)][1] for name in parameters}
 
 
-def gradient_of(
+def compute_gradient(
     loss: torch.Tensor, model: nn.Module, parameters: Sequence[nn.Parameter]
 ) -> Sequence[torch.Tensor]:
     """Gradient of `loss` in `parameters`; of a model that is shared out its pieces, summed over ranks."""
@@ -239,7 +241,7 @@ def gradient_of(
 
 
 @contextmanager
-def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def require_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let gradients reach `parameters` for a while, frozen or not."""
     before = [(p, p.requires_grad) for p in parameters]
     for parameter, _ in before:

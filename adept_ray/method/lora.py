@@ -7,11 +7,11 @@ domain. Its steps, by the paper's headings:
 - *Skill units*: the LoRA pair (A, B) of one projection.
 - *Skill localization*: while training, the sensitivity |w·∂L/∂w| of every weight is smoothed over steps,
   and so is its distance from that mean; their product, averaged over a unit, is the unit's importance to
-  the domain: :func:`observe`. The importance to general text is the plain mean sensitivity on the general
+  the domain: :func:`smooth_sensitivity`. The importance to general text is the plain mean sensitivity on the general
   probe, since no training on it was there to be watched.
 - *Skill consolidation*: a unit among the most important to general text alone goes back to what it was, one
   to the domain alone stays as trained, one to both is a weighted average, one to neither the plain average:
-  :func:`consolidate`.
+  :func:`consolidate_skills`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.method.sharding import whole
+from adept_ray.method.sharding import gather_whole
 
 SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
 TOP = 0.2  # share of the units that count as important
@@ -49,7 +49,7 @@ def skill_of(parameter: str) -> str:
     return parameter.partition(".lora_")[0]
 
 
-def observe(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def smooth_sensitivity(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Smooth the sensitivity and its uncertainty of every weight; call it between a step and ``zero_grad``.
 
     They are kept in the optimizer's state, and so in every checkpoint.
@@ -69,19 +69,22 @@ def domain_importance(
 ) -> dict[str, float]:
     """Importance of every skill unit to what was trained on: mean of sensitivity times uncertainty."""
     states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
-    return by_skill({name: (s[SENSITIVITY] * s[UNCERTAINTY]) for name, s in states.items()})
+    return average_by_skill({name: (s[SENSITIVITY] * s[UNCERTAINTY]) for name, s in states.items()})
 
 
-def by_skill(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def average_by_skill(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Mean over all scalars of each skill unit's matrices."""
     found: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         found.setdefault(skill_of(name), []).append(value)
-    sums = {skill: [whole(part.sum(dtype=torch.float64)) for part in parts] for skill, parts in found.items()}
+    sums = {
+        skill: [gather_whole(part.sum(dtype=torch.float64)) for part in parts]
+        for skill, parts in found.items()
+    }
     return {skill: float(sum(each)) / sum(p.numel() for p in found[skill]) for skill, each in sums.items()}
 
 
-def consolidate(
+def consolidate_skills(
     parameters: Mapping[str, nn.Parameter],
     before: Mapping[str, torch.Tensor],
     domain: Mapping[str, float],
@@ -91,7 +94,7 @@ def consolidate(
 
     Returns skill unit → the weight of the trained side, 0, ½, 1 - KEPT or 1.
     """
-    to_domain, to_general = top(domain), top(general)
+    to_domain, to_general = pick_top(domain), pick_top(general)
     weights = {}
     for skill in domain:
         if skill in to_domain:
@@ -104,7 +107,7 @@ def consolidate(
     return weights
 
 
-def top(importance: Mapping[str, float]) -> set[str]:
+def pick_top(importance: Mapping[str, float]) -> set[str]:
     """The most important skill units: a share TOP of them, at least one."""
     count = max(1, round(TOP * len(importance)))
     return set(sorted(importance, key=lambda skill: (-importance[skill], skill))[:count])

@@ -18,13 +18,15 @@ IGNORED = -100
 # Logits become losses piece by piece. One large temporary would be fresh memory for every batch, and on a CPU
 # getting that takes as long as the loss itself; a piece fits its cache.
 CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
-HOW = "adept_computing"
-CODES = 64  # that one class of layers is compiled to, at most; beyond that torch runs it as it is
+POLICY_ATTRIBUTE = "adept_computing"
+MAX_COMPILED_CODES = (
+    64  # that one class of layers is compiled to, at most; beyond that torch runs it as it is
+)
 
 
 @dataclass(frozen=True)
-class Computing:
-    """How the passes of a model are made, where that isn't the plain way; set it with :func:`compute`."""
+class ComputePolicy:
+    """How the passes of a model are made, where that isn't the plain way; set it with :func:`set_compute_policy`."""
 
     autocast: torch.dtype | None = None
     """Type to compute in, where weights of another type are among those that are trained."""
@@ -34,27 +36,27 @@ class Computing:
     """Layers that run by torch.compile where a gradient is wanted."""
 
 
-def compute(model: nn.Module, how: Computing) -> None:
+def set_compute_policy(model: nn.Module, how: ComputePolicy) -> None:
     """Let all losses of `model` be computed that way."""
-    setattr(model, HOW, how)
+    setattr(model, POLICY_ATTRIBUTE, how)
 
 
-def computing_of(model: nn.Module) -> Computing:
+def get_compute_policy(model: nn.Module) -> ComputePolicy:
     """How `model` was told to compute."""
-    return getattr(model, HOW, Computing())
+    return getattr(model, POLICY_ATTRIBUTE, ComputePolicy())
 
 
 @contextmanager
-def computing(model: nn.Module) -> Iterator[None]:
-    """Within this `model` runs as it was told to by :func:`compute`."""
-    how = computing_of(model)
+def apply_compute_policy(model: nn.Module) -> Iterator[None]:
+    """Within this `model` runs as it was told to by :func:`set_compute_policy`."""
+    how = get_compute_policy(model)
     device = next(model.parameters()).device.type
     recomputed, compiled = (how.recomputed, how.compiled) if torch.is_grad_enabled() else ((), ())
     if compiled:  # every time: what is set there holds for one thread
-        torch._dynamo.config.recompile_limit = max(CODES, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.recompile_limit = max(MAX_COMPILED_CODES, torch._dynamo.config.recompile_limit)
     for layer in compiled:
         kind: Any = type(layer)
-        layer.forward = partial(compiled_forward(kind), layer)
+        layer.forward = partial(compile_forward(kind), layer)
     for layer in recomputed:
         # There is no dropout outside of training mode, so no random numbers have to be drawn again.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
@@ -67,7 +69,7 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 
 @cache
-def compiled_forward(kind: Any) -> Callable[..., Any]:
+def compile_forward(kind: Any) -> Callable[..., Any]:
     """What a layer of that class computes, by torch.compile, with the layer as its first argument.
 
     All layers of a class, of all models that this process trains, share what was compiled: a code for each
@@ -104,7 +106,7 @@ def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tens
         targets = targets.masked_fill(real == 0, IGNORED)
     if "counts" in batch:
         targets = targets.masked_fill(~batch["counts"][:, None], IGNORED)
-    with computing(model):
+    with apply_compute_policy(model):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, wanted = logits.flatten(0, 1), targets.flatten()
     piece_bytes = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE

@@ -21,8 +21,8 @@ from adept_ray.config.specs import RunSpec, TrainingSpec, UserError
 from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.importance import UNIT_BYTES
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.sharding import Fit, skeleton
-from adept_ray.method.tuning import make_ready
+from adept_ray.method.sharding import Fit, build_skeleton
+from adept_ray.method.tuning import build_tuning
 
 GIB = 2**30
 # Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
@@ -33,7 +33,7 @@ OUTSIDE = -1  # stands for what lies in no layer
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What one worker needs, bytes unless said otherwise."""
 
     parameters: int
@@ -91,7 +91,7 @@ class Plan:
 
     def least(self, run: RunSpec, sequences: int) -> int:
         """The same in the way that takes least, where activations are computed again."""
-        ways = (replace(fit, recompute=True) for fit in ways_of(run))
+        ways = (replace(fit, recompute=True) for fit in allowed_fits(run))
         return min(self.peak(run, sequences, fit) for fit in ways)
 
     @property
@@ -100,7 +100,7 @@ class Plan:
         return self.trained / self.parameters
 
 
-def plan(
+def plan_memory(
     config: Any,
     training: TrainingSpec,
     layers: Sequence[int],
@@ -108,27 +108,27 @@ def plan(
     dtype: str = "float32",
     trusted: bool = False,
     revision: str | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """What `training` of `layers` takes for a model of that Hugging Face `config`, held in `dtype`.
 
-    `trusted` and `revision` are those of :func:`~adept_ray.method.sharding.skeleton`. No memory is taken and nothing
-    is computed. Raises :class:`UserError` as :func:`~adept_ray.method.tuning.make_ready` does.
+    `trusted` and `revision` are those of :func:`~adept_ray.method.sharding.build_skeleton`. No memory is taken and nothing
+    is computed. Raises :class:`UserError` as :func:`~adept_ray.method.tuning.build_tuning` does.
     """
-    model = without_masks(config, dtype, trusted, revision)
+    model = build_traceable(config, dtype, trusted, revision)
     with torch.device("meta"):
-        before = scalars(model.parameters())
+        before = count_scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
-        tuning = make_ready(model, training, layers, units, seed=0)
-    whole, half = traced(model, seq_len), traced(model, seq_len // 2, gradient=False)
-    kept = {layer: growing(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
-    parameters, trained = list(model.parameters()), scalars(tuning.parameters.values())
+        tuning = build_tuning(model, training, layers, units, seed=0)
+    whole, half = trace_pass(model, seq_len), trace_pass(model, seq_len // 2, gradient=False)
+    kept = {layer: growing_bytes(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
+    parameters, trained = list(model.parameters()), count_scalars(tuning.parameters.values())
     itemsize = getattr(torch, dtype).itemsize
     weights = sum(p.numel() * p.dtype.itemsize for p in parameters)
     inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
     measuring = min(8 * trained, UNIT_BYTES) if tuning.rated else 0
-    return Plan(
-        parameters=scalars(parameters),
-        added=scalars(parameters) - before,
+    return MemoryPlan(
+        parameters=count_scalars(parameters),
+        added=count_scalars(parameters) - before,
         trained=trained,
         weights=weights,
         gradients=max(4 * trained, measuring),
@@ -138,13 +138,13 @@ def plan(
         # of each layer its input, and while the gradient passes it all that it keeps
         recomputed=kept[OUTSIDE] + sum(whole.streams[layer] for layer in inside) + max([0, *inside.values()]),
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
-        gathered=gathered(model, weights),
+        gathered=max_gathered_bytes(model, weights),
         forward_flops=whole.forward / seq_len,
         flops=whole.both / seq_len,
     )
 
 
-def gathered(model: nn.Module, weights: int) -> int:
+def max_gathered_bytes(model: nn.Module, weights: int) -> int:
     """What is whole at a time of a `model` of so many bytes that is shared out over workers.
 
     All that lies outside of layers, the layer that runs and the one after it, and a trained layer's gradient.
@@ -156,7 +156,7 @@ def gathered(model: nn.Module, weights: int) -> int:
 
 
 @dataclass(frozen=True)
-class Inference:
+class InferenceCost:
     """What a forward pass takes with the added layers, and without them."""
 
     parameters: int
@@ -169,19 +169,19 @@ class Inference:
     """Operations without the added layers."""
 
 
-def inference(config: Any, added: Sequence[int], seq_len: int) -> Inference:
+def measure_inference(config: Any, added: Sequence[int], seq_len: int) -> InferenceCost:
     """What a model of that Hugging Face `config` takes to run; `added` are the layers to do without."""
-    model = without_masks(config).requires_grad_(False)
-    parameters, flops = scalars(model.parameters()), traced(model, seq_len).forward
+    model = build_traceable(config).requires_grad_(False)
+    parameters, flops = count_scalars(model.parameters()), trace_pass(model, seq_len).forward
     layers = layers_of(model)
     for layer in sorted(added, reverse=True):
         del layers[layer]
     model.config.num_hidden_layers = len(layers)
-    less = parameters - scalars(model.parameters())
-    return Inference(parameters, less, flops / seq_len, traced(model, seq_len).forward / seq_len)
+    less = parameters - count_scalars(model.parameters())
+    return InferenceCost(parameters, less, flops / seq_len, trace_pass(model, seq_len).forward / seq_len)
 
 
-def without_masks(
+def build_traceable(
     config: Any, dtype: str = "float32", trusted: bool = False, revision: str | None = None
 ) -> Any:
     """A model of that Hugging Face `config` without data, ready to be traced."""
@@ -191,20 +191,24 @@ def without_masks(
     # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
     AttentionInterface.register(PLANNED, sdpa_attention_forward)
     AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
-    model = skeleton(config, dtype, trusted, revision)
+    model = build_skeleton(config, dtype, trusted, revision)
     if model.config._attn_implementation == "sdpa":
         with torch.device("meta"):
             model.set_attn_implementation(PLANNED)
     return model
 
 
-def layer_sizes(config: Any, trusted: bool = False, revision: str | None = None) -> tuple[int, list[int]]:
+def count_layer_parameters(
+    config: Any, trusted: bool = False, revision: str | None = None
+) -> tuple[int, list[int]]:
     """Scalars of a model of that Hugging Face `config`, and of each of its layers; no memory is taken."""
-    model = skeleton(config, "float32", trusted, revision)
-    return scalars(model.parameters()), [scalars(layer.parameters()) for layer in layers_of(model)]
+    model = build_skeleton(config, "float32", trusted, revision)
+    return count_scalars(model.parameters()), [
+        count_scalars(layer.parameters()) for layer in layers_of(model)
+    ]
 
 
-def growing(half: int, whole: int, seq_len: int) -> int:
+def growing_bytes(half: int, whole: int, seq_len: int) -> int:
     """What of `whole` bytes goes by the sequence, when half a sequence keeps `half`.
 
     The rest are casts of trained weights: they are there once, however many sequences there are.
@@ -214,7 +218,7 @@ def growing(half: int, whole: int, seq_len: int) -> int:
     return whole - max(0, fixed)
 
 
-def scalars(parameters: Any) -> int:
+def count_scalars(parameters: Any) -> int:
     """Number of scalars; a shared tensor counts once."""
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())
 
@@ -244,7 +248,7 @@ class Losses(nn.Module):
         return next_token_nats(self.model, {"input_ids": ids})[0].sum()
 
 
-def traced(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
+def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
     """Pass one sequence, and unless only what is kept for it is asked for its gradient, without data.
 
     `model` lies on the meta device; here its weights pass for a CPU's, where autocast is known. They aren't
@@ -317,7 +321,7 @@ ATTENTION: dict[Any, Any] = {
 }
 
 
-def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
+def choose_fit(needs: MemoryPlan, run: RunSpec, memory: int, what: str) -> Fit:
     """How a training that `needs` so much is made to fit into workers of `memory` bytes.
 
     Plain where that fits, else with activations computed again, else shared out over the workers, as far as
@@ -328,18 +332,18 @@ def fitting(needs: Plan, run: RunSpec, memory: int, what: str) -> Fit:
             "--sharding on shares a model out over workers, so give it at least --workers 2"
             + (" and --min-workers 2" if run.min_workers else "")
         )
-    ways = ways_of(run)
+    ways = allowed_fits(run)
     for fit in ways:
         if needs.peak(run, run.micro_batch, fit) <= SLACK * memory:
             return fit
     takes = min(needs.peak(run, run.micro_batch, fit) for fit in ways) / SLACK / GIB
     raise UserError(
         f"{what} with --micro-batch {run.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
-        f"{memory / GIB:.1f} GiB: {advice(needs, run, memory)}"
+        f"{memory / GIB:.1f} GiB: {advise_size(needs, run, memory)}"
     )
 
 
-def ways_of(run: RunSpec) -> list[Fit]:
+def allowed_fits(run: RunSpec) -> list[Fit]:
     """The ways to make a training fit that the run allows, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
     shared = switches[run.sharding] if run.fewest_workers > 1 else (False,)
@@ -347,7 +351,7 @@ def ways_of(run: RunSpec) -> list[Fit]:
     return [Fit(each, sharded, run.compile == "on") for sharded in shared for each in again]
 
 
-def advice(needs: Plan, run: RunSpec, memory: int) -> str:
+def advise_size(needs: MemoryPlan, run: RunSpec, memory: int) -> str:
     """What would make fit what doesn't: the smallest change that does."""
     usable, on_gpus = SLACK * memory, run.gpus_per_worker > 0
     sequences = range(run.micro_batch, 0, -1)

@@ -12,7 +12,7 @@ from adept_ray.method.importance import LayerImportance
 CRITICAL = 4  # one in so many layers, the most important ones, is critical
 
 
-def place(
+def place_layers(
     importance: LayerImportance, k: int, placement: Placement = "guided", offset: int = 0, seed: int = 0
 ) -> tuple[int, ...]:
     """Ids of the k layers to copy, ascending.
@@ -47,7 +47,7 @@ def place(
         chosen = [layer for layer in importance.order if layer in allowed][:k]
     elif placement in ("stratified", "receptive"):
         bands = [range(offset + band * left // k, offset + (band + 1) * left // k) for band in range(k)]
-        best = least_important if placement == "stratified" else most_receptive
+        best = pick_least_important if placement == "stratified" else pick_most_receptive
         chosen = [best(importance, band) for band in bands]
     elif placement == "uniform":
         chosen = [band_end(band, k, layers) - offset for band in range(k)]
@@ -58,12 +58,12 @@ def place(
     return tuple(sorted(chosen))
 
 
-def least_important(importance: LayerImportance, band: Sequence[int]) -> int:
+def pick_least_important(importance: LayerImportance, band: Sequence[int]) -> int:
     """The least important layer of a band."""
     return next(layer for layer in importance.order if layer in band)
 
 
-def most_receptive(importance: LayerImportance, band: Sequence[int]) -> int:
+def pick_most_receptive(importance: LayerImportance, band: Sequence[int]) -> int:
     """The layer of a band whose copy would take up the domain most readily, none of the critical ones."""
     if not importance.reception:
         raise UserError("placement receptive needs each layer's reception, measured on domain text")
@@ -77,20 +77,20 @@ def band_end(band: int, k: int, layers: int) -> int:
     return int((band + 1) * layers / k - 0.5)
 
 
-def placed(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
-    """The layers that `training` copies (or tunes): those it names, or :func:`place` with its settings.
+def resolve_layers(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
+    """The layers that `training` copies (or tunes): those it names, or :func:`place_layers` with its settings.
 
-    Raises :class:`UserError` for a named layer that the model doesn't have, and as :func:`place` does.
+    Raises :class:`UserError` for a named layer that the model doesn't have, and as :func:`place_layers` does.
     """
     if training.layers:
         last = len(importance.mean) - 1
         if strange := [layer for layer in training.layers if not 0 <= layer <= last]:
             raise UserError(f"layers: the model has no layer {strange[0]}, give some of 0 to {last}")
         return tuple(sorted(training.layers))
-    return place(importance, training.k, training.placement, training.offset, seed)
+    return place_layers(importance, training.k, training.placement, training.offset, seed)
 
 
-def ranks_needed(training: TrainingSpec, layers: int) -> int:
+def count_ranks_needed(training: TrainingSpec, layers: int) -> int:
     """How many of the least important layers have to be in the right order to place those of `training`."""
     if training.layers:
         return 1
@@ -102,4 +102,4 @@ def ranks_needed(training: TrainingSpec, layers: int) -> int:
 def check_placement(training: TrainingSpec, layers: int) -> None:
     """Raise :class:`UserError` unless `training` can be placed in a model of so many layers."""
     unknown = LayerImportance((0.0,) * layers, (0.0,) * layers, 0.0, reception=(0.0,) * layers)
-    placed(unknown, training, seed=0)
+    resolve_layers(unknown, training, seed=0)

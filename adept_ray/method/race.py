@@ -25,9 +25,9 @@ from torch import nn
 
 from adept_ray.config.specs import UserError
 from adept_ray.method.anatomy import layers_of
-from adept_ray.method.importance import LayerImportance, Progress, bypass_losses, ratio_of_sums
+from adept_ray.method.importance import LayerImportance, Progress, estimate_ratio, measure_bypass_losses
 from adept_ray.method.loss import Batch
-from adept_ray.method.ranks import shares, summed, world_size
+from adept_ray.method.ranks import split_over_ranks, sum_over_ranks, world_size
 
 CONFIDENCE = 0.95
 FIRST_LOOK = 8  # sequences; with fewer, Student's t hardly ever tells two layers apart after the correction
@@ -74,33 +74,37 @@ def rank_layers(
     increase = torch.zeros(count, total, dtype=torch.float64)
     measured = torch.zeros(count, dtype=torch.long)
     below = torch.zeros(count, count, dtype=torch.bool)
-    schedule = looks(total) if raced else [total]
+    schedule = plan_looks(total) if raced else [total]
     head = head_cost(model)
     budget = BUDGET * (count + 1) * (count + head) * total if raced else math.inf
     going, done, spent = list(range(count)), 0, 0.0  # costs are in passes of one sequence through one layer
     for look in schedule:
-        each = cost(going, count, head)
+        each = sequence_cost(going, count, head)
         affordable = int((budget - spent) / each) if math.isfinite(budget) else total
         upto = min(look, max(done + affordable, schedule[0]))
         if upto == done:
             break
-        for share in shares(range(done, upto), micro_batch):
+        for share in split_over_ranks(range(done, upto), micro_batch):
             ids = list(share)
             expected = min(budget, spent + each * (total - done))
             so_far = spent + each * (ids[0] - done if ids else 0)
-            tell = _telling(progress, so_far, expected, going, count, head, len(ids)) if progress else None
+            tell = (
+                _scale_progress(progress, so_far, expected, going, count, head, len(ids))
+                if progress
+                else None
+            )
             batch = {name: values[ids or [done]] for name, values in probe.items()}
-            found = bypass_losses(model, batch, going, tell)
+            found = measure_bypass_losses(model, batch, going, tell)
             if ids:
                 base[ids], tokens[ids], increase[torch.tensor(going)[:, None], torch.tensor(ids)] = found
         spent += each * (upto - done)
         for measure in (base, tokens, increase):
             piece = measure[..., done:upto]
-            piece.copy_(summed(piece.contiguous(), next(model.parameters()).device))
+            piece.copy_(sum_over_ranks(piece.contiguous(), next(model.parameters()).device))
         measured[going] = done = upto
         level = (1 - confidence) / len(schedule)
-        below = decide(increase, tokens, measured, below, level)
-        lowest, highest = places(below)
+        below = decide_pairs(increase, tokens, measured, below, level)
+        lowest, highest = possible_places(below)
         going = [i for i in going if lowest[i] < min(int(highest[i]), k_max)]
         if not going:
             break
@@ -108,18 +112,18 @@ def rank_layers(
         progress(round(spent), round(spent))
     if tokens.sum() == 0:
         raise UserError("the probe predicts no token: give sequences of at least two real tokens")
-    order = ordered(increase, tokens, measured, below)
-    mean, error = averages(increase, tokens, measured)
+    order = order_layers(increase, tokens, measured, below)
+    mean, error = average_rows(increase, tokens, measured)
     importance = LayerImportance(
         tuple(mean.tolist()), tuple(error.tolist()), float(base.sum() / tokens.sum()), order
     )
-    settled = settled_depths(below, k_max)
-    ties = tied(order, below, settled, k_max)
-    span = tuple(zip(*(each.tolist() for each in places(below)), strict=True))
+    settled = find_settled_depths(below, k_max)
+    ties = find_ties(order, below, settled, k_max)
+    span = tuple(zip(*(each.tolist() for each in possible_places(below)), strict=True))
     return Ranking(importance, tuple(measured.tolist()), settled, ties, span)
 
 
-def looks(sequences: int) -> list[int]:
+def plan_looks(sequences: int) -> list[int]:
     """Numbers of sequences after which the differences are looked at; the last is all of them."""
     found, next_look = [], float(FIRST_LOOK)
     while next_look < sequences:
@@ -128,7 +132,7 @@ def looks(sequences: int) -> list[int]:
     return [*found, sequences]
 
 
-def cost(bypassed: Sequence[int], layers: int, head: float) -> float:
+def sequence_cost(bypassed: Sequence[int], layers: int, head: float) -> float:
     """What a sequence costs, in passes through one layer: the whole model and what follows each bypass."""
     return layers + head + sum(layers - 1 - layer + head for layer in bypassed)
 
@@ -140,7 +144,7 @@ def head_cost(model: nn.Module) -> float:
     return model.get_output_embeddings().weight.numel() / weights  # type: ignore[operator]
 
 
-def _telling(
+def _scale_progress(
     progress: Progress,
     spent: float,
     of: float,
@@ -152,13 +156,13 @@ def _telling(
     """A progress in bypasses of one batch, told on as layer passes of the whole probe."""
 
     def tell(done: int, _: int) -> None:
-        now = spent + sequences * world_size() * cost(going[:done], layers, head)
+        now = spent + sequences * world_size() * sequence_cost(going[:done], layers, head)
         progress(round(min(now, of)), round(of))
 
     return tell
 
 
-def decide(
+def decide_pairs(
     increase: torch.Tensor, tokens: torch.Tensor, measured: torch.Tensor, below: torch.Tensor, level: float
 ) -> torch.Tensor:
     """`below` [L, L] with what another look at the losses adds (see the top of this file).
@@ -177,7 +181,7 @@ def decide(
     if not pairs or latest < 2:
         return below
     first, second = torch.tensor(pairs).T
-    mean, error = averages((increase[first] - increase[second]), tokens, measured[first])
+    mean, error = average_rows((increase[first] - increase[second]), tokens, measured[first])
     degrees = int((tokens[:latest] > 0).sum()) - 1
     p = torch.from_numpy(2 * stdtr(degrees, -(mean / error).abs().numpy())).nan_to_num(1.0)
     below = below.clone()
@@ -192,28 +196,28 @@ def decide(
     return below
 
 
-def averages(
+def average_rows(
     values: torch.Tensor, tokens: torch.Tensor, measured: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean per token and its standard error of each row of `values` [R, N], over its first `measured` [R]."""
     n = torch.where(torch.arange(len(tokens)) < measured[:, None], tokens, 0.0)
     d = torch.where(n > 0, values, 0.0)
     moments = torch.stack([d.sum(1), (d * d).sum(1), (d * n).sum(1)])
-    return ratio_of_sums(moments, torch.stack([n.sum(1), (n * n).sum(1), (n > 0).sum(1).double()]))
+    return estimate_ratio(moments, torch.stack([n.sum(1), (n * n).sum(1), (n > 0).sum(1).double()]))
 
 
-def places(below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def possible_places(below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The lowest and the highest place (0-based) that each layer can have in the order, [L] each."""
     return below.sum(0), len(below) - 1 - below.sum(1)
 
 
-def settled_depths(below: torch.Tensor, k_max: int) -> tuple[int, ...]:
+def find_settled_depths(below: torch.Tensor, k_max: int) -> tuple[int, ...]:
     """The depths k ≤ k_max for which every layer is certainly in S_k or certainly not."""
-    lowest, highest = places(below)
+    lowest, highest = possible_places(below)
     return tuple(k for k in range(1, k_max + 1) if not ((lowest < k) & (k <= highest)).any())
 
 
-def ordered(
+def order_layers(
     increase: torch.Tensor, tokens: torch.Tensor, measured: torch.Tensor, below: torch.Tensor
 ) -> tuple[int, ...]:
     """Layer ids, least important first: by the number of layers that each beats (Copeland).
@@ -228,18 +232,18 @@ def ordered(
         difference = (increase[a, :shared] - increase[b, :shared]).sum()
         first = bool(below[a, b]) or (not below[b, a] and bool(difference <= 0))
         wins[a if first else b] += 1
-    mean = averages(increase, tokens, measured)[0]
+    mean = average_rows(increase, tokens, measured)[0]
     return tuple(sorted(range(count), key=lambda layer: (-wins[layer], mean[layer], layer)))
 
 
-def tied(
+def find_ties(
     order: Sequence[int], below: torch.Tensor, settled: Sequence[int], k_max: int
 ) -> tuple[tuple[int, ...], ...]:
     """The runs of `order` between settled depths that hold more than one layer.
 
     A run that k_max itself cuts goes on to the last layer that may still belong to S_k_max.
     """
-    lowest, _ = places(below)
+    lowest, _ = possible_places(below)
     last = max((place + 1 for place, layer in enumerate(order) if lowest[layer] < k_max), default=0)
     edges = [0, *settled] if k_max in settled else [0, *settled, last]
     groups = (tuple(order[start:end]) for start, end in itertools.pairwise(edges))

@@ -22,7 +22,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def shares(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+def split_over_ranks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     """This rank's share of `ids` in pieces of at most `size`.
 
     There are as many pieces on every rank, so the last ones may be empty: where a model is shared out over
@@ -33,14 +33,14 @@ def shares(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [mine[start : start + size] for start in range(0, longest, size)]
 
 
-def sum_in_place(values: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks_in_place(values: torch.Tensor) -> torch.Tensor:
     """`values`, which become their sum over all ranks: no second piece of memory is taken."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def summed(values: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+def sum_over_ranks(values: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """`values` summed over all ranks, on the device they came on.
 
     `device` is where the backend can reduce (NCCL: the GPU); default: where `values` are.

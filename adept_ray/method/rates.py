@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from adept_ray.config.specs import Normalization, Sign, UserError
-from adept_ray.method.anatomy import block_of, is_norm, trainable, unit_of
+from adept_ray.method.anatomy import is_norm, sublayer_of, trainable_parameters, unit_of
 
 UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1
 
@@ -34,7 +34,7 @@ def unit_scales(
     for unit, value in units.items():
         if not math.isfinite(value):
             raise UserError(f"the importance of {unit} is {value}: the probe must give finite numbers")
-    normalized = _normalized(units, normalization)
+    normalized = _normalize(units, normalization)
     slowed = {unit: value if sign == "protect" else 1 - value for unit, value in normalized.items()}
     return {name: 2 * (1 - slowed[unit_of(name)]) for name in importance}
 
@@ -50,7 +50,7 @@ def mean_scales(scales: Mapping[str, float]) -> dict[str, float]:
     return {kind: sum(each) / len(each) for kind, each in kinds.items()}
 
 
-def by_block(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+def average_by_sublayer(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
     """Importances at granularity ``block``: a layer's attention, its mlp, its norms.
 
     As for a unit, it is the mean over all scalars: each unit's importance counts by its `sizes` (parameter
@@ -58,10 +58,10 @@ def by_block(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[
     """
     sums: dict[str, list[float]] = {}
     for name, value in importance.items():
-        block = sums.setdefault(block_of(name), [0.0, 0])
+        block = sums.setdefault(sublayer_of(name), [0.0, 0])
         block[0] += value * sizes[name]
         block[1] += sizes[name]
-    return {name: sums[block_of(name)][0] / sums[block_of(name)][1] for name in importance}
+    return {name: sums[sublayer_of(name)][0] / sums[sublayer_of(name)][1] for name in importance}
 
 
 def unit_rates(
@@ -71,7 +71,7 @@ def unit_rates(
     return {name: base_lr * scale for name, scale in unit_scales(importance, normalization).items()}
 
 
-def _normalized(units: Mapping[str, float], normalization: Normalization) -> dict[str, float]:
+def _normalize(units: Mapping[str, float], normalization: Normalization) -> dict[str, float]:
     if normalization == "none":
         return dict.fromkeys(units, UNINFORMED)
     if normalization == "rank":
@@ -110,7 +110,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
     second group of the same name and rate. Every trainable parameter is in exactly one group.
     """
     groups: dict[tuple[str, float], dict[str, Any]] = {}
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         unit, decay = unit_of(name), weight_decay if parameter.ndim > 1 else 0.0
         group = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
         groups.setdefault((unit, decay), group)["params"].append(parameter)
@@ -133,7 +133,7 @@ def set_rates(
         group["lr"] = base_lr * schedule * by_unit[group["unit"]]
 
 
-def schedule(step: int, steps: int, warmup: float, final: float) -> float:
+def schedule_factor(step: int, steps: int, warmup: float, final: float) -> float:
     """Factor of the rate at `step` (0-based) of `steps`: linear warm-up, then a cosine down to `final`."""
     rising = int(warmup * steps)  # below `steps`: the full rate is always reached
     if step < rising:

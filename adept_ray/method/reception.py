@@ -16,13 +16,13 @@ from torch import nn
 
 from adept_ray.config.specs import UserError
 from adept_ray.method.anatomy import layers_of, output_projections
-from adept_ray.method.expansion import identity_copy
-from adept_ray.method.importance import evaluating, requiring_grad
+from adept_ray.method.expansion import make_identity_copy
+from adept_ray.method.importance import hold_evaluation_mode, require_gradients
 from adept_ray.method.loss import Batch, next_token_nats
-from adept_ray.method.ranks import summed
+from adept_ray.method.ranks import sum_over_ranks
 
 
-def layer_reception(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
+def measure_layer_reception(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
     """Mean |∂L/∂W| over the output projections of an identity copy behind each layer.
 
     L is in nats per token. `batches` as in :func:`~adept_ray.method.importance.layer_importance`, of domain text;
@@ -33,10 +33,13 @@ def layer_reception(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, 
     layers = layers_of(model)
     total = torch.zeros(1, dtype=torch.float64)
     seen: list[list[tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]]] = []  # batch → layer
-    with evaluating(model), requiring_grad([next(model.parameters())]):  # so that gradients pass at all
+    with (
+        hold_evaluation_mode(model),
+        require_gradients([next(model.parameters())]),
+    ):  # so that gradients pass at all
         for batch in batches:
             outputs: list[tuple[torch.Tensor, Mapping[str, Any]]] = []
-            with recording_outputs(layers, outputs):
+            with record_outputs(layers, outputs):
                 nats, tokens = next_token_nats(model, batch)
             total += tokens.sum().double().cpu()
             streams = [stream for stream, _ in outputs]
@@ -48,16 +51,16 @@ def layer_reception(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, 
                 ]
             )
         device = next(model.parameters()).device
-        total = summed(total, device)
+        total = sum_over_ranks(total, device)
         if total == 0:
             raise UserError("the domain text predicts no token: give sequences of at least two real tokens")
         return tuple(
-            reception(model, layer, [batch[at] for batch in seen]) / total.item()
+            measure_copy_reception(model, layer, [batch[at] for batch in seen]) / total.item()
             for at, layer in enumerate(layers)
         )
 
 
-def reception(
+def measure_copy_reception(
     model: nn.Module,
     layer: nn.Module,
     seen: Iterable[tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]],
@@ -66,23 +69,23 @@ def reception(
 
     `seen` holds what enters the copy in a batch, ∂L/∂(what leaves it), and the layer's other arguments.
     """
-    copy = identity_copy(model, layer)
+    copy = make_identity_copy(model, layer)
     weights = [weight for projection in output_projections(model, copy) for weight in projection.parameters()]
     gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     copy.requires_grad_(False)
-    with requiring_grad(weights):
+    with require_gradients(weights):
         for stream, slope, call in seen:
             out = copy(stream, **call)
             out = out if torch.is_tensor(out) else out[0]
             for sum_, gradient in zip(gradients, torch.autograd.grad(out, weights, slope), strict=True):
                 sum_ += gradient
-    whole = [summed(gradient) for gradient in gradients]
+    whole = [sum_over_ranks(gradient) for gradient in gradients]
     size = sum(gradient.numel() for gradient in whole)
     return sum(gradient.abs().sum(dtype=torch.float64).item() for gradient in whole) / size
 
 
 @contextmanager
-def recording_outputs(
+def record_outputs(
     layers: nn.ModuleList, outputs: list[tuple[torch.Tensor, Mapping[str, Any]]]
 ) -> Iterator[None]:
     """Append what leaves each layer, and its keyword arguments, to `outputs`, in layer order."""

@@ -2,7 +2,7 @@
 
 Every rank keeps a piece of each parameter, of its gradient and of the optimizer's state. A layer is put
 together when it runs and let go of afterwards, so all ranks have to make the same passes: see
-:func:`adept_ray.method.ranks.shares`. Gradients are summed over ranks on the way back.
+:func:`adept_ray.method.ranks.split_over_ranks`. Gradients are summed over ranks on the way back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Fit:
 PLAIN = Fit()
 
 
-def skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | None = None) -> Any:
+def build_skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | None = None) -> Any:
     """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data.
 
     Python code of the `revision` from which the config came is run if it is `trusted`.
@@ -61,10 +61,10 @@ def skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | Non
     return model.eval()
 
 
-def shard(model: nn.Module, whole: nn.Module | None, device: torch.device) -> None:
+def shard_model(model: nn.Module, whole: nn.Module | None, device: torch.device) -> None:
     """Share `model` out over all ranks, in place, with the weights of `whole`.
 
-    `model` has the same shapes on every rank and no data (see :func:`skeleton`); `whole` is that model with
+    `model` has the same shapes on every rank and no data (see :func:`build_skeleton`); `whole` is that model with
     data on the CPU of the first rank, None on the others, and stays as it is. Every rank keeps its pieces on
     `device`, the frozen and the trained ones alike.
     """
@@ -90,11 +90,11 @@ def shard(model: nn.Module, whole: nn.Module | None, device: torch.device) -> No
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether :func:`shard` has shared `model` out."""
+    """Whether :func:`shard_model` has shared `model` out."""
     return isinstance(model, FSDPModule)
 
 
-def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+def disable_gradients(model: nn.Module) -> AbstractContextManager[Any]:
     """Within this nothing is kept for a gradient.
 
     FSDP keeps buffers from one pass to the next, and those made in inference mode no training could fill.
@@ -102,12 +102,12 @@ def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` put together from the pieces of all ranks, which all must call this; a plain one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def pieces_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A plain `tensor` that all ranks hold, cut as `like` is if that is shared out, on its device."""
     here = tensor.to(like.device)
     if not isinstance(like, DTensor):
@@ -115,11 +115,11 @@ def pieces_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def gather_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The whole tensors on the first rank, on the CPU if they were shared out; all ranks must call this."""
     found = {}
     for name, tensor in tensors.items():
-        together = whole(tensor.detach())
+        together = gather_whole(tensor.detach())
         if rank() == 0:
             found[name] = together.cpu() if isinstance(tensor, DTensor) else together
     return found

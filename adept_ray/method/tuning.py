@@ -12,12 +12,12 @@ from torch import nn
 
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.method import lora
-from adept_ray.method.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable
+from adept_ray.method.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable_parameters
 from adept_ray.method.expansion import expand, source_importance
-from adept_ray.method.importance import taylor_importance
-from adept_ray.method.loss import Batch, Computing, compute, computing_of
-from adept_ray.method.rates import by_block, unit_scales
-from adept_ray.method.sharding import is_sharded, shard
+from adept_ray.method.importance import measure_taylor_importance
+from adept_ray.method.loss import Batch, ComputePolicy, get_compute_policy, set_compute_policy
+from adept_ray.method.rates import average_by_sublayer, unit_scales
+from adept_ray.method.sharding import is_sharded, shard_model
 
 
 class Tuning:
@@ -35,13 +35,13 @@ class Tuning:
         """Ids of the copies in the expanded model, ascending."""
         self.rated = tuple(rated)
         """Ids of the layers whose units get rates by importance."""
-        self.parameters = trainable(model)
+        self.parameters = trainable_parameters(model)
         """What is trained, by full name; always float32, since small steps are lost in fewer bits."""
         lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.float()
-            compute(model, replace(computing_of(model), autocast=lower.pop()))
+            set_compute_policy(model, replace(get_compute_policy(model), autocast=lower.pop()))
         # Where nothing is asked of the probe all are alike, and equal importances give equal rates.
         self.importance = dict(importance if importance is not None else dict.fromkeys(self.parameters, 0.0))
         """Parameter name → importance of its unit before the first step."""
@@ -49,7 +49,9 @@ class Tuning:
     def scales(self, importance: Mapping[str, float], spec: TrainingSpec) -> dict[str, float]:
         """Scale of every trained parameter at these importances."""
         if spec.granularity == "block" and self.rated:
-            importance = by_block(importance, {name: p.numel() for name, p in self.parameters.items()})
+            importance = average_by_sublayer(
+                importance, {name: p.numel() for name, p in self.parameters.items()}
+            )
         return unit_scales(importance, spec.normalization, spec.sign)
 
     def observe(self, optimizer: torch.optim.Optimizer) -> None:
@@ -60,7 +62,7 @@ class Tuning:
 
     def merged(self) -> Any:
         """The model as it is exported: of one type again, the backbone's."""
-        return uniform(self.model)
+        return unify_dtype(self.model)
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class Tuning:
         So a model of fewer bits is measured in the same arithmetic before and after training. Of one that is
         shared out the type can't change; there the values are those of the type, and only norms differ.
         """
-        how = computing_of(self.model)
+        how = get_compute_policy(self.model)
         if how.autocast is None:
             yield
             return
@@ -80,13 +82,13 @@ class Tuning:
         masters = {parameter: parameter.data for parameter in self.parameters.values()}
         for parameter, data in masters.items():
             parameter.data = data.to(how.autocast)
-        compute(self.model, replace(how, autocast=None))
+        set_compute_policy(self.model, replace(how, autocast=None))
         try:
             yield
         finally:
             for parameter, data in masters.items():
                 parameter.data = data
-            compute(self.model, how)
+            set_compute_policy(self.model, how)
 
     @contextmanager
     def _rounded(self, dtype: torch.dtype) -> Iterator[None]:
@@ -103,20 +105,24 @@ class Tuning:
                     parameter.copy_(master)
 
     def shard(self, whole: nn.Module | None, device: torch.device) -> None:
-        """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard`)."""
-        shard(self.model, whole, device)
-        self.parameters = trainable(self.model)
+        """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard_model_model`)."""
+        shard_model(self.model, whole, device)
+        self.parameters = trainable_parameters(self.model)
 
     def recompute(self) -> None:
         """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""
         layers = layers_of(self.model)
         depths = [layer_of(name) if has_layer(name) else 0 for name in self.parameters]
         first = min(depths, default=len(layers))
-        compute(self.model, replace(computing_of(self.model), recomputed=tuple(layers[first:])))
+        set_compute_policy(
+            self.model, replace(get_compute_policy(self.model), recomputed=tuple(layers[first:]))
+        )
 
     def compile(self) -> None:
         """Run layers by torch.compile; the passes without a gradient, which score, stay as they are."""
-        compute(self.model, replace(computing_of(self.model), compiled=tuple(layers_of(self.model))))
+        set_compute_policy(
+            self.model, replace(get_compute_policy(self.model), compiled=tuple(layers_of(self.model)))
+        )
 
 
 class Lora(Tuning):
@@ -127,7 +133,7 @@ class Lora(Tuning):
         super().__init__(model)
 
     def merged(self) -> Any:
-        return uniform(self._adapter.merge_and_unload())
+        return unify_dtype(self._adapter.merge_and_unload())
 
 
 class Tasl(Lora):
@@ -145,27 +151,27 @@ class Tasl(Lora):
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def observe(self, optimizer: torch.optim.Optimizer) -> None:
-        lora.observe(self.parameters, optimizer)
+        lora.smooth_sensitivity(self.parameters, optimizer)
 
     def conclude(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
-        found = taylor_importance(self.model, general, self.parameters, lora.skill_of)
+        found = measure_taylor_importance(self.model, general, self.parameters, lora.skill_of)
         by_skill = {lora.skill_of(name): value for name, value in found.items()}
-        lora.consolidate(
+        lora.consolidate_skills(
             self.parameters, self._before, lora.domain_importance(self.parameters, optimizer), by_skill
         )
 
 
-def uniform(model: Any) -> Any:
+def unify_dtype(model: Any) -> Any:
     """`model`, in place, with all parameters in the type that it computes in."""
-    dtype = computing_of(model).autocast
+    dtype = get_compute_policy(model).autocast
     if dtype:
         for parameter in model.parameters():  # not buffers: rotary frequencies are float32 in every model
             parameter.data = parameter.data.to(dtype)
-    compute(model, Computing())
+    set_compute_policy(model, ComputePolicy())
     return model
 
 
-def make_ready(
+def build_tuning(
     model: nn.Module, spec: TrainingSpec, layers: Sequence[int], units: Mapping[str, float], seed: int
 ) -> Tuning:
     """Change `model` in place into what `spec` trains, and freeze the rest.

@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray.report import figures
-from adept_ray.report.html import NONE, card, figure_html, inline, pairs, scrolled, signed, write_page
-from adept_ray.rivals.comparison import MEASURE, Training, summarise, to_csv
+from adept_ray.report.html import (
+    NONE,
+    definition_list,
+    format_signed,
+    inline_figure,
+    make_card,
+    make_figure,
+    make_scrollable,
+    write_page,
+)
+from adept_ray.rivals.comparison import MEASURE, ComparedTraining, format_csv, summarise_methods
 
 COLUMNS = {
     "method": "method",
@@ -30,39 +39,41 @@ WORDS = ("method", "layers")
 
 
 def write_comparison(
-    folder: Path, rows: Sequence[Training], about: Mapping[str, str], made: Mapping[str, Any]
+    folder: Path, rows: Sequence[ComparedTraining], about: Mapping[str, str], made: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Write comparison.csv and comparison.html into `folder`; returns the summaries, a row a method.
 
     `about` says in words what each method is, `made` how the comparison was made (nested values are fine).
     """
-    summaries = summarise(rows)
-    (folder / "comparison.csv").write_text(to_csv(summaries), encoding="utf-8")
+    summaries = summarise_methods(rows)
+    (folder / "comparison.csv").write_text(format_csv(summaries), encoding="utf-8")
     sections = {
-        "Score": figures_of(summaries),
-        "All methods": table(summaries, about),
-        "Base rates tried": rates_of(rows),
-        "How this was made": pairs(made),
+        "Score": draw_figures(summaries),
+        "All methods": build_table(summaries, about),
+        "Base rates tried": list_rates(rows),
+        "How this was made": definition_list(made),
     }
-    write_page(folder / "comparison.html", "Comparison: adept_ray", first_screen(summaries, made), sections)
+    write_page(
+        folder / "comparison.html", "Comparison: adept_ray", build_first_screen(summaries, made), sections
+    )
     return summaries
 
 
-def first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+def build_first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
     """Who won, and where ADEPT stands."""
-    ranked = ranking(summaries)
+    ranked = rank_methods(summaries)
     best = ranked[0]
-    cards = card("Best score", f"{best['method']}", with_interval(best, "score"))
+    cards = make_card("Best score", f"{best['method']}", format_interval(best, "score"))
     for row in ranked:
         if row["method"] == MEASURE and row is not best:
-            cards += card("ADEPT", f"{signed(row['score'], 2)}", f"place {place_of(row, ranked)}")
-    cards += card(
+            cards += make_card("ADEPT", f"{format_signed(row['score'], 2)}", f"place {place_of(row, ranked)}")
+    cards += make_card(
         "Tokens each", f"{best['tokens'] or ranked[-1]['tokens'] or 0:,}", "the same for every method"
     )
     where = f"{made.get('backbone', '')} on {made.get('domain', '')}"
     return (
         f'<p class="eyebrow">adept_ray · comparison</p><h1>{escape(str(best["method"]))} leads</h1>'
-        f'<p class="lead">{escape(verdict(summaries))}</p>'
+        f'<p class="lead">{escape(express_verdict(summaries))}</p>'
         f'<p>{escape(where)}</p><div class="cards">{cards}</div>'
         '<p class="note">Score: weighted reduction of bits per byte in percent of the untouched backbone, on '
         "the test splits (of a side judged by tasks: gain in accuracy, points); positive is better. ± is "
@@ -71,7 +82,7 @@ def first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
     )
 
 
-def ranking(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rank_methods(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The methods with a score, best first."""
     scored = [row for row in summaries if row["score"] is not None]
     return sorted(scored, key=lambda row: -row["score"])
@@ -82,14 +93,14 @@ def place_of(row: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> str
     return f"{ranked.index(row) + 1} of {len(ranked)}"
 
 
-def verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
+def express_verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Sentences: ADEPT's place, and which rivals are better or worse beyond the noise over seeds."""
-    ranked = ranking(summaries)
+    ranked = rank_methods(summaries)
     own = next((row for row in ranked if row["method"] == MEASURE), None)
     if own is None:
         return f"{ranked[0]['method']} has the best mean score of {len(ranked)} methods."
     rivals = [row for row in ranked if row["against_adept"] is not None]
-    beyond = [r for r in rivals if stands_out(r)]
+    beyond = [r for r in rivals if is_beyond_noise(r)]
     better = [str(r["method"]) for r in beyond if r["against_adept"] > 0]
     worse = [str(r["method"]) for r in beyond if r["against_adept"] < 0]
     open_ = [str(r["method"]) for r in rivals if r not in beyond]
@@ -102,28 +113,28 @@ def verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
     return f"ADEPT is number {place_of(own, ranked)} by mean score. {told}".strip()
 
 
-def stands_out(row: Mapping[str, Any]) -> bool:
+def is_beyond_noise(row: Mapping[str, Any]) -> bool:
     """Whether the interval of a difference leaves out 0; not known of a single seed."""
     half = row["against_adept_ci"]
     return half is not None and abs(row["against_adept"]) > half
 
 
-def with_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
+def format_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
     """A mean with half its interval, or a dash."""
     if row[name] is None:
         return NONE
     half = row.get(f"{name}_ci")
-    return signed(row[name], digits) + (f" ± {half:.{digits}f}" if half is not None else "")
+    return format_signed(row[name], digits) + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
-def cell(row: Mapping[str, Any], name: str) -> str:
+def format_cell(row: Mapping[str, Any], name: str) -> str:
     """A field of the table as text."""
     value = row[name]
     if name.endswith("_accuracy") and value is not None:
         half = row[f"{name}_ci"]
         return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
     if f"{name}_ci" in row:
-        return with_interval(row, name)
+        return format_interval(row, name)
     if value is None or value == "":
         return NONE
     if name == "base_lr":
@@ -137,7 +148,7 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     )
 
 
-def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+def build_table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
     """All methods, best first."""
 
     def field(tag: str, name: str, text: str) -> str:
@@ -153,18 +164,18 @@ def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> s
     head = "".join(field("th", name, text) for name, text in columns.items())
     body = "".join(
         f'<tr class="{"won" if row["method"] == MEASURE else ""}">'
-        + "".join(field("td", name, cell(row, name)) for name in columns)
+        + "".join(field("td", name, format_cell(row, name)) for name in columns)
         + "</tr>\n"
-        for row in [*ranking(summaries), *failed]
+        for row in [*rank_methods(summaries), *failed]
     )
-    notes = pairs({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
+    notes = definition_list({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
     return (
         '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed, '
         "each interval for itself: of twenty rivals that are no different one would stand out. "
         "(edge): the best rate has no worse one on one side, so more tries may still help that method. "
         "Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
         "</p>"
-        + scrolled(
+        + make_scrollable(
             f'<table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
             "All methods",
         )
@@ -172,9 +183,9 @@ def table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> s
     )
 
 
-def figures_of(summaries: Sequence[Mapping[str, Any]]) -> str:
+def draw_figures(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Scores with their intervals, and the trade between the two sides."""
-    ranked = ranking(summaries)
+    ranked = rank_methods(summaries)
     points = [(str(r["method"]), r["score"], r["score_ci"]) for r in ranked]
     trade = [
         (
@@ -188,12 +199,14 @@ def figures_of(summaries: Sequence[Mapping[str, Any]]) -> str:
         '<div class="two">'
         + "".join(
             (
-                figure_html(
-                    inline(figures.ranked_figure(points, MEASURE), "methods", "Score of every method"),
+                make_figure(
+                    inline_figure(figures.ranked_figure(points, MEASURE), "methods", "Score of every method"),
                     "Mean score over seeds with its 95 % interval.",
                 ),
-                figure_html(
-                    inline(figures.sides_figure(trade, MEASURE), "sides", "General against domain change"),
+                make_figure(
+                    inline_figure(
+                        figures.sides_figure(trade, MEASURE), "sides", "General against domain change"
+                    ),
                     "What each method gained in the domain and what it cost, or brought, in general.",
                 ),
             )
@@ -202,9 +215,9 @@ def figures_of(summaries: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def rates_of(rows: Sequence[Training]) -> str:
+def list_rates(rows: Sequence[ComparedTraining]) -> str:
     """The validation score of every base rate that was tried."""
-    tried: dict[str, list[Training]] = {}
+    tried: dict[str, list[ComparedTraining]] = {}
     for row in rows:
         if row.phase == "rate":
             tried.setdefault(row.method, []).append(row)
@@ -213,7 +226,7 @@ def rates_of(rows: Sequence[Training]) -> str:
     body = ""
     for method, tries in tried.items():
         texts = [
-            f"{row.base_lr:.3g}: {signed(row.score, 2) if row.score is not None else 'failed'}"
+            f"{row.base_lr:.3g}: {format_signed(row.score, 2) if row.score is not None else 'failed'}"
             for row in sorted(tries, key=lambda row: row.base_lr or 0.0)
         ]
         body += (
@@ -221,5 +234,5 @@ def rates_of(rows: Sequence[Training]) -> str:
         )
     return (
         '<p class="note">Base rate and validation score, a training each, all of the same seed.</p>'
-        + scrolled(f'<table class="trials"><tbody>{body}</tbody></table>', "Base rates tried")
+        + make_scrollable(f'<table class="trials"><tbody>{body}</tbody></table>', "Base rates tried")
     )

@@ -14,11 +14,19 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from adept_ray.config.search_space import SIZES
-from adept_ray.config.specs import SearchRun, Spec, UserError, load_yaml, overlay, validated, without_password
+from adept_ray.config.specs import (
+    SearchRun,
+    Spec,
+    UserError,
+    apply_changes,
+    load_yaml,
+    mask_password,
+    validate_spec,
+)
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import RECORD
-from adept_ray.method.memory_plan import Inference, inference
-from adept_ray.search.choice import lies
+from adept_ray.method.memory_plan import InferenceCost, measure_inference
+from adept_ray.search.choice import describe_edge
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
 RIVALS = "comparison.csv"
@@ -77,7 +85,7 @@ class Edge(Record):
     @property
     def place(self) -> str:
         """The words that say where the value lies."""
-        return lies(self.parameter, self.value, self.end, self.held)
+        return describe_edge(self.parameter, self.value, self.end, self.held)
 
 
 class Choice(Record):
@@ -311,8 +319,8 @@ class RunRecord(Record):
         if self.training is not None or not self.run:
             return self.command
         settings = {name: value for name, value in self.run.items() if name in SearchRun.model_fields}
-        run = validated(SearchRun, settings, "run.json: run")
-        search = f"python scripts/tune_k.py {flags(run, ELSEWHERE)}".strip()
+        run = validate_spec(SearchRun, settings, "run.json: run")
+        search = f"python scripts/tune_k.py {format_flags(run, ELSEWHERE)}".strip()
         if not self.pick:
             return search
         name = f"{run.name}-again"
@@ -322,16 +330,16 @@ class RunRecord(Record):
         return f"{search} {shlex.join(['--name', name])}\npython scripts/pick.py {shlex.join(words)}"
 
 
-def flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:
+def format_flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:
     """The flags that start such a search again under another name; without the password of its study."""
     preset = PRESETS.get(run.backbone)
     brought = set(preset.sizes if preset else ())  # by something else, if no flag says what they are
     if run.search_space != SearchRun().search_space:
         brought |= set(SIZES)
     usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
-    usual = overlay(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
+    usual = apply_changes(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
     for name in SearchRun.model_fields:
-        value = without_password(run.study) if name == "study" else getattr(run, name)
+        value = mask_password(run.study) if name == "study" else getattr(run, name)
         if name in without or (value == getattr(usual, name) and name not in brought):
             continue
         flag = name.replace("_", "-")
@@ -356,7 +364,7 @@ class Evidence:
     curves: list[Reading]
     rivals: list[Rival]
     run: RunRecord
-    cost: Inference | None
+    cost: InferenceCost | None
     """Of the exported model; None where it isn't there, or can't be run without data."""
 
     @property
@@ -397,7 +405,7 @@ class Evidence:
 R = TypeVar("R", bound=Record)
 
 
-def checked(record: type[R], values: Any, where: str) -> R:
+def check_record(record: type[R], values: Any, where: str) -> R:
     try:
         return record.model_validate(values)
     except ValidationError as problem:
@@ -431,7 +439,7 @@ def _read_lines(record: type[R], path: Path) -> list[R]:
     places = [
         (f"{path}, line {i}", line) for i, line in enumerate(_text(path).splitlines(), 1) if line.strip()
     ]
-    return [checked(record, _json(line, where), where) for where, line in places]
+    return [check_record(record, _json(line, where), where) for where, line in places]
 
 
 def _read_table(record: type[R], path: Path) -> tuple[list[R], list[dict[str, str]]]:
@@ -442,12 +450,12 @@ def _read_table(record: type[R], path: Path) -> tuple[list[R], list[dict[str, st
         where = f"{path}, line {reader.line_num}"
         if None in row:
             raise UserError(f"{where}: has more fields than the header has columns")
-        found.append(checked(record, {name: value or None for name, value in row.items()}, where))
+        found.append(check_record(record, {name: value or None for name, value in row.items()}, where))
         rows.append(row)
     return found, rows
 
 
-def _cost(model: Path, seq_len: int) -> Inference | None:
+def _cost(model: Path, seq_len: int) -> InferenceCost | None:
     if not (model / "config.json").exists() or not (model / RECORD).exists():
         return None
     from transformers import AutoConfig
@@ -455,18 +463,18 @@ def _cost(model: Path, seq_len: int) -> Inference | None:
     added = _json(_text(model / RECORD), str(model / RECORD)).get("added_layers", [])
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)  # a page runs no code
-        return inference(config, added, seq_len)
+        return measure_inference(config, added, seq_len)
     except Exception:  # a pass without data is more than some architectures can do
         return None
 
 
-def read(folder: Path) -> Evidence:
+def read_evidence(folder: Path) -> Evidence:
     """All of a results folder; raises :class:`UserError` that names the file and what is wrong in it."""
-    best = checked(Best, load_yaml(folder / "best.yaml"), str(folder / "best.yaml"))
+    best = check_record(Best, load_yaml(folder / "best.yaml"), str(folder / "best.yaml"))
     records = {}
     for name in ("importance.json", "run.json"):
         records[name] = _json(_text(folder / name), str(folder / name))
-    run = checked(RunRecord, records["run.json"], str(folder / "run.json"))
+    run = check_record(RunRecord, records["run.json"], str(folder / "run.json"))
     trials: list[Trial] = []
     rows: list[dict[str, str]] = []
     if run.training is None:
@@ -477,7 +485,7 @@ def read(folder: Path) -> Evidence:
     return Evidence(
         name=run.run.get("name") or folder.resolve().name,
         best=best,
-        importance=checked(Importance, records["importance.json"], str(folder / "importance.json")),
+        importance=check_record(Importance, records["importance.json"], str(folder / "importance.json")),
         trials=trials,
         rows=rows,
         rates=_read_lines(Rate, folder / "rates.jsonl"),

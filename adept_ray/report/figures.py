@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from adept_ray.config.specs import UserError
-from adept_ray.method.activations import densities
-from adept_ray.report.evidence import Depth, Evidence, Importance, LayerRow, Rate, checked
+from adept_ray.method.activations import estimate_densities
+from adept_ray.report.evidence import Depth, Evidence, Importance, LayerRow, Rate, check_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def apply_style() -> Iterator[None]:
     from matplotlib import style
 
     with style.context(["default", STYLE]):  # "default" shuts out the reader's own matplotlibrc
@@ -79,12 +79,12 @@ def _targets(axes: Axes, places: Places) -> None:
         axes.plot([x], [y], "o", color=INK, markersize=13, alpha=0, gid=name, zorder=9, label="_")
 
 
-def known(value: float | None) -> TypeGuard[float]:
+def is_known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def or_zero(value: float | None) -> float:
-    return value if known(value) else 0.0
+def value_or_zero(value: float | None) -> float:
+    return value if is_known(value) else 0.0
 
 
 def _plain(value: float, _position: float = 0) -> str:
@@ -98,10 +98,10 @@ def importance_figure(importance: Mapping[str, Any], chosen: Sequence[int]) -> F
     zero when the bypass of a layer changed next to nothing or lowered the loss.
     Raises :class:`UserError` when a key is missing.
     """
-    return layer_figure(checked(Importance, importance, "importance"), chosen)
+    return layer_figure(check_record(Importance, importance, "importance"), chosen)
 
 
-@styled()
+@apply_style()
 def layer_figure(importance: Importance, chosen: Sequence[int], size: tuple[float, float] = WIDE) -> Figure:
     """As :func:`importance_figure`; hollow marks are layers that the probe doesn't tell from chosen ones."""
     layers = [row for row in importance.layers if math.isfinite(row.mean)]
@@ -115,7 +115,7 @@ def layer_figure(importance: Importance, chosen: Sequence[int], size: tuple[floa
     _layer_points(axes, open_, "o", ORANGE, 5, "not told from a chosen one", "white")
     _layer_points(axes, marked, "D", ORANGE, 7, "chosen layers")
     for row in marked:
-        top = (row.layer, row.mean + or_zero(row.standard_error))
+        top = (row.layer, row.mean + value_or_zero(row.standard_error))
         axes.annotate(str(row.layer), top, (0, 6), textcoords="offset points", ha="center", color=DARK_ORANGE)
     _targets(axes, {f"layer{row.layer}": (row.layer, row.mean) for row in layers})
     axes.set_xlabel("layer")
@@ -151,7 +151,7 @@ def _layer_points(
         axes.errorbar(
             [row.layer for row in rows],
             [row.mean for row in rows],
-            [or_zero(row.standard_error) for row in rows],
+            [value_or_zero(row.standard_error) for row in rows],
             fmt=marker, color=color, markerfacecolor=fill or color, markersize=size,
             capsize=2.5, elinewidth=1.2, label=label,
         )  # fmt: skip
@@ -164,11 +164,11 @@ def _whole_numbers(axes: Axes, most: int) -> None:
 
 
 def draw_importance(importance: Mapping[str, Any], chosen: Sequence[int], path: Path) -> Path:
-    """Write :func:`importance_figure` to `path` and return it; raises as :func:`save` does."""
-    return save(importance_figure(importance, chosen), path)
+    """Write :func:`importance_figure` to `path` and return it; raises as :func:`save_figure` does."""
+    return save_figure(importance_figure(importance, chosen), path)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure to `path` and return it; the suffix says PNG or SVG.
 
     Raises :class:`UserError` for another suffix.
@@ -177,25 +177,25 @@ def save(figure: Figure, path: Path) -> Path:
     if suffix not in (".png", ".svg"):
         raise UserError(f"{path}: a figure is written as .png or .svg, not '{path.suffix}'")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with styled():
+    with apply_style():
         figure.savefig(path, metadata=NO_METADATA if suffix == ".svg" else None)
     return path
 
 
-@styled()
+@apply_style()
 def score_figure(results: Evidence) -> Figure:
     """Score against k: every trial, the best of each k ± its standard error, the chosen one."""
     figure, axes = _axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
     choice = results.best.choice
-    if choice and known(choice.threshold):
+    if choice and is_known(choice.threshold):
         axes.axhline(choice.threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
     _trial_points(axes, [(trial.state, trial.k, trial.score) for trial in results.trials])
-    best = {depth.k: depth for depth in results.depths if known(depth.score)}
+    best = {depth.k: depth for depth in results.depths if is_known(depth.score)}
     _best_line(axes, list(best.values()))
     chosen = results.best.k
     if chosen in best or chosen == 0:  # the untouched backbone scores 0
-        _mark_chosen(axes, chosen, or_zero(best[chosen].score) if chosen in best else 0.0)
+        _mark_chosen(axes, chosen, value_or_zero(best[chosen].score) if chosen in best else 0.0)
     _targets(axes, trial_places(results, "k", "score"))
     axes.set_xlabel("k, added layers")
     axes.set_ylabel("validation score")
@@ -210,8 +210,8 @@ def _best_line(axes: Axes, best: Sequence[Depth]) -> None:
     if best:
         axes.errorbar(
             [depth.k for depth in best],
-            [or_zero(depth.score) for depth in best],
-            [or_zero(depth.standard_error) for depth in best],
+            [value_or_zero(depth.score) for depth in best],
+            [value_or_zero(depth.standard_error) for depth in best],
             color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
         )  # fmt: skip
 
@@ -221,20 +221,20 @@ def trial_places(results: Evidence, x: str, y: str) -> dict[str, tuple[float, fl
     places = {}
     for number, trial in enumerate(results.trials):
         at = getattr(trial, x), getattr(trial, y)
-        if known(at[0]) and known(at[1]) and trial.state != "failed":
+        if is_known(at[0]) and is_known(at[1]) and trial.state != "failed":
             places[f"trial{number}"] = at
     return places
 
 
 def _trial_points(axes: Axes, points: Sequence[tuple[str, float | None, float | None]]) -> None:
     for state, fill in (("finished", BLUE), ("stopped", "white")):
-        xy = [(x, y) for its_state, x, y in points if its_state == state and known(x) and known(y)]
+        xy = [(x, y) for its_state, x, y in points if its_state == state and is_known(x) and is_known(y)]
         if xy:
             axes.plot(
                 *zip(*xy, strict=True), "o", color=BLUE, markerfacecolor=fill, markersize=5.5,
                 alpha=0.75 if state == "finished" else 1, label=state, zorder=2, linestyle="none",
             )  # fmt: skip
-    untouched = [(x, y) for state, x, y in points if state == "untouched" and known(x) and known(y)]
+    untouched = [(x, y) for state, x, y in points if state == "untouched" and is_known(x) and is_known(y)]
     for x, y in untouched or [(0.0, 0.0)]:
         axes.plot([x], [y], "P", color=INK, markersize=7, label="untouched", zorder=4, linestyle="none")
 
@@ -249,20 +249,22 @@ def _mark_chosen(axes: Axes, x: float, y: float) -> None:
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
-@styled()
+@apply_style()
 def trade_figure(results: Evidence) -> Figure:
     """General against domain change of every trial, and the front of a search for all trade-offs."""
     figure, axes = _axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    front = [(or_zero(trial.general_delta), or_zero(trial.domain_delta)) for trial in results.front]
+    front = [
+        (value_or_zero(trial.general_delta), value_or_zero(trial.domain_delta)) for trial in results.front
+    ]
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=1, linestyle="--", label="front", zorder=1)
     _trial_points(axes, [(trial.state, trial.general_delta, trial.domain_delta) for trial in results.trials])
     k = results.best.k
     won = [(t.general_delta, t.domain_delta) for t in results.trials if t.trial == results.best.trial]
     for x, y in won or [(0.0, 0.0)] * (k == 0):
-        at = (or_zero(x), or_zero(y))
+        at = (value_or_zero(x), value_or_zero(y))
         _mark_chosen(axes, *at)
         axes.annotate(f"k = {k}", at, (8, 6), textcoords="offset points", color=DARK_ORANGE, bbox=WHITE_BOX)
     _targets(axes, trial_places(results, "general_delta", "domain_delta"))
@@ -276,7 +278,7 @@ def trade_figure(results: Evidence) -> Figure:
     return figure
 
 
-@styled()
+@apply_style()
 def curve_figure(results: Evidence, what: Literal["score", "loss"]) -> Figure:
     """What every trial reported against the tokens it had trained on; the chosen trial stands out.
 
@@ -316,7 +318,7 @@ def _curves(results: Evidence, what: str) -> dict[str, list[tuple[float, float]]
     start = [(0.0, 0.0)] if what == "score" else []
     for reading in sorted(results.curves, key=lambda reading: reading.tokens):
         value = getattr(reading, what)
-        if known(value):
+        if is_known(value):
             points = curves.setdefault(reading.trial, list(start))
             points.append((reading.tokens / 1000, value))
             if results.grown:
@@ -329,14 +331,16 @@ def _curves(results: Evidence, what: str) -> dict[str, list[tuple[float, float]]
 Point = tuple[float, float | None]  # a mean and half of its interval
 
 
-@styled()
+@apply_style()
 def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -> Figure:
     """Means with their intervals, one below the other in the order given, numbered; `own` stands out."""
     figure, axes = _axes(HALF[0], 0.9 + 0.28 * len(points))
     axes.axvline(0, color=GREY, linewidth=0.8)
     for row, (name, mean, half) in enumerate(points):
         color = ORANGE if name == own else BLUE
-        axes.errorbar([mean], [-row], xerr=[or_zero(half)], fmt="o", color=color, capsize=3, markersize=5)
+        axes.errorbar(
+            [mean], [-row], xerr=[value_or_zero(half)], fmt="o", color=color, capsize=3, markersize=5
+        )
     names = [f"{name}  {number}" for number, (name, _, _) in enumerate(points, 1)]
     axes.set_yticks([-row for row in range(len(points))], names)
     axes.set_xlabel("score (right is better)")
@@ -346,7 +350,7 @@ def ranked_figure(points: Sequence[tuple[str, float, float | None]], own: str) -
     return figure
 
 
-@styled()
+@apply_style()
 def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure:
     """General against domain change with intervals on both; numbers as in :func:`ranked_figure`."""
     figure, axes = _axes(HALF[0], max(3.5, 0.9 + 0.28 * len(points)))
@@ -357,8 +361,8 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
         axes.errorbar(
             [x],
             [y],
-            xerr=[or_zero(half_x)],
-            yerr=[or_zero(half_y)],
+            xerr=[value_or_zero(half_x)],
+            yerr=[value_or_zero(half_y)],
             fmt="o",
             color=color,
             capsize=2,
@@ -378,7 +382,7 @@ def sides_figure(points: Sequence[tuple[str, Point, Point]], own: str) -> Figure
 # ---------------------------------------------------------------- activations
 
 
-@styled()
+@apply_style()
 def separation_figure(models: Mapping[str, Sequence[Mapping[str, Any]]], shown: Sequence[int]) -> Figure:
     """Overlap per layer of every model, and both densities at the `shown` layers of the backbone.
 
@@ -415,7 +419,7 @@ def separation_figure(models: Mapping[str, Sequence[Mapping[str, Any]]], shown: 
 
 def _densities(axes: Axes, row: Mapping[str, Any]) -> None:
     """Both kernel densities of a layer."""
-    grid, general, domain = densities(row["general"], row["domain"])
+    grid, general, domain = estimate_densities(row["general"], row["domain"])
     for density, color, label in ((general, BLUE, "general"), (domain, ORANGE, "domain")):
         axes.fill_between(grid, density, color=color, alpha=0.25, linewidth=0)
         axes.plot(grid, density, color=color, linewidth=1.2, label=label)
@@ -437,13 +441,13 @@ class Line:
     dashes: Literal["-", "--", ":", "-."]
 
 
-def place(unit: str) -> tuple[int, str]:
+def split_unit(unit: str) -> tuple[int, str]:
     """Layer number and kind of a unit: model.layers.6.mlp.up_proj → 6, mlp.up_proj."""
     match = re.search(r"(?:^|\.)(\d+)\.(.+)$", unit)
     return (int(match[1]), match[2].removesuffix(".weight")) if match else (-1, unit)
 
 
-def lines_of(kinds: Sequence[str]) -> dict[str, Line]:
+def assign_lines(kinds: Sequence[str]) -> dict[str, Line]:
     """A line per kind of unit: colours cycle, dashes tell attention, mlp and norms apart."""
     stems = [kind.rpartition(".")[0] for kind in kinds]
     leaves = [kind.rpartition(".")[2] for kind in kinds]
@@ -455,7 +459,7 @@ def lines_of(kinds: Sequence[str]) -> dict[str, Line]:
     return lines
 
 
-@styled()
+@apply_style()
 def rate_figure(rows: Mapping[str, list[Rate]], lines: Mapping[str, Line], last: int, top: float) -> Figure:
     figure, axes = _axes(2.1, 1.9)
     axes.axhline(1, color=GREY, linewidth=0.8)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 NONE = "–"
 
 
-def signed(value: float | None, digits: int) -> str:
+def format_signed(value: float | None, digits: int) -> str:
     """A number with its sign and a true minus; a dash when there is none."""
-    return f"{value:+.{digits}f}".replace("-", "−") if figures.known(value) else NONE
+    return f"{value:+.{digits}f}".replace("-", "−") if figures.is_known(value) else NONE
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in the unit a person would use."""
     if seconds < 90:
         return f"{seconds:.1f} s"
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def short(count: float) -> str:
+def format_count(count: float) -> str:
     """A count in thousands, millions or billions."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
@@ -39,13 +39,13 @@ def short(count: float) -> str:
     return f"{count:g}"
 
 
-def inline(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
+def inline_figure(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
     """The figure as an SVG element; `name` keeps its ids apart from those of the other figures.
 
-    `tips` says of which marks (by their ids in the figure) a reader gets words; see :func:`told`.
+    `tips` says of which marks (by their ids in the figure) a reader gets words; see :func:`add_tips`.
     """
     text = io.StringIO()
-    with figures.styled():
+    with figures.apply_style():
         figure.savefig(text, format="svg", metadata=figures.NO_METADATA)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -56,7 +56,7 @@ def inline(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None
     # A style element would reach the whole page; the page's own style sheet says the same.
     inner = re.sub(r"<style\b.*?</style>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", inner)
-    inner = told(inner, name, tips or {})
+    inner = add_tips(inner, name, tips or {})
     role = "group" if tips else "img"  # of an img nothing inside is heard
     return (
         f'<svg role="{role}" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}" '
@@ -64,7 +64,7 @@ def inline(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None
     )
 
 
-def told(svg: str, name: str, tips: Mapping[str, str]) -> str:
+def add_tips(svg: str, name: str, tips: Mapping[str, str]) -> str:
     """Give the marks of a figure their words, shown when they are pointed at, focused or touched.
 
     Trials can be tabbed to. Layers are too many for that: their numbers stand in a table as well.
@@ -81,7 +81,7 @@ def told(svg: str, name: str, tips: Mapping[str, str]) -> str:
     return svg
 
 
-def pairs(values: Mapping[str, Any]) -> str:
+def definition_list(values: Mapping[str, Any]) -> str:
     """Names and values as a definition list; nested mappings get dotted names."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _flat(values))
     return f"<dl>{items or f'<dt>{NONE}</dt>'}</dl>"
@@ -95,23 +95,23 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{name}", NONE if value is None or value in ("", [], ()) else str(value)
 
 
-def card(title: str, figure: str, *lines: str) -> str:
+def make_card(title: str, figure: str, *lines: str) -> str:
     """A box with one large figure."""
     small = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return f'<div class="card"><h3>{escape(title)}</h3><p class="big">{escape(figure)}</p>{small}</div>'
 
 
-def figure_html(svg: str, caption: str) -> str:
+def make_figure(svg: str, caption: str) -> str:
     """A picture with its caption."""
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def fitted(wide: str, narrow: str) -> str:
+def make_responsive(wide: str, narrow: str) -> str:
     """A picture in two forms, of which a reader gets the one that fits the screen."""
     return f'<div class="at-ease">{wide}</div><div class="on-phone">{narrow}</div>'
 
 
-def scrolled(html: str, label: str) -> str:
+def make_scrollable(html: str, label: str) -> str:
     """A piece that may be wider than the screen; the keyboard can scroll it, too."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{html}</div>'
 

@@ -9,7 +9,7 @@ from adept_ray.data.assets import HUB_ID
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import added_layers
 from adept_ray.report.evidence import Evidence, Side
-from adept_ray.report.html import duration
+from adept_ray.report.html import format_duration
 from adept_ray.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _making(results: Evidence) -> str:
     settings = "\n".join(f"- {name}: {value}" for name, value in results.best.training.items())
     total = results.run.seconds.get("total", sum(results.run.seconds.values()))
     memory = results.run.peak_memory_gib
-    took = f"It took {duration(total)}" + ("" if memory is None else f" and at most {memory:.1f} GiB")
+    took = f"It took {format_duration(total)}" + ("" if memory is None else f" and at most {memory:.1f} GiB")
     prints = ", ".join(f"{name} {made_of}" for name, made_of in results.run.fingerprints.items())
     return (
         f"```\n{results.run.repeats}\n```\n\n{took}.\n\nTraining of the model:\n\n{settings}\n\n"

@@ -17,19 +17,29 @@ import yaml
 
 from adept_ray.config.specs import UserError
 from adept_ray.report import figures
-from adept_ray.report.comparison_page import figures_of, verdict
-from adept_ray.report.evidence import ELSEWHERE, FILES, RIVALS, Depth, Evidence, Rate, Side, Trial, read
+from adept_ray.report.comparison_page import draw_figures, express_verdict
+from adept_ray.report.evidence import (
+    ELSEWHERE,
+    FILES,
+    RIVALS,
+    Depth,
+    Evidence,
+    Rate,
+    Side,
+    Trial,
+    read_evidence,
+)
 from adept_ray.report.html import (
     NONE,
-    card,
-    duration,
-    figure_html,
-    fitted,
-    inline,
-    pairs,
-    scrolled,
-    short,
-    signed,
+    definition_list,
+    format_count,
+    format_duration,
+    format_signed,
+    inline_figure,
+    make_card,
+    make_figure,
+    make_responsive,
+    make_scrollable,
     write_page,
 )
 from adept_ray.report.model_card import write_card
@@ -42,7 +52,7 @@ def _layers(k: int) -> str:
 
 def _verdict(side: Side) -> str:
     """In words, whether Δ stands out of its noise (two standard errors)."""
-    if abs(side.delta) <= 2 * figures.or_zero(side.standard_error):
+    if abs(side.delta) <= 2 * figures.value_or_zero(side.standard_error):
         return "no clear change"
     return "better" if side.delta > 0 else "worse"
 
@@ -83,7 +93,7 @@ def _cell(column: str, text: str) -> str:
     if not math.isfinite(value):
         return NONE
     if column in SIGNED:
-        return signed(value, SIGNED[column])
+        return format_signed(value, SIGNED[column])
     return format(value, DIGITS.get(column, "g" if value.is_integer() else ".3g")).replace("-", "−", 1)
 
 
@@ -92,7 +102,9 @@ def _cell(column: str, text: str) -> str:
 
 def _side_card(title: str, side: Side) -> str:
     error = "" if side.standard_error is None else f"± {side.standard_error:.2f}, "
-    return card(title, f"{signed(side.delta, 2)} {side.unit}", f"{error}{_verdict(side)}", side.levels("bpb"))
+    return make_card(
+        title, f"{format_signed(side.delta, 2)} {side.unit}", f"{error}{_verdict(side)}", side.levels("bpb")
+    )
 
 
 def _gains(results: Evidence) -> str:
@@ -105,22 +117,22 @@ def _gains(results: Evidence) -> str:
 def _costs(results: Evidence) -> str:
     run, k, cost = results.run, results.best.k, results.cost
     depth = len(results.importance.layers)
-    cards = card("Layers", f"{depth} → {depth + k}", _more(depth + k, depth))
+    cards = make_card("Layers", f"{depth} → {depth + k}", _more(depth + k, depth))
     if cost:
         before = cost.parameters - cost.added
-        share = f"{_more(cost.parameters, before)}, {short(cost.parameters)} in all"
-        cards += card("Parameters", f"+{short(cost.added)}" if k else "none added", share)
+        share = f"{_more(cost.parameters, before)}, {format_count(cost.parameters)} in all"
+        cards += make_card("Parameters", f"+{format_count(cost.added)}" if k else "none added", share)
         slower = "operations per token of a forward pass"
-        cards += card("Inference", _more(cost.flops, cost.flops_before), slower)
+        cards += make_card("Inference", _more(cost.flops, cost.flops_before), slower)
     total = run.seconds.get("total", sum(run.seconds.values()))
     count = sum(trial.state != "untouched" for trial in results.trials)
     tried = f"{count} trials" if count else "training at full length"
     memory = "" if run.peak_memory_gib is None else f"peak memory {run.peak_memory_gib:.1f} GiB"
-    return cards + card("Wall clock", duration(total), tried, memory)
+    return cards + make_card("Wall clock", format_duration(total), tried, memory)
 
 
 def _more(after: float, before: float) -> str:
-    return f"{signed(100 * (after / max(before, 1) - 1), 1)} %" if after != before else "as before"
+    return f"{format_signed(100 * (after / max(before, 1) - 1), 1)} %" if after != before else "as before"
 
 
 def _ran(results: Evidence, name: str) -> str:
@@ -156,7 +168,7 @@ def _first_screen(results: Evidence) -> str:
         f'<p class="note">Gains are measured once, on the test split, against the untouched backbone: the '
         f"reduction of bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in "
         f"points, ± one standard error, so positive is better; less than two of them is called no clear "
-        f"change. Test score{_formula(results)} {signed(best.test.score, 3)}.</p>{_edges(results)}"
+        f"change. Test score{_formula(results)} {format_signed(best.test.score, 3)}.</p>{_edges(results)}"
     )
 
 
@@ -172,11 +184,11 @@ def _tip(trial: Trial, row: Mapping[str, str], won: bool) -> str:
     """What a reader is told of a trial's mark in a figure."""
     settings = [n for n in row if n not in NUMBERS and n not in ("trial", "k", "layers", "state") and row[n]]
     said = ", ".join(f"{HEADINGS.get(name, name)} {_cell(name, row[name])}" for name in settings)
-    error = f" ± {trial.score_se:.2f}" if figures.known(trial.score_se) else ""
+    error = f" ± {trial.score_se:.2f}" if figures.is_known(trial.score_se) else ""
     lines = (
         f"{trial.trial}, k = {NONE if trial.k is None else trial.k}, {'chosen' if won else trial.state}",
-        f"score {signed(trial.score, 2)}{error}",
-        f"general Δ {signed(trial.general_delta, 2)}, domain Δ {signed(trial.domain_delta, 2)}",
+        f"score {format_signed(trial.score, 2)}{error}",
+        f"general Δ {format_signed(trial.general_delta, 2)}, domain Δ {format_signed(trial.domain_delta, 2)}",
         said,
     )
     return "\n".join(line for line in lines if line)
@@ -192,8 +204,8 @@ def _score_section(results: Evidence) -> str:
     choice = results.best.choice
     dashed = "" if not choice or choice.threshold is None else " Dashed: what a trial of the chosen k needed."
     label = f"Score of every trial against k; chosen k = {results.best.k}"
-    score = figure_html(
-        inline(figures.score_figure(results), "score", label, _tips(results)),
+    score = make_figure(
+        inline_figure(figures.score_figure(results), "score", label, _tips(results)),
         f"Validation score{_formula(results)}; 0 is the untouched backbone. Filled: finished, hollow: "
         f"stopped early.{dashed}",
     )
@@ -216,7 +228,7 @@ def _depth_table(results: Evidence) -> str:
         cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
         cells.append(_with_error(depth.score, depth.standard_error) if depth.k else "0")
         cells += [_with_error(depth.gain, depth.gain_error)] * paired
-        cells += [signed(depth.per_layer, 2)] * steps + [_differs(depth)] * paired
+        cells += [format_signed(depth.per_layer, 2)] * steps + [_differs(depth)] * paired
         won = ' class="won"' if depth.k == results.best.k else ""
         rows[depth.k] = f"<tr{won}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     body = "".join(rows[k] for k in sorted(rows))
@@ -227,11 +239,13 @@ def _depth_table(results: Evidence) -> str:
         else "The best finished trial of each k, ± standard error over validation text."
     )
     table = f'<table class="narrow"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return scrolled(table, "Best score of each k") + f'<p class="note">{note}</p>'
+    return make_scrollable(table, "Best score of each k") + f'<p class="note">{note}</p>'
 
 
 def _with_error(value: float | None, error: float | None) -> str:
-    return signed(value, 2) + (f" ± {error:.2f}" if figures.known(value) and figures.known(error) else "")
+    return format_signed(value, 2) + (
+        f" ± {error:.2f}" if figures.is_known(value) and figures.is_known(error) else ""
+    )
 
 
 def _differs(depth: Depth) -> str:
@@ -249,8 +263,10 @@ def _search_section(results: Evidence) -> str:
     tips = _tips(results)
     dashed = " Dashed: the front, trials that no other beats on both sides."
     front = dashed if len(results.front) > 1 else ""
-    trade = figure_html(
-        inline(figures.trade_figure(results), "trade", "General against domain change of every trial", tips),
+    trade = make_figure(
+        inline_figure(
+            figures.trade_figure(results), "trade", "General against domain change of every trial", tips
+        ),
         f"What each trial gained in the domain and kept or lost in general, on the validation split.{front}",
     )
     shares = _hyperparameters(results)
@@ -310,10 +326,10 @@ def _importance_section(results: Evidence) -> str:
         for row in importance.layers
     }
     pictures = (
-        inline(figures.layer_figure(importance, chosen, size), name, label, tips)
+        inline_figure(figures.layer_figure(importance, chosen, size), name, label, tips)
         for name, size in (("importance", figures.WIDE), ("importance-narrow", figures.NARROW))
     )
-    return figure_html(fitted(*pictures), caption) + _layer_table(results)
+    return make_figure(make_responsive(*pictures), caption) + _layer_table(results)
 
 
 def _layer_table(results: Evidence) -> str:
@@ -353,8 +369,8 @@ def _curves_section(results: Evidence) -> str:
             "Loss of the step before each report, on the training text.",
         ),
     ):
-        svg = inline(figures.curve_figure(results, what), f"curve-{what}", label, tips)  # type: ignore[arg-type]
-        parts += figure_html(svg, caption + grown)
+        svg = inline_figure(figures.curve_figure(results, what), f"curve-{what}", label, tips)  # type: ignore[arg-type]
+        parts += make_figure(svg, caption + grown)
     return f'<div class="two">{parts}</div>'
 
 
@@ -373,7 +389,9 @@ def _rates_section(results: Evidence) -> str:
             if added
             else "<p>No layer added, so no unit has a rate.</p>"
         )
-    lines = figures.lines_of(list(dict.fromkeys(figures.place(rate.unit)[1] for rate in results.rates)))
+    lines = figures.assign_lines(
+        list(dict.fromkeys(figures.split_unit(rate.unit)[1] for rate in results.rates))
+    )
     legend = "".join(f"<li>{_sample(line)}{escape(line.label)}</li>" for line in lines.values())
     panels = f'<ul class="legend">{legend}</ul><div class="panels">{_rate_panels(results, lines)}</div>'
     caption = (
@@ -396,7 +414,7 @@ def _sample(line: figures.Line) -> str:
 def _rate_panels(results: Evidence, lines: Mapping[str, figures.Line]) -> str:
     layers: dict[int, dict[str, list[Rate]]] = {}
     for rate in sorted(results.rates, key=lambda rate: rate.step):
-        layer, kind = figures.place(rate.unit)
+        layer, kind = figures.split_unit(rate.unit)
         layers.setdefault(layer, {}).setdefault(kind, []).append(rate)
     last = max(rate.step for rate in results.rates)
     top = 1.05 * max(2.0, *(rate.scale for rate in results.rates))
@@ -405,7 +423,7 @@ def _rate_panels(results: Evidence, lines: Mapping[str, figures.Line]) -> str:
     panels = ""
     for layer, rows in sorted(layers.items()):
         title = f"Layer {layer}" + (f", copy of {source[layer]}" if layer in source else "")
-        svg = inline(
+        svg = inline_figure(
             figures.rate_figure(rows, lines, last, top), f"rates{layer}", f"{title}: scale of each unit"
         )
         panels += f"<div><h3>{title}</h3>{svg}</div>"
@@ -427,7 +445,7 @@ def _trials_section(results: Evidence) -> str:
     table = f'<table class="trials"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
     legend = "" if winner is None else "◆ the chosen trial. "
     note = f'<p class="note">{legend}All numbers are from the validation split.</p>'
-    return note + scrolled(table, "All trials")
+    return note + make_scrollable(table, "All trials")
 
 
 def _rivals_section(results: Evidence) -> str:
@@ -436,7 +454,7 @@ def _rivals_section(results: Evidence) -> str:
         "Means over seeds ± half of the 95 % interval, of a comparison on equal tokens with a base rate of "
         "its own for each method; its trainings are others than the trials above."
     )
-    return f'<p>{escape(verdict(summaries))}</p>{figures_of(summaries)}<p class="note">{note}</p>'
+    return f'<p>{escape(express_verdict(summaries))}</p>{draw_figures(summaries)}<p class="note">{note}</p>'
 
 
 def _field(tag: str, column: str, text: str) -> str:
@@ -449,7 +467,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
     rows = ""
     for stage, spent in seconds.items():
         share = spent / total if total > 0 and stage != "total" else 0
-        rows += _share(stage, duration(spent), share, "total" if stage == "total" else "")
+        rows += _share(stage, format_duration(spent), share, "total" if stage == "total" else "")
     return _shares(rows)
 
 
@@ -457,12 +475,12 @@ def _making_section(results: Evidence) -> str:
     run, best = results.run, results.best
     return (
         f"<h3>Does the same again</h3><pre>{escape(run.repeats)}</pre>{_space(results)}"
-        f"<h3>Licences and notes</h3>{pairs(run.notes)}"
+        f"<h3>Licences and notes</h3>{definition_list(run.notes)}"
         f'<div class="two"><div><h3>Wall clock</h3>{_stages(run.seconds)}'
-        f"<h3>Run</h3>{pairs({name: best.run[name] for name in best.run if name not in ELSEWHERE})}</div>"
-        f"<div><h3>Training of the winner</h3>{pairs(best.training)}"
-        f"<h3>Versions</h3>{pairs(run.versions)}"
-        f"<h3>Fingerprints</h3>{pairs(run.fingerprints)}</div></div>"
+        f"<h3>Run</h3>{definition_list({name: best.run[name] for name in best.run if name not in ELSEWHERE})}</div>"
+        f"<div><h3>Training of the winner</h3>{definition_list(best.training)}"
+        f"<h3>Versions</h3>{definition_list(run.versions)}"
+        f"<h3>Fingerprints</h3>{definition_list(run.fingerprints)}</div></div>"
     )
 
 
@@ -479,7 +497,7 @@ def write_report(folder: Path) -> Path:
 
     Raises :class:`UserError` that names the file when one is missing or does not hold what it should.
     """
-    return _page(folder, read(folder))
+    return _page(folder, read_evidence(folder))
 
 
 def _page(folder: Path, results: Evidence) -> Path:
@@ -527,7 +545,7 @@ def write_pages(results: Results) -> None:
     Raises :class:`UserError` as :func:`write_report` does.
     """
     results.fetch(FILES)
-    evidence = read(results.folder)
+    evidence = read_evidence(results.folder)
     _page(results.folder, evidence)
     if results.holds("model"):
         write_card(results.folder / "model", evidence)

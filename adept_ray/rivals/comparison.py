@@ -15,17 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from adept_ray.config.specs import TrainingSpec, UserError, overlay
-from adept_ray.data.benchmark_tasks import Items
+from adept_ray.config.specs import TrainingSpec, UserError, apply_changes
+from adept_ray.data.benchmark_tasks import TaskItems
 from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import innermost
-from adept_ray.engine.crew import CrewGone, Task, TaskFailed, do
+from adept_ray.engine.cluster import find_cause
+from adept_ray.engine.crew import CrewLost, Job, JobFailed, run_job
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import placed
+from adept_ray.method.placement import resolve_layers
 from adept_ray.rivals.methods import Entrant
-from adept_ray.storage.files import delete
-from adept_ray.training.scoring import judged
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.storage.files import delete_folder
+from adept_ray.training.scoring import score_model
+from adept_ray.training.stage2 import TrainWork
 
 APART = 3.0  # factor between base rates until the best one is enclosed
 MEASURE = "adept"  # the method that the others' scores are set against
@@ -34,7 +34,7 @@ Phase = str  # "rate" or "test"
 
 
 @dataclass(frozen=True)
-class Training:
+class ComparedTraining:
     """A row of runs.csv: one training of one method.
 
     Changes are in percent of the untouched backbone's bits per byte, or on a side judged by tasks in
@@ -68,7 +68,7 @@ class Training:
         return self.method, self.phase, self.seed, self.base_lr
 
 
-def next_rate(tried: Mapping[float, float], start: float) -> float:
+def propose_rate(tried: Mapping[float, float], start: float) -> float:
     """The base rate to try next, from rate → score (-inf for one that failed).
 
     Steps by the factor APART towards better scores until the best rate has a worse one on either side, then
@@ -81,26 +81,26 @@ def next_rate(tried: Mapping[float, float], start: float) -> float:
     best = max(rates, key=lambda rate: (tried[rate], -rate))
     at = rates.index(best)
     if at == len(rates) - 1 and math.isfinite(tried[best]):
-        return rounded(best * APART)
+        return round_rate(best * APART)
     if at == 0:
-        return rounded(best / APART)
+        return round_rate(best / APART)
     below, above = rates[at - 1], rates[at + 1]
     gaps = {side: (round(abs(math.log(best / side)), 1), tried[side]) for side in (below, above)}
     near = max(gaps, key=lambda side: gaps[side])
-    return rounded(math.sqrt(best * near))
+    return round_rate(math.sqrt(best * near))
 
 
-def rounded(rate: float) -> float:
+def round_rate(rate: float) -> float:
     """A rate to three digits, so that a table can give it in full."""
     return float(f"{rate:.2e}")
 
 
 @dataclass(frozen=True)
-class Field:
+class ComparisonField:
     """What all trainings of a comparison share."""
 
     board: Any
-    job: TrainJob
+    job: TrainWork
     """Settings; its training, layers and seed are replaced."""
     importance: LayerImportance
     references: Sequence[Any]
@@ -109,72 +109,74 @@ class Field:
     """Phase → what was measured of the untouched backbone (see ``TrainJob.before``)."""
     judged: Mapping[Phase, Mapping[str, Blocks]]
     """Phase → side → the blocks that its losses are of."""
-    items: Mapping[Phase, Mapping[str, Items]]
+    items: Mapping[Phase, Mapping[str, TaskItems]]
     """Phase → side → items of its tasks, if it has any."""
     storage: str
 
-    def train(self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str) -> Training:
-        """Run one training; one that fails is a row with its error. Raises :class:`CrewGone`."""
-        row = Training(entrant.label, phase, seed, base_lr)
+    def train(
+        self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str
+    ) -> ComparedTraining:
+        """Run one training; one that fails is a row with its error. Raises :class:`CrewLost`."""
+        row = ComparedTraining(entrant.label, phase, seed, base_lr)
         if base_lr is None:
             return replace(row, **self.untouched(phase))
-        spec = overlay(entrant.training, {"base_lr": base_lr})
-        layers = placed(self.importance, spec, seed) if spec.k else ()
+        spec = apply_changes(entrant.training, {"base_lr": base_lr})
+        layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
         job = replace(self.job, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         job = replace(job, before=self.before[phase], items=self.items[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
-            delete(
+            delete_folder(
                 f"{self.storage}/{name}"
             )  # cut off: it would end at once, without time or memory to report
             blocks = self.references[seed - self.job.seed]
-            found = do(self.board, Task(name, "train", job, blocks, self.storage))
-        except CrewGone:
+            found = run_job(self.board, Job(name, "train", job, blocks, self.storage))
+        except CrewLost:
             raise
-        except TaskFailed as problem:
-            return replace(row, error=innermost(problem))
-        delete(f"{self.storage}/{name}")  # all parameters of a model, for some methods
-        kept = {each.name for each in fields(Training)} & set(found)
+        except JobFailed as problem:
+            return replace(row, error=find_cause(problem))
+        delete_folder(f"{self.storage}/{name}")  # all parameters of a model, for some methods
+        kept = {each.name for each in fields(ComparedTraining)} & set(found)
         return replace(row, **{each: found[each] for each in kept})
 
     def untouched(self, phase: Phase) -> dict[str, Any]:
         """Numbers of the untouched backbone, which needs no training."""
         before = self.before[phase]
-        found = judged(before, before, self.judged[phase], self.job.by_tasks, self.job.weights)
-        return {each.name: found[each.name] for each in fields(Training) if each.name in found}
+        found = score_model(before, before, self.judged[phase], self.job.by_tasks, self.job.weights)
+        return {each.name: found[each.name] for each in fields(ComparedTraining) if each.name in found}
 
 
-def trains(spec: TrainingSpec) -> bool:
+def trains_anything(spec: TrainingSpec) -> bool:
     """Whether a training with `spec` trains anything."""
     return spec.k > 0 or spec.tunes not in ("copies", "originals")
 
 
-def trainings(entrants: Sequence[Entrant], rate_trials: int, seeds: int) -> int:
+def count_trainings(entrants: Sequence[Entrant], rate_trials: int, seeds: int) -> int:
     """How many trainings a comparison takes."""
     searched = rate_trials if rate_trials > 1 else 0
-    return sum(searched + seeds if trains(entrant.training) else 1 for entrant in entrants)
+    return sum(searched + seeds if trains_anything(entrant.training) else 1 for entrant in entrants)
 
 
-def compare(
+def compare_entrants(
     entrants: Sequence[Entrant],
-    field: Field,
+    field: ComparisonField,
     rate_trials: int,
     seeds: int,
-    known: Sequence[Training] = (),
-    ended: Callable[[list[Training], str], None] = lambda rows, name: None,
-) -> list[Training]:
+    known: Sequence[ComparedTraining] = (),
+    ended: Callable[[list[ComparedTraining], str], None] = lambda rows, name: None,
+) -> list[ComparedTraining]:
     """Run all trainings that aren't `known` without an error; returns every row, in the order they were run.
 
     `ended` gets all rows after each training, and the name of the task that comes next. The first seed tries
     the rates, the `seeds` after it count. With one try a method takes the rate it would begin with. A method
     of which every rate fails is left at that.
-    Raises :class:`UserError` when no method could be trained and scored, :class:`CrewGone` without workers.
+    Raises :class:`UserError` when no method could be trained and scored, :class:`CrewLost` without workers.
     """
     had = {row.key: row for row in known if not row.error}
-    rows: list[Training] = []
+    rows: list[ComparedTraining] = []
     first = field.job.seed
 
-    def run(entrant: Entrant, phase: Phase, base_lr: float | None, seed: int) -> Training:
+    def run(entrant: Entrant, phase: Phase, base_lr: float | None, seed: int) -> ComparedTraining:
         number = len(rows) + 1
         name = f"training-{number:03d}"
         ended(rows, name)
@@ -184,14 +186,14 @@ def compare(
         return row
 
     for entrant in entrants:
-        if not trains(entrant.training):
+        if not trains_anything(entrant.training):
             run(entrant, "test", None, first)
             continue
         tried: dict[float, float] = {}
         if rate_trials == 1:  # there is nothing to choose from
             tried[entrant.rate] = 0.0
         for _ in range(rate_trials - len(tried)):
-            row = run(entrant, "rate", next_rate(tried, entrant.rate), first)
+            row = run(entrant, "rate", propose_rate(tried, entrant.rate), first)
             assert row.base_lr is not None
             tried[row.base_lr] = row.score if row.score is not None else -math.inf
         best = max(tried, key=lambda rate: (tried[rate], -rate))
@@ -208,7 +210,7 @@ def compare(
 # ---------------------------------------------------------------- what it comes to
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
+def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and half the width of its 95 % confidence interval (Student's t); None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -219,39 +221,41 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(half)
 
 
-def summarise(rows: Sequence[Training]) -> list[dict[str, Any]]:
+def summarise_methods(rows: Sequence[ComparedTraining]) -> list[dict[str, Any]]:
     """A row of comparison.csv for each method, in the order of `rows`; means over seeds, 95 % intervals.
 
     ``against_adept`` is the mean difference in score to ADEPT on the same seeds, with the interval of that
     difference. ``rate_at_edge``: the best base rate has no worse one on one side, so more tries may help.
     """
     methods = list(dict.fromkeys(row.method for row in rows))
-    measure = {row.seed: row.score for row in counting(rows, MEASURE) if row.score is not None}
-    return [summary_of(method, rows, measure) for method in methods]
+    measure = {row.seed: row.score for row in counted_trainings(rows, MEASURE) if row.score is not None}
+    return [summarise_method(method, rows, measure) for method in methods]
 
 
-def counting(rows: Sequence[Training], method: str) -> list[Training]:
+def counted_trainings(rows: Sequence[ComparedTraining], method: str) -> list[ComparedTraining]:
     """The trainings of a method that count and didn't fail."""
     return [row for row in rows if (row.method, row.phase) == (method, "test") and row.score is not None]
 
 
-def summary_of(method: str, rows: Sequence[Training], measure: Mapping[int, float]) -> dict[str, Any]:
-    """One row of :func:`summarise`; `measure` is seed → ADEPT's score."""
-    counted = counting(rows, method)
+def summarise_method(
+    method: str, rows: Sequence[ComparedTraining], measure: Mapping[int, float]
+) -> dict[str, Any]:
+    """One row of :func:`summarise_methods`; `measure` is seed → ADEPT's score."""
+    counted = counted_trainings(rows, method)
     tried = {r.base_lr: r.score for r in rows if (r.method, r.phase) == (method, "rate") and r.base_lr}
     found: dict[str, Any] = {
         "method": method,
         "seeds": len(counted),
         "failed": sum(bool(row.error) for row in rows if row.method == method),
         "base_lr": counted[0].base_lr if counted else None,
-        "rate_at_edge": bool(tried) and bool(counted) and at_edge(counted[0].base_lr, tried),
+        "rate_at_edge": bool(tried) and bool(counted) and is_at_edge(counted[0].base_lr, tried),
         "layers": " or ".join(dict.fromkeys(row.layers for row in counted)),
     }
     for name in ("general_delta", "domain_delta", "score", "general_accuracy", "domain_accuracy"):
         values = [getattr(row, name) for row in counted if getattr(row, name) is not None]
-        found[name], found[f"{name}_ci"] = interval(values) if values else (None, None)
-    pairs = differences(counted, measure) if method != MEASURE else []
-    found["against_adept"], found["against_adept_ci"] = interval(pairs) if pairs else (None, None)
+        found[name], found[f"{name}_ci"] = confidence_interval(values) if values else (None, None)
+    pairs = score_differences(counted, measure) if method != MEASURE else []
+    found["against_adept"], found["against_adept_ci"] = confidence_interval(pairs) if pairs else (None, None)
     found["trained_parameters"] = counted[0].trained_parameters if counted else None
     found["tokens"] = counted[0].tokens if counted else None
     found["training_seconds"] = statistics.fmean(r.training_seconds for r in counted) if counted else None
@@ -259,14 +263,14 @@ def summary_of(method: str, rows: Sequence[Training], measure: Mapping[int, floa
     return found
 
 
-def differences(counted: Sequence[Training], measure: Mapping[int, float]) -> list[float]:
+def score_differences(counted: Sequence[ComparedTraining], measure: Mapping[int, float]) -> list[float]:
     """Scores minus ADEPT's (`measure`: seed → its score) on the same seeds."""
     if any(row.base_lr is None for row in counted):  # the untouched backbone is the same at every seed
         return [-score for score in measure.values()]
     return [row.score - measure[row.seed] for row in counted if row.seed in measure and row.score is not None]
 
 
-def at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:
+def is_at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:
     """Whether `rate` is the lowest or the highest of the rates that were tried."""
     return rate in (min(tried), max(tried))
 
@@ -274,7 +278,7 @@ def at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:
 # ---------------------------------------------------------------- files
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same keys as CSV text; None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -283,9 +287,9 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def from_csv(text: str) -> list[Training]:
+def parse_runs(text: str) -> list[ComparedTraining]:
     """The rows of a runs.csv."""
-    kinds = {each.name: str(each.type) for each in fields(Training)}
+    kinds = {each.name: str(each.type) for each in fields(ComparedTraining)}
 
     def value(name: str, field_text: str) -> Any:
         if "None" in kinds[name] and not field_text:
@@ -295,6 +299,6 @@ def from_csv(text: str) -> list[Training]:
         return float(field_text) if kinds[name].startswith("float") else field_text
 
     return [
-        Training(**{name: value(name, field_text) for name, field_text in row.items()})
+        ComparedTraining(**{name: value(name, field_text) for name, field_text in row.items()})
         for row in csv.DictReader(io.StringIO(text))
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from adept_ray.config.specs import CompareRun, TrainingSpec, UserError, nearest, overlay
+from adept_ray.config.specs import CompareRun, TrainingSpec, UserError, apply_changes, suggest_names
 from adept_ray.method.sharding import PLAIN, Fit
 
 COPIES_RATE, FULL_RATE, FEW_RATE = 3e-3, 3e-4, 1e-3
@@ -64,7 +64,7 @@ class Entrant:
     """How it is made to fit into the workers' memories."""
 
 
-def entrants(run: CompareRun) -> list[Entrant]:
+def list_entrants(run: CompareRun) -> list[Entrant]:
     """The methods that `run` names (all of them if none), each once, with the run's sizes.
 
     Raises :class:`UserError` for an unknown method or setting and for a label given twice.
@@ -80,17 +80,19 @@ def entrants(run: CompareRun) -> list[Entrant]:
     labels = run.methods or tuple(METHODS)
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"--methods: '{twice[0]}' is given twice")
-    return [entrant(label, base, run.replay) for label in labels]
+    return [make_entrant(label, base, run.replay) for label in labels]
 
 
-def entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
-    """The entrant of a label ``NAME`` or ``NAME:key=value:key=value``; raises as :func:`entrants` does."""
+def make_entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
+    """The entrant of a label ``NAME`` or ``NAME:key=value:key=value``; raises as :func:`list_entrants` does."""
     name, *changes = label.split(":")
     if name not in METHODS:
-        raise UserError(f"unknown method '{name}': {nearest(name, METHODS)}")
+        raise UserError(f"unknown method '{name}': {suggest_names(name, METHODS)}")
     method = METHODS[name]
     settings = dict(method.settings) | ({"replay": replay} if name == "replay" else {})
-    training = overlay(overlay(base, settings), dict(parsed(label, changes)), where=f"--methods {label}")
+    training = apply_changes(
+        apply_changes(base, settings), dict(parse_settings(label, changes)), where=f"--methods {label}"
+    )
     about = method.about if not changes else f"{method.about}; {', '.join(changes)}"
     return Entrant(label, about, method.rate, training)
 
@@ -98,7 +100,7 @@ def entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
 FIXED = ("tokens", "tokens_per_step", "reports", "base_lr")  # the same for all, or searched for each
 
 
-def parsed(label: str, changes: Iterable[str]) -> Iterable[tuple[str, Any]]:
+def parse_settings(label: str, changes: Iterable[str]) -> Iterable[tuple[str, Any]]:
     """Settings of a variant, from ``key=value`` texts."""
     for change in changes:
         key, separator, value = change.partition("=")

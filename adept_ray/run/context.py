@@ -18,42 +18,50 @@ import yaml
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import (
     ActivationsRun,
-    Interrupted,
+    InterruptedRun,
     RunSpec,
     ScoreWeights,
     TrainingSpec,
     TrainRun,
-    Unfinished,
+    UnfinishedRun,
     UserError,
+    apply_changes,
     load_yaml,
-    overlay,
-    validated,
-    without_password,
+    mask_password,
+    validate_spec,
 )
 from adept_ray.data.backbones import PRESETS as BACKBONES
-from adept_ray.data.benchmark_tasks import is_file
+from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.documents import CORPORA
 from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import CrewGone, Task, TaskFailed, TaskRefused, crew, do
-from adept_ray.method.memory_plan import fitting, plan
+from adept_ray.engine.crew import CrewLost, Job, JobFailed, JobRefused, run_job, start_crews
+from adept_ray.method.memory_plan import choose_fit, plan_memory
 from adept_ray.method.sharding import Fit
-from adept_ray.report.evidence import Importance, Side, checked
-from adept_ray.run.preparing import Prepared, Sources, notes, on_crew, test_blocks
+from adept_ray.report.evidence import Importance, Side, check_record
+from adept_ray.run.preparing import Prepared, Sources, list_notes, load_test_blocks, show_jobs
 from adept_ray.run.terminal import Display
-from adept_ray.storage.files import Results, default_name, delete, fetched, is_full, no_room, size_of
-from adept_ray.training.pace import pays
+from adept_ray.storage.files import (
+    Results,
+    delete_folder,
+    describe_full_disk,
+    fetch_temporarily,
+    is_disk_full,
+    make_run_name,
+    measure_size,
+)
+from adept_ray.training.pace import compiling_pays
 from adept_ray.training.scoring import SIDES
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.stage2 import TrainWork
 from adept_ray.training.state import STATE
 
-CHATTER = "ray.log"
+OUTPUT_LOG = "ray.log"
 WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers are faster takes as long as some
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 R = TypeVar("R", bound=RunSpec)
 Begun = TypeVar("Begun", bound=RunSpec)
 # Of a command that goes on with a run: what is its own, and what it may change, since no loss depends on it.
 OWN = ("resume", "more_trials", "storage", "name", "json_lines")
-MAY_CHANGE = (
+CHANGEABLE = (
     "workers",
     "min_workers",
     "concurrent",
@@ -68,9 +76,9 @@ MAY_CHANGE = (
 PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
-def settled(run: R, what: str = "") -> R:
+def resolve_settings(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
-    changes: dict[str, Any] = {} if run.name else {"name": default_name(run, what)}
+    changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
@@ -79,14 +87,14 @@ def settled(run: R, what: str = "") -> R:
         if value and str(value) not in presets and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
     if study := getattr(run, "study", ""):
-        changes["study"] = located_study(study)
+        changes["study"] = resolve_study(study)
     for field in ("general_tasks", "domain_tasks"):
         names = getattr(run, field)
-        changes[field] = [str(Path(name).resolve()) if is_file(name) else name for name in names]
-    return overlay(run, changes)
+        changes[field] = [str(Path(name).resolve()) if is_task_file(name) else name for name in names]
+    return apply_changes(run, changes)
 
 
-def located_study(study: str) -> str:
+def resolve_study(study: str) -> str:
     """A ``--study`` whose file, if it is one, is named by an absolute path."""
     scheme, found, file = study.rpartition("sqlite:///")
     if "://" in study and not (found and not scheme and file != ":memory:"):
@@ -95,36 +103,36 @@ def located_study(study: str) -> str:
 
 
 @contextmanager
-def at_work(
+def open_context(
     run: RunSpec, results: Results, display: Display, trains: bool = True
 ) -> Iterator[tuple[Any, int]]:
     """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes.
 
     Where nothing `trains` nothing is compiled either. Raises :class:`UserError` for what can't be.
     """
-    with chatter_to(results), launch.cluster(run) as dashboard:
-        enter = launch.how_to_enter() if dashboard else ""
+    with redirect_output(results), launch.connect_cluster(run) as dashboard:
+        enter = launch.explain_dashboard_token() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{enter}")
         display.event("results", place=results.place, dashboard=dashboard, enter=enter.strip(" ()"))
-        asked, run = run, launch.with_crews(run)
+        asked, run = run, launch.resolve_crews(run)
         if run != asked:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
         if trains:
             launch.check_compiler(run)
-        memory = launch.worker_memory(run)  # asked now: the crew may take every GPU there is
-        with crew(run, results.ray, display.say, memory) as board, timing(display, board):
+        memory = launch.measure_worker_memory(run)  # asked now: the crew may take every GPU there is
+        with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
             yield board, memory
 
 
 @contextmanager
-def chatter_to(results: Results) -> Iterator[None]:
+def redirect_output(results: Results) -> Iterator[None]:
     """Send what Ray, Tune and Train print here, and what workers print, to a file among the results.
 
     What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards. A run
     that goes on adds to what it printed before, behind a URI too.
     """
-    results.fetch((CHATTER,))
-    file = results.folder / CHATTER
+    results.fetch((OUTPUT_LOG,))
+    file = results.folder / OUTPUT_LOG
     try:
         with (
             file.open("a", buffering=1) as log,
@@ -134,7 +142,7 @@ def chatter_to(results: Results) -> Iterator[None]:
         ):
             yield
     finally:
-        results.write(CHATTER, file.read_text(errors="replace"))
+        results.write(OUTPUT_LOG, file.read_text(errors="replace"))
 
 
 @contextmanager
@@ -154,7 +162,7 @@ def redirect_logging(log: TextIO) -> Iterator[None]:
 
 
 @contextmanager
-def timing(display: Display, board: Any) -> Iterator[None]:
+def report_stage_times(display: Display, board: Any) -> Iterator[None]:
     """Tell the board the seconds of every stage, those that are over already too."""
 
     def tell(event: str, _: object = None) -> None:
@@ -170,38 +178,40 @@ def timing(display: Display, board: Any) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(command: str, run: RunSpec, results: Results, display: Display) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`Interrupted`, a full disk into :class:`UserError`: both name what goes on.
+def explain_stops(command: str, run: RunSpec, results: Results, display: Display) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`InterruptedRun`, a full disk into :class:`UserError`: both name what goes on.
 
     What a run that stops half-way has spent is kept in run.json, for the one that goes on to add to.
     """
     try:
-        with keeping_spent(results, display):
+        with keep_spent_time(results, display):
             yield
     except KeyboardInterrupt:
-        raise Interrupted(going_on(command, run)) from None
-    except Unfinished as problem:
-        told = f"{problem}; what is finished is kept: go on with {going_on(command, run)}"
+        raise InterruptedRun(format_resume_command(command, run)) from None
+    except UnfinishedRun as problem:
+        told = f"{problem}; what is finished is kept: go on with {format_resume_command(command, run)}"
         raise UserError(told) from problem
     except Exception as problem:
-        if isinstance(problem, UserError) or not is_full(problem):
+        if isinstance(problem, UserError) or not is_disk_full(problem):
             raise
-        raise UserError(f"{no_room(problem)} go on with {going_on(command, run)}") from problem
+        raise UserError(
+            f"{describe_full_disk(problem)} go on with {format_resume_command(command, run)}"
+        ) from problem
 
 
 @contextmanager
-def keeping_spent(results: Results, display: Display) -> Iterator[None]:
+def keep_spent_time(results: Results, display: Display) -> Iterator[None]:
     """Write to run.json what was spent, if what is done here stops half-way."""
     try:
         yield
     except BaseException:
         if not has_ended(about := results.about()):
             with suppress(OSError):  # the disk may be full
-                results.write_json("run.json", about | {"spent": spent(about, display)})
+                results.write_json("run.json", about | {"spent": sum_spent(about, display)})
         raise
 
 
-def going_on(command: str, run: RunSpec) -> str:
+def format_resume_command(command: str, run: RunSpec) -> str:
     """The command line that goes on with a run."""
     trust = " --trust-remote-code" if run.trust_remote_code else ""
     elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
@@ -218,29 +228,29 @@ def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
         raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
 
 
-def as_begun(run: Begun, begun: Mapping[str, Any]) -> Begun:
+def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    What no result depends on (see MAY_CHANGE) may be given anew; what isn't given (is not in the
+    What no result depends on (see CHANGEABLE) may be given anew; what isn't given (is not in the
     `model_fields_set` of `run`) stays as it was.
     """
-    saved = validated(type(run), begun, "run.json")
+    saved = validate_spec(type(run), begun, "run.json")
     check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
     for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
         asked, had = getattr(run, name), getattr(saved, name)
         if asked == had:
             continue
-        if name not in MAY_CHANGE:
+        if name not in CHANGEABLE:
             flag = "--" + name.replace("_", "-")
             if name == "study":
-                asked, had = without_password(asked), without_password(had)
+                asked, had = mask_password(asked), mask_password(had)
             raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
         changes[name] = asked
-    return overlay(saved, changes, where=f"resuming '{run.name}'")
+    return apply_changes(saved, changes, where=f"resuming '{run.name}'")
 
 
-def as_trained(
+def resume_training(
     args: TrainRun, best: Mapping[str, Any], begun: Mapping[str, Any]
 ) -> tuple[RunSpec, TrainingSpec]:
     """The settings that a training at full length began with, to resume it.
@@ -250,23 +260,23 @@ def as_trained(
     """
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
-    run = settled(as_begun(RunSpec.model_construct(**given(args)), begun["run"]))
-    file = settled(validated(RunSpec, best["run"], args.config))
+    run = resolve_settings(resume_settings(RunSpec.model_construct(**overrides_from(args)), begun["run"]))
+    file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.model_fields if name not in TrainRun.model_fields):
         if (asked := getattr(file, name)) != (had := getattr(run, name)):
             raise UserError(
                 f"{args.config}: {name} is {asked}, but the training to be resumed began with {had}"
             )
-    training = validated(TrainingSpec, begun["training"], "run.json")
+    training = validate_spec(TrainingSpec, begun["training"], "run.json")
     reports = args.reports if "reports" in args.model_fields_set else training.reports
     wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
-    check_same(validated(TrainingSpec, wanted, args.config), begun["training"])
+    check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun["training"])
     return run, training
 
 
-def check_same(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
+def check_same_training(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
     """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
-    had = validated(TrainingSpec, begun, "run.json").model_dump(mode="json")
+    had = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
     for name, value in training.model_dump(mode="json").items():
         if value != had[name]:
             raise UserError(f"{name} is {value}, but the training to be resumed began with {had[name]}")
@@ -277,7 +287,7 @@ def load_best(place: str | Path) -> dict[str, Any]:
     if "://" in str(place):
         parent, _, name = str(place).rpartition("/")
         try:
-            with fetched(parent, [name]) as folder:
+            with fetch_temporarily(parent, [name]) as folder:
                 best = load_yaml(folder / name)
         except OSError as problem:
             raise UserError(f"{place}: can't be read: {launch.first_line(problem)}") from problem
@@ -289,12 +299,12 @@ def load_best(place: str | Path) -> dict[str, Any]:
     return best
 
 
-def backbone_of(best: Mapping[str, Any]) -> dict[str, str]:
+def known_fingerprints(best: Mapping[str, Any]) -> dict[str, str]:
     """What a best.yaml knows of what it was made from."""
     return {"backbone": best["backbone"]} if "backbone" in best else {}
 
 
-def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
+def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
     machine = (
         "workers",
@@ -310,12 +320,12 @@ def given(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
-def job_of(
+def build_work(
     run: RunSpec, made: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
-) -> TrainJob:
+) -> TrainWork:
     """The training of `layers` with `training` on what was prepared."""
     backbone = made.sources.backbone
-    return TrainJob(
+    return TrainWork(
         source=backbone.source,
         revision=backbone.revision,
         training=training,
@@ -333,7 +343,7 @@ def job_of(
     )
 
 
-def planned(
+def plan_fit(
     run: RunSpec,
     sources: Sources,
     training: TrainingSpec,
@@ -357,18 +367,20 @@ def planned(
     what = what or f"k = {training.k}"
     try:
         code = sources.backbone.trusted, sources.backbone.revision
-        needs = plan(sources.config, training, lowest, run.seq_len, run.dtype, *code)
+        needs = plan_memory(sources.config, training, lowest, run.seq_len, run.dtype, *code)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
         display.say(f"{what}: what it will take can't be said beforehand ({launch.first_line(problem)})")
         return Fit(run.activation_checkpointing == "on", run.sharding == "on", run.compile == "on")
-    fit = fitting(needs, run, memory, what)
+    fit = choose_fit(needs, run, memory, what)
     display.plan(needs, run, fit, memory, what)
     return fit
 
 
-def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Display, board: Any) -> TrainJob:
+def choose_compiling(
+    run: RunSpec, job: TrainWork, steps: int, made: Prepared, display: Display, board: Any
+) -> TrainWork:
     """`job` with compiled layers where `run` leaves that open and it pays over so many `steps`.
 
     Each command asks its own workers: those that go on with a run may be others. `display` is told.
@@ -376,17 +388,17 @@ def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Disp
     if run.compile != "auto" or steps < WORTH_ASKING or not job.layers:
         return job
     try:
-        with on_crew(display, board, "pace", "steps with and without torch.compile", "pace"):
-            found = do(board, Task("pace", "pace", job, put(made.blocks)))
-    except (CrewGone, TaskRefused):
+        with show_jobs(display, board, "pace", "steps with and without torch.compile", "pace"):
+            found = run_job(board, Job("pace", "pace", job, store_blocks(made.blocks)))
+    except (CrewLost, JobRefused):
         raise
-    except TaskFailed as problem:
-        display.say(f"trained without torch.compile: timing it failed ({launch.innermost(problem)})")
+    except JobFailed as problem:
+        display.say(f"trained without torch.compile: timing it failed ({launch.find_cause(problem)})")
         return job
     if found["fault"]:
         display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
         return job
-    compiled = pays(found, steps)
+    compiled = compiling_pays(found, steps)
     times = {name: found[name] for name in ("plain", "compiled", "compiling")}
     display.event("pace", **times, steps=steps, compile=compiled)
     display.show(
@@ -396,16 +408,16 @@ def paced(run: RunSpec, job: TrainJob, steps: int, made: Prepared, display: Disp
     return replace(job, fit=replace(job.fit, compiled=compiled))
 
 
-def put(blocks: Any) -> Any:
+def store_blocks(blocks: Any) -> Any:
     """A reference to `blocks` in the object store, read once by every process that needs them."""
     import ray
 
     return ray.put(blocks)
 
 
-def conclude(
+def test_and_export(
     run: RunSpec,
-    job: TrainJob,
+    job: TrainWork,
     made: Prepared,
     results: Results,
     display: Display,
@@ -415,25 +427,25 @@ def conclude(
     """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
     backbone = made.sources.backbone
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
-    with on_crew(display, board, "test", "test splits and export", "conclude"):
-        blocks = put(test_blocks(run, made.sets))
+    with show_jobs(display, board, "test", "test splits and export", "conclude"):
+        blocks = store_blocks(load_test_blocks(run, made.sets))
         job = replace(job, items=made.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
-        found = do(board, Task("conclude", "conclude", job, blocks, results.ray, extra=extra))
-        kept, whole = size_of(checkpoint), size_of(f"{found['saved']}/model")
+        found = run_job(board, Job("conclude", "conclude", job, blocks, results.ray, extra=extra))
+        kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
         results.adopt(f"{found['saved']}/model", "model")
-        delete(f"{results.ray}/conclude")
-        with fetched(checkpoint) as folder:
+        delete_folder(f"{results.ray}/conclude")
+        with fetch_temporarily(checkpoint) as folder:
             state = json.loads((folder / STATE).read_text())
     results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
     display.show(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
     )
     display.event("sizes", checkpoint=kept, model=whole)
-    return {**{side: side_of(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
+    return {**{side: describe_side(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
 
 
-def side_of(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
+def describe_side(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
     """What best.yaml says of a side, from the metrics of the test; `measure` is what its delta is of."""
     measures = [measure for measure in ("bpb", "accuracy") if f"{side}_{measure}" in found]
     said: dict[str, Any] = {"measure": measures[-1] if by_tasks else "bpb"}
@@ -443,11 +455,11 @@ def side_of(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, An
     return said | {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}
 
 
-def write_best(
+def record_best(
     results: Results,
     run: RunSpec,
     made: Prepared,
-    job: TrainJob,
+    job: TrainWork,
     test: Mapping[str, Any],
     choice: Mapping[str, Any],
     k_max: int,
@@ -467,7 +479,7 @@ def write_best(
     results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
 
 
-def write_run(
+def record_run(
     results: Results,
     run: RunSpec,
     display: Display,
@@ -483,7 +495,7 @@ def write_run(
     """
     had = results.about()
     about = {"command": shlex.join(["python", *sys.argv]), **had}
-    about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": notes(sources)}
+    about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
     about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
     about["ended"] = made is not None
     if training:
@@ -491,12 +503,12 @@ def write_run(
     if space:
         about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if made:
-        about |= {"versions": versions(), "fingerprints": made.fingerprints, **spent(had, display)}
+        about |= {"versions": list_versions(), "fingerprints": made.fingerprints, **sum_spent(had, display)}
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     results.write_json("run.json", about)
 
 
-def spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
+def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
     """Wall clock in seconds, by stage and in all, and peak memory of a run's commands, this one included.
 
     `about` is the run.json that the earlier ones left.
@@ -519,7 +531,7 @@ def has_ended(about: Mapping[str, Any]) -> bool:
     return about.get("ended", "seconds" in about)
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:
@@ -530,11 +542,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summary(
+def show_summary(
     display: Display,
     why: str,
     test: Mapping[str, Any],
-    job: TrainJob,
+    job: TrainWork,
     made: Prepared,
     results: Results,
     advised_k: int | None = None,
@@ -544,11 +556,11 @@ def summary(
     advised_k = k if advised_k is None else advised_k
     head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
     display.show(f"\n{head}   layers copied: {layers}\n{why}")
-    doubt = checked(Importance, made.importance, "importance").doubt(job.layers)
+    doubt = check_record(Importance, made.importance, "importance").doubt(job.layers)
     if doubt:
         display.show(doubt)
     for side in SIDES:
-        found = checked(Side, test[side], "test")
+        found = check_record(Side, test[side], "test")
         display.show(
             f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"

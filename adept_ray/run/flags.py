@@ -11,40 +11,40 @@ from typing import Annotated, Any, NoReturn, TypedDict
 import tyro
 
 from adept_ray.config.search_space import load_search_space
-from adept_ray.config.specs import Interrupted, Spec, UserError, validated
+from adept_ray.config.specs import InterruptedRun, Spec, UserError, validate_spec
 from adept_ray.data.backbones import PRESETS
-from adept_ray.storage.files import is_full, no_room
+from adept_ray.storage.files import describe_full_disk, is_disk_full
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
-def main(spec: type[Spec], command: str, description: str | None) -> NoReturn:
+def run_command(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     """Parse the flags of `spec`, call `command` (``commands.find_k``, …) and exit with its status.
 
     Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
     try:
-        given = parse(spec, description)
+        given = parse_flags(spec, description)
         module, _, function = command.partition(".")
         getattr(importlib.import_module(f"adept_ray.commands.{module}"), function)(given)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as stopped:
+    except InterruptedRun as stopped:
         print(f"interrupted; to go on from here: {stopped}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as problem:
-        if not is_full(problem):
+        if not is_disk_full(problem):
             raise
-        print(f"error: {no_room(problem)} give the command again", file=sys.stderr)
+        print(f"error: {describe_full_disk(problem)} give the command again", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
 
-def parse(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
+def parse_flags(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
     """A `spec` from command-line flags (default: those of this process).
 
     A backbone's preset brings its own defaults of other flags, and so does a search space. Raises
@@ -54,28 +54,28 @@ def parse(spec: type[Spec], description: str | None, args: list[str] | None = No
     sizes: Mapping[str, Any] = {}
     if "backbone" in spec.model_fields:
         words = [word for word in (sys.argv[1:] if args is None else args) if word not in ("-h", "--help")]
-        first = vars(tyro.cli(flags_of(spec, {}), description=purpose, args=words))
+        first = vars(tyro.cli(make_flag_class(spec, {}), description=purpose, args=words))
         preset = PRESETS.get(first["backbone"])
         # what is resumed has the sizes that it began with
         if not first.get("resume") and not first.get("more_trials"):
             sizes = preset.sizes if preset else {}
             if "search_space" in spec.model_fields:
-                again = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=words))
+                again = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=words))
                 sizes = {**sizes, **load_search_space(again["search_space"]).run}
-    values = vars(tyro.cli(flags_of(spec, sizes), description=purpose, args=args))
+    values = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args))
     # Its `model_fields_set` says what was given; sizes that a preset or a search space brought weren't.
-    told = {*tyro.cli(TypedDict("Given", arguments(spec), total=False), args=args)}  # type: ignore
+    told = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
     known = {n: v for n, v in values.items() if n in {*told, *sizes}}
-    return spec.model_construct(told, **dict(validated(spec, known, where="command line")))
+    return spec.model_construct(told, **dict(validate_spec(spec, known, where="command line")))
 
 
-def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
+def make_flag_class(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     """A plain dataclass with the fields of `spec`, some with other `defaults`.
 
     It checks nothing, so that a value that `spec` refuses is reported in our one sentence.
     """
     fields = []
-    for name, kind in arguments(spec).items():
+    for name, kind in list_arguments(spec).items():
         field, default = spec.model_fields[name], dataclasses.field()
         if not field.is_required():
             usual = field.get_default(call_default_factory=True)
@@ -84,7 +84,7 @@ def flags_of(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     return dataclasses.make_dataclass(spec.__name__, fields)
 
 
-def arguments(spec: type[Spec]) -> dict[str, Any]:
+def list_arguments(spec: type[Spec]) -> dict[str, Any]:
     """Field of `spec` → its type as tyro takes it, with its help."""
     found = {}
     for name, field in spec.model_fields.items():

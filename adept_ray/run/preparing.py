@@ -14,17 +14,17 @@ from typing import Any
 
 from adept_ray.config.specs import RunSpec, UserError, fingerprint
 from adept_ray.data.backbones import Backbone, load_config, resolve_backbone
-from adept_ray.data.benchmark_tasks import Items, at_chance, draw
+from adept_ray.data.benchmark_tasks import TaskItems, draw_items, find_tasks_at_chance
 from adept_ray.data.documents import CorpusFiles, resolve_corpus
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
-from adept_ray.engine.crew import Progresses, Task, do, watching
-from adept_ray.method.anatomy import family_like
+from adept_ray.engine.crew import Job, Progress, run_job, watch_board
+from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.run.terminal import Display, Update
-from adept_ray.storage.files import check_place, put_json, read_json
-from adept_ray.training.scoring import SIDES, tasks_of
-from adept_ray.training.stage1 import ProbeJob
+from adept_ray.storage.files import check_place, read_json, store_json
+from adept_ray.training.scoring import SIDES, tasks_key
+from adept_ray.training.stage1 import ProbeWork
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
@@ -39,7 +39,7 @@ class Sources:
     """Its Hugging Face config."""
     general: CorpusFiles
     domain: CorpusFiles | None
-    items: Mapping[str, Mapping[str, Items]] = field(default_factory=dict)
+    items: Mapping[str, Mapping[str, TaskItems]] = field(default_factory=dict)
     """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
 
     @property
@@ -53,7 +53,7 @@ class Sources:
         made = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
         return made | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
 
-    def items_of(self, split: str) -> dict[str, Items]:
+    def items_of(self, split: str) -> dict[str, TaskItems]:
         """Side → its items of that split."""
         return {side: splits[split] for side, splits in self.items.items()}
 
@@ -71,7 +71,7 @@ class Prepared:
     """Content of importance.json."""
     before: Mapping[str, list[float]]
     """``general`` and ``domain`` → the backbone's loss of each validation document, nats; under the names of
-    :func:`~adept_ray.training.scoring.tasks_of` its answers to the validation items."""
+    :func:`~adept_ray.training.scoring.tasks_key` its answers to the validation items."""
 
     @property
     def layer_importance(self) -> LayerImportance:
@@ -112,7 +112,7 @@ def find_sources(
     with display.stage("assets", "backbone and corpora") as update:
         backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
         check_unchanged("backbone", backbone, began)
-        config = checked_config(backbone, run.seq_len)
+        config = load_checked_config(backbone, run.seq_len)
         update(1, 2 + with_domain)
         general = resolve_corpus(run.general, run.text_column, run.local_cache)
         check_unchanged("general corpus", general, began)
@@ -121,12 +121,12 @@ def find_sources(
         if domain:
             check_unchanged("domain corpus", domain, began)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
-    items: dict[str, dict[str, Items]] = {}
+    items: dict[str, dict[str, TaskItems]] = {}
     if any(tasks.values()):
         with display.stage("tasks", "benchmark tasks") as update:
             for number, (side, names) in enumerate(tasks.items(), 1):
                 if names:
-                    items[side] = draw(names, run.task_items, run.seed, run.local_cache)
+                    items[side] = draw_items(names, run.task_items, run.seed, run.local_cache)
                 update(number, len(tasks))
     return Sources(backbone, config, general, domain, items)
 
@@ -140,13 +140,13 @@ def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[st
         )
 
 
-def checked_config(backbone: Backbone, seq_len: int) -> Any:
+def load_checked_config(backbone: Backbone, seq_len: int) -> Any:
     """The config of a backbone.
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
     """
     config = load_config(backbone.source, backbone.revision, backbone.trusted)
-    family_like(config)
+    family_of_config(config)
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:
         raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
@@ -189,36 +189,36 @@ def prepare(
         }
         if sources.domain:
             wanted["domain"] = ("domain", "validation", run.validation_tokens)
-        blocks = held_out(run, sets, wanted)
+        blocks = load_held_out(run, sets, wanted)
         if sources.domain:
             texts = {"train": "domain", "replay": "general"} if replay else {"train": "domain"}
             for name, side in texts.items():
                 train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
                 blocks[name] = train.first(max(train_tokens, run.seq_len))
             # Too small a split is said now, not after the search.
-            check_doubt(run, "validation", blocks, sources, display.warn)
-            check_doubt(run, "test", test_blocks(run, sets), sources, display.warn)
-    with on_crew(display, board, "probe", "stage 1, importance of layers and units", "probe"):
+            check_sample_sizes(run, "validation", blocks, sources, display.warn)
+            check_sample_sizes(run, "test", load_test_blocks(run, sets), sources, display.warn)
+    with show_jobs(display, board, "probe", "stage 1, importance of layers and units", "probe"):
         found = functools.partial(read_json, say=display.say)
-        importance, before = stage_one(run, sources, sets, blocks, board, k_max, fit, found)
+        importance, before = measure_stage_one(run, sources, sets, blocks, board, k_max, fit, found)
         if receptive:
-            importance["reception"] = reception(run, sources, sets, board, fit, found)
+            importance["reception"] = measure_reception(run, sources, sets, board, fit, found)
     for side, items in sources.items_of("validation").items():
-        for sentence in at_chance(items, before[tasks_of(side)]):
+        for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
             display.warn(f"{side} task {sentence}")
     return Prepared(sources, sets, blocks, importance, before)
 
 
 @contextmanager
-def on_crew(display: Display, board: Any, name: str, what: str, *tasks: str) -> Iterator[None]:
+def show_jobs(display: Display, board: Any, name: str, what: str, *tasks: str) -> Iterator[None]:
     """A stage with the progress of the `tasks` that the crew does in it, one after the other."""
     with display.stage(name, what) as update:
 
-        def show(progress: Progresses, _: object) -> None:
+        def show(progress: Progress, _: object) -> None:
             shares = [done / of for done, of in (progress.get(task, (0, 1)) for task in tasks)]
             update(round(1000 * sum(shares)), 1000 * len(tasks))
 
-        with watching(board, show):
+        with watch_board(board, show):
             yield
 
 
@@ -245,7 +245,7 @@ def token_blocks(
     return sets
 
 
-def held_out(
+def load_held_out(
     run: RunSpec, sets: Mapping[str, BlockSet], wanted: Mapping[str, tuple[str, str, int]]
 ) -> dict[str, Blocks]:
     """The first blocks of splits: name → (side, split, tokens)."""
@@ -255,7 +255,7 @@ def held_out(
     }
 
 
-def check_doubt(
+def check_sample_sizes(
     run: RunSpec, split: str, held: Mapping[str, Blocks], sources: Sources, warn: Callable[[str], None]
 ) -> None:
     """See that standard errors can be told on a held-out split: they come from its documents or items.
@@ -273,7 +273,7 @@ def check_doubt(
             warn(f"{where} is {count} {what}s, so standard errors are rough; a larger {flag} helps")
 
 
-def stage_one(
+def measure_stage_one(
     run: RunSpec,
     sources: Sources,
     sets: Mapping[str, BlockSet],
@@ -290,13 +290,14 @@ def stage_one(
     model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
     race = k_max if run.probe == "raced" else None  # an exhaustive probe serves every depth
     how = (run.probe_tokens, race, run.probe_confidence)
-    probe_file = cached(run, "probes", *model, sets["general"].fingerprint, *how)
+    probe_file = cache_place(run, "probes", *model, sets["general"].fingerprint, *how)
     nats_files = {
-        side: cached(run, "losses", *model, sets[side].fingerprint, run.validation_tokens) for side in sets
+        side: cache_place(run, "losses", *model, sets[side].fingerprint, run.validation_tokens)
+        for side in sets
     }
     items = sources.items_of("validation")
     answer_files = {
-        side: cached(run, "answers", *model[:3], version("lm_eval"), each.content)
+        side: cache_place(run, "answers", *model[:3], version("lm_eval"), each.content)
         for side, each in items.items()
     }
     importance = found(probe_file)
@@ -307,7 +308,7 @@ def stage_one(
     if missing or unanswered or importance is None:
         import ray
 
-        job = ProbeJob(
+        job = ProbeWork(
             sources.backbone.source,
             sources.backbone.revision,
             run.micro_batch,
@@ -322,7 +323,7 @@ def stage_one(
             trusted=sources.backbone.trusted,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
-        measured = do(board, Task("probe", "probe", job, reference))
+        measured = run_job(board, Job("probe", "probe", job, reference))
         if job.importance:
             made_from = {
                 "backbone": sources.backbone.name,
@@ -333,19 +334,19 @@ def stage_one(
                 "seq_len": run.seq_len,
             }
             importance = {**measured["importance"], "made_from": made_from}
-            put_json(probe_file, importance)
+            store_json(probe_file, importance)
         for side, values in measured["nats"].items():
             nats[side] = {"nats": values}
-            put_json(nats_files[side], nats[side])
+            store_json(nats_files[side], nats[side])
         for side, values in measured["correct"].items():
             answers[side] = {"correct": values}
-            put_json(answer_files[side], answers[side])
+            store_json(answer_files[side], answers[side])
     before = {side: known["nats"] for side, known in nats.items()}
-    before |= {tasks_of(side): known["correct"] for side, known in answers.items()}
+    before |= {tasks_key(side): known["correct"] for side, known in answers.items()}
     return importance, before
 
 
-def reception(
+def measure_reception(
     run: RunSpec,
     sources: Sources,
     sets: Mapping[str, BlockSet],
@@ -361,14 +362,14 @@ def reception(
         sets["domain"].fingerprint,
         run.probe_tokens,
     )
-    file = cached(run, "receptions", PROBE_VERSION, *named)
+    file = cache_place(run, "receptions", PROBE_VERSION, *named)
     known = found(file)
     if known is None:
         import ray
 
         text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
         source, revision = sources.backbone.source, sources.backbone.revision
-        job = ProbeJob(
+        job = ProbeWork(
             source,
             revision,
             run.micro_batch,
@@ -378,23 +379,23 @@ def reception(
             fit=fit,
             trusted=sources.backbone.trusted,
         )
-        measured = do(board, Task("reception", "probe", job, ray.put({"reception": text})))
+        measured = run_job(board, Job("reception", "probe", job, ray.put({"reception": text})))
         known = {"reception": measured["reception"]}
-        put_json(file, known)
+        store_json(file, known)
     return known["reception"]
 
 
-def cached(run: RunSpec, kind: str, *parts: Any) -> str:
+def cache_place(run: RunSpec, kind: str, *parts: Any) -> str:
     """Path or URI at which the cache keeps a result of that kind made from `parts`."""
     return f"{run.cache}/{kind}/{fingerprint(*parts)}.json"
 
 
-def test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
+def load_test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
     """The test splits of both sides; only for the chosen model, once."""
-    return held_out(run, sets, {side: (side, "test", run.test_tokens) for side in SIDES})
+    return load_held_out(run, sets, {side: (side, "test", run.test_tokens) for side in SIDES})
 
 
-def notes(sources: Sources) -> dict[str, str]:
+def list_notes(sources: Sources) -> dict[str, str]:
     """Where things come from and under which licence."""
     found: Sequence[tuple[str, Any]] = (
         ("backbone", sources.backbone),

@@ -31,7 +31,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from adept_ray.config.specs import RunSpec
-    from adept_ray.method.memory_plan import Plan
+    from adept_ray.method.memory_plan import MemoryPlan
     from adept_ray.method.sharding import Fit
 
 Update = Callable[[int, int], None]
@@ -48,7 +48,7 @@ class TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """``0:01:05``, or dashes."""
-        seconds = left(task.elapsed or 0.0, task.completed, (task.total or 0) - task.completed)
+        seconds = estimate_time_left(task.elapsed or 0.0, task.completed, (task.total or 0) - task.completed)
         text = "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
         return Text(text, style="progress.remaining")
 
@@ -116,7 +116,11 @@ class Display:
             if (now := time.monotonic()) - told[0] > PROGRESS_EVERY:
                 told[0] = now
                 self.event(
-                    "progress", stage=name, done=done, of=of, left=left(now - started, done, of - done)
+                    "progress",
+                    stage=name,
+                    done=done,
+                    of=of,
+                    left=estimate_time_left(now - started, done, of - done),
                 )
 
         try:
@@ -127,7 +131,7 @@ class Display:
         self.show(f"{what}: {self.seconds[name]:.1f} s")
         self.event("stage_ended", stage=name, seconds=self.seconds[name])
 
-    def plan(self, needs: Plan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
+    def plan(self, needs: MemoryPlan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
         share = run.fewest_workers if fit.sharded else 1
         parts = {
@@ -175,7 +179,7 @@ class Display:
     def training(self, row: Mapping[str, Any]) -> None:
         """A line about a training of a comparison that ended."""
         rate = f"  rate {row['base_lr']:.3g}" if row["base_lr"] else ""
-        deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
+        deltas = [format_signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
         end = f"failed: {row['error']}" if row["error"] else "general {}  domain {}  score {}".format(*deltas)
         self.event("training", **row)
         self.show(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
@@ -192,7 +196,7 @@ class Display:
         ):
             halves = [row[f"{name}_ci"] for name in numbers]
             texts = [
-                signed(row[n]) + (f" ± {h:.2f}" if h is not None else "")
+                format_signed(row[n]) + (f" ± {h:.2f}" if h is not None else "")
                 for n, h in zip(numbers, halves, strict=True)
             ]
             table.add_row(row["method"], *texts)
@@ -232,15 +236,16 @@ class Display:
         told: dict[str, Mapping[str, Any]] = {}
 
         def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]) -> None:
-            elapsed, done = time.monotonic() - started, through(rows, progress)
+            elapsed, done = time.monotonic() - started, share_done(rows, progress)
             if resumed:
                 before.update({trial: share for trial, share in done.items() if trial not in before})
             made = sum(done.values())
-            seconds = left(elapsed, made - sum(before.values()), total - made)
+            seconds = estimate_time_left(elapsed, made - sum(before.values()), total - made)
             if self.live:
                 over = sum(row["state"] != "running" for row in rows)
                 live.update(
-                    Group(trials_table(rows, progress), clock(elapsed, over, total, seconds)), refresh=True
+                    Group(build_trials_table(rows, progress), format_clock(elapsed, over, total, seconds)),
+                    refresh=True,
                 )
             for row in rows:
                 if row != told.get(row["trial"]):
@@ -248,7 +253,7 @@ class Display:
                     short = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
                     self.event("trial", **short, left=seconds)
                     if not self.live and row["state"] != "running":
-                        texts = zip(COLUMNS, cells(row, progress), strict=True)
+                        texts = zip(COLUMNS, format_cells(row, progress), strict=True)
                         self.show("  ".join(f"{name} {text}" for name, text in texts))
 
         self.event("stage_began", stage="search", what=f"{total} trials")
@@ -261,25 +266,27 @@ class Display:
         self.event("stage_ended", stage="search", seconds=self.seconds["search"])
 
 
-def left(elapsed: float, made: float, more: float) -> float | None:
+def estimate_time_left(elapsed: float, made: float, more: float) -> float | None:
     """Seconds that `more` will take after `made` took `elapsed` of them; None where nothing was made."""
     return round(elapsed * more / made, 1) if made > 0 else None
 
 
-def through(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+def share_done(
+    rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]
+) -> dict[str, float]:
     """Trial → the share of it that is done (0…1); a running one that made no step isn't there."""
     shares = {name: done / of for name, (done, of) in progress.items()}
     over = {row["trial"]: 1.0 for row in rows if row["state"] != "running"}
     return {row["trial"]: shares[row["trial"]] for row in rows if row["trial"] in shares} | over
 
 
-def clock(elapsed: float, over: int, total: int, seconds: float | None) -> str:
+def format_clock(elapsed: float, over: int, total: int, seconds: float | None) -> str:
     """The line under the table of trials."""
     more = f", about {seconds:.0f} s left" if seconds else ""
     return f"search: {over} of {total} trials over, {elapsed:.0f} s{more}"
 
 
-def trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> Table:
+def build_trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> Table:
     """The trials so far as a table."""
     table = Table(box=None, header_style="bold")
     for name in COLUMNS:
@@ -288,19 +295,20 @@ def trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple
     for row in rows:
         leads = best is not None and row["score"] == best and row["state"] == "finished"
         table.add_row(
-            *cells(row, progress), style="green" if leads else "dim" if row["state"] == "stopped" else ""
+            *format_cells(row, progress),
+            style="green" if leads else "dim" if row["state"] == "stopped" else "",
         )
     return table
 
 
-def cells(row: Mapping[str, Any], progress: Mapping[str, tuple[int, int]]) -> list[str]:
+def format_cells(row: Mapping[str, Any], progress: Mapping[str, tuple[int, int]]) -> list[str]:
     """A trial's row as short texts, in the order of COLUMNS."""
     done, of = progress.get(row["trial"], (0, 0))
     rate = f"{row['base_lr']:.1e}" if "base_lr" in row else "–"
-    deltas = [signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
+    deltas = [format_signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
     return [row["trial"], str(row["k"]), rate, f"{done}/{of}" if of else "–", *deltas, row["state"]]
 
 
-def signed(value: float | None) -> str:
+def format_signed(value: float | None) -> str:
     """A percentage with its sign, or a dash where there is none yet."""
     return "–" if value is None else f"{value:+.2f}"

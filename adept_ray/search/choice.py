@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError, validated
-from adept_ray.training.scoring import counted_general, difference_error, scored
+from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError, validate_spec
+from adept_ray.training.scoring import count_general, difference_error, weigh_changes
 
 Row = Mapping[str, Any]
 UNTOUCHED = "untouched"  # name and state of the backbone's own row
@@ -42,7 +42,7 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Reach:
+class DepthLimit:
     """How large k may be, whatever its range says."""
 
     layers: int
@@ -104,7 +104,7 @@ class Choice:
     min_gain_per_layer: float | None = None
 
 
-def choose(
+def choose_k(
     rows: Sequence[Row], weights: ScoreWeights = EVEN, min_gain_per_layer: float | None = None
 ) -> Choice:
     """The smallest k whose best score lies within one standard error of the best (the 1-SE rule).
@@ -130,14 +130,16 @@ def choose(
         if not climbing or worth(row) > worth(climbing[-1]):
             climbing.append(row)
     top = climbing[-1]
-    errors = [0.0 if row is top else known(difference_error(top, row, weights)) for row in climbing]
+    errors = [0.0 if row is top else finite_or_zero(difference_error(top, row, weights)) for row in climbing]
     chosen, error = next(
         (row, error) for row, error in zip(climbing, errors, strict=True) if worth(top) - worth(row) <= error
     )
     best = max(per_k.values(), key=lambda row: (row["score"], -row["k"]))
-    depths = depths_of(rows, per_k, weights)
-    futile = chosen["k"] > 0 and all(worth(row) <= known(row["score_se"]) for row in per_k.values())
-    reason = why(chosen, best, error, price, max(per_k)) + " " + neighbours(chosen["k"], depths)
+    depths = compare_depths(rows, per_k, weights)
+    futile = chosen["k"] > 0 and all(worth(row) <= finite_or_zero(row["score_se"]) for row in per_k.values())
+    reason = (
+        explain_choice(chosen, best, error, price, max(per_k)) + " " + explain_neighbours(chosen["k"], depths)
+    )
     tried = {row["k"] for row in rows if row["state"] != UNTOUCHED}
     return Choice(
         k=chosen["k"],
@@ -147,7 +149,7 @@ def choose(
         best_k=best["k"],
         best_score=best["score"],
         threshold=worth(top) - error + price * chosen["k"],
-        reason=better_untouched(per_k.values(), chosen, price) if futile else reason,
+        reason=explain_no_gain(per_k.values(), chosen, price) if futile else reason,
         depths=depths,
         unfinished={k: sum(row["k"] == k for row in rows) for k in sorted(tried - {0, *per_k})},
         min_gain_per_layer=min_gain_per_layer,
@@ -169,7 +171,7 @@ def best_of_each_k(rows: Iterable[Row]) -> dict[int, Row]:
     return dict(sorted(best.items()))
 
 
-def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeights) -> tuple[Depth, ...]:
+def compare_depths(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeights) -> tuple[Depth, ...]:
     """What is known of each k with a finished trial, above the untouched backbone."""
     before: Row = {"trial": UNTOUCHED, "k": 0, "score": 0.0, "score_se": 0.0}
     idle = sum(row["k"] == 0 and row["state"] != UNTOUCHED for row in rows)
@@ -196,10 +198,10 @@ def depths_of(rows: Sequence[Row], per_k: Mapping[int, Row], weights: ScoreWeigh
     return tuple(depths)
 
 
-def better_untouched(rows: Collection[Row], chosen: Row, price: float) -> str:
+def explain_no_gain(rows: Collection[Row], chosen: Row, price: float) -> str:
     """The two sentences of a search in which nothing is surely worth having."""
     error = f" ± {chosen['score_se']:.2f}" if math.isfinite(chosen["score_se"]) else ""
-    if all(row["score"] < -TOLD_APART * known(row["score_se"]) for row in rows):
+    if all(row["score"] < -TOLD_APART * finite_or_zero(row["score_se"]) for row in rows):
         fault = "is better than the untouched backbone"
     elif price:
         fault = f"earns {price:g} points a layer by more than one standard error"
@@ -212,17 +214,17 @@ def better_untouched(rows: Collection[Row], chosen: Row, price: float) -> str:
     )
 
 
-def doubt_of(chosen: Row) -> str:
+def express_doubt(chosen: Row) -> str:
     """What is to be said against a trial beside the untouched backbone, whose score is 0."""
-    if chosen["k"] == 0 or chosen["score"] > TOLD_APART * known(chosen["score_se"]):
+    if chosen["k"] == 0 or chosen["score"] > TOLD_APART * finite_or_zero(chosen["score_se"]):
         return ""
     return ", though it isn't told from the untouched backbone"
 
 
-def why(chosen: Row, best: Row, error: float, price: float, deepest: int) -> str:
+def explain_choice(chosen: Row, best: Row, error: float, price: float, deepest: int) -> str:
     """The sentence that says why this k."""
     head = f"k = {chosen['k']} scores {chosen['score']:.2f}"
-    doubt = doubt_of(chosen)
+    doubt = express_doubt(chosen)
     if price:
         asked = f"{price:g} points each"
         paid = chosen["score"] >= price * chosen["k"]
@@ -238,24 +240,28 @@ def why(chosen: Row, best: Row, error: float, price: float, deepest: int) -> str
     )
 
 
-def neighbours(k: int, depths: Sequence[Depth]) -> str:
+def explain_neighbours(k: int, depths: Sequence[Depth]) -> str:
     """The sentence that says what fewer layers and what more layers would change."""
     here = next((at for at, depth in enumerate(depths) if depth.k == k), 0)
     said = []
     if here:
         fewer, depth = depths[here - 1], depths[here]
         place = f"k = {fewer.k}" if fewer.k else "the untouched backbone"
-        said.append(f"{layers(k - fewer.k)} fewer ({place}) would score {moved(-gain_of(depth), depth)}")
+        said.append(
+            f"{format_layers(k - fewer.k)} fewer ({place}) would score {format_gain(-gain_of(depth), depth)}"
+        )
     if here + 1 < len(depths):
         more = depths[here + 1]
-        said.append(f"{layers(more.k - k)} more (k = {more.k}) would score {moved(gain_of(more), more)}")
+        said.append(
+            f"{format_layers(more.k - k)} more (k = {more.k}) would score {format_gain(gain_of(more), more)}"
+        )
     else:
         said.append("no larger k was trained to its end")
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def layers(count: int) -> str:
+def format_layers(count: int) -> str:
     return f"{count} layer{'s' * (count > 1)}"
 
 
@@ -263,7 +269,7 @@ def gain_of(depth: Depth) -> float:
     return depth.gain or 0.0
 
 
-def moved(change: float, depth: Depth) -> str:
+def format_gain(change: float, depth: Depth) -> str:
     """A change of the score in words, with the doubt of the step to that depth."""
     error = "" if depth.gain_error is None else f" ± {depth.gain_error:.2f}"
     return f"{abs(change):.2f}{error} {'more' if change > 0 else 'less'}" + (
@@ -271,7 +277,7 @@ def moved(change: float, depth: Depth) -> str:
     )
 
 
-def known(error: float) -> float:
+def finite_or_zero(error: float) -> float:
     """A standard error, or 0 where a single document gives none."""
     return error if math.isfinite(error) else 0.0
 
@@ -279,10 +285,10 @@ def known(error: float) -> float:
 # --- trade-offs -----------------------------------------------------------------------------------
 
 
-def front_of(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
+def find_front(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
     """The finished trials that no other one beats on one side without losing on the other."""
     points = {
-        row["trial"]: (counted_general(row["general_delta"], weights), row["domain_delta"])
+        row["trial"]: (count_general(row["general_delta"], weights), row["domain_delta"])
         for row in rows
         if row["state"] == "finished" and math.isfinite(row["score"])
     }
@@ -295,7 +301,7 @@ def front_of(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
     return tuple(trial for trial, point in points.items() if not beaten(point))
 
 
-def rescored(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]:
+def rescore(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]:
     """The rows with the scores, and their errors, that other weights give, all along their curves."""
     found = []
     for row in rows:
@@ -311,10 +317,10 @@ def rescored(rows: Iterable[Row], weights: ScoreWeights) -> list[dict[str, Any]]
 
 def _scored(metrics: Mapping[str, Any], weights: ScoreWeights) -> dict[str, Any]:
     """A row, or a reading of its curve, with the score that the weights give."""
-    return {**metrics, "score": scored(metrics["general_delta"], metrics["domain_delta"], weights)}
+    return {**metrics, "score": weigh_changes(metrics["general_delta"], metrics["domain_delta"], weights)}
 
 
-def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[str]:
+def find_candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[str]:
     """The trials that may still be chosen: the best of each k, and with `front` those on the front.
 
     All others' checkpoints can go: more trials never make them the best of their k.
@@ -323,14 +329,18 @@ def candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> set[s
         kept = {row["trial"] for row in best_of_each_k(rows).values()}
     except UserError:  # none is finished yet
         return set()
-    return kept | (set(front_of(rows, weights)) if front else set())
+    return kept | (set(find_front(rows, weights)) if front else set())
 
 
 # --- ends of ranges -------------------------------------------------------------------------------
 
 
-def edges_of(
-    setting: Mapping[str, Any], space: SearchSpace, reach: Reach, command: str, ranges: Sequence[str] = ()
+def find_edges(
+    setting: Mapping[str, Any],
+    space: SearchSpace,
+    reach: DepthLimit,
+    command: str,
+    ranges: Sequence[str] = (),
 ) -> tuple[Edge, ...]:
     """Chosen values at an end of their range, with the `command` that widens it.
 
@@ -344,7 +354,7 @@ def edges_of(
         if name not in setting or searched.kind not in kinds:
             continue
         low, high = min(searched.values), max(searched.values)
-        end = end_of(searched, setting[name], low, high)
+        end = find_end(searched, setting[name], low, high)
         if name == "k" and low == high == reach.most:  # all that the budget left of the range
             end = "high"
         if not end or (name == "k" and end == "low" and low <= 1):
@@ -352,27 +362,27 @@ def edges_of(
         begin, held, most = command, "", reach.most if name == "k" else None
         if name == "k" and end == "high" and high >= reach.most:
             begin, held, most = reach.dearer, reach.held, reach.layers
-        wider = widened(searched, end, low, high, most)
-        further = wider != (low, high) and all(allowed(name, value) for value in wider)
+        wider = widen_range(searched, end, low, high, most)
+        further = wider != (low, high) and all(is_allowed(name, value) for value in wider)
         if further or held:
-            again = f"{begin} --range {ranges_with(ranges, name, wider)}" if further else ""
+            again = f"{begin} --range {format_ranges(ranges, name, wider)}" if further else ""
             found.append(Edge(name, setting[name], end, again, held))
     return tuple(found)
 
 
-def ranges_with(ranges: Sequence[str], name: str, ends: tuple[float, float]) -> str:
+def format_ranges(ranges: Sequence[str], name: str, ends: tuple[float, float]) -> str:
     """What ``--range`` takes: the `ranges` that it had, with these ends for that name."""
     kept = [text for text in ranges if not text.startswith(f"{name}=")]
     texts = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in ends]
     return " ".join([*kept, f"{name}={':'.join(texts)}"])
 
 
-def lies(parameter: str, value: float, end: str, held: str) -> str:
+def describe_edge(parameter: str, value: float, end: str, held: str) -> str:
     """The words that say where a value at an end of its range lies."""
     return f"{parameter} = {value:g} lies at the {end} end of its range{held and ', '}{held}"
 
 
-def end_of(searched: Range, value: float, low: float, high: float) -> str | None:
+def find_end(searched: Range, value: float, low: float, high: float) -> str | None:
     """The end of a range at which a value lies."""
     if low == high:
         return None
@@ -381,7 +391,7 @@ def end_of(searched: Range, value: float, low: float, high: float) -> str | None
     return "low" if place <= EDGE else "high" if place >= 1 - EDGE else None
 
 
-def widened(searched: Range, end: str, low: float, high: float, most: int | None) -> tuple[float, float]:
+def widen_range(searched: Range, end: str, low: float, high: float, most: int | None) -> tuple[float, float]:
     """The range with that end moved: a log one by a factor of four, others by half their width or more."""
     if searched.kind == "log":
         return (low / 4, high) if end == "low" else (low, high * 4)
@@ -391,10 +401,10 @@ def widened(searched: Range, end: str, low: float, high: float, most: int | None
     return (low - step, high) if end == "low" else (low, high + step)
 
 
-def allowed(name: str, value: float) -> bool:
+def is_allowed(name: str, value: float) -> bool:
     """Whether a training takes that value."""
     try:
-        validated(TrainingSpec, {name: value}, where="")
+        validate_spec(TrainingSpec, {name: value}, where="")
     except UserError:
         return False
     return True
@@ -403,7 +413,7 @@ def allowed(name: str, value: float) -> bool:
 # --- for the terminal -----------------------------------------------------------------------------
 
 
-def said(choice: Choice) -> str:
+def choice_table(choice: Choice) -> str:
     """The table per k, and what else the search leaves open, as lines of text."""
     rows = {
         k: f"{k:3}  {n:>6}  –               none was trained to its end" for k, n in choice.unfinished.items()
@@ -425,7 +435,7 @@ def said(choice: Choice) -> str:
         doubt = "" if choice.hyperparameters_reliable else f"; of fewer than {RELIABLE} trials: a guess"
         lines.append(f"what mattered: {shares}{doubt}")
     for edge in choice.edges:
-        place = lies(edge.parameter, edge.value, edge.end, edge.held)
+        place = describe_edge(edge.parameter, edge.value, edge.end, edge.held)
         again = f"; to {'allow more' if edge.held else 'widen it'}: {edge.command}"
         lines.append(place + (again if edge.command else ""))
     if choice.front:

@@ -14,26 +14,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, overlay
-from adept_ray.engine.cluster import innermost
-from adept_ray.engine.crew import CrewGone, NoRoom, Task, TaskFailed, reports
+from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, apply_changes
+from adept_ray.engine.cluster import find_cause
+from adept_ray.engine.crew import CrewLost, DiskFull, Job, JobFailed, follow_job
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import placed
+from adept_ray.method.placement import resolve_layers
 from adept_ray.search.choice import TOLD_APART
-from adept_ray.search.trials import describe, titled
+from adept_ray.search.trials import describe_trial, title_trial
 from adept_ray.training.scoring import difference_error
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.stage2 import TrainWork
 
 Row = dict[str, Any]
 NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1
 
 
 @dataclass(frozen=True)
-class Stage:
+class GrowthStage:
     """One depth of a growth: its setting, as a trial has one, and the training that leads to it."""
 
     setting: Mapping[str, Any]
-    job: TrainJob
+    job: TrainWork
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Stage:
         """A row of trials.csv; it and its curve count all that the model has seen."""
         curve = [self._in_all(reading) for reading in metrics.get("curve", [])]
         seen = {**self._in_all(metrics), "curve": curve} if metrics else {}
-        return describe(self.name, self.setting, seen, state, lambda _: self.job.layers)
+        return describe_trial(self.name, self.setting, seen, state, lambda _: self.job.layers)
 
     def _in_all(self, reading: Mapping[str, Any]) -> Row:
         """What was reported, with the steps and tokens of the depths before added to its own."""
@@ -53,28 +53,30 @@ class Stage:
         return {**reading, "step": steps + reading["step"], "tokens": tokens + reading["tokens"]}
 
 
-def stages(run: SearchRun, space: SearchSpace, job: TrainJob, importance: LayerImportance) -> list[Stage]:
+def plan_growth(
+    run: SearchRun, space: SearchSpace, job: TrainWork, importance: LayerImportance
+) -> list[GrowthStage]:
     """The depths of the space, ascending; the tokens of a trial are shared out among them.
 
     All but k is what the space tries first. Raises :class:`UserError` for a placement that isn't nested.
     """
-    depths = depths_of(space.parameters["k"])
-    found: list[Stage] = []
+    depths = list_depths(space.parameters["k"])
+    found: list[GrowthStage] = []
     for depth in depths:
         setting = {**space.first[0], "k": depth}
         sizes = {"tokens": max(1, run.tokens_per_trial // len(depths)), "reports": 1}
-        training = overlay(job.training, setting | sizes)
+        training = apply_changes(job.training, setting | sizes)
         if training.placement not in NESTED:
             raise UserError(
                 f"--strategy grow: at placement {training.placement} a larger k doesn't keep the layers of a "
                 f"smaller one; the setting that the search space tries first must have {' or '.join(NESTED)}"
             )
-        stage = replace(job, training=training, layers=placed(importance, training, job.seed))
-        found.append(Stage(setting, replace(stage, steps_before=len(found) * stage.steps)))
+        stage = replace(job, training=training, layers=resolve_layers(importance, training, job.seed))
+        found.append(GrowthStage(setting, replace(stage, steps_before=len(found) * stage.steps)))
     return found
 
 
-def depths_of(k: Range) -> list[int]:
+def list_depths(k: Range) -> list[int]:
     """The depths above 0 that a range of k holds. Raises :class:`UserError` when there is none."""
     every = range(k.values[0], k.values[1] + 1) if k.kind == "int" else sorted(k.values)
     if found := [depth for depth in every if depth > 0]:
@@ -82,8 +84,8 @@ def depths_of(k: Range) -> list[int]:
     raise UserError("--strategy grow: the search space has no k above 0")
 
 
-def grow(
-    plan: Sequence[Stage],
+def grow_model(
+    plan: Sequence[GrowthStage],
     blocks: Any,
     storage: str,
     board: Any,
@@ -93,7 +95,7 @@ def grow(
     """Grow through the stages of a `plan`; returns a row a depth, as a search does a trial.
 
     It stops at the first depth whose layers don't surely earn more than `price` points each (see
-    :func:`enough`), and at one that fails. A depth that was trained before an interruption is only scored
+    :func:`growth_stop_reason`), and at one that fails. A depth that was trained before an interruption is only scored
     again. `note` is given each row when its depth begins and when it ends.
     """
     rows: list[Row] = []
@@ -101,24 +103,24 @@ def grow(
         note(stage.row({}, "running"))
         start = {"grown_from": rows[-1]["saved"]} if rows else {}
         try:
-            title = titled(stage.name, stage.setting)
-            task = Task(stage.name, "train", stage.job, blocks, storage, title=title, extra=start)
-            *_, metrics = reports(board, task)
-        except (CrewGone, NoRoom):
+            title = title_trial(stage.name, stage.setting)
+            task = Job(stage.name, "train", stage.job, blocks, storage, title=title, extra=start)
+            *_, metrics = follow_job(board, task)
+        except (CrewLost, DiskFull):
             raise
-        except TaskFailed as problem:
-            error = innermost(problem)
+        except JobFailed as problem:
+            error = find_cause(problem)
             rows.append({**stage.row({}, "failed"), "error": error})
             note(rows[-1])
             break
         rows.append(stage.row(metrics, "finished"))
         note(rows[-1])
-        if enough(rows, stage.job.weights, price):
+        if growth_stop_reason(rows, stage.job.weights, price):
             break
     return rows
 
 
-def enough(rows: Sequence[Row], weights: ScoreWeights, price: float = 0.0) -> str:
+def growth_stop_reason(rows: Sequence[Row], weights: ScoreWeights, price: float = 0.0) -> str:
     """The sentence that says why no more layers are worth a try; empty as long as they are.
 
     They are while each added layer earns more than `price` points, at 95 %. What the last depth gains over

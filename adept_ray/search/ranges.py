@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import TrainingSpec, UserError, nearest, overlay
+from adept_ray.config.specs import TrainingSpec, UserError, apply_changes, suggest_names
 from adept_ray.method.expansion import check_depth
-from adept_ray.method.placement import check_placement, ranks_needed
+from adept_ray.method.placement import check_placement, count_ranks_needed
 
 AMOUNT = r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)"  # of parameters, a share or a number
 # The paper's setting, as far as a search varies it; its rate depends on the model.
@@ -45,13 +45,13 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[Tr
         setting = {**extreme, "placement": placement}
         if "offset" not in space.parameters or "offset" in space.active(setting):
             setting["offset"] = max(values("offset"))
-        deepest.append(overlay(base, setting))
+        deepest.append(apply_changes(base, setting))
     for training in deepest:
         check_placement(training, layers)
-    return deepest[0], max(ranks_needed(training, layers) for training in deepest)
+    return deepest[0], max(count_ranks_needed(training, layers) for training in deepest)
 
 
-def with_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
+def override_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
     """The space with other ends of some ranges, NAME=LOW:HIGH each; settings outside them aren't tried first.
 
     Raises :class:`UserError` for what isn't of that form and for ends that can't be.
@@ -62,7 +62,9 @@ def with_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
             raise UserError(f"--range {text}: give NAME=LOW:HIGH, such as k=1:16")
         name = match[1]
         if name not in space.parameters:
-            raise UserError(f"--range {text}: no such parameter in it, {nearest(name, space.parameters)}")
+            raise UserError(
+                f"--range {text}: no such parameter in it, {suggest_names(name, space.parameters)}"
+            )
         whole = TrainingSpec.model_fields[name].annotation is int
         kind = "int" if whole else "log" if space.parameters[name].kind == "log" else "float"
         try:
@@ -73,11 +75,11 @@ def with_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
         ranges[name] = {kind: ends, "when": ranges[name]["when"]}
         low, high = ends
         first = [setting for setting in space.first if low <= setting.get(name, low) <= high]
-        space = overlay(space, {"parameters": ranges, "first": first}, where=f"--range {text}")
+        space = apply_changes(space, {"parameters": ranges, "first": first}, where=f"--range {text}")
     return space
 
 
-def amount(text: str, total: int) -> float:
+def parse_amount(text: str, total: int) -> float:
     """Parameters that ``--max-new-params`` allows of a model of `total`. Raises :class:`UserError`."""
     match = re.fullmatch(AMOUNT, text.strip())
     try:
@@ -89,13 +91,15 @@ def amount(text: str, total: int) -> float:
     return number * {"%": total / 100, "": 1, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
 
 
-def doubled(text: str) -> str:
+def double_amount(text: str) -> str:
     """Twice the amount that ``--max-new-params`` was given."""
     number, unit = re.fullmatch(AMOUNT, text.strip()).groups()  # type: ignore[union-attr]  # checked before
     return f"{2 * float(number):.12g}{unit}"
 
 
-def affordable(space: SearchSpace, sizes: Sequence[int], limit: float, flag: str) -> tuple[SearchSpace, int]:
+def limit_depths(
+    space: SearchSpace, sizes: Sequence[int], limit: float, flag: str
+) -> tuple[SearchSpace, int]:
     """The space without depths that add more than `limit` parameters, and the largest k that doesn't.
 
     `sizes` are the parameters of each layer: whichever k layers are copied, it must be enough.
@@ -118,10 +122,10 @@ def affordable(space: SearchSpace, sizes: Sequence[int], limit: float, flag: str
         cut = {"choice": tuple(k for k in depths.values if k <= most)}
     parameters = {name: searched.model_dump() for name, searched in space.parameters.items()} | {"k": cut}
     first = [setting for setting in space.first if setting["k"] <= most]
-    return overlay(space, {"parameters": parameters, "first": first}), most
+    return apply_changes(space, {"parameters": parameters, "first": first}), most
 
 
-def paper_first(space: SearchSpace) -> SearchSpace:
+def put_paper_first(space: SearchSpace) -> SearchSpace:
     """The space with the paper's setting before all others, as near to it as its ranges allow.
 
     A setting under ``first`` that is the paper's at a rate of its own is taken to the front; otherwise one is
@@ -135,4 +139,4 @@ def paper_first(space: SearchSpace) -> SearchSpace:
     ours = [name for name in made if name in PAPER]
     same = [s for s in space.first if all(s.get(name) == made[name] for name in ours)]
     front = same[0] if same else made
-    return overlay(space, {"first": (front, *(setting for setting in space.first if setting != front))})
+    return apply_changes(space, {"first": (front, *(setting for setting in space.first if setting != front))})

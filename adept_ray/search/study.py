@@ -19,8 +19,8 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, UserError, fingerprint, without_password
-from adept_ray.training.scoring import counted_general
+from adept_ray.config.specs import ScoreWeights, UserError, fingerprint, mask_password
+from adept_ray.training.scoring import count_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 # Module of a database's driver → the package that brings it, for those of another name.
@@ -30,7 +30,7 @@ HALF = 0.5  # of all trials, those whose settings are compared with all
 
 
 @dataclass
-class Clock:
+class SearchClock:
     """The time that a search may take, over all commands that go on with it."""
 
     hours: float | None = None
@@ -64,7 +64,7 @@ class Clock:
         self.longest = max(self.longest or 0.0, seconds)
 
 
-def starting(study: Any, trial: Any) -> bool:
+def is_starting(study: Any, trial: Any) -> bool:
     """Whether a trial is one of the first; those that failed, or were lost with a process, taught nothing."""
     failed = optuna.trial.TrialState.FAIL
     every = study.get_trials(deepcopy=False)
@@ -86,10 +86,10 @@ class Sampler(optuna.samplers.TPESampler):
         self._startup = optuna.samplers.RandomSampler(seed)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return {} if starting(study, trial) else super().infer_relative_search_space(study, trial)
+        return {} if is_starting(study, trial) else super().infer_relative_search_space(study, trial)
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if starting(study, trial):
+        if is_starting(study, trial):
             return self._startup.sample_independent(study, trial, name, distribution)
         return super().sample_independent(study, trial, name, distribution)
 
@@ -105,7 +105,7 @@ class Proposals(OptunaSearch):
     of it is given up, and what had been asked for first is asked for again.
     """
 
-    clock: ClassVar[Clock] = Clock()
+    clock: ClassVar[SearchClock] = SearchClock()
     too_large: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
     """Says the smallest k at which a worker ran out of memory: no such k is proposed again."""
 
@@ -166,7 +166,7 @@ class Proposals(OptunaSearch):
         if not (result and result.get("complete")):
             result = None
         elif "general_delta" in result:
-            result = {**result, "general_delta": counted_general(result["general_delta"], self._weights)}
+            result = {**result, "general_delta": count_general(result["general_delta"], self._weights)}
         super().on_trial_complete(trial_id, result, error)
 
     def restore(self, checkpoint_path: str) -> None:
@@ -185,7 +185,7 @@ class Proposals(OptunaSearch):
                 self._repeated.add(trial.number)
 
 
-def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
+def make_distribution(searched: Range) -> optuna.distributions.BaseDistribution:
     """Optuna's form of a range; a fixed value is a choice of one."""
     if searched.kind == "int":
         return optuna.distributions.IntDistribution(*searched.values)
@@ -195,7 +195,7 @@ def distribution(searched: Range) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.CategoricalDistribution(searched.values)
 
 
-def propose(space: SearchSpace, trial: Any) -> None:
+def propose_setting(space: SearchSpace, trial: Any) -> None:
     """Ask Optuna for a value of each parameter that is there, in the order of the file."""
     setting: dict[str, Any] = {}
     for name, searched in space.parameters.items():
@@ -209,26 +209,26 @@ def propose(space: SearchSpace, trial: Any) -> None:
             setting[name] = trial.suggest_categorical(name, searched.values)
 
 
-def quiet() -> None:
+def quiet_optuna() -> None:
     """Keep Optuna to its errors."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def opened(study: str) -> optuna.storages.BaseStorage | None:
+def open_study(study: str) -> optuna.storages.BaseStorage | None:
     """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
 
     Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed; neither
     sentence says a password.
     """
-    quiet()
-    shown = without_password(study)
+    quiet_optuna()
+    shown = mask_password(study)
     if not study:
         return None
     try:
         if "://" in study:
-            return database(study)
+            return open_database(study)
         if Path(study).suffix in (".db", ".sqlite", ".sqlite3"):
-            return database(f"sqlite:///{Path(study).absolute()}")
+            return open_database(f"sqlite:///{Path(study).absolute()}")
         return JournalStorage(JournalFileBackend(study))
     except ImportError as problem:
         module = getattr(problem.__cause__ or problem, "name", "") or str(problem)
@@ -246,7 +246,7 @@ def opened(study: str) -> optuna.storages.BaseStorage | None:
         ) from None
 
 
-def database(url: str) -> RDBStorage:
+def open_database(url: str) -> RDBStorage:
     """Optuna's tables in a database; they are made where there are none.
 
     Another search that makes them at the same time is in the way once: afterwards they are there.
@@ -259,7 +259,7 @@ def database(url: str) -> RDBStorage:
     return RDBStorage(url)
 
 
-def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def rank_hyperparameters(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """How much each searched parameter has to do with a trial being in the better half, largest share first.
 
     By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
@@ -271,7 +271,7 @@ def shares(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, f
     study = optuna.create_study(direction="maximize")
     for row in finished:
         params = {name: row[name] for name in searched if name in row}
-        ranges = {name: distribution(searched[name]) for name in params}
+        ranges = {name: make_distribution(searched[name]) for name in params}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
         )

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adept_ray.config.search_space import SEARCHABLE
-from adept_ray.config.specs import ScoreWeights, TrainingSpec, overlay
-from adept_ray.search.choice import UNTOUCHED, candidates
-from adept_ray.storage.files import Results, delete
-from adept_ray.training.scoring import judged
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.config.specs import ScoreWeights, TrainingSpec, apply_changes
+from adept_ray.search.choice import UNTOUCHED, find_candidates
+from adept_ray.storage.files import Results, delete_folder
+from adept_ray.training.scoring import score_model
+from adept_ray.training.stage2 import TrainWork
 
 LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 
@@ -33,19 +33,19 @@ MEASURED = (
 HIDDEN = ("saved", "error", "pulls", "curve")  # of a row, not for trials.csv
 
 
-def titled(name: str, config: Mapping[str, Any]) -> str:
+def title_trial(name: str, config: Mapping[str, Any]) -> str:
     """A trial's name and its most telling settings."""
     digits, _, exponent = f"{config['base_lr']:.1e}".partition("e") if "base_lr" in config else ("", "", "")
     rate = f" lr={float(digits):g}e{int(exponent)}" if digits else ""
     return f"{name} k={config['k']}{rate}"
 
 
-def ended(metrics: Mapping[str, Any] | None) -> str:
+def final_state(metrics: Mapping[str, Any] | None) -> str:
     """State of a trial that ended without an error."""
     return "finished" if metrics and metrics.get("complete") else "stopped"
 
 
-def describe(
+def describe_trial(
     name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, layers_for: LayersFor
 ) -> dict[str, Any]:
     """A row of trials.csv; numbers are None before the first report.
@@ -66,18 +66,20 @@ def describe(
     }
 
 
-def training_of(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
+def training_from_row(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
     """The training specification of a trial's row (whose ``layers`` are the placed ones)."""
-    return overlay(base, {name: row[name] for name in SEARCHABLE if name in row})
+    return apply_changes(base, {name: row[name] for name in SEARCHABLE if name in row})
 
 
-def untouched_row(job: TrainJob, blocks: Mapping[str, Any]) -> dict[str, Any]:
+def untouched_row(job: TrainWork, blocks: Mapping[str, Any]) -> dict[str, Any]:
     """The row of the backbone as it is: what every trial is measured against.
 
     `blocks` holds the validation blocks of both sides.
     """
-    metrics = judged(job.before, job.before, blocks, job.by_tasks, job.weights)
-    return describe(UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ())
+    metrics = score_model(job.before, job.before, blocks, job.by_tasks, job.weights)
+    return describe_trial(
+        UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ()
+    )
 
 
 def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -101,14 +103,14 @@ def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     results.write("curves.jsonl", "".join(json.dumps(reading) + "\n" for reading in readings))
 
 
-def prune(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> list[str]:
+def delete_weights(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> list[str]:
     """Delete the weights of trials that are over and can't be chosen: they would be most of the folder.
 
     Returns the places of what was deleted.
     """
-    kept = candidates(rows, weights, pareto)
+    kept = find_candidates(rows, weights, pareto)
     over = [row for row in rows if row["saved"] and row["state"] in ("finished", "stopped", "failed")]
     gone = [row["saved"] for row in over if row["trial"] not in kept]
     for place in gone:
-        delete(place)
+        delete_folder(place)
     return gone

@@ -14,17 +14,17 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, Unfinished, overlay
-from adept_ray.engine.cluster import innermost
-from adept_ray.engine.crew import NoRoom, Task, TaskFailed, board_name, out_of_memory, reports
+from adept_ray.config.specs import ScoreWeights, SearchRun, UnfinishedRun, apply_changes
+from adept_ray.engine.cluster import find_cause
+from adept_ray.engine.crew import DiskFull, Job, JobFailed, board_name, follow_job, is_out_of_memory
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import placed
-from adept_ray.search.study import Clock, Proposals, Sampler, opened, propose, quiet
-from adept_ray.search.trials import LayersFor, describe, ended, titled
-from adept_ray.storage.files import TRIALS, delete, located, put_json, read_json
+from adept_ray.method.placement import resolve_layers
+from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
+from adept_ray.search.trials import LayersFor, describe_trial, final_state, title_trial
+from adept_ray.storage.files import TRIALS, delete_folder, open_filesystem, read_json, store_json
 from adept_ray.training.scoring import SIDES, difference_error
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.stage2 import TrainWork
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
@@ -42,7 +42,7 @@ class Verdicts(FIFOScheduler):
     more than two standard errors behind the best that had seen as many tokens, now and at the report before:
     no single reading ends a trial. The error is that of the difference, paired over the validation documents
     that both were scored on: what is hard for one is hard for the other. A trial that may still be
-    chosen (within one such error, see :func:`~adept_ray.search.choice.choose`) goes on.
+    chosen (within one such error, see :func:`~adept_ray.search.choice.choose_k`) goes on.
 
     Tune doesn't keep a scheduler's state, so readings and decisions are written to `memory` (a path or URI),
     and read back when a search is resumed.
@@ -62,7 +62,7 @@ class Verdicts(FIFOScheduler):
         key, before = f"{name}/{report}", f"{name}/{report - 1}"
         if key not in self._decided:  # a resumed trial repeats its last report
             others = sum(seen.endswith(f"/{report}") for seen in self._decided)
-            self._behind[key] = self._beyond_noise(str(report), {**measured(result), "trial": name})
+            self._behind[key] = self._beyond_noise(str(report), {**pick_measures(result), "trial": name})
             hopeless = self._behind[key] and self._behind.get(before, False)
             self._decided[key] = hopeless and others >= self._judge_after
             self._remember()
@@ -81,7 +81,7 @@ class Verdicts(FIFOScheduler):
         return bool(behind > HOPELESS * difference_error(best, found, self._weights))
 
     def _remember(self) -> None:
-        put_json(self._memory, {"decided": self._decided, "behind": self._behind, "best": self._best})
+        store_json(self._memory, {"decided": self._decided, "behind": self._behind, "best": self._best})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called when Tune restores a search: take up what was remembered since it was pickled."""
@@ -90,7 +90,7 @@ class Verdicts(FIFOScheduler):
             self._decided, self._behind, self._best = (memory[name] for name in ("decided", "behind", "best"))
 
 
-def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+def pick_measures(result: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`~adept_ray.training.scoring.difference_error` asks for, of a result that Tune has flattened."""
     names = ("worth", "score_se", "general_delta", "tokens")
     pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
@@ -117,7 +117,7 @@ class Rows(tune.Callback):
         ray.get_actor(self._board).note.remote(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._post(trial, ended(trial.last_result))
+        self._post(trial, final_state(trial.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._post(trial, "failed")
@@ -130,13 +130,13 @@ def trial_name(trial: Any) -> str:
 
 def trial_title(trial: Any) -> str:
     """``trial-007 k=4 lr=3e-4``: a trial as persons read it in Ray's dashboard and logs."""
-    return titled(trial_name(trial), trial.config)
+    return title_trial(trial_name(trial), trial.config)
 
 
-def trial(
+def run_trial(
     config: dict[str, Any],
     run: SearchRun,
-    job: TrainJob,
+    job: TrainWork,
     importance: LayerImportance,
     blocks: tuple[Any],
     storage: str,
@@ -144,14 +144,14 @@ def trial(
     """One trial, in a process of Tune's: stage 2 on the crew, its reports passed on to Tune.
 
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
-    Raises :class:`TaskFailed`, without trying, for a k at which or below which a worker ran out of memory.
+    Raises :class:`JobFailed`, without trying, for a k at which or below which a worker ran out of memory.
     """
-    training = overlay(job.training, config)
+    training = apply_changes(job.training, config)
     board: Any = ray.get_actor(board_name(run))
     limit = ray.get(board.limit.remote())
     if limit is not None and training.k >= limit:
-        raise TaskFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
-    layers = placed(importance, training, job.seed)
+        raise JobFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
+    layers = resolve_layers(importance, training, job.seed)
     job = replace(
         job,
         training=training,
@@ -162,94 +162,101 @@ def trial(
     title = tune.get_context().get_trial_name()
     name = title.partition(" ")[0]
     try:
-        for metrics in reports(board, Task(name, "train", job, blocks[0], storage, judged=True, title=title)):
+        for metrics in follow_job(
+            board, Job(name, "train", job, blocks[0], storage, judged=True, title=title)
+        ):
             tune.report({**metrics, "worth": metrics["score"] - price * training.k})
-    except NoRoom as problem:
+    except DiskFull as problem:
         ray.get(board.close.remote(str(problem)))
         raise
-    except TaskFailed as problem:
-        if out_of_memory(str(problem)):
+    except JobFailed as problem:
+        if is_out_of_memory(str(problem)):
             ray.get(board.exceeded.remote(training.k))
         raise
 
 
-def search(
+def run_search(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainJob,
+    job: TrainWork,
     importance: LayerImportance,
     blocks: Any,
     storage: str,
     study: str = "",
     spent: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Run (or continue, or extend) the trials; returns one row a trial: see :func:`final_row`.
+    """Run (or continue, or extend) the trials; returns one row a trial: see :func:`describe_final`.
 
     `job` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
     searches of the same one find each other's trials in a database; `spent` are the seconds that earlier
-    commands searched. Raises KeyboardInterrupt when the search was interrupted, and :class:`Unfinished` when
+    commands searched. Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when
     the crew couldn't go on.
     """
-    quiet()
+    quiet_optuna()
     trainable = tune.with_resources(
         tune.with_parameters(
-            trial, run=run, job=job, importance=importance, blocks=(blocks,), storage=f"{storage}/{TRIALS}"
+            run_trial,
+            run=run,
+            job=job,
+            importance=importance,
+            blocks=(blocks,),
+            storage=f"{storage}/{TRIALS}",
         ),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
 
     def layers_for(config: Mapping[str, Any]) -> tuple[int, ...]:
-        return placed(importance, overlay(job.training, config), job.seed)
+        return resolve_layers(importance, apply_changes(job.training, config), job.seed)
 
     experiment = f"{storage}/{EXPERIMENT}"
-    Proposals.clock = Clock(run.max_hours, spent)
+    Proposals.clock = SearchClock(run.max_hours, spent)
     board: Any = ray.get_actor(board_name(run))
     Proposals.too_large = staticmethod(lambda: ray.get(board.limit.remote()))
     crews = ray.get(board.crews.remote())
     if run.resume and tune.Tuner.can_restore(experiment):
-        earlier = rows_of(experiment, layers_for)
-        forget(storage, {row["trial"] for row in earlier})
-        extend(experiment, run.trials, crews)
+        earlier = read_rows(experiment, layers_for)
+        forget_trials(storage, {row["trial"] for row in earlier})
+        extend_search(experiment, run.trials, crews)
         for row in earlier:
             if row["state"] != "interrupted":
                 Proposals.clock.took(row["seconds"] or 0.0)
                 board.note.remote(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = new_tuner(run, space, job, layers_for, trainable, storage, study, crews)
+        tuner = build_tuner(run, space, job, layers_for, trainable, storage, study, crews)
     tuner.fit()
     if why := ray.get(board.closed.remote()):
-        raise Unfinished(why)
-    rows = rows_of(experiment, layers_for)
+        raise UnfinishedRun(why)
+    rows = read_rows(experiment, layers_for)
     interrupted = any(row["state"] == "interrupted" for row in rows)
     if interrupted or (len(rows) < run.trials and not Proposals.clock.over):
         raise KeyboardInterrupt
     return rows
 
 
-def forget(storage: str, known: Collection[str]) -> None:
+def forget_trials(storage: str, known: Collection[str]) -> None:
     """Delete what other trials than the `known` ones saved, their readings and the verdicts on them.
 
     Tune lost them in a kill. In a study that others share it may give their names to other settings.
     """
-    filesystem, path = located(f"{storage}/{TRIALS}")
+    filesystem, path = open_filesystem(f"{storage}/{TRIALS}")
     for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
         if info.base_name not in known:
-            delete(f"{storage}/{TRIALS}/{info.base_name}")
+            delete_folder(f"{storage}/{TRIALS}/{info.base_name}")
     if memory := read_json(f"{storage}/{VERDICTS}"):
         for said in (memory["decided"], memory["behind"]):
             for key in [key for key in said if key.partition("/")[0] not in known]:
                 del said[key]
         memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in known}
-        put_json(f"{storage}/{VERDICTS}", memory)
+        store_json(f"{storage}/{VERDICTS}", memory)
 
 
-def extend(experiment: str, trials: int, crews: int) -> None:
+def extend_search(experiment: str, trials: int, crews: int) -> None:
     """Let a search, ended or not, go on up to so many trials in all, one at a time for each of so many crews.
 
     Tune keeps both numbers with the state of its generator, and takes no others when it restores that.
     """
-    filesystem, path = located(experiment)
+    filesystem, path = open_filesystem(experiment)
     for file in filesystem.get_file_info(fs.FileSelector(path)):
         if file.base_name.startswith("search_gen_state-"):
             with filesystem.open_input_file(file.path) as stream:
@@ -260,16 +267,16 @@ def extend(experiment: str, trials: int, crews: int) -> None:
                 stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))
 
 
-def rows_of(experiment: str, layers_for: LayersFor) -> list[dict[str, Any]]:
+def read_rows(experiment: str, layers_for: LayersFor) -> list[dict[str, Any]]:
     """The rows of the trials that Tune has records of."""
     ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
-    return [final_row(each, layers_for) for each in ran]
+    return [describe_final(each, layers_for) for each in ran]
 
 
-def new_tuner(
+def build_tuner(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainJob,
+    job: TrainWork,
     layers_for: LayersFor,
     trainable: Any,
     storage: str,
@@ -293,11 +300,11 @@ def new_tuner(
             search_alg=Proposals(
                 owner=storage,
                 weights=job.weights,
-                space=functools.partial(propose, space),
+                space=functools.partial(propose_setting, space),
                 points_to_evaluate=[dict(setting) for setting in space.first],
                 sampler=Sampler(run.seed, several=crews > 1, owner=storage if run.study else ""),
                 study_name=study,
-                storage=opened(run.study),
+                storage=open_study(run.study),
                 **objectives,
             ),
             scheduler=Verdicts(
@@ -313,16 +320,16 @@ def new_tuner(
             name=EXPERIMENT,
             storage_path=storage,
             verbose=0,
-            callbacks=[Rows(board, functools.partial(describe, layers_for=layers_for))],
+            callbacks=[Rows(board, functools.partial(describe_trial, layers_for=layers_for))],
             # A trial's process that died is started again and hears all reports; one that failed, its end.
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
 
 
-def final_row(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
+def describe_final(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
     """The row of a trial after the search, with its ``error``."""
     metrics = trial.last_result or {}
-    state = {"ERROR": "failed", "TERMINATED": ended(metrics)}.get(trial.status, "interrupted")
-    row = describe(trial_name(trial), trial.config, metrics, state, layers_for)
-    return {**row, "error": innermost(trial.get_error()) if state == "failed" else None}
+    state = {"ERROR": "failed", "TERMINATED": final_state(metrics)}.get(trial.status, "interrupted")
+    row = describe_trial(trial_name(trial), trial.config, metrics, state, layers_for)
+    return {**row, "error": find_cause(trial.get_error()) if state == "failed" else None}

@@ -20,9 +20,17 @@ RAY = "ray"  # sub-folder for what Ray and the workers keep
 TRIALS = "trials"  # in that: what the trials saved, a folder each
 STEP = "step-"  # folders of what a training saved
 # what a command that goes on from a run behind a URI reads of it
-HELD = ("run.json", "importance.json", "runs.csv", "best.yaml", "trials.csv", "trials.json", "rates.jsonl")
-NONE = -1  # number of no step
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RESUMED_FILES = (
+    "run.json",
+    "importance.json",
+    "runs.csv",
+    "best.yaml",
+    "trials.csv",
+    "trials.json",
+    "rates.jsonl",
+)
+NO_STEP = -1  # number of no step
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"  # its files and their sizes, bytes
 
 
@@ -81,7 +89,7 @@ class Results:
             stream.write(b"")
         filesystem.delete_file(f"{path}/.writable")
         if download:
-            self.fetch(HELD)
+            self.fetch(RESUMED_FILES)
 
     def fetch(self, names: Iterable[str]) -> None:
         """Copy files that lie behind a URI, and aren't here yet, to `folder`; what doesn't exist is left."""
@@ -109,14 +117,14 @@ class Results:
 
     def adopt(self, place: str, name: str) -> None:
         """Move a folder that a worker saved at `place` to `name` in the results."""
-        filesystem, source = located(place)
+        filesystem, source = open_filesystem(place)
         if not self._remote:
             shutil.rmtree(self.folder / name, ignore_errors=True)  # of an earlier attempt
             shutil.move(source, self.folder / name)
             return
         from pyarrow import fs
 
-        delete(f"{self.place}/{name}")
+        delete_folder(f"{self.place}/{name}")
         target = f"{self.filesystem()[1]}/{name}"
         filesystem.create_dir(target)
         fs.copy_files(source, target, filesystem, filesystem)
@@ -159,12 +167,12 @@ class Results:
 def check_place(place: str, flag: str) -> None:
     """Raise :class:`UserError`, naming the `flag`, for what no file system is known for."""
     try:
-        located(place)
+        open_filesystem(place)
     except (ValueError, OSError) as problem:
         raise UserError(f"{flag} {place} is not a URI that can be reached: {problem}") from None
 
 
-def located(place: str) -> tuple[Any, str]:
+def open_filesystem(place: str) -> tuple[Any, str]:
     """pyarrow's file system and the path on it of a path or a URI."""
     from pyarrow import fs
 
@@ -179,37 +187,37 @@ def save_checkpoint(folder: Path, place: str, step: int) -> str:
     """
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     target = f"{path}/{STEP}{step}"
-    delete(checkpoint_at(place, step))  # what was cut off
+    delete_folder(checkpoint_place(place, step))  # what was cut off
     try:
         filesystem.create_dir(target)
         fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
         with filesystem.open_output_stream(f"{target}/{MANIFEST}") as stream:
-            stream.write(json.dumps(sizes(folder)).encode())
+            stream.write(json.dumps(list_sizes(folder)).encode())
     except OSError:
         with suppress(OSError):
-            delete(checkpoint_at(place, step))
+            delete_folder(checkpoint_place(place, step))
         raise
     for older in _checkpoints(filesystem, path):
         if older != step:
             filesystem.delete_dir(f"{path}/{STEP}{older}")
-    return checkpoint_at(place, step)
+    return checkpoint_place(place, step)
 
 
-def checkpoint_at(place: str, step: int) -> str:
+def checkpoint_place(place: str, step: int) -> str:
     """Where :func:`save_checkpoint` puts a checkpoint."""
     return f"{place}/{STEP}{step}"
 
 
-def last_checkpoint(place: str, say: Callable[[str], None] = lambda text: None) -> int:
+def find_last_checkpoint(place: str, say: Callable[[str], None] = lambda text: None) -> int:
     """Step of the newest whole checkpoint under `place`, or NONE; `say` hears of those that aren't whole."""
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     for step in sorted(_checkpoints(filesystem, path), reverse=True):
-        if _whole(filesystem, f"{path}/{STEP}{step}"):
+        if _is_whole(filesystem, f"{path}/{STEP}{step}"):
             return step
-        say(f"{checkpoint_at(place, step)} was only half written and is passed over")
-    return NONE
+        say(f"{checkpoint_place(place, step)} was only half written and is passed over")
+    return NO_STEP
 
 
 def _checkpoints(filesystem: Any, path: str) -> list[int]:
@@ -220,41 +228,41 @@ def _checkpoints(filesystem: Any, path: str) -> list[int]:
     return [int(n.removeprefix(STEP)) for n in names if n.removeprefix(STEP).isdigit() and STEP in n]
 
 
-def _whole(filesystem: Any, path: str) -> bool:
+def _is_whole(filesystem: Any, path: str) -> bool:
     """Whether every file of the manifest is there in its size."""
     manifest = read_json(f"{path}/{MANIFEST}", filesystem=filesystem)
-    return manifest is not None and in_full(filesystem, path, manifest)
+    return manifest is not None and has_all_files(filesystem, path, manifest)
 
 
-def in_full(filesystem: Any, path: str, sizes: Mapping[str, int]) -> bool:
+def has_all_files(filesystem: Any, path: str, sizes: Mapping[str, int]) -> bool:
     """Whether the files with these names under `path` are there in these sizes, bytes."""
     return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
 
 
-def sizes(folder: Path) -> dict[str, int]:
+def list_sizes(folder: Path) -> dict[str, int]:
     """Name in `folder` of every file in it → its size, bytes."""
     files = (file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
-def size_of(place: str) -> int:
+def measure_size(place: str) -> int:
     """Bytes of all files in a folder behind a path or URI."""
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     return sum(each.size for each in found if each.is_file)
 
 
 @contextmanager
-def fetched(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
+def fetch_temporarily(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
     """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards.
 
     Of its files those `names` are copied, or all.
     """
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     if isinstance(filesystem, fs.LocalFileSystem):
         yield Path(path)
         return
@@ -267,7 +275,7 @@ def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -
     """Copy a folder behind a path or URI to this machine, whole or not at all; of its files those `names`."""
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         made = Path(scratch) / "made"
@@ -286,16 +294,16 @@ def publish_folder(folder: Path, place: str, last: str) -> None:
 
     What was there is deleted; what another machine writes at the same time may stay beside it.
     """
-    delete(place)
-    for name in sorted(sizes(folder), key=lambda name: name == last):
-        put_file(folder / name, f"{place}/{name}")
+    delete_folder(place)
+    for name in sorted(list_sizes(folder), key=lambda name: name == last):
+        upload_file(folder / name, f"{place}/{name}")
 
 
-def put_file(file: Path, place: str) -> None:
+def upload_file(file: Path, place: str) -> None:
     """Copy a file of this machine to a path or URI."""
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     filesystem.create_dir(path.rpartition("/")[0])
     fs.copy_files(str(file), path, fs.LocalFileSystem(), filesystem)
 
@@ -307,7 +315,7 @@ def read_json(place: str, say: Callable[[str], None] = lambda text: None, filesy
     """
     from pyarrow import fs
 
-    filesystem, path = (filesystem, place) if filesystem else located(place)
+    filesystem, path = (filesystem, place) if filesystem else open_filesystem(place)
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None
     with filesystem.open_input_file(path) as stream:
@@ -318,11 +326,11 @@ def read_json(place: str, say: Callable[[str], None] = lambda text: None, filesy
             return None
 
 
-def put_json(place: str, data: Any) -> None:
+def store_json(place: str, data: Any) -> None:
     """Write a JSON file behind a path or URI, whole or not at all."""
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     text = json.dumps(data, indent=1, default=float) + "\n"
     if isinstance(filesystem, fs.LocalFileSystem):
         write_text(Path(path), text)
@@ -332,23 +340,23 @@ def put_json(place: str, data: Any) -> None:
         stream.write(text.encode())
 
 
-def is_full(problem: BaseException) -> bool:
+def is_disk_full(problem: BaseException) -> bool:
     """Whether an error says that a disk, or what one may take of it, is full."""
     number = getattr(problem, "errno", None)
-    signs = (*map(os.strerror, FULL), "database or disk is full")  # the last one is SQLite's
-    return number in FULL or any(sign in str(problem) for sign in signs)
+    signs = (*map(os.strerror, FULL_DISK_ERRORS), "database or disk is full")  # the last one is SQLite's
+    return number in FULL_DISK_ERRORS or any(sign in str(problem) for sign in signs)
 
 
-def no_room(problem: BaseException) -> str:
+def describe_full_disk(problem: BaseException) -> str:
     """The beginning of a sentence about a disk that is full."""
     return f"no space left for {getattr(problem, 'filename', None) or 'what is to be written'}: make room and"
 
 
-def delete(place: str) -> None:
+def delete_folder(place: str) -> None:
     """Remove a folder behind a path or URI; none is fine."""
     from pyarrow import fs
 
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
 
@@ -374,7 +382,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     return write_text(path, json.dumps(data, indent=1) + "\n")
 
 
-def default_name(run: RunSpec, what: str = "") -> str:
+def make_run_name(run: RunSpec, what: str = "") -> str:
     """A name for the results folder: what, backbone, domain and time."""
     parts = [what, Path(run.backbone).stem, Path(run.domain).stem, time.strftime("%Y%m%d-%H%M%S")]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import compiler_fault
-from adept_ray.method.ranks import summed
-from adept_ray.training.stage2 import TrainJob, optimized, optimizer_of, ready, training_text
+from adept_ray.engine.cluster import find_compiler_fault
+from adept_ray.method.ranks import sum_over_ranks
+from adept_ray.training.stage2 import TrainWork, build_optimizer, order_text, prepare_tuning, take_step
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken
 TIMED = 5  # steps after those
 MARGIN = 0.05  # of a step's time: less than that is chance
 
 
-def pays(times: Mapping[str, float], steps: int) -> bool:
-    """Whether compiled layers save time over so many steps, by the `times` that :func:`pace` returns.
+def compiling_pays(times: Mapping[str, float], steps: int) -> bool:
+    """Whether compiled layers save time over so many steps, by the `times` that :func:`time_compiling` returns.
 
     They have to save as much as compiling took: for batches of other sizes, such as importance is measured
     on, and in other crews that is still to come.
@@ -31,8 +31,8 @@ def pays(times: Mapping[str, float], steps: int) -> bool:
     return saved > MARGIN * times["plain"] and steps * saved > times["compiling"]
 
 
-def pace(
-    job: TrainJob,
+def time_compiling(
+    job: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -43,33 +43,33 @@ def pace(
     trainings of this process, and as ``fault`` why no rank may compile, empty if all can. What is trained is
     thrown away. `blocks` are those of :func:`~adept_ray.training.stage2.train`.
     """
-    fault = compiler_fault(device.type)
-    faults = float(summed(torch.tensor([float(bool(fault))], dtype=torch.float64), device))
+    fault = find_compiler_fault(device.type)
+    faults = float(sum_over_ranks(torch.tensor([float(bool(fault))], dtype=torch.float64), device))
     if faults:
         return {"fault": fault or "that of another worker fails"}
-    _, plain = timed_steps(job, blocks, device)
+    _, plain = time_steps(job, blocks, device)
     progress(1, 2)
-    first, compiled = timed_steps(replace(job, fit=replace(job.fit, compiled=True)), blocks, device)
+    first, compiled = time_steps(replace(job, fit=replace(job.fit, compiled=True)), blocks, device)
     progress(2, 2)
     compiling = max(0.0, first - FIRST * compiled)
     return {"fault": "", "plain": plain, "compiled": compiled, "compiling": compiling}
 
 
-def timed_steps(job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
+def time_steps(job: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
     """Seconds of the first steps of `job` together, and the median of those after them."""
     gc.collect()  # an earlier model lies in cycles, and there may be no room for two
     # So small a rate changes no speed, and nothing diverges.
     job = replace(job, training=job.training.model_copy(update={"base_lr": 1e-9}))
-    tuning = ready(job, device)
-    optimizer = optimizer_of(tuning.model, job.training, device)
+    tuning = prepare_tuning(job, device)
+    optimizer = build_optimizer(tuning.model, job.training, device)
     assert optimizer is not None, "there is nothing to train"
     scales = tuning.scales(tuning.importance, job.training)
-    text, order = training_text(job, blocks)
+    text, order = order_text(job, blocks)
     seconds = []
     for step in range(FIRST + TIMED):
         began = time.perf_counter()
         ids = order.batch(step, job.blocks_per_step)
-        optimized(job, tuning, optimizer, scales, step, text, ids, device)
+        take_step(job, tuning, optimizer, scales, step, text, ids, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.data.packing import Blocks, shared_batches
+from adept_ray.data.packing import Blocks, make_shared_batches
 from adept_ray.method.loss import token_nats
-from adept_ray.method.ranks import rank, summed, world_size
-from adept_ray.method.sharding import without_gradients
+from adept_ray.method.ranks import rank, sum_over_ranks, world_size
+from adept_ray.method.sharding import disable_gradients
 
 SIDES = ("general", "domain")
 
@@ -37,20 +37,20 @@ class Change:
     """How far each document or item pulls `delta` from what the others say, in its unit; they sum to 0."""
 
 
-def document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
+def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
     """Summed next-token loss of every document, nats, float64 [D]; ranks share the work and get it all."""
     device = next(model.parameters()).device
     mine = range(rank(), len(blocks), world_size())
     documents = torch.from_numpy(blocks.documents)
     nats = torch.zeros(int(documents.max()) + 1, dtype=torch.float64)
     done = 0
-    with without_gradients(model):
-        for batch in shared_batches(blocks, range(len(blocks)), micro_batch, device):
+    with disable_gradients(model):
+        for batch in make_shared_batches(blocks, range(len(blocks)), micro_batch, device):
             losses = token_nats(model, batch)[0][:, :-1].double().cpu()
             here = list(mine[done : done + len(losses)])  # none for a block that doesn't count
             nats.index_add_(0, documents[here].flatten(), losses[: len(here)].flatten())
             done += len(here)
-    return summed(nats, device).numpy()
+    return sum_over_ranks(nats, device).numpy()
 
 
 def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
@@ -58,7 +58,7 @@ def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
     return float(nats.sum() / math.log(2) / size.sum())
 
 
-def change(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
+def compare_losses(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
     """Compare the losses of the same documents before and after training; all arrays are [D].
 
     The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
@@ -68,10 +68,10 @@ def change(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
     kept = float(after.sum() / before.sum())
     pulls = 100 * (kept * before - after) / float(before.sum())
     levels = bits_per_byte(before, size), bits_per_byte(after, size)
-    return Change(*levels, 100 * (1 - kept), spread(pulls), "bpb", tuple(pulls.tolist()))
+    return Change(*levels, 100 * (1 - kept), standard_error(pulls), "bpb", tuple(pulls.tolist()))
 
 
-def points(before: np.ndarray, after: np.ndarray) -> Change:
+def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
     """Compare the answers to the same items, 1 for a right one, before and after training; arrays are [N].
 
     The standard error is that of a mean of paired differences; nan with a single item.
@@ -79,10 +79,10 @@ def points(before: np.ndarray, after: np.ndarray) -> Change:
     moved = 100 * (after - before)
     pulls = (moved - moved.mean()) / len(moved)
     levels = float(before.mean()), float(after.mean())
-    return Change(*levels, float(moved.mean()), spread(pulls), "accuracy", tuple(pulls.tolist()))
+    return Change(*levels, float(moved.mean()), standard_error(pulls), "accuracy", tuple(pulls.tolist()))
 
 
-def spread(pulls: Sequence[float] | np.ndarray) -> float:
+def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
     """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
 
     Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
@@ -92,12 +92,12 @@ def spread(pulls: Sequence[float] | np.ndarray) -> float:
     return math.sqrt(square * count / (count - 1)) if count > 1 else math.nan
 
 
-def tasks_of(side: str) -> str:
+def tasks_key(side: str) -> str:
     """Name of the answers to a side's tasks; its losses go by the name of the side itself."""
     return f"{side} tasks"
 
 
-def judged(
+def score_model(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     blocks: Mapping[str, Blocks],
@@ -106,7 +106,7 @@ def judged(
 ) -> dict[str, Any]:
     """Metrics of a trained model: what was measured on each side, its change, and the combined score.
 
-    `before` and `after` hold, [N] each, a side's loss of each document, nats, and (under :func:`tasks_of`)
+    `before` and `after` hold, [N] each, a side's loss of each document, nats, and (under :func:`tasks_key`)
     maybe its answers, which count in place of the losses where `by_tasks` says so. Keys for each side:
     ``SIDE_bpb`` and maybe ``SIDE_accuracy``, each with a ``…_before``; ``SIDE_delta`` and ``SIDE_delta_se``
     of the one that counts. Also ``score`` and ``score_se``, and ``pulls``: side → those of its change.
@@ -114,25 +114,25 @@ def judged(
     metrics: dict[str, Any] = {}
     counted = []
     for side in SIDES:
-        changes = [change(np.array(before[side]), np.array(after[side]), blocks[side].document_bytes)]
-        if (tasks := tasks_of(side)) in after:
-            changes.append(points(np.array(before[tasks]), np.array(after[tasks])))
+        changes = [compare_losses(np.array(before[side]), np.array(after[side]), blocks[side].document_bytes)]
+        if (tasks := tasks_key(side)) in after:
+            changes.append(compare_answers(np.array(before[tasks]), np.array(after[tasks])))
         for each in changes:
             metrics |= {f"{side}_{each.measure}_before": each.before, f"{side}_{each.measure}": each.after}
         counted.append(changes[-1] if by_tasks else changes[0])
         metrics |= {f"{side}_delta": counted[-1].delta, f"{side}_delta_se": counted[-1].standard_error}
-    score, error = combined(counted[0], counted[1], weights)
+    score, error = combine_changes(counted[0], counted[1], weights)
     pulls = {side: list(each.pulls) for side, each in zip(SIDES, counted, strict=True)}
     return {**metrics, "score": score, "score_se": error, "pulls": pulls}
 
 
-def combined(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
+def combine_changes(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
     """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error.
 
     Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
     smaller one may be a loss.
     """
-    score = scored(general.delta, domain.delta, weights)
+    score = weigh_changes(general.delta, domain.delta, weights)
     counts = not weights.retain or not general.delta > general.standard_error
     error = math.hypot(
         weights.general * general.standard_error if counts else 0.0, weights.domain * domain.standard_error
@@ -140,12 +140,12 @@ def combined(general: Change, domain: Change, weights: ScoreWeights) -> tuple[fl
     return score, error
 
 
-def scored(general: float, domain: float, weights: ScoreWeights) -> float:
+def weigh_changes(general: float, domain: float, weights: ScoreWeights) -> float:
     """The score of a general and a domain change."""
-    return weights.general * counted_general(general, weights) + weights.domain * domain
+    return weights.general * count_general(general, weights) + weights.domain * domain
 
 
-def counted_general(delta: float, weights: ScoreWeights) -> float:
+def count_general(delta: float, weights: ScoreWeights) -> float:
     """What of a general change counts."""
     return min(delta, 0.0) if weights.retain else delta
 
@@ -153,17 +153,17 @@ def counted_general(delta: float, weights: ScoreWeights) -> float:
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
     """Standard error of the difference of two trials' scores, paired document by document.
 
-    Both are metrics as :func:`judged` makes them, on the same text. Without their ``pulls`` (in a table
+    Both are metrics as :func:`score_model` makes them, on the same text. Without their ``pulls`` (in a table
     that was read from a file) the two scores' errors add up as if they were independent, which is more.
     """
     if not one.get("pulls") or not other.get("pulls"):
         return math.hypot(one["score_se"], other["score_se"])
     pairs = zip(score_pulls(one, weights), score_pulls(other, weights), strict=True)
-    return math.hypot(*(spread(mine - others) for mine, others in pairs))
+    return math.hypot(*(standard_error(mine - others) for mine, others in pairs))
 
 
 def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
     """How far each document or item of each side pulls the score."""
     general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
-    counts = not weights.retain or not metrics["general_delta"] > spread(general)
+    counts = not weights.retain or not metrics["general_delta"] > standard_error(general)
     return [weights.general * counts * general, weights.domain * domain]

@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.data.backbones import borrow, borrow_shared, load_tokenizer
-from adept_ray.data.benchmark_tasks import Items, correct
-from adept_ray.data.packing import Blocks, micro_batches, shared_batches
-from adept_ray.method.activations import pooled, separation
+from adept_ray.data.backbones import borrow, borrow_sharded, load_tokenizer
+from adept_ray.data.benchmark_tasks import TaskItems, answer_items
+from adept_ray.data.packing import Blocks, make_micro_batches, make_shared_batches
+from adept_ray.method.activations import measure_separation, pool_activations
 from adept_ray.method.anatomy import layers_of
-from adept_ray.method.importance import layers_at_once, sequences_at_once, unit_importance
-from adept_ray.method.loss import Computing, compute
+from adept_ray.method.importance import max_layers, max_sequences, unit_importance
+from adept_ray.method.loss import ComputePolicy, set_compute_policy
 from adept_ray.method.race import rank_layers
-from adept_ray.method.ranks import rank, summed, world_size
-from adept_ray.method.reception import layer_reception
+from adept_ray.method.ranks import rank, sum_over_ranks, world_size
+from adept_ray.method.reception import measure_layer_reception
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.training.scoring import SIDES, document_nats
+from adept_ray.training.scoring import SIDES, measure_document_nats
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ProbeJob:
+class ProbeWork:
     """What to measure of which backbone; the blocks come apart from it."""
 
     source: str
@@ -44,7 +44,7 @@ class ProbeJob:
     """Probability that no pair of layers is put in the wrong order where the order is called certain."""
     held_out: tuple[str, ...] = ()
     """Names of the blocks on which to record the untouched backbone's losses."""
-    items: Mapping[str, Items] = field(default_factory=dict)
+    items: Mapping[str, TaskItems] = field(default_factory=dict)
     """Name → benchmark items on which to record its answers."""
     reception: bool = False
     """Measure each layer's reception on the blocks named ``reception``."""
@@ -58,8 +58,8 @@ class ProbeJob:
     """Whether the Python code that comes with the backbone may be run."""
 
 
-def probe(
-    job: ProbeJob,
+def run_probe(
+    job: ProbeWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     progress: Progress = lambda done, of: None,
@@ -71,51 +71,51 @@ def probe(
     items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.method.reception`) and
     ``separation`` (see :mod:`adept_ray.method.activations`).
     """
-    take = borrow_shared if job.fit.sharded else borrow
+    take = borrow_sharded if job.fit.sharded else borrow
     model = take(job.source, job.revision, job.dtype, device, trusted=job.trusted)
     if job.fit.recompute:
-        compute(model, Computing(recomputed=tuple(layers_of(model))))
+        set_compute_policy(model, ComputePolicy(recomputed=tuple(layers_of(model))))
     result: dict[str, Any] = {"nats": {}, "correct": {}}
     if job.importance:
-        result["importance"] = importance(model, job, blocks["probe"], device, progress)
+        result["importance"] = measure_importance(model, job, blocks["probe"], device, progress)
     for number, name in enumerate(job.held_out, 1):
-        result["nats"][name] = document_nats(model, blocks[name], job.micro_batch).tolist()
+        result["nats"][name] = measure_document_nats(model, blocks[name], job.micro_batch).tolist()
         if not job.importance:
             progress(number, len(job.held_out))
     if job.items:
         tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
         for name, items in job.items.items():
-            result["correct"][name] = correct(model, tokenizer, items, job.micro_batch).tolist()
+            result["correct"][name] = answer_items(model, tokenizer, items, job.micro_batch).tolist()
     if job.reception:
         every = range(len(blocks["reception"]))
-        text = shared_batches(blocks["reception"], every, job.micro_batch, device)
-        result["reception"] = list(layer_reception(model, text))
+        text = make_shared_batches(blocks["reception"], every, job.micro_batch, device)
+        result["reception"] = list(measure_layer_reception(model, text))
     if job.separation:
-        general, domain = (whole_pooled(model, blocks[side], job.micro_batch, device) for side in SIDES)
-        result["separation"] = separation(general.numpy(), domain.numpy())
+        general, domain = (pool_all_blocks(model, blocks[side], job.micro_batch, device) for side in SIDES)
+        result["separation"] = measure_separation(general.numpy(), domain.numpy())
     return result
 
 
-def whole_pooled(model: nn.Module, blocks: Blocks, micro_batch: int, device: torch.device) -> torch.Tensor:
+def pool_all_blocks(model: nn.Module, blocks: Blocks, micro_batch: int, device: torch.device) -> torch.Tensor:
     """Mean output of every layer on every block; ranks share the work and get it all."""
     mine = range(rank(), len(blocks), world_size())
-    found = pooled(model, micro_batches(blocks, mine, micro_batch, device))
+    found = pool_activations(model, make_micro_batches(blocks, mine, micro_batch, device))
     every = torch.zeros(len(blocks), *found.shape[1:])
     every[list(mine)] = found
-    return summed(every, device)
+    return sum_over_ranks(every, device)
 
 
-def importance(
-    model: nn.Module, job: ProbeJob, blocks: Blocks, device: torch.device, progress: Progress
+def measure_importance(
+    model: nn.Module, job: ProbeWork, blocks: Blocks, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     """Rank the layers and measure their units; the content of importance.json but for where it came from."""
     started = time.perf_counter()
     every = range(len(blocks))
-    (probe,) = micro_batches(blocks, every, len(blocks), device)
+    (probe,) = make_micro_batches(blocks, every, len(blocks), device)
     config: Any = model.config
     seq_len = blocks.tokens.shape[1]
     sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, seq_len)
-    at_once = sequences_at_once(*sizes, value_bytes=next(model.parameters()).element_size())
+    at_once = max_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
     ranking = rank_layers(
         model,
         probe,
@@ -125,8 +125,8 @@ def importance(
         micro_batch=min(at_once, job.micro_batch),
         progress=progress,
     )
-    batches = shared_batches(blocks, every, job.micro_batch, device)
-    units = unit_importance(model, batches, range(config.num_hidden_layers), layers_at_once(model))
+    batches = make_shared_batches(blocks, every, job.micro_batch, device)
+    units = unit_importance(model, batches, range(config.num_hidden_layers), max_layers(model))
     layers = ranking.importance
     rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {

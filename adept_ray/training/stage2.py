@@ -1,6 +1,6 @@
 """Stage 2, what every Ray Train worker runs: make ready, tune with unit-wise rates, measure again, score.
 
-:func:`train` is the loop; :func:`conclude` looks once at the test splits and exports the model. Both
+:func:`train` is the loop; :func:`score_and_export` looks once at the test splits and exports the model. Both
 are ordinary functions of their arguments: Ray, the command line and the tests call the same ones.
 """
 
@@ -19,18 +19,18 @@ import torch
 from torch import nn
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.data.backbones import borrow, borrow_shared, load_tokenizer, outline
-from adept_ray.data.benchmark_tasks import Items, correct
-from adept_ray.data.packing import BlockOrder, Blocks, joined, shared_batches
+from adept_ray.data.backbones import borrow, borrow_sharded, build_outline, load_tokenizer
+from adept_ray.data.benchmark_tasks import TaskItems, answer_items
+from adept_ray.data.packing import BlockOrder, Blocks, join_blocks, make_shared_batches
 from adept_ray.method.anatomy import unit_of
 from adept_ray.method.expansion import export
-from adept_ray.method.importance import layers_at_once, unit_importance
+from adept_ray.method.importance import max_layers, unit_importance
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.ranks import rank, sum_in_place, summed, world_size
-from adept_ray.method.rates import mean_scales, parameter_groups, schedule, set_rates
-from adept_ray.method.sharding import PLAIN, Fit, is_sharded, whole
-from adept_ray.method.tuning import Tuning, make_ready
-from adept_ray.training.scoring import SIDES, document_nats, judged, tasks_of
+from adept_ray.method.ranks import rank, sum_over_ranks, sum_over_ranks_in_place, world_size
+from adept_ray.method.rates import mean_scales, parameter_groups, schedule_factor, set_rates
+from adept_ray.method.sharding import PLAIN, Fit, gather_whole, is_sharded
+from adept_ray.method.tuning import Tuning, build_tuning
+from adept_ray.training.scoring import SIDES, measure_document_nats, score_model, tasks_key
 from adept_ray.training.state import TrainState
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class TrainJob:
+class TrainWork:
     """One training: what to expand, how to train, what to compare with. Blocks come apart from it."""
 
     source: str
@@ -51,12 +51,12 @@ class TrainJob:
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
     """``general`` and ``domain`` → the untouched backbone's loss of each validation document, nats; under the
-    names of :func:`~adept_ray.training.scoring.tasks_of` its answers to the items."""
+    names of :func:`~adept_ray.training.scoring.tasks_key` its answers to the items."""
     weights: ScoreWeights
     seq_len: int
     micro_batch: int
     seed: int
-    items: Mapping[str, Items] = field(default_factory=dict)
+    items: Mapping[str, TaskItems] = field(default_factory=dict)
     """Side → validation items of its benchmark tasks, if it has any."""
     by_tasks: bool = True
     """Whether the answers to those count, in place of bits per byte."""
@@ -92,7 +92,7 @@ class TrainJob:
 
 
 def train(
-    job: TrainJob,
+    job: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     report: Report,
@@ -115,20 +115,20 @@ def train(
     Raises FloatingPointError, naming the step, when the loss, its gradient or an importance is not finite.
     """
     spec, started = job.training, time.perf_counter()
-    tuning = ready(job, device)
+    tuning = prepare_tuning(job, device)
     model = tuning.model
-    optimizer = optimizer_of(model, spec, device)
-    state = TrainState.load(resume, model, optimizer) if resume else fresh_state(job, tuning, grown_from)
+    optimizer = build_optimizer(model, spec, device)
+    state = TrainState.load(resume, model, optimizer) if resume else begin_state(job, tuning, grown_from)
     scales = tuning.scales(state.importance, spec)
-    text, order = training_text(job, blocks)
+    text, order = order_text(job, blocks)
     began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
 
     def checkpointed(hand_over: Callable[[Path | None], None]) -> None:
         # Nothing is trained after the end, so the optimizer is left out there.
-        save_and(hand_over, state, model, optimizer if state.step < job.steps else None)
+        save_for(hand_over, state, model, optimizer if state.step < job.steps else None)
 
     def stopped_after_report() -> bool:
-        metrics = reading(job, tuning, state, blocks)
+        metrics = take_reading(job, tuning, state, blocks)
         metrics["training_seconds"] = round(training_seconds, 2)
         tokens = (state.step - began_at) * job.blocks_per_step * job.seq_len
         metrics["tokens_per_second"] = round(tokens / training_seconds, 1) if training_seconds else None
@@ -146,13 +146,13 @@ def train(
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
             at = f"step {state.step + 1} of {job.steps}"
-            state.importance = measured_again(model, tuning, probe_batches(job, blocks, device), at)
+            state.importance = remeasure_importance(model, tuning, probe_batches(job, blocks, device), at)
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
         if optimizer is not None:
             ids = order.batch(job.steps_before + state.step, job.blocks_per_step)
-            state.loss = optimized(job, tuning, optimizer, scales, state.step, text, ids, device)
+            state.loss = take_step(job, tuning, optimizer, scales, state.step, text, ids, device)
         state.step += 1
         progress(state.step, job.steps)
         if optimizer is not None and state.step == job.steps:
@@ -168,8 +168,8 @@ def train(
             checkpointed(lambda folder: keep(state.step, folder))
 
 
-def optimized(
-    job: TrainJob,
+def take_step(
+    job: TrainWork,
     tuning: Tuning,
     optimizer: torch.optim.Optimizer,
     scales: Mapping[str, float],
@@ -183,8 +183,8 @@ def optimized(
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
     spec, parameters = job.training, list(tuning.parameters.values())
-    set_rates(optimizer, spec.base_lr, schedule(step, job.steps, spec.warmup, spec.final_lr), scales)
-    loss = gradients(tuning.model, parameters, text, ids, job.micro_batch, device)
+    set_rates(optimizer, spec.base_lr, schedule_factor(step, job.steps, spec.warmup, spec.final_lr), scales)
+    loss = compute_gradients(tuning.model, parameters, text, ids, job.micro_batch, device)
     clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {job.steps}")
     optimizer.step()
     tuning.observe(optimizer)
@@ -192,21 +192,21 @@ def optimized(
     return loss
 
 
-def ready(job: TrainJob, device: torch.device) -> Tuning:
+def prepare_tuning(job: TrainWork, device: torch.device) -> Tuning:
     """What the job trains, on this rank; others go on with the backbone's weights unless they are changed."""
     backbone = job.source, job.revision, job.dtype
     how = job.training, job.layers, job.units, job.seed
     changed = job.training.tunes != "copies"
     if job.fit.sharded:
         first = (
-            make_ready(borrow(*backbone, alone=changed, trusted=job.trusted), *how).model
+            build_tuning(borrow(*backbone, alone=changed, trusted=job.trusted), *how).model
             if rank() == 0
             else None
         )
-        tuning = make_ready(outline(*backbone, job.trusted), *how)
+        tuning = build_tuning(build_outline(*backbone, job.trusted), *how)
         tuning.shard(first, device)
     else:
-        tuning = make_ready(borrow(*backbone, device, alone=changed, trusted=job.trusted), *how)
+        tuning = build_tuning(borrow(*backbone, device, alone=changed, trusted=job.trusted), *how)
     if job.fit.recompute:
         tuning.recompute()
     if job.fit.compiled:
@@ -214,7 +214,7 @@ def ready(job: TrainJob, device: torch.device) -> Tuning:
     return tuning
 
 
-def save_and(
+def save_for(
     hand_over: Callable[[Path | None], None],
     state: TrainState,
     model: nn.Module,
@@ -226,7 +226,7 @@ def save_and(
         hand_over(Path(folder) if rank() == 0 else None)
 
 
-def fresh_state(job: TrainJob, tuning: Tuning, grown_from: Path | None) -> TrainState:
+def begin_state(job: TrainWork, tuning: Tuning, grown_from: Path | None) -> TrainState:
     """The state before the first step, with the copies of the training that it is grown from, if of any."""
     state = TrainState(job.layers, tuning.added, importance=tuning.importance)
     if grown_from:
@@ -235,12 +235,14 @@ def fresh_state(job: TrainJob, tuning: Tuning, grown_from: Path | None) -> Train
     return state
 
 
-def reading(job: TrainJob, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]) -> dict[str, Any]:
+def take_reading(
+    job: TrainWork, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]
+) -> dict[str, Any]:
     """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
     with tuning.as_exported():
-        after = measured(tuning.model, job, blocks)
-    metrics = judged(job.before, after, blocks, job.by_tasks, job.weights)
-    metrics |= {**trained(state, job), "loss": state.loss}
+        after = measure_held_out(tuning.model, job, blocks)
+    metrics = score_model(job.before, after, blocks, job.by_tasks, job.weights)
+    metrics |= {**count_progress(state, job), "loss": state.loss}
     metrics["curve"] = state.told(metrics)
     scales = tuning.scales(state.importance, job.training)
     metrics["scales"] = mean_scales(scales) if tuning.rated else {}
@@ -248,52 +250,54 @@ def reading(job: TrainJob, tuning: Tuning, state: TrainState, blocks: Mapping[st
     return metrics
 
 
-def optimizer_of(model: nn.Module, spec: TrainingSpec, device: torch.device) -> torch.optim.Optimizer | None:
+def build_optimizer(
+    model: nn.Module, spec: TrainingSpec, device: torch.device
+) -> torch.optim.Optimizer | None:
     """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
     groups = parameter_groups(model, spec.weight_decay)
     return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
 
 
-def measured_again(
+def remeasure_importance(
     model: nn.Module, tuning: Tuning, general: Iterator[dict[str, torch.Tensor]], at: str
 ) -> dict[str, float]:
     """Importance of the units with rates of their own, as it is now on general text.
 
     Raises FloatingPointError, naming where, when one isn't finite: the training has diverged.
     """
-    found = unit_importance(model, general, tuning.rated, layers_at_once(model))
+    found = unit_importance(model, general, tuning.rated, max_layers(model))
     for name, value in found.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"the importance of {unit_of(name)} is {value} at {at}")
     return found
 
 
-def training_text(job: TrainJob, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
+def order_text(job: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
     """The blocks to train on and the order in which they come, replayed ones among them."""
     text = blocks["train"]
     if not job.replayed:
         return text, BlockOrder(len(text), job.seed)
     replay = blocks["replay"]
-    return joined(text, replay), BlockOrder(len(text), job.seed, len(replay), job.replayed)
+    return join_blocks(text, replay), BlockOrder(len(text), job.seed, len(replay), job.replayed)
 
 
 def probe_batches(
-    job: TrainJob, blocks: Mapping[str, Blocks], device: torch.device
+    job: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the general text on which importance is measured again."""
     every = range(len(blocks["remeasure"]))
-    return shared_batches(blocks["remeasure"], every, job.micro_batch, device)
+    return make_shared_batches(blocks["remeasure"], every, job.micro_batch, device)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: float, loss: float, at: str) -> None:
     """Clip the global norm; raises FloatingPointError, naming where, when it or the loss isn't finite."""
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, clip)))
+    norm = float(gather_whole(nn.utils.clip_grad_norm_(parameters, clip)))
     # Clipping an infinite gradient would make every weight nan.
     if not math.isfinite(loss + norm):
         raise FloatingPointError(f"the loss is {loss} and its gradient's norm {norm} at {at}")
 
 
-def gradients(
+def compute_gradients(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
     blocks: Blocks,
@@ -308,16 +312,16 @@ def gradients(
     """
     total = len(ids) * (blocks.tokens.shape[1] - 1)  # packed blocks have no padding
     nats = torch.zeros(1, dtype=torch.float64)
-    for batch in shared_batches(blocks, ids, micro_batch, device):
+    for batch in make_shared_batches(blocks, ids, micro_batch, device):
         loss = next_token_nats(model, batch)[0].sum() / total
         loss.backward()
         nats += loss.detach().double().cpu()
     if world_size() > 1 and not is_sharded(model):
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = sum_in_place(torch.cat([piece.flatten() for piece in pieces]))
+        flat = sum_over_ranks_in_place(torch.cat([piece.flatten() for piece in pieces]))
         for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = piece.view_as(parameter)
-    return float(summed(nats, device))
+    return float(sum_over_ranks(nats, device))
 
 
 def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:
@@ -332,7 +336,7 @@ def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:
     state.rates += rows.values()
 
 
-def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
+def count_progress(state: TrainState, job: TrainWork) -> dict[str, Any]:
     """How far the training is: steps, tokens, reports."""
     tokens = state.step * job.blocks_per_step * job.seq_len
     return {
@@ -343,25 +347,25 @@ def trained(state: TrainState, job: TrainJob) -> dict[str, Any]:
     }
 
 
-def measured(model: nn.Module, job: TrainJob, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
+def measure_held_out(model: nn.Module, job: TrainWork, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
-    found = {side: document_nats(model, blocks[side], job.micro_batch) for side in SIDES}
+    found = {side: measure_document_nats(model, blocks[side], job.micro_batch) for side in SIDES}
     if job.items:
         tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
         for side, items in job.items.items():
-            found[tasks_of(side)] = correct(model, tokenizer, items, job.micro_batch)
+            found[tasks_key(side)] = answer_items(model, tokenizer, items, job.micro_batch)
     return found
 
 
-def ready_as_saved(job: TrainJob, device: torch.device, checkpoint: Path) -> Tuning:
+def load_tuning(job: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
     """What the job trained, as it was saved."""
-    tuning = ready(job, device)
+    tuning = prepare_tuning(job, device)
     TrainState.load(checkpoint, tuning.model)
     return tuning
 
 
-def conclude(
-    job: TrainJob,
+def score_and_export(
+    job: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     report: Report,
@@ -374,20 +378,20 @@ def conclude(
     `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
     backbone = job.source, job.revision, job.dtype
-    take = borrow_shared if job.fit.sharded else borrow
-    before = measured(take(*backbone, device, trusted=job.trusted), job, blocks)
+    take = borrow_sharded if job.fit.sharded else borrow
+    before = measure_held_out(take(*backbone, device, trusted=job.trusted), job, blocks)
     progress(1, 3)
-    tuning = ready_as_saved(job, device, checkpoint)
+    tuning = load_tuning(job, device, checkpoint)
     if job.fit.sharded:
         with tuning.as_exported():
-            after = measured(tuning.model, job, blocks)
+            after = measure_held_out(tuning.model, job, blocks)
         # The first rank puts it together, in its machine's memory; the others have nothing to export.
         alone = replace(job, fit=PLAIN)
-        model = ready_as_saved(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
+        model = load_tuning(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
     else:
         model = tuning.merged()  # what is exported is what is scored
-        after = measured(model, job, blocks)
-    metrics = judged(before, after, blocks, job.by_tasks, job.weights)
+        after = measure_held_out(model, job, blocks)
+    metrics = score_model(before, after, blocks, job.by_tasks, job.weights)
     progress(2, 3)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:

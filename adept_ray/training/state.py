@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adept_ray.config.specs import UserError
-from adept_ray.method.anatomy import layer_of, moved, trainable
+from adept_ray.method.anatomy import layer_of, name_in_layer, trainable_parameters
 from adept_ray.method.ranks import rank
-from adept_ray.method.sharding import gathered, pieces_like
+from adept_ray.method.sharding import gather_tensors, split_like
 
 CURVE = ("step", "tokens", "general_delta", "domain_delta", "score", "loss")
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
@@ -53,9 +53,9 @@ class TrainState:
 
         The first rank writes, but every rank has to call this: a model may be shared out over all of them.
         """
-        parameters = trainable(model)
-        weights = gathered(parameters)
-        moments = gathered(_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
+        parameters = trainable_parameters(model)
+        weights = gather_tensors(parameters)
+        moments = gather_tensors(_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
         if rank() > 0:
             return
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
@@ -75,7 +75,7 @@ class TrainState:
         state = cls(**{**values, "layers": tuple(values["layers"]), "added": tuple(values["added"])})
         weights = load_file(folder / WEIGHTS)
         # Asked of the model, not of the checkpoint: else its layers would overwrite frozen ones.
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         if set(weights) != set(parameters):
             raise UserError(
                 f"{folder}: its added layers are {list(state.added)}, copies of {list(state.layers)}, and "
@@ -83,7 +83,7 @@ class TrainState:
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(pieces_like(weights[name], parameter))
+                parameter.copy_(split_like(weights[name], parameter))
         if optimizer is not None and (folder / OPTIMIZER).exists():
             _restore_optimizer(parameters, optimizer, load_file(folder / OPTIMIZER))
         return state
@@ -100,13 +100,13 @@ class TrainState:
             raise UserError(f"{folder}: it copied layers {strange}, and this training doesn't")
         now = dict(zip(self.layers, self.added, strict=True))
         place = {old: now[layer] for layer, old in zip(had["layers"], had["added"], strict=True)}
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         with torch.no_grad():
             for name, value in load_file(folder / WEIGHTS).items():
-                parameter = parameters[moved(name, place[layer_of(name)])]
-                parameter.copy_(pieces_like(value, parameter))
+                parameter = parameters[name_in_layer(name, place[layer_of(name)])]
+                parameter.copy_(split_like(value, parameter))
         self.importance = self.importance | {
-            moved(name, place[layer_of(name)]): value for name, value in had["importance"].items()
+            name_in_layer(name, place[layer_of(name)]): value for name, value in had["importance"].items()
         }
 
 
@@ -130,7 +130,7 @@ def _restore_optimizer(
         name, _, key = full.rpartition(":")
         parameter = parameters[name]
         if value.dim() > 0:
-            value = pieces_like(value, parameter)
+            value = split_like(value, parameter)
         elif optimizer.defaults.get("fused"):  # then the GPU reads the step counter, too
             value = value.to(parameter.device)
         optimizer.state[parameter][key] = value

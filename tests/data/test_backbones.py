@@ -31,7 +31,7 @@ from adept_ray.data.backbones import (
 )
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.expansion import expand, export
-from adept_ray.method.sharding import skeleton
+from adept_ray.method.sharding import build_skeleton
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +260,10 @@ def test_own_code_runs_with_trust_and_never_without(tmp_path, model_type):
     config = load_config(folder, trusted=True)
     model = load_model(folder, trusted=True)
     assert marker.exists() and type(model).__module__.endswith("modeling_own")
-    assert type(skeleton(config, "float32", trusted=True)).__name__ == "OwnForCausalLM"
+    assert type(build_skeleton(config, "float32", trusted=True)).__name__ == "OwnForCausalLM"
     if model_type == "llama":
         assert torch.equal(logits(model, random_ids()), 2 * logits(plain, random_ids()))
-        assert type(skeleton(load_config(folder), "float32")).__name__ == "LlamaForCausalLM"
+        assert type(build_skeleton(load_config(folder), "float32")).__name__ == "LlamaForCausalLM"
 
 
 def test_trusted_code_names_the_backbone(tmp_path):
@@ -307,7 +307,7 @@ def test_own_code_of_another_shape_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"OwnForCausalLM has no 'model\.layers', which its family's models have"
     ):
-        layers_of(skeleton(config, "float32", trusted=True))
+        layers_of(build_skeleton(config, "float32", trusted=True))
 
 
 def test_a_tokenizer_with_its_own_code_is_refused_without_trust(folder, tmp_path):
@@ -433,7 +433,7 @@ def test_a_cached_hub_model_is_used_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     offline = resolve_backbone("owner/name", tmp_path / "cache")
     assert (offline.source, offline.revision) == ("owner/name", sha)
-    monkeypatch.setattr(backbones, "hub_revision", lambda kind, name: sha)
+    monkeypatch.setattr(backbones, "find_hub_revision", lambda kind, name: sha)
     assert resolve_backbone("owner/name", tmp_path / "cache") == offline
 
 

@@ -13,7 +13,13 @@ from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 
 from adept_ray.config.specs import RunSpec, UserError, default_cache
 from adept_ray.data import benchmark_tasks as benchmarks
-from adept_ray.data.benchmark_tasks import Items, accuracies, at_chance, correct, draw
+from adept_ray.data.benchmark_tasks import (
+    TaskItems,
+    answer_items,
+    draw_items,
+    find_tasks_at_chance,
+    summarise_accuracies,
+)
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))
@@ -57,14 +63,14 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     (folder / "both.yaml").write_text("group: both\ntask: [words, letters]\n")
     monkeypatch.setattr(benchmarks, "TASKS", folder)
     monkeypatch.setattr(benchmarks, "OWN", frozenset(path.stem for path in folder.glob("*.yaml")))
-    benchmarks.load_each.cache_clear()
+    benchmarks.load_tasks.cache_clear()
     yield folder
-    benchmarks.load_each.cache_clear()
+    benchmarks.load_tasks.cache_clear()
 
 
 def items(name, numbers, tmp_path):
     """Those items of a task."""
-    return Items({name: (name,)}, {name: tuple(numbers)}, {name: None}, "", tmp_path)
+    return TaskItems({name: (name,)}, {name: tuple(numbers)}, {name: None}, "", tmp_path)
 
 
 def plainly_right(row):
@@ -85,7 +91,7 @@ def plainly_right(row):
 def test_answers_equal_a_plain_computation(tmp_path):
     """An item is right where its option is the likeliest continuation; each keeps its place."""
     numbers = (1, 4, 6, 11, 12, 20, 33)
-    found = correct(MODEL, TOKENIZER, items("words", numbers, tmp_path), 3)
+    found = answer_items(MODEL, TOKENIZER, items("words", numbers, tmp_path), 3)
     rows = made_up("words")
     assert found.tolist() == [plainly_right(rows[number]) for number in numbers]
     assert 0 < found.mean() < 1  # else every order of them would be the same
@@ -93,22 +99,22 @@ def test_answers_equal_a_plain_computation(tmp_path):
 
 def test_ranks_share_the_items(tmp_path, monkeypatch):
     """The answers of two ranks, each to its own items, add up to those of one."""
-    both = Items(
+    both = TaskItems(
         {"both": ("words", "letters")},
         {"words": tuple(range(9)), "letters": tuple(range(6))},
         {},
         "",
         tmp_path,
     )
-    whole = correct(MODEL, TOKENIZER, both, 4)
+    whole = answer_items(MODEL, TOKENIZER, both, 4)
     parts, asked = [], []
     monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
-    monkeypatch.setattr(benchmarks, "summed", lambda values, device: values)
-    plain = benchmarks.language_model
-    monkeypatch.setattr(benchmarks, "language_model", lambda *a: asked.append(a) or plain(*a))
+    monkeypatch.setattr(benchmarks, "sum_over_ranks", lambda values, device: values)
+    plain = benchmarks.wrap_language_model
+    monkeypatch.setattr(benchmarks, "wrap_language_model", lambda *a: asked.append(a) or plain(*a))
     for rank in range(2):
         monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
-        parts.append(correct(MODEL, TOKENIZER, both, 4))
+        parts.append(answer_items(MODEL, TOKENIZER, both, 4))
     assert (parts[0] + parts[1]).tolist() == whole.tolist() and len(asked) == 2
     assert parts[0][1::2].sum() == parts[1][::2].sum() == 0 < whole.sum()
 
@@ -121,7 +127,7 @@ def test_scoring_leaves_the_model_and_the_dice_as_they_were(tmp_path):
     dice = torch.get_rng_state()
     said = io.StringIO()
     with redirect_stderr(said):
-        correct(model, TOKENIZER, items("words", range(5), tmp_path), 2)
+        answer_items(model, TOKENIZER, items("words", range(5), tmp_path), 2)
     assert model.training and torch.equal(dice, torch.get_rng_state())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
@@ -134,13 +140,15 @@ def test_scoring_leaves_the_model_and_the_dice_as_they_were(tmp_path):
 
 def test_validation_and_test_share_no_item(tmp_path):
     """Whatever the seeds and the sizes; they are as large as asked for, or half each at most."""
-    drawn = draw(["words", "few"], 15, 0, tmp_path)
+    drawn = draw_items(["words", "few"], 15, 0, tmp_path)
     for task, sizes in (("words", (15, 15)), ("few", (1, 1))):
         parts = [drawn[split].numbers[task] for split in ("validation", "test")]
         assert tuple(map(len, parts)) == sizes
         assert all(list(part) == sorted(part) for part in parts)
-    assert draw(["words", "few"], 15, 0, tmp_path) == drawn
-    others = [draw(["words"], most, seed, tmp_path)["test"] for most, seed in ((15, 1), (5, 0), (99, 2))]
+    assert draw_items(["words", "few"], 15, 0, tmp_path) == drawn
+    others = [
+        draw_items(["words"], most, seed, tmp_path)["test"] for most, seed in ((15, 1), (5, 0), (99, 2))
+    ]
     assert others[0].numbers != drawn["test"].numbers
     for other in others:
         assert not set(other.numbers["words"]) & set(drawn["validation"].numbers["words"])
@@ -150,8 +158,8 @@ def test_the_content_of_items_names_all_that_answers_depend_on(tmp_path, tasks):
     """Their order, their prompts and their answers; the same ones have the same name."""
 
     def content(*names):
-        benchmarks.load_each.cache_clear()
-        return draw(names, 5, 0, tmp_path)["test"].content
+        benchmarks.load_tasks.cache_clear()
+        return draw_items(names, 5, 0, tmp_path)["test"].content
 
     own = tmp_path / "mine.yaml"
     plain = (tasks / "words.yaml").read_text().replace("task: words", "task: mine")
@@ -172,9 +180,9 @@ def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypa
     own = tmp_path / "shots.yaml"
     text = (tasks / "words.yaml").read_text().replace("task: words", "task: shots")
     own.write_text(text + "num_fewshot: 2\nfewshot_split: test\n")
-    asked_for = draw([str(own)], 8, 0, tmp_path)["test"]
+    asked_for = draw_items([str(own)], 8, 0, tmp_path)["test"]
     seen = []
-    plain = benchmarks.language_model
+    plain = benchmarks.wrap_language_model
 
     def listening(*model):
         found = plain(*model)
@@ -187,14 +195,14 @@ def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypa
         found.loglikelihood = listen
         return found
 
-    monkeypatch.setattr(benchmarks, "language_model", listening)
-    whole = correct(MODEL, TOKENIZER, asked_for, 4)
-    assert correct(MODEL, TOKENIZER, asked_for, 2).tolist() == whole.tolist()
+    monkeypatch.setattr(benchmarks, "wrap_language_model", listening)
+    whole = answer_items(MODEL, TOKENIZER, asked_for, 4)
+    assert answer_items(MODEL, TOKENIZER, asked_for, 2).tolist() == whole.tolist()
     monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
-    monkeypatch.setattr(benchmarks, "summed", lambda values, device: values)
+    monkeypatch.setattr(benchmarks, "sum_over_ranks", lambda values, device: values)
     for rank in range(2):
         monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
-        correct(MODEL, TOKENIZER, asked_for, 4)
+        answer_items(MODEL, TOKENIZER, asked_for, 4)
     first, again, *parts = seen
     assert first == again and sorted(first) == sorted(parts[0] + parts[1])
     assert first[0].count("where does the baker") == 3
@@ -202,14 +210,14 @@ def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypa
 
 def test_a_group_spreads_its_items_over_its_tasks(tmp_path):
     """Ten items of a group of two tasks are five of each."""
-    drawn = draw(["both"], 10, 0, tmp_path)["validation"]
+    drawn = draw_items(["both"], 10, 0, tmp_path)["validation"]
     assert {task: len(numbers) for task, numbers in drawn.numbers.items()} == {"words": 5, "letters": 5}
-    assert correct(MODEL, TOKENIZER, drawn, 4).shape == (10,) == (len(drawn),)
+    assert answer_items(MODEL, TOKENIZER, drawn, 4).shape == (10,) == (len(drawn),)
 
 
 def test_chance_is_what_takes_no_knowledge(tmp_path):
     """One in three where options differ from item to item, the commonest letter where they don't."""
-    chance = draw(["words", "letters"], 5, 0, tmp_path)["test"].chance
+    chance = draw_items(["words", "letters"], 5, 0, tmp_path)["test"].chance
     assert chance == {"words": pytest.approx(1 / 3), "letters": 33 / 40}
 
 
@@ -217,13 +225,13 @@ def test_a_model_at_chance_is_warned_of():
     """Of a task on which guessing does as well a sentence says so; of one well above it none does."""
     numbers = tuple(range(100))
     alone = {"noise": ("noise",), "sound": ("sound",)}
-    both = Items(alone, {"noise": numbers, "sound": numbers}, {"noise": 0.25, "sound": 0.25}, "", Path())
+    both = TaskItems(alone, {"noise": numbers, "sound": numbers}, {"noise": 0.25, "sound": 0.25}, "", Path())
     right = np.array([1] * 30 + [0] * 70 + [1] * 60 + [0] * 40)
-    (sentence,) = at_chance(both, right)
+    (sentence,) = find_tasks_at_chance(both, right)
     assert sentence.startswith("noise: right on 30.0% of 100 items, where 25.0%") and "noise" in sentence
     generated = replace(both, chance={"noise": None, "sound": None})
-    assert at_chance(generated, right) == [] != at_chance(generated, np.zeros(200))
-    rows = accuracies(both, right)
+    assert find_tasks_at_chance(generated, right) == [] != find_tasks_at_chance(generated, np.zeros(200))
+    rows = summarise_accuracies(both, right)
     assert [(row["task"], row["accuracy"]) for row in rows] == [("noise", 0.3), ("sound", 0.6)]
     assert rows[0]["standard_error"] == pytest.approx((0.3 * 0.7 / 99) ** 0.5)
 
@@ -232,10 +240,10 @@ def test_workers_of_another_machine_look_in_their_own_cache(tmp_path, monkeypatc
     """The one of the machine that drew the items isn't there."""
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(benchmarks, "load_each", lambda _, cache: asked.append(cache) or {})
+        patch.setattr(benchmarks, "load_tasks", lambda _, cache: asked.append(cache) or {})
         for place in (tmp_path, tmp_path / "elsewhere"):
             with pytest.raises(KeyError):
-                correct(MODEL, TOKENIZER, replace(items("words", [0], tmp_path), cache=place), 1)
+                answer_items(MODEL, TOKENIZER, replace(items("words", [0], tmp_path), cache=place), 1)
     assert asked == [tmp_path, default_cache()]
 
 
@@ -245,21 +253,21 @@ def test_a_definition_of_the_users_own_is_a_task(tmp_path, tasks):
     (tmp_path / "own.jsonl").write_text((tasks / "words.jsonl").read_text())
     text = (tasks / "words.yaml").read_text().replace("task: words", "task: mine")
     own.write_text(text.replace(str(tasks / "words.jsonl"), "own.jsonl"))
-    drawn = draw([str(own)], 5, 0, tmp_path)["test"]
+    drawn = draw_items([str(own)], 5, 0, tmp_path)["test"]
     assert list(drawn.numbers) == ["mine"]
-    right = correct(MODEL, TOKENIZER, drawn, 4)
+    right = answer_items(MODEL, TOKENIZER, drawn, 4)
     assert right.shape == (5,)
-    assert [row["task"] for row in accuracies(drawn, right)] == ["mine"]
+    assert [row["task"] for row in summarise_accuracies(drawn, right)] == ["mine"]
 
 
 def test_a_group_has_one_row(tmp_path):
     """Its accuracy is that over all items, and its tasks' own stand below; a warning is of the whole."""
-    drawn = draw(["both"], 10, 0, tmp_path)["test"]
-    (row,) = accuracies(drawn, [1, 1, 1, 0, 0, 1, 1, 1, 1, 1])
+    drawn = draw_items(["both"], 10, 0, tmp_path)["test"]
+    (row,) = summarise_accuracies(drawn, [1, 1, 1, 0, 0, 1, 1, 1, 1, 1])
     assert (row["task"], row["items"], row["accuracy"]) == ("both", 10, 0.8)
     assert row["tasks"] == {"words": 0.6, "letters": 1.0}
     assert row["chance"] == pytest.approx((1 / 3 + 33 / 40) / 2)
-    assert len(at_chance(drawn, np.zeros(10))) == 1
+    assert len(find_tasks_at_chance(drawn, np.zeros(10))) == 1
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -268,7 +276,7 @@ def test_a_group_has_one_row(tmp_path):
 def test_a_task_without_data_is_refused(tmp_path):
     """The sentence names it among others, and what would help."""
     with pytest.raises(UserError, match=r"task 'empty' can't be had .* access to the hub") as refused:
-        draw(["words", "empty"], 5, 0, tmp_path)
+        draw_items(["words", "empty"], 5, 0, tmp_path)
     assert "\n" not in str(refused.value)
 
 
@@ -278,9 +286,9 @@ def test_a_task_that_is_not_right_or_wrong_is_refused_before_any_work(tmp_path, 
     text = (tasks / "words.yaml").read_text().replace("task: words", "task: normed")
     own.write_text(text.replace("metric: acc,", "metric: acc_norm,"))
     with pytest.raises(UserError, match="task 'normed' is scored by acc_norm: only acc and exact_match"):
-        draw([str(own)], 5, 0, tmp_path)
+        draw_items([str(own)], 5, 0, tmp_path)
     with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
-        draw([str(tmp_path / "gone.yaml")], 5, 0, tmp_path)
+        draw_items([str(tmp_path / "gone.yaml")], 5, 0, tmp_path)
 
 
 def test_tasks_may_be_given_with_commas():

@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from adept_ray.config.specs import UserError
 from adept_ray.data import packing as corpus
 from adept_ray.data.documents import CorpusFiles, resolve_corpus
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, micro_batches
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, make_micro_batches
 
 SEQ_LEN = 32
 EOS = "<|eos|>"
@@ -290,7 +290,7 @@ def test_a_documents_pieces_are_put_together(general):
 def test_bytes_of_a_document_sum_up(text):
     """Whatever the characters and wherever tokens part them, every byte of the text is counted once."""
     encoding = TOKENIZER.backend_tokenizer.encode(text)
-    sizes = corpus.token_bytes(text, encoding.offsets)
+    sizes = corpus.count_token_bytes(text, encoding.offsets)
     assert sizes.sum() == len(text.encode()) and (sizes >= 0).all()
     assert sizes.tolist() == [lead_bytes([token]) for token in encoding.ids]
 
@@ -379,7 +379,7 @@ def test_a_batch_depends_on_step_and_seed_alone(steps):
 def test_micro_batches_cover_the_ids_in_order(ids, size):
     """However a batch is cut, its blocks come once each, in order, at most `size` at a time."""
     tokens = np.arange(36, dtype=np.int32).reshape(9, 4)
-    batches = list(micro_batches(of_one_document(tokens), ids, size, torch.device("cpu")))
+    batches = list(make_micro_batches(of_one_document(tokens), ids, size, torch.device("cpu")))
     assert [len(batch["input_ids"]) <= size for batch in batches] == [True] * -(-len(ids) // size)
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     assert rows == tokens[ids].tolist() and all(batch["input_ids"].dtype == torch.int64 for batch in batches)

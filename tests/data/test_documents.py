@@ -20,7 +20,7 @@ from adept_ray.data.documents import (
     hpo_definitions,
     load_generators,
     resolve_corpus,
-    stream,
+    stream_documents,
     write_corpus,
 )
 
@@ -249,7 +249,7 @@ def hub(tmp_path, monkeypatch):
         return load("json", data_files=str(path), split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(documents, "hub_revision", lambda kind, name: state.revision)
+    monkeypatch.setattr(documents, "find_hub_revision", lambda kind, name: state.revision)
     return state
 
 
@@ -272,7 +272,7 @@ def test_a_hub_dataset_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch)
     def silent(kind, name):
         raise UserError("can't ask") from OSError("no network")
 
-    monkeypatch.setattr(documents, "hub_revision", silent)
+    monkeypatch.setattr(documents, "find_hub_revision", silent)
     assert resolve_corpus("o/n", "text", tmp_path / "cache").fingerprint == first.fingerprint
     assert len(hub.calls) == 1
     assert refused("o/other", tmp_path / "elsewhere") == "can't ask"
@@ -292,7 +292,7 @@ def test_what_the_hub_readers_raise_becomes_one_sentence(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("Config name is missing.\nPick one of: ['a', 'b']")
 
-    monkeypatch.setattr(documents, "hub_revision", lambda kind, name: "c0ffee")
+    monkeypatch.setattr(documents, "find_hub_revision", lambda kind, name: "c0ffee")
     monkeypatch.setattr(datasets, "load_dataset", fail)
     assert (
         refused("o/n", tmp_path)
@@ -310,7 +310,7 @@ def test_chat_turns_and_answer_options_become_text(hub):
         }
     ]
     source = HubSource("o/n", ("question", "options", "turns"))
-    assert list(stream(source, "c0ffee", 1)) == ["Why?\nA. so\nhi\nhello"]
+    assert list(stream_documents(source, "c0ffee", 1)) == ["Why?\nA. so\nhi\nhello"]
 
 
 def test_files_inside_a_zip_of_the_hub_are_read_one_document_each(tmp_path, monkeypatch):
@@ -328,5 +328,5 @@ def test_files_inside_a_zip_of_the_hub_are_read_one_document_each(tmp_path, monk
         return load(kind, data_files=f"{inside}::{tmp_path}/English.zip", **options)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
-    found = list(stream(HubSource("o/n", member="**/*.txt::English.zip"), "c0ffee", 9))
+    found = list(stream_documents(HubSource("o/n", member="**/*.txt::English.zip"), "c0ffee", 9))
     assert found == ["First.\n\nStill first.", "Second."]

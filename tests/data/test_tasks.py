@@ -6,7 +6,7 @@ from openpyxl import Workbook
 
 from adept_ray.config.specs import UserError, default_cache
 from adept_ray.data import benchmark_tasks as benchmarks
-from adept_ray.data.benchmark_tasks import draw
+from adept_ray.data.benchmark_tasks import draw_items
 from adept_ray.data.documents import resolve_corpus
 from adept_ray.data.tasks import questions
 
@@ -16,9 +16,9 @@ CACHE = default_cache()
 def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
     """Its own definitions are found beside ours; without a hub the sentence says what works without."""
     with pytest.raises(UserError, match=r"task 'medqa_4options' can't be had.*offline_piqa"):
-        draw(["medqa_4options"], 5, 0, CACHE)
+        draw_items(["medqa_4options"], 5, 0, CACHE)
     with pytest.raises(UserError, match="unknown task 'medqa_4option': did you mean medqa_4options"):
-        draw(["medqa_4option"], 5, 0, CACHE)
+        draw_items(["medqa_4option"], 5, 0, CACHE)
 
 
 def test_every_task_of_the_paper_has_a_definition():

@@ -18,11 +18,11 @@ from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
-from adept_ray.engine.crew import Task, crew, do, reports
+from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
 from adept_ray.method.sharding import Fit
-from adept_ray.storage.files import last_checkpoint
-from adept_ray.training.stage1 import ProbeJob, probe
-from adept_ray.training.stage2 import TrainJob, train
+from adept_ray.storage.files import find_last_checkpoint
+from adept_ray.training.stage1 import ProbeWork, run_probe
+from adept_ray.training.stage2 import TrainWork, train
 from adept_ray.training.state import WEIGHTS
 
 SEQ_LEN, STEPS, REPORTS = 16, 400, 4
@@ -48,13 +48,13 @@ BLOCKS["train"] = blocks(16, 9)
 def job(tmp_path_factory):
     """A training of many short steps of four blocks."""
     backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
-    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
-    measured = probe(asked, BLOCKS, torch.device("cpu"))
+    asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+    measured = run_probe(asked, BLOCKS, torch.device("cpu"))
     step = 4 * SEQ_LEN
     training = TrainingSpec(
         k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=90
     )
-    return TrainJob(
+    return TrainWork(
         source=backbone,
         revision=None,
         training=training,
@@ -151,8 +151,8 @@ def test_four_workers_on_three_nodes_give_the_losses_of_one(cluster, job, tmp_pa
     """As two on two nodes do, which the tests below compare."""
     brief, cpus = short(job), (1, 1, 2)
     nodes(cluster, *cpus)
-    with crew(RunSpec(name="wide", workers=4), str(tmp_path)) as board:
-        for metrics in reports(board, Task("wide", "train", brief, ray.put(BLOCKS), str(tmp_path))):
+    with start_crews(RunSpec(name="wide", workers=4), str(tmp_path)) as board:
+        for metrics in follow_job(board, Job("wide", "train", brief, ray.put(BLOCKS), str(tmp_path))):
             assert len(set(working())) == len(cpus) and len(working()) == 4
             found = metrics
     one = undisturbed(brief)
@@ -171,11 +171,11 @@ def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
 
     def follow(board, name):
         found[name] = []
-        task = Task(name, "train", job, ray.put(BLOCKS), str(tmp_path), judged=True)
-        for metrics in reports(board, task):
+        task = Job(name, "train", job, ray.put(BLOCKS), str(tmp_path), judged=True)
+        for metrics in follow_job(board, task):
             found[name].append(metrics)
 
-    with crew(SearchRun(name="two", concurrent=2), str(tmp_path)) as board:
+    with start_crews(SearchRun(name="two", concurrent=2), str(tmp_path)) as board:
         while len(working()) < 2:  # else the first crew might do both
             time.sleep(0.1)
         threads = [threading.Thread(target=follow, args=(board, name)) for name in ("one", "other")]
@@ -200,9 +200,9 @@ def test_a_notice_is_answered_by_a_checkpoint(cluster, job, alone, tmp_path):
     """One of two nodes is drained in mid-training: both workers go on at the step at which they heard it."""
     nodes(cluster, 1, 1, 1)
     lines, places = [], []
-    with crew(RunSpec(name="drained", workers=2), str(tmp_path), lines.append) as board:
+    with start_crews(RunSpec(name="drained", workers=2), str(tmp_path), lines.append) as board:
         seen = []
-        for metrics in reports(board, Task("drained", "train", job, ray.put(BLOCKS), str(tmp_path))):
+        for metrics in follow_job(board, Job("drained", "train", job, ray.put(BLOCKS), str(tmp_path))):
             seen.append(metrics)
             places.append(set(working()))
             if len(seen) == 1:
@@ -239,9 +239,9 @@ def test_workers_may_become_fewer_and_more(cluster, job, alone, tmp_path):
     lines, widths = [], []
     wide = RunSpec(name="elastic", workers=2, min_workers=1)
     elastic = replace(job, fit=Fit(sharded=True))
-    with crew(wide, str(tmp_path), lines.append) as board:
-        task = Task("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
-        for metrics in reports(board, task):
+    with start_crews(wide, str(tmp_path), lines.append) as board:
+        task = Job("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
+        for metrics in follow_job(board, task):
             widths.append(len(working()))
             found = metrics
             if len(widths) == 1:
@@ -266,7 +266,7 @@ def test_workers_may_become_fewer_and_more(cluster, job, alone, tmp_path):
 def lone(cluster, tmp_path_factory):
     """A crew of one worker on a node of its own."""
     nodes(cluster, 1)
-    with crew(RunSpec(name="lone"), str(tmp_path_factory.mktemp("ray"))) as board:
+    with start_crews(RunSpec(name="lone"), str(tmp_path_factory.mktemp("ray"))) as board:
         yield board
     nothing_reserved()
 
@@ -275,7 +275,7 @@ def test_a_kill_in_mid_step_costs_nothing(lone, job, alone, tmp_path):
     """SIGKILL of the only worker between two reports: it goes on at the last one, and no bit differs."""
     killer = threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2))
     killer.start()
-    found = list(reports(lone, Task("killed", "train", job, ray.put(BLOCKS), str(tmp_path))))
+    found = list(follow_job(lone, Job("killed", "train", job, ray.put(BLOCKS), str(tmp_path))))
     killer.join()
     assert len(found) == REPORTS + 1  # who goes on says its last report again
     assert same_weights(found[-1], alone)
@@ -293,8 +293,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, job, sm
     """The second checkpoint doesn't fit beside the first: that one stays whole, and the workers go on."""
     place = f"{small}/full"
     with pytest.raises(UserError, match=f"no space left for a checkpoint of full under {small} ") as told:
-        do(lone, Task("full", "train", job, ray.put(BLOCKS), str(small)))
+        run_job(lone, Job("full", "train", job, ray.put(BLOCKS), str(small)))
     assert "\n" not in str(told.value) and "--resume" in str(told.value)
-    assert last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
-    after = do(lone, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
+    assert find_last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
+    after = run_job(lone, Job("after", "probe", ProbeWork(job.source, None, 4), ray.put(BLOCKS)))
     assert after["importance"]["units"] == pytest.approx(job.units)

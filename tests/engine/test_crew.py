@@ -13,18 +13,18 @@ from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import (
     ATTEMPTS,
     DECISIVE,
-    KERNEL,
-    OVER,
+    KERNEL_KILL,
+    NO_MORE,
     Board,
-    Room,
-    Task,
-    TaskFailed,
-    crew,
-    do,
-    out_of_memory,
+    Job,
+    JobFailed,
+    WorkerMemory,
+    is_out_of_memory,
+    run_job,
+    start_crews,
 )
-from adept_ray.training.stage1 import ProbeJob
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.stage1 import ProbeWork
+from adept_ray.training.stage2 import TrainWork
 
 SEQ_LEN, STEPS = 16, 150
 KILLED_BY_RAY = """The actor died unexpectedly before finishing this task.
@@ -178,7 +178,7 @@ def test_closing_sends_everyone_home():
         worker, trial = start(board.task(0, 0)), start(board.reports(0, 0))
         await settle()
         await board.close("the cluster is gone")
-        assert await worker == OVER
+        assert await worker == NO_MORE
         assert await trial == ([], "the cluster is gone")
         late = await board.submit("b", ["b"])
         assert await board.reports(late, 0) == ([], "the cluster is gone")
@@ -240,7 +240,7 @@ def test_what_ran_out_of_memory_is_not_begun_again(tmp_path):
         assert await board.task(0, -1) == 0
         await board.died(0, KILLED_BY_RAY)
         (_, end), _ = await board.reports(0, 0), await board.exceeded(6)
-        assert out_of_memory(end)
+        assert is_out_of_memory(end)
         await board.exceeded(8)
         assert await board.limit() == await Board(str(tmp_path)).limit() == 6
 
@@ -265,7 +265,7 @@ def test_a_k_that_was_too_large_is_tried_again_with_what_may_cure_it(tmp_path, s
 
     def room(memory, **settings):
         run = RunSpec(**{"compile": "on", **settings})
-        return Room({name: getattr(run, name) for name in DECISIVE}, memory)
+        return WorkerMemory({name: getattr(run, name) for name in DECISIVE}, memory)
 
     async def scene(board, start):
         await Board(str(tmp_path), room(100)).exceeded(6)
@@ -287,8 +287,8 @@ def test_a_kill_by_the_kernel_is_counted_from_the_last_task():
             await board.begin(number, await board.task(number, -1), node, kills)
         assert await board.kills(0) == {"first": 2, "second": 0}
         assert await board.kills(0) == {}  # of a group that died before it began anything
-        await board.died(0, f"The actor died unexpectedly.\n{KERNEL}")
-        assert out_of_memory((await board.reports(0, 0))[1])
+        await board.died(0, f"The actor died unexpectedly.\n{KERNEL_KILL}")
+        assert is_out_of_memory((await board.reports(0, 0))[1])
         assert await board.kills(1) == {"first": 3}
 
     play(scene)
@@ -312,14 +312,14 @@ def board(tmp_path_factory):
     run = RunSpec(name="a run", workers=2, dashboard=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        with launch.cluster(run), crew(run, str(tmp_path_factory.mktemp("ray"))) as board:
+        with launch.connect_cluster(run), start_crews(run, str(tmp_path_factory.mktemp("ray"))) as board:
             yield board
 
 
 def test_workers_share_the_memory_of_their_machine(board):
     """Half of it for each of two, whatever Ray keeps for its objects left out."""
     (node,) = ray.nodes()
-    alone, two = (launch.worker_memory(RunSpec(workers=n)) for n in (1, 2))
+    alone, two = (launch.measure_worker_memory(RunSpec(workers=n)) for n in (1, 2))
     assert alone == int(node["Resources"]["memory"]) and two == alone // 2
 
 
@@ -327,9 +327,9 @@ def test_workers_share_the_memory_of_their_machine(board):
 def job(board, tmp_path_factory):
     """A training of many short steps on what the crew measured."""
     backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
-    asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
-    measured = do(board, Task("probe", "probe", asked, ray.put(BLOCKS)))
-    return TrainJob(
+    asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+    measured = run_job(board, Job("probe", "probe", asked, ray.put(BLOCKS)))
+    return TrainWork(
         source=backbone,
         revision=None,
         training=TrainingSpec(
@@ -356,9 +356,9 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
     """It fails on all workers alike, so none of them has to start anew for the next task."""
     before = workers()
     hot = replace(job, training=job.training.model_copy(update={"base_lr": 1e38}))
-    with pytest.raises(TaskFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
-        do(board, Task("hot", "train", hot, ray.put(BLOCKS), str(tmp_path)))
-    measured = do(board, Task("after", "probe", ProbeJob(job.source, None, 4), ray.put(BLOCKS)))
+    with pytest.raises(JobFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
+        run_job(board, Job("hot", "train", hot, ray.put(BLOCKS), str(tmp_path)))
+    measured = run_job(board, Job("after", "probe", ProbeWork(job.source, None, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(job.units)
     assert workers() == before and len(before) == 2
 
@@ -366,11 +366,11 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path)
 @pytest.mark.slow
 def test_workers_time_their_steps_together(board, job, tmp_path):
     """Each of two makes its share of every step, else one would wait for ever; the next task goes well."""
-    found = do(board, Task("pace", "pace", job, ray.put(BLOCKS)))
+    found = run_job(board, Job("pace", "pace", job, ray.put(BLOCKS)))
     assert not found["fault"] and found["plain"] > 0 and found["compiled"] > 0
     assert ray.get(board.read.remote())[0]["pace"] == (2, 2)
     short = replace(job, training=job.training.model_copy(update={"tokens": 10 * SEQ_LEN}))
-    assert do(board, Task("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]
+    assert run_job(board, Job("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]
 
 
 @pytest.mark.slow
@@ -378,5 +378,5 @@ def test_trust_reaches_the_workers(board, tmp_path):
     """Each of them runs the code that came with a backbone."""
     marker = tmp_path / "marker"
     own = str(save_backbone_with_code(tmp_path / "own", marker))
-    do(board, Task("trusted", "probe", ProbeJob(own, None, 4, trusted=True), ray.put(BLOCKS)))
+    run_job(board, Job("trusted", "probe", ProbeWork(own, None, 4, trusted=True), ray.put(BLOCKS)))
     assert set(map(int, marker.read_text().split())) == set(workers())

@@ -37,7 +37,7 @@ def test_workers_of_all_trials_at_once_are_counted(monkeypatch):
     launch.check_cluster(SearchRun(concurrent=9, trials=2), {"CPU": 4})
     with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3 with --gpus-per-worker 1 needs 6"):
         launch.check_cluster(SearchRun(workers=2, concurrent=3, gpus_per_worker=1), {"CPU": 99, "GPU": 5})
-    monkeypatch.setattr(launch, "cpus", lambda: 4)
+    monkeypatch.setattr(launch, "count_cpus", lambda: 4)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3: this machine has 4 CPUs"):
         launch.check_workers(run)
@@ -65,14 +65,14 @@ def test_fewer_workers_are_enough_where_that_is_allowed():
 )
 def test_as_many_trials_at_once_as_there_is_room_for(run, have, crews):
     """`auto` fills what is free, Ray's own CPUs left out, with no more crews than trials; a number stays."""
-    assert launch.with_crews(run, have).crews == crews
+    assert launch.resolve_crews(run, have).crews == crews
 
 
 def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     """RAY_ADDRESS that nobody answers ends in a sentence that names it."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
-    with refused, launch.cluster(RunSpec(name="x")):
+    with refused, launch.connect_cluster(RunSpec(name="x")):
         pass
 
 
@@ -107,17 +107,17 @@ def test_the_cause_of_an_error_comes_before_torchs_advice(monkeypatch):
         torch.compile(torch.sin, backend=broken)(torch.ones(2))
     text = "".join(traceback.format_exception(problem.value))
     assert "TORCHDYNAMO_VERBOSE" in text.strip().splitlines()[-1]
-    assert launch.innermost(text).endswith("there is no such machine")
-    assert launch.innermost("\n") == "an error without a message"
+    assert launch.find_cause(text).endswith("there is no such machine")
+    assert launch.find_cause("\n") == "an error without a message"
 
 
 def test_threads_never_exceed_the_cpus(monkeypatch):
     """Busy threads beyond the CPUs spin: each worker gets its share, and at least one."""
-    monkeypatch.setattr(launch, "cpus", lambda: 6)
-    assert [launch.threads_per_worker(n, n + 2) for n in (4, 6)] == [1, 1]
-    assert [launch.threads_per_worker(n, 6) for n in (1, 2, 3)] == [6, 3, 2]
-    assert launch.threads_per_worker(1, 2) == 2  # Ray was told to leave the rest to others
-    assert launch.threads_per_worker(8, 2) == 1  # no more of them than two can be here
+    monkeypatch.setattr(launch, "count_cpus", lambda: 6)
+    assert [launch.share_threads(n, n + 2) for n in (4, 6)] == [1, 1]
+    assert [launch.share_threads(n, 6) for n in (1, 2, 3)] == [6, 3, 2]
+    assert launch.share_threads(1, 2) == 2  # Ray was told to leave the rest to others
+    assert launch.share_threads(8, 2) == 1  # no more of them than two can be here
 
 
 @pytest.mark.parametrize(("given", "asked"), [(None, 0), ("", 0), ("3", 3), ("all", 0)])
@@ -126,7 +126,7 @@ def test_threads_are_those_that_were_asked_for(monkeypatch, given, asked):
     monkeypatch.delenv("OMP_NUM_THREADS")
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert launch.asked_threads() == asked
+    assert launch.read_thread_request() == asked
 
 
 def test_memory_counts_the_processes_that_were_started():
@@ -160,4 +160,4 @@ def test_the_kernel_says_what_it_killed_for_memory(tmp_path, files, kills):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert launch.kernel_kills(tmp_path) == kills
+    assert launch.count_kernel_kills(tmp_path) == kills

@@ -12,9 +12,17 @@ from common import one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.engine.cluster import kernel_kills
-from adept_ray.engine.crew import KERNEL, CrewGone, Task, TaskFailed, crew, do, out_of_memory
-from adept_ray.training.stage1 import ProbeJob
+from adept_ray.engine.cluster import count_kernel_kills
+from adept_ray.engine.crew import (
+    KERNEL_KILL,
+    CrewLost,
+    Job,
+    JobFailed,
+    is_out_of_memory,
+    run_job,
+    start_crews,
+)
+from adept_ray.training.stage1 import ProbeWork
 
 GIB = 2**30
 # Free memory, and what Ray's processes here and all that runs beside may take of it before one is killed.
@@ -42,7 +50,7 @@ def board(tmp_path_factory):
         _system_config=watched,
     )
     try:
-        with crew(RunSpec(name="memory"), str(tmp_path_factory.mktemp("ray"))) as board:
+        with start_crews(RunSpec(name="memory"), str(tmp_path_factory.mktemp("ray"))) as board:
             yield board
     finally:
         ray.shutdown()
@@ -68,13 +76,13 @@ def greedy(tried, cgroup=None):
 
 def fails_alone(board, job, tried, folder):
     """What is said of a task that takes too much; the next one must go well."""
-    with pytest.raises(TaskFailed) as told:
-        do(board, Task(f"greedy in {folder.name}", "probe", job, ray.put({})))
-    assert not isinstance(told.value, CrewGone)
+    with pytest.raises(JobFailed) as told:
+        run_job(board, Job(f"greedy in {folder.name}", "probe", job, ray.put({})))
+    assert not isinstance(told.value, CrewLost)
     assert len(tried.read_text().split()) == 1
     source = str(save_tiny_backbone(folder / "backbone", layers=2))
-    modest = Task(f"modest in {folder.name}", "probe", ProbeJob(source, None, 4), ray.put(BLOCKS))
-    after = do(board, modest)
+    modest = Job(f"modest in {folder.name}", "probe", ProbeWork(source, None, 4), ray.put(BLOCKS))
+    after = run_job(board, modest)
     assert len(after["importance"]["layers"]) == 2
     assert len(tried.read_text().split()) == 1
     return str(told.value)
@@ -84,7 +92,7 @@ def test_what_rays_memory_monitor_kills_fails_alone(board, tmp_path):
     """The worker is killed when the machine's memory becomes too full."""
     tried = tmp_path / "tried"
     said = fails_alone(board, greedy(str(tried)), tried, tmp_path)
-    assert out_of_memory(said) and KERNEL not in said
+    assert is_out_of_memory(said) and KERNEL_KILL not in said
 
 
 @pytest.fixture
@@ -101,6 +109,6 @@ def cgroup():
 
 def test_what_the_kernel_kills_fails_alone(board, tmp_path, cgroup):
     """SIGKILL like any other, but the kernel has counted it."""
-    tried, before = tmp_path / "tried", kernel_kills()
+    tried, before = tmp_path / "tried", count_kernel_kills()
     said = fails_alone(board, greedy(str(tried), cgroup), tried, tmp_path)
-    assert kernel_kills() > before and KERNEL in said
+    assert count_kernel_kills() > before and KERNEL_KILL in said

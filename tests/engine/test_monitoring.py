@@ -22,11 +22,11 @@ from test_crew import BLOCKS, SEQ_LEN
 import adept_ray
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import Task, crew, do, reports
-from adept_ray.engine.metrics import SERIES, Numbers
-from adept_ray.search.trials import titled
-from adept_ray.training.stage1 import ProbeJob
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
+from adept_ray.engine.metrics import SERIES, RunNumbers
+from adept_ray.search.trials import title_trial
+from adept_ray.training.stage1 import ProbeWork
+from adept_ray.training.stage2 import TrainWork
 
 GRAFANA = json.loads((Path(adept_ray.__file__).parent / "engine" / "monitoring" / "grafana.json").read_text())
 RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"
@@ -34,9 +34,9 @@ PREFIX = "ray_"  # put before every application metric
 
 
 def test_a_title_says_what_is_tried():
-    assert titled(TRIAL, {"k": 1, "base_lr": 3e-4}) == TITLE
-    assert titled("trial-010", {"k": 12, "base_lr": 0.0123}) == "trial-010 k=12 lr=1.2e-2"
-    assert titled("trial-001", {"k": 2}) == "trial-001 k=2"
+    assert title_trial(TRIAL, {"k": 1, "base_lr": 3e-4}) == TITLE
+    assert title_trial("trial-010", {"k": 12, "base_lr": 0.0123}) == "trial-010 k=12 lr=1.2e-2"
+    assert title_trial("trial-001", {"k": 2}) == "trial-001 k=2"
 
 
 def test_every_panel_queries_what_is_exported():
@@ -58,7 +58,7 @@ def test_every_panel_queries_what_is_exported():
 
 def test_a_trial_that_is_over_keeps_what_it_reached_and_moves_no_more():
     """Speed and step are said of running trainings alone; before its k is known nothing is said of one."""
-    numbers = Numbers()
+    numbers = RunNumbers()
     numbers.of(TRIAL, {"step": 3})
     assert list(numbers.readings(RUN)) == []
     numbers.of(TRIAL, {"k": 1, "running": True, "score": 2.5, "tokens_per_second": 7.0, "domain_bpb": None})
@@ -107,15 +107,15 @@ def watched(tmp_path_factory):
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.delenv("RAY_AUTH_MODE", raising=False)
         folder = tmp_path_factory.mktemp("watched")
-        with launch.cluster(run) as dashboard, crew(run, str(folder / "ray")) as board:
+        with launch.connect_cluster(run) as dashboard, start_crews(run, str(folder / "ray")) as board:
             backbone = str(save_tiny_backbone(folder / "backbone", layers=3))
-            asked = ProbeJob(backbone, None, 4, held_out=("general", "domain"))
-            measured = do(board, Task("probe", "probe", asked, ray.put(BLOCKS)))
+            asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+            measured = run_job(board, Job("probe", "probe", asked, ray.put(BLOCKS)))
             spec = TrainingSpec(k=1, base_lr=3e-4, tokens=20 * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=2)
             units, before = measured["importance"]["units"], measured["nats"]
-            job = TrainJob(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
-            task = Task(TRIAL, "train", job, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
-            said = reports(board, task)
+            job = TrainWork(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
+            task = Job(TRIAL, "train", job, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
+            said = follow_job(board, task)
             yield dashboard, board, said, next(said)  # its worker waits for the verdict
 
 
@@ -124,7 +124,7 @@ def watched(tmp_path_factory):
 def test_the_dashboard_shows_the_job_the_board_and_the_trial_by_name(watched, browser, tmp_path):
     """With the token that one is told to paste the page opens; without it it shows nothing of the run."""
     dashboard, *_ = watched
-    command = re.search("`(ray [a-z-]+)`", launch.how_to_enter()).group(1).split()
+    command = re.search("`(ray [a-z-]+)`", launch.explain_dashboard_token()).group(1).split()
     ray_command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
     token = subprocess.run(ray_command, capture_output=True, text=True, check=True).stdout
     page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -21,7 +21,7 @@ from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.method.sharding import Fit
 from adept_ray.training import stage2 as train
 from adept_ray.training import state as checkpoint
-from adept_ray.training.stage1 import ProbeJob, probe
+from adept_ray.training.stage1 import ProbeWork, run_probe
 
 NAME, SEQ_LEN = "apart", 16
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
@@ -150,13 +150,13 @@ def test_the_device_takes_no_tensors_of_two(apart):
 
 
 def probed(job, place):
-    return probe(job, BLOCKS, torch.device(place))
+    return run_probe(job, BLOCKS, torch.device(place))
 
 
 @pytest.mark.parametrize("raced", [False, True])
 def test_stage_one_measures_what_it_does_on_the_cpu(apart, backbone, raced):
     """Importance of layers and units, reception, separation and the held-out losses."""
-    job = ProbeJob(
+    job = ProbeWork(
         backbone, None, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
     )
     usual, there = (apart(probed, job, place) for place in ("cpu", NAME))
@@ -182,7 +182,7 @@ def trained(job, place, folder):
     train.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
     train.train(job, BLOCKS, torch.device(place), kept)
     train.train(job, BLOCKS, torch.device(place), kept, resume=folder / "1")
-    train.conclude(job, BLOCKS, torch.device(place), kept, folder / "2", {})
+    train.score_and_export(job, BLOCKS, torch.device(place), kept, folder / "2", {})
     return found
 
 
@@ -198,8 +198,8 @@ def trained(job, place, folder):
 )
 def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
-    measured = apart(probed, ProbeJob(backbone, None, 4, held_out=("general", "domain")), "cpu")
-    job = train.TrainJob(
+    measured = apart(probed, ProbeWork(backbone, None, 4, held_out=("general", "domain")), "cpu")
+    job = train.TrainWork(
         source=backbone,
         revision=None,
         training=TrainingSpec(**SPEC, tunes=tunes),

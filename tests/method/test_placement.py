@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adept_ray.config.specs import Placement, TrainingSpec, UserError
 from adept_ray.method.expansion import select_layers
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import check_placement, place, placed, ranks_needed
+from adept_ray.method.placement import check_placement, count_ranks_needed, place_layers, resolve_layers
 
 PLACEMENTS = get_args(Placement)
 
@@ -39,7 +39,7 @@ def placements(draw):
 def test_k_different_layers_in_ascending_order(drawn, seed):
     """Every placement gives k existing layers, each once."""
     importance, k, placement = drawn
-    layers = place(importance, k, placement, seed=seed)
+    layers = place_layers(importance, k, placement, seed=seed)
     assert list(layers) == sorted(set(layers)) and len(layers) == k
     assert set(layers) <= set(range(len(importance.mean)))
 
@@ -50,7 +50,7 @@ def test_receptive_takes_the_most_receptive_of_every_band(drawn, offset):
     importance, k, _ = drawn
     total = len(importance.mean)
     if k and total - offset >= k:
-        chosen = place(importance, k, "receptive", offset)
+        chosen = place_layers(importance, k, "receptive", offset)
         edges = [offset + band * (total - offset) // k for band in range(k + 1)]
         critical = sorted(range(total), key=lambda layer: importance.mean[layer])[total - total // 4 :]
         for layer, (low, high) in zip(chosen, itertools.pairwise(edges), strict=True):
@@ -61,14 +61,14 @@ def test_receptive_takes_the_most_receptive_of_every_band(drawn, offset):
 def test_receptive_without_its_measurement_is_refused():
     """An importance read from elsewhere may lack it."""
     with pytest.raises(UserError, match="needs each layer's reception"):
-        place(LayerImportance((0.1, 0.2), (0.0, 0.0), 3.0), 1, "receptive")
+        place_layers(LayerImportance((0.1, 0.2), (0.0, 0.0), 3.0), 1, "receptive")
 
 
 @given(placements())
 def test_guided_is_the_papers_choice(drawn):
     """The k least important layers."""
     importance, k, _ = drawn
-    assert place(importance, k, "guided") == select_layers(importance, k)
+    assert place_layers(importance, k, "guided") == select_layers(importance, k)
 
 
 @given(placements(), st.integers(0, 4))
@@ -80,32 +80,32 @@ def test_stratified_takes_the_least_important_of_every_band(drawn, offset):
         edges = [offset + band * (total - offset) // k for band in range(k + 1)]
         bands = [range(a, b) for a, b in itertools.pairwise(edges)]
         assert max(map(len, bands)) - min(map(len, bands)) <= 1
-        chosen = place(importance, k, "stratified", offset)
+        chosen = place_layers(importance, k, "stratified", offset)
         assert list(chosen) == [min(band, key=lambda layer: importance.mean[layer]) for band in bands]
 
 
 def test_uniform_spreads_over_the_depth():
     """Four copies in thirty layers, and one behind each layer; an offset moves all of them down."""
-    assert place(importance_of(30), 4, "uniform") == (7, 14, 22, 29)
-    assert place(importance_of(30), 4, "uniform", offset=3) == (4, 11, 19, 26)
-    assert place(importance_of(6), 6, "uniform") == tuple(range(6))
+    assert place_layers(importance_of(30), 4, "uniform") == (7, 14, 22, 29)
+    assert place_layers(importance_of(30), 4, "uniform", offset=3) == (4, 11, 19, 26)
+    assert place_layers(importance_of(6), 6, "uniform") == tuple(range(6))
 
 
 def test_deepest_are_the_last_ones():
-    assert place(importance_of(30), 4, "deepest") == (26, 27, 28, 29)
-    assert place(importance_of(30), 4, "deepest", offset=2) == (24, 25, 26, 27)
+    assert place_layers(importance_of(30), 4, "deepest") == (26, 27, 28, 29)
+    assert place_layers(importance_of(30), 4, "deepest", offset=2) == (24, 25, 26, 27)
 
 
 def test_random_goes_by_the_seed():
     """The same seed draws the same layers; eight seeds don't all draw the same."""
-    drawn = [place(importance_of(30), 4, "random", seed=seed) for seed in range(8)]
-    assert drawn == [place(importance_of(30), 4, "random", seed=seed) for seed in range(8)]
+    drawn = [place_layers(importance_of(30), 4, "random", seed=seed) for seed in range(8)]
+    assert drawn == [place_layers(importance_of(30), 4, "random", seed=seed) for seed in range(8)]
     assert len(set(drawn)) > 4
 
 
 @pytest.mark.parametrize("placement", ["guided", "random", "stratified"])
 def test_an_offset_keeps_copies_away_from_the_first_layers(placement):
-    assert all(min(place(importance_of(12, seed), 4, placement, 5, seed)) >= 5 for seed in range(9))
+    assert all(min(place_layers(importance_of(12, seed), 4, placement, 5, seed)) >= 5 for seed in range(9))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_what_cannot_be_placed_is_refused(k, placement, offset, words):
 def test_named_layers_are_not_placed():
     """They stand whatever the importance says, so nothing has to be ranked for them."""
     training = TrainingSpec(k=3, placement="stratified", layers=(9, 2, 4))
-    assert placed(importance_of(12), training, seed=0) == (2, 4, 9)
-    assert ranks_needed(training, 12) == 1
+    assert resolve_layers(importance_of(12), training, seed=0) == (2, 4, 9)
+    assert count_ranks_needed(training, 12) == 1
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 6), (-1, 0, 1)])

@@ -14,10 +14,18 @@ from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes, UserError
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.memory_plan import ATTENTION, GIB, SLACK, Plan, fitting, plan, ways_of
+from adept_ray.method.memory_plan import (
+    ATTENTION,
+    GIB,
+    SLACK,
+    MemoryPlan,
+    allowed_fits,
+    choose_fit,
+    plan_memory,
+)
 from adept_ray.method.rates import parameter_groups
 from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.method.tuning import make_ready
+from adept_ray.method.tuning import build_tuning
 
 # Of the weights that are published, tied ones once.
 PUBLISHED = {
@@ -44,7 +52,7 @@ def real(family, spec, dtype=torch.float32, sequences=1, recompute=False):
     """A real pass: model, tuning, bytes kept, operations of the forward and of both."""
     model = made(family).to(dtype)
     units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
-    tuning = make_ready(model, spec, LAYERS if spec.k else (), units, seed=0)
+    tuning = build_tuning(model, spec, LAYERS if spec.k else (), units, seed=0)
     if recompute:
         tuning.recompute()
     weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -71,7 +79,7 @@ def test_a_plan_is_what_a_real_pass_takes(family, tunes):
     spec = spec_of(tunes)
     model, tuning, kept, forward, flops = real(family, spec)
     backbone = made(family)
-    found = plan(backbone.config, spec, LAYERS if spec.k else (), LENGTH)
+    found = plan_memory(backbone.config, spec, LAYERS if spec.k else (), LENGTH)
     size = sum(p.numel() for p in model.parameters())
     assert found.parameters == size
     assert found.added == size - sum(p.numel() for p in backbone.parameters())
@@ -89,7 +97,9 @@ def test_what_a_sequence_keeps(family, tunes, dtype):
     """A second sequence keeps as much more as the plan says: weights cast to fewer bits are there once."""
     spec = spec_of(tunes)
     one, two = (real(family, spec, dtype, sequences)[2] for sequences in (1, 2))
-    found = plan(made(family).config, spec, LAYERS if spec.k else (), LENGTH, str(dtype).partition(".")[2])
+    found = plan_memory(
+        made(family).config, spec, LAYERS if spec.k else (), LENGTH, str(dtype).partition(".")[2]
+    )
     assert found.kept == pytest.approx(two - one, rel=0.05)
     assert one - (two - one) <= found.casts + 0.05 * found.kept  # and positions
 
@@ -99,7 +109,7 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
     """What lies outside of the layers, the input of each, and what one layer keeps by itself."""
     spec = spec_of(tunes)
     _, _, outside, _, _ = real("llama", spec, recompute=True)
-    found = plan(made("llama").config, spec, LAYERS if spec.k else (), LENGTH)
+    found = plan_memory(made("llama").config, spec, LAYERS if spec.k else (), LENGTH)
     passed = {"copies": 5, "all": 4}[tunes]  # of 4 layers and 2 copies all but the first
     streams = passed * LENGTH * 32 * 4
     layer = (found.kept - outside) / passed
@@ -108,7 +118,7 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_can_be_planned(family):
-    found = plan(tiny_model(family).config, TrainingSpec(k=2), LAYERS, LENGTH, "bfloat16")
+    found = plan_memory(tiny_model(family).config, TrainingSpec(k=2), LAYERS, LENGTH, "bfloat16")
     assert found.added == found.trained > 0 and found.kept > found.recomputed > 0 and found.flops > 0
 
 
@@ -116,7 +126,7 @@ def test_a_plan_changes_neither_config_nor_random_numbers():
     """It can be asked for at any moment."""
     config = tiny_model().config
     before, state = config.to_dict(), torch.random.get_rng_state()
-    plan(config, TrainingSpec(k=2), LAYERS, LENGTH)
+    plan_memory(config, TrainingSpec(k=2), LAYERS, LENGTH)
     assert config.to_dict() == before and torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -124,7 +134,7 @@ def test_fewer_bits_are_for_what_is_frozen():
     """Frozen weights and logits take half, trained ones what they took; more is kept than half, but less."""
     config = tiny_model().config
     single, half = (
-        plan(config, TrainingSpec(k=2), LAYERS, LENGTH, dtype) for dtype in ("float32", "bfloat16")
+        plan_memory(config, TrainingSpec(k=2), LAYERS, LENGTH, dtype) for dtype in ("float32", "bfloat16")
     )
     assert single.weights - half.weights == 2 * (single.parameters - single.trained)
     assert half.logits * 2 == single.logits and half.optimizer == single.optimizer
@@ -137,12 +147,12 @@ def test_a_preset_is_expanded_as_published(name):
     """Parameter counts, layers, units and their groups of the real architecture, without its weights."""
     assert name in PRESETS and set(SHAPES) == set(PUBLISHED)
     config, layers = config_of(name), (14, 16, 17, 20)
-    found = plan(config, TrainingSpec(k=4), layers, 64, "bfloat16")
+    found = plan_memory(config, TrainingSpec(k=4), layers, 64, "bfloat16")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.bfloat16)
     a_layer = sum(p.numel() for p in model.model.layers[0].parameters())
     units = dict.fromkeys(layer_parameters(model, layers), 1.0)
-    tuning = make_ready(model, TrainingSpec(k=4), layers, units, seed=0)
+    tuning = build_tuning(model, TrainingSpec(k=4), layers, units, seed=0)
     assert found.parameters - found.added == PUBLISHED[name]
     assert found.added == found.trained == 4 * a_layer
     assert tuning.added == (15, 18, 20, 24) and len(model.model.layers) == config.num_hidden_layers + 4
@@ -157,7 +167,7 @@ def test_a_preset_is_expanded_as_published(name):
     assert 2 * found.forward_flops > found.flops > found.forward_flops + 2 * found.trained
 
 
-NEEDS = Plan(
+NEEDS = MemoryPlan(
     parameters=100,
     added=10,
     trained=10,
@@ -180,7 +190,7 @@ AGAIN = Fit(recompute=True)
 def asked(memory, switch, needs=NEEDS, **run):
     """How eight sequences are made to fit, in a memory, of a GPU by default, that just holds so many GiB."""
     spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **{"gpus_per_worker": 1, **run})
-    return fitting(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
+    return choose_fit(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +252,7 @@ def test_more_workers_are_advised_where_they_help(memory, run, words):
 
 @pytest.mark.parametrize("asked", ["on", "off"])
 def test_every_way_is_compiled_if_that_was_asked_for(asked):
-    ways = ways_of(RunSpec(compile=asked, workers=2))
+    ways = allowed_fits(RunSpec(compile=asked, workers=2))
     assert len(ways) == 4 and {fit.compiled for fit in ways} == {asked == "on"}
 
 

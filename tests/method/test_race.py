@@ -8,7 +8,7 @@ from adept_ray.config.specs import UserError
 from adept_ray.method import race
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import layer_importance
-from adept_ray.method.race import cost, looks, rank_layers, settled_depths
+from adept_ray.method.race import find_settled_depths, plan_looks, rank_layers, sequence_cost
 
 LAYERS, SEQUENCES = 10, 96
 
@@ -36,7 +36,7 @@ def losses(monkeypatch):
             asked[torch.tensor(layers)[:, None], ids] = True
             return torch.ones(len(ids)).double(), torch.ones(len(ids)).double(), increase[layers][:, ids]
 
-        monkeypatch.setattr(race, "bypass_losses", read)
+        monkeypatch.setattr(race, "measure_bypass_losses", read)
         model = tiny_model(layers=len(increase))
         probe = {"input_ids": torch.arange(increase.shape[1])[:, None]}
         return lambda k_max, **options: (rank_layers(model, probe, k_max, **options), asked)
@@ -100,13 +100,13 @@ def test_wrong_decisions_are_as_rare_as_promised():
     Each of 200 races has 45 pairs that can only be decided wrongly, at each of the looks. 5 % of 200 is 10,
     and 17 would be 2.3 standard deviations more.
     """
-    wrong, schedule = 0, looks(SEQUENCES)
+    wrong, schedule = 0, plan_looks(SEQUENCES)
     tokens = torch.ones(SEQUENCES, dtype=torch.float64)
     for seed in range(200):
         increase, below = table([0.0] * LAYERS, seed), torch.zeros(LAYERS, LAYERS, dtype=torch.bool)
         for look in schedule:
             measured = torch.full((LAYERS,), look)
-            below = race.decide(increase, tokens, measured, below, 0.05 / len(schedule))
+            below = race.decide_pairs(increase, tokens, measured, below, 0.05 / len(schedule))
         wrong += bool(below.any())
     assert wrong <= 17
 
@@ -173,7 +173,10 @@ def test_progress_rises_to_its_end():
 
 def test_costs_are_counted_in_layer_passes():
     """A probe of n layers runs n of them once and then 0 … n-1 behind each bypass, each with a head."""
-    assert cost([], 5, 0.5) == 5.5 and cost(range(5), 5, 0.5) == 5.5 + 4.5 + 3.5 + 2.5 + 1.5 + 0.5
+    assert (
+        sequence_cost([], 5, 0.5) == 5.5
+        and sequence_cost(range(5), 5, 0.5) == 5.5 + 4.5 + 3.5 + 2.5 + 1.5 + 0.5
+    )
 
 
 def test_a_race_ends_with_its_budget(losses):
@@ -181,9 +184,9 @@ def test_a_race_ends_with_its_budget(losses):
     increase = table([0.0] * LAYERS, seed=0, noise=0.1)
     raced, _ = losses(increase)(4)
     head = race.head_cost(tiny_model(layers=LAYERS))
-    spent = cost(range(LAYERS), LAYERS, head) * raced.sequences[0]
+    spent = sequence_cost(range(LAYERS), LAYERS, head) * raced.sequences[0]
     allowed = race.BUDGET * (LAYERS + 1) * (LAYERS + head) * SEQUENCES
-    assert allowed - cost(range(LAYERS), LAYERS, head) < spent <= allowed
+    assert allowed - sequence_cost(range(LAYERS), LAYERS, head) < spent <= allowed
     whole, _ = losses(increase)(4, raced=False)
     assert whole.sequences == (SEQUENCES,) * LAYERS
 
@@ -191,7 +194,7 @@ def test_a_race_ends_with_its_budget(losses):
 def test_the_last_look_is_the_whole_probe():
     """However long the probe is, looks rise strictly and end with it."""
     for sequences in (1, 7, 8, 9, 32, 1000):
-        found = looks(sequences)
+        found = plan_looks(sequences)
         assert found == sorted(set(found)) and found[-1] == sequences
 
 
@@ -199,9 +202,9 @@ def test_settled_needs_every_layer_placed():
     """S_k is settled exactly when no layer may be on either side of k."""
     below = torch.zeros(3, 3, dtype=torch.bool)
     below[0, 1] = below[0, 2] = True
-    assert settled_depths(below, 3) == (1, 3)
+    assert find_settled_depths(below, 3) == (1, 3)
     below[1, 2] = True
-    assert settled_depths(below, 2) == (1, 2)
+    assert find_settled_depths(below, 2) == (1, 2)
 
 
 def test_a_probe_that_predicts_nothing_is_refused():

@@ -13,7 +13,7 @@ from adept_ray.config.specs import UserError
 from adept_ray.method.anatomy import FAMILIES, is_norm, unit_of
 from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import unit_importance
-from adept_ray.method.rates import parameter_groups, schedule, set_rates, unit_rates, unit_scales
+from adept_ray.method.rates import parameter_groups, schedule_factor, set_rates, unit_rates, unit_scales
 
 RULES = ("rank", "minmax", "minmax_by_kind", "none")
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -187,16 +187,16 @@ shapes = dict(steps=st.integers(1, 300), warmup=st.floats(0, 0.99), final=st.flo
 @example(steps=1, warmup=0.9, final=0.0)
 def test_the_schedule_rises_then_falls_within_its_bounds(steps, warmup, final):
     """It is above 0, never above 1, rises over the warm-up and falls from 1 towards `final` afterwards."""
-    factors = [schedule(step, steps, warmup, final) for step in range(steps)]
+    factors = [schedule_factor(step, steps, warmup, final) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     top = factors.index(1)
     assert abs(top - warmup * steps) <= 1
     assert factors[:top] == sorted(factors[:top])
     assert factors[top:] == sorted(factors[top:], reverse=True)
     assert all(factor >= final - 1e-12 for factor in factors[top:])
-    assert schedule(steps, steps, warmup, final) == pytest.approx(final)
+    assert schedule_factor(steps, steps, warmup, final) == pytest.approx(final)
 
 
 def test_a_single_step_has_the_full_rate():
     """One step is neither warm-up nor end, however long the warm-up is."""
-    assert schedule(0, 1, 0.1, 0.1) == schedule(0, 1, 0.9, 0.0) == 1
+    assert schedule_factor(0, 1, 0.1, 0.1) == schedule_factor(0, 1, 0.9, 0.0) == 1

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray.config.specs import TrainingSpec, Tunes
 from adept_ray.method import lora
-from adept_ray.method.anatomy import block_of, layer_parameters, trainable, unit_of
+from adept_ray.method.anatomy import layer_parameters, sublayer_of, trainable_parameters, unit_of
 from adept_ray.method.expansion import export
-from adept_ray.method.importance import layer_importance, taylor_importance, unit_importance
-from adept_ray.method.loss import computing_of, next_token_nats
-from adept_ray.method.tuning import make_ready
+from adept_ray.method.importance import layer_importance, measure_taylor_importance, unit_importance
+from adept_ray.method.loss import get_compute_policy, next_token_nats
+from adept_ray.method.tuning import build_tuning
 
 LAYERS = (0, 2)
 BATCH = {"input_ids": random_ids(3, 12)}
@@ -25,7 +25,7 @@ def ready(tunes, **settings):
     model = tiny_model()
     units = unit_importance(model, [BATCH], range(4))
     spec = TrainingSpec(k=2, tunes=tunes, lora_rank=2, **settings)
-    return model, make_ready(model, spec, LAYERS, units, seed=3)
+    return model, build_tuning(model, spec, LAYERS, units, seed=3)
 
 
 @pytest.mark.parametrize("tunes", get_args(Tunes))
@@ -45,7 +45,7 @@ def test_a_model_of_fewer_bits_starts_out_the_same(family, tunes):
     """
     backbone, model = (tiny_model(family).to(torch.bfloat16) for _ in range(2))
     units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
-    tuning = make_ready(model, TrainingSpec(k=2, tunes=tunes, lora_rank=2), LAYERS, units, seed=3)
+    tuning = build_tuning(model, TrainingSpec(k=2, tunes=tunes, lora_rank=2), LAYERS, units, seed=3)
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert {kinds.pop(name) for name in tuning.parameters} == {torch.float32}
     assert set(kinds.values()) == {torch.bfloat16}
@@ -63,7 +63,7 @@ def test_what_is_measured_has_the_type_that_is_exported(tunes):
     backbone, model = (tiny_model("qwen3").to(torch.bfloat16) for _ in range(2))
     units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
     spec = TrainingSpec(k=2 if tunes in ("copies", "originals") else 0, tunes=tunes, lora_rank=2)
-    tuning = make_ready(model, spec, LAYERS if spec.k else (), units, seed=3)
+    tuning = build_tuning(model, spec, LAYERS if spec.k else (), units, seed=3)
     shake(tuning.parameters.values(), 1e-4)  # float32 that bfloat16 can't hold
     for name, parameter in tuning.parameters.items():
         if "lora_B" in name or (name.endswith(("o_proj.weight", "down_proj.weight")) and tunes == "copies"):
@@ -77,13 +77,13 @@ def test_what_is_measured_has_the_type_that_is_exported(tunes):
         assert {p.dtype for p in tuning.parameters.values()} == {torch.bfloat16}
         assert torch.equal(next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0])
     assert all(torch.equal(p, masters[name]) for name, p in tuning.parameters.items())
-    assert computing_of(model).autocast == torch.bfloat16
+    assert get_compute_policy(model).autocast == torch.bfloat16
 
 
 def test_all_parameters_of_a_model_of_fewer_bits_are_trained_in_float32():
     """The passes are in bfloat16 all the same."""
     model = tiny_model().to(torch.bfloat16)
-    tuning = make_ready(model, TrainingSpec(k=0, tunes="all"), (), {}, seed=3)
+    tuning = build_tuning(model, TrainingSpec(k=0, tunes="all"), (), {}, seed=3)
     assert {p.dtype for p in tuning.parameters.values()} == {torch.float32}
     seen = []
     model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *args: seen.append(args[2].dtype))
@@ -120,10 +120,10 @@ def test_layers_that_no_gradient_passes_are_not_computed_again():
     """Below the first copy nothing is kept anyway; what trains nothing computes nothing again."""
     model, tuning = ready("copies")
     tuning.recompute()
-    assert computing_of(model).recomputed == tuple(model.model.layers[1:])
+    assert get_compute_policy(model).recomputed == tuple(model.model.layers[1:])
     empty = tiny_model()
-    make_ready(empty, TrainingSpec(k=0), (), {}, seed=3).recompute()
-    assert computing_of(empty).recomputed == ()
+    build_tuning(empty, TrainingSpec(k=0), (), {}, seed=3).recompute()
+    assert get_compute_policy(empty).recomputed == ()
 
 
 def test_what_is_trained():
@@ -155,13 +155,13 @@ def test_scales_cover_what_is_trained(tunes):
 def test_a_block_is_the_mean_over_its_scalars():
     """Granularity ``block`` gives what a measurement of whole blocks gives, before the rates are made."""
     model, tuning = ready("originals")
-    measured = taylor_importance(model, [BATCH], tuning.parameters, block_of)
+    measured = measure_taylor_importance(model, [BATCH], tuning.parameters, sublayer_of)
     by_block = tuning.scales(tuning.importance, TrainingSpec(granularity="block"))
     order = sorted(measured, key=lambda name: measured[name])
     found = [by_block[name] for name in order]
     assert found == sorted(found, reverse=True)
-    groups = {block_of(name): by_block[name] for name in order}
-    assert len(groups) == 6 and all(by_block[name] == groups[block_of(name)] for name in order)
+    groups = {sublayer_of(name): by_block[name] for name in order}
+    assert len(groups) == 6 and all(by_block[name] == groups[sublayer_of(name)] for name in order)
     assert {name.rpartition(".")[2] for name in groups} == {"self_attn", "mlp", "norm"}
 
 
@@ -181,7 +181,7 @@ def test_a_merged_lora_computes_the_same(tmp_path):
 def test_lora_goes_by_the_seed_and_leaves_the_generator_alone():
     """The same seed draws the same A, another seed another one; the random state outside is untouched."""
     torch.manual_seed(0)
-    drawn = [trainable(lora.add_lora(tiny_model(), 2, seed)) for seed in (1, 1, 2)]
+    drawn = [trainable_parameters(lora.add_lora(tiny_model(), 2, seed)) for seed in (1, 1, 2)]
     after = torch.rand(1)
     torch.manual_seed(0)
     tiny_model(), tiny_model(), tiny_model()
@@ -219,7 +219,7 @@ def test_consolidation_keeps_mixes_and_gives_back():
     before = {name: torch.zeros(2) for name in names}
     domain = {f"u{i}": float(i in (0, 1)) for i in range(10)}
     general = {f"u{i}": float(i in (1, 2)) for i in range(10)}
-    weights = lora.consolidate(trained, before, domain, general)
+    weights = lora.consolidate_skills(trained, before, domain, general)
     assert [weights[f"u{i}"] for i in range(4)] == [1.0, 1 - lora.KEPT, 0.0, 0.5]
     for name, parameter in trained.items():
         assert parameter.tolist() == [4 * weights[lora.skill_of(name)]] * 2

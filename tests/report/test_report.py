@@ -39,11 +39,11 @@ from matplotlib.figure import Figure
 from adept_ray.commands.searching import find_k
 from adept_ray.config.specs import PickRun, SearchRun, UserError
 from adept_ray.data.backbones import PRESETS
-from adept_ray.report.evidence import Importance, read
+from adept_ray.report.evidence import Importance, read_evidence
 from adept_ray.report.figures import curve_figure, draw_importance, importance_figure, trade_figure
 from adept_ray.report.model_card import write_card
 from adept_ray.report.search_page import write_report
-from adept_ray.run.flags import parse
+from adept_ray.run.flags import parse_flags
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_an_edge_says_what_ends_it(whole: Path, edge: dict[str, Any], words: str
     text = text_of(write_report(whole).read_text(encoding="utf-8"))
     assert f"{words} This searches further: tune more" in text if command else f"{words}" in text
     assert text.count("This searches further") == bool(command)
-    limits = write_card(whole / "model", read(whole)).read_text().partition("## Limits")[2]
+    limits = write_card(whole / "model", read_evidence(whole)).read_text().partition("## Limits")[2]
     assert "- k = 2 lies at the high end of its range, " in limits
     assert (edge.get("held") or "so a better value may lie beyond it") in limits
 
@@ -353,14 +353,14 @@ def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None
     card = "**The search that made this model advises against it (k = 0): nothing that it tried is surely"
     assert words in text_of(write_report(whole).read_text(encoding="utf-8"))
     assert (
-        write_card(whole / "model", read(whole))
+        write_card(whole / "model", read_evidence(whole))
         .read_text()
         .partition("# tiny-medical\n\n")[2]
         .startswith(card)
     )
     edited_json(whole / "run.json", training={"k": 2})
     assert "Advice" not in text_of(write_report(whole).read_text(encoding="utf-8"))
-    assert "advises" not in write_card(whole / "model", read(whole)).read_text()
+    assert "advises" not in write_card(whole / "model", read_evidence(whole)).read_text()
 
 
 def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
 
 def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
     """Parameters and operations with and without the copies are those of the models themselves."""
-    cost = read(whole).cost
+    cost = read_evidence(whole).cost
     biases = {"attention_bias": False, "mlp_bias": False}
     with_copies, without = (tiny_model(layers=n, **biases) for n in (LAYERS + len(CHOSEN), LAYERS))
     count = [sum(p.numel() for p in model.parameters()) for model in (with_copies, without)]
@@ -389,8 +389,10 @@ def test_a_front_is_drawn_where_one_was_searched_for(whole: Path) -> None:
     for front in (["trial-003", "trial-001", "trial-002"], []):
         found["choice"]["front"] = front
         (whole / "best.yaml").write_text(yaml.safe_dump(found))
-        assert [trial.trial for trial in read(whole).front] == sorted(front)
-        drawn[len(front)] = {str(line.get_label()) for line in trade_figure(read(whole)).axes[0].get_lines()}
+        assert [trial.trial for trial in read_evidence(whole).front] == sorted(front)
+        drawn[len(front)] = {
+            str(line.get_label()) for line in trade_figure(read_evidence(whole)).axes[0].get_lines()
+        }
         assert ("Dashed: the front" in write_report(whole).read_text(encoding="utf-8")) == bool(front)
     assert drawn[3] - drawn[0] == {"front"} and {"finished", "stopped", "chosen", "untouched"} <= drawn[0]
 
@@ -415,23 +417,23 @@ def test_the_command_on_the_page_does_the_same_again(folder: Path, settings: dic
     usual = {name: value for name, value in sizes.items() if name in SearchRun.model_fields}
     ran = SearchRun(**(usual | settings | {"name": "tiny-medical"}))
     edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
-    script, *flags = shlex.split(read(folder).run.repeats)[1:]
+    script, *flags = shlex.split(read_evidence(folder).run.repeats)[1:]
     assert script == "scripts/tune_k.py"
     elsewhere = {"name": "", "resume": False, "precision": ANY}
-    assert parse(SearchRun, "", flags) == ran.model_copy(update=elsewhere)
+    assert parse_flags(SearchRun, "", flags) == ran.model_copy(update=elsewhere)
 
 
 def test_what_was_picked_is_picked_again(folder: Path) -> None:
     """Of the same search under a name of its own, which the second command takes."""
     ran = SearchRun(name="tiny medical", trials=12)
     edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
-    alone = read(folder).run.repeats
+    alone = read_evidence(folder).run.repeats
     edited_json(folder / "run.json", pick={"general": 0.7, "min_gain_per_layer": None})
-    search, pick = read(folder).run.repeats.splitlines()
+    search, pick = read_evidence(folder).run.repeats.splitlines()
     assert search == f"{alone} --name 'tiny medical-again'"
     script, *flags = shlex.split(pick)[1:]
     assert script == "scripts/pick.py"
-    found = parse(PickRun, "", flags)
+    found = parse_flags(PickRun, "", flags)
     assert found.model_fields_set == {"results", "general"}
     assert (found.results, found.general) == ("results/tiny medical-again", 0.7)
     assert pick in html.unescape(write_report(folder).read_text(encoding="utf-8"))
@@ -451,7 +453,7 @@ def test_the_hub_reads_the_card(whole: Path) -> None:
     """huggingface_hub finds in the card's head what was put there, and the text has the page's facts."""
     edited = best_of(whole) | {"run": best_of(whole)["run"] | {"backbone": "smollm2-135m"}}
     (whole / "best.yaml").write_text(yaml.safe_dump(edited))
-    card = ModelCard.load(write_card(whole / "model", read(whole)))
+    card = ModelCard.load(write_card(whole / "model", read_evidence(whole)))
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert (card.data.license, card.data.language) == ("apache-2.0", "en")
     assert card.data.library_name == "transformers"
@@ -488,12 +490,12 @@ def test_a_card_says_what_was_trained(whole: Path, training: dict[str, str], wor
     """Not what is usually trained."""
     edited = best_of(whole) | {"training": best_of(whole)["training"] | training}
     (whole / "best.yaml").write_text(yaml.safe_dump(edited))
-    assert words in write_card(whole / "model", read(whole)).read_text()
+    assert words in write_card(whole / "model", read_evidence(whole)).read_text()
 
 
 def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
     """One that failed isn't called finished."""
-    results = read(whole)
+    results = read_evidence(whole)
     states = {trial.state for trial in results.trials if trial.trial in {row.trial for row in results.curves}}
     figure = curve_figure(results, "loss")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == states | {"chosen"}
@@ -513,14 +515,14 @@ def test_a_grown_model_is_drawn_as_one_line(whole: Path) -> None:
     losses = [(row["tokens"] / 1000, row["loss"]) for row in ends]
     for strategy, begins in (("grow", [(0.0, 0.0), *scores[:-1]]), ("trials", [(0.0, 0.0)] * len(scores))):
         edited_json(whole / "run.json", run={"strategy": strategy})
-        drawn = lines_in(curve_figure(read(whole), "score"))
+        drawn = lines_in(curve_figure(read_evidence(whole), "score"))
         assert drawn == [list(pair) for pair in zip(begins, scores, strict=True)]
         text = text_of(write_report(whole).read_text(encoding="utf-8"))
         assert ("Each depth goes on from the end of the one before." in text) == (strategy == "grow")
         assert ("those that it took over what they had" in text) == (strategy == "grow")
         assert ("the one at step 0 was made on the source layers" in text) == (strategy != "grow")
         if strategy == "grow":
-            drawn = lines_in(curve_figure(read(whole), "loss"))
+            drawn = lines_in(curve_figure(read_evidence(whole), "loss"))
             assert drawn == [losses[:1], losses[:2], losses[1:]]
 
 
@@ -538,7 +540,7 @@ def test_a_card_says_nothing_that_is_not_known(whole: Path) -> None:
     """A backbone of one's own has no id on the hub and no licence that this project could know."""
     edited = best_of(whole) | {"run": {"backbone": str(whole), "general": "boolq", "domain": "my.jsonl"}}
     (whole / "best.yaml").write_text(yaml.safe_dump(edited))
-    data = ModelCard.load(write_card(whole / "model", read(whole))).data.to_dict()
+    data = ModelCard.load(write_card(whole / "model", read_evidence(whole))).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "language"} & set(data)
 
 

@@ -13,24 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.commands import comparing as studies
-from adept_ray.commands.comparing import field_of, own_blocks
+from adept_ray.commands.comparing import build_field, split_blocks
 from adept_ray.config.specs import CompareRun, UserError
 from adept_ray.method.sharding import Fit
-from adept_ray.report.comparison_page import verdict, write_comparison
+from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.comparison import (
     APART,
-    Training,
-    compare,
-    differences,
-    from_csv,
-    interval,
-    next_rate,
-    summarise,
-    to_csv,
-    trainings,
-    trains,
+    ComparedTraining,
+    compare_entrants,
+    confidence_interval,
+    count_trainings,
+    format_csv,
+    parse_runs,
+    propose_rate,
+    score_differences,
+    summarise_methods,
+    trains_anything,
 )
-from adept_ray.rivals.methods import METHODS, entrants
+from adept_ray.rivals.methods import METHODS, list_entrants
 from adept_ray.training.scoring import SIDES
 
 # --- base rates -----------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def tried(score, start, number):
     """Rates in the order in which they are tried, and their scores."""
     found = {}
     for _ in range(number):
-        rate = next_rate(found, start)
+        rate = propose_rate(found, start)
         assert rate not in found
         found[rate] = score(rate)
     return found
@@ -73,17 +73,17 @@ def test_rates_are_told_in_three_digits():
 def test_all_methods_train_on_the_same_number_of_tokens():
     """Whatever a method is, its tokens, its steps' size and its reports are the run's."""
     run = CompareRun(tokens=999, tokens_per_step=77, k=3)
-    found = entrants(run)
+    found = list_entrants(run)
     assert [entrant.label for entrant in found] == list(METHODS)
     sizes = {(e.training.tokens, e.training.tokens_per_step, e.training.reports) for e in found}
     assert sizes == {(999, 77, 1)}
-    assert [e.label for e in found if not trains(e.training)] == ["vanilla"]
+    assert [e.label for e in found if not trains_anything(e.training)] == ["vanilla"]
     assert {e.training.replay for e in found if e.label == "replay"} == {0.2}
 
 
 def test_a_variant_changes_its_settings():
     """After the name come settings of the training, checked as everywhere."""
-    (found,) = entrants(CompareRun(methods=("adept:placement=stratified:offset=2",)))
+    (found,) = list_entrants(CompareRun(methods=("adept:placement=stratified:offset=2",)))
     assert (found.training.placement, found.training.offset) == ("stratified", 2)
     assert "placement=stratified" in found.about
 
@@ -104,7 +104,7 @@ def test_a_variant_changes_its_settings():
 )
 def test_bad_methods_are_refused(methods, words):
     with pytest.raises(UserError, match=words):
-        entrants(CompareRun(methods=methods))
+        list_entrants(CompareRun(methods=methods))
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 2.0])
@@ -126,21 +126,21 @@ class Pretended:
 
     def train(self, entrant, phase, base_lr, seed, name):
         self.ran.append((entrant.label, phase, base_lr, seed))
-        row = Training(entrant.label, phase, seed, base_lr)
+        row = ComparedTraining(entrant.label, phase, seed, base_lr)
         if self._fails(entrant, base_lr):
             return replace(row, error="it diverged")
         gain = 0.0 if base_lr is None else 10 - abs(math.log(base_lr / 2e-3)) + seed / 10
         return replace(row, general_delta=gain, domain_delta=gain, score=gain, tokens=64)
 
 
-RIVALS = entrants(CompareRun(methods=("vanilla", "full", "adept")))
+RIVALS = list_entrants(CompareRun(methods=("vanilla", "full", "adept")))
 
 
 def test_every_method_gets_the_same_number_of_tries_and_seeds():
     """The untouched backbone needs none; rates are tried on the first seed, the others count."""
     field = Pretended()
-    rows = compare(RIVALS, field, rate_trials=4, seeds=3)
-    assert len(rows) == len(field.ran) == trainings(RIVALS, 4, 3) == 15
+    rows = compare_entrants(RIVALS, field, rate_trials=4, seeds=3)
+    assert len(rows) == len(field.ran) == count_trainings(RIVALS, 4, 3) == 15
     for method in ("full", "adept"):
         own = [row for row in rows if row.method == method]
         assert [(row.phase, row.seed) for row in own] == [("rate", 5)] * 4 + [("test", s) for s in (6, 7, 8)]
@@ -150,30 +150,30 @@ def test_every_method_gets_the_same_number_of_tries_and_seeds():
 
 def test_what_was_run_is_not_run_again():
     """A comparison that goes on with the rows of runs.csv ends as one that was never stopped."""
-    whole = compare(RIVALS, Pretended(), 4, 3)
+    whole = compare_entrants(RIVALS, Pretended(), 4, 3)
     for kept in (0, 1, 6, len(whole)):
         field = Pretended()
-        known = from_csv(to_csv([vars(row) for row in whole[:kept]])) if kept else []
-        assert compare(RIVALS, field, 4, 3, known) == whole
+        known = parse_runs(format_csv([vars(row) for row in whole[:kept]])) if kept else []
+        assert compare_entrants(RIVALS, field, 4, 3, known) == whole
         assert len(field.ran) == len(whole) - kept
 
 
 def test_a_method_that_always_fails_spoils_no_other():
     """Its tries are rows with their error, the others are compared; resumed, what failed is tried again."""
-    rows = compare(RIVALS, Pretended(lambda entrant, rate: entrant.label == "full"), 2, 1)
+    rows = compare_entrants(RIVALS, Pretended(lambda entrant, rate: entrant.label == "full"), 2, 1)
     assert [row.error for row in rows if row.method == "full"] == ["it diverged"] * 2
-    summaries = {row["method"]: row for row in summarise(rows)}
+    summaries = {row["method"]: row for row in summarise_methods(rows)}
     assert (summaries["full"]["failed"], summaries["full"]["score"]) == (2, None)
     assert summaries["adept"]["score"] > 0
     again = Pretended()
-    compare(RIVALS, again, 2, 1, rows)
+    compare_entrants(RIVALS, again, 2, 1, rows)
     assert {method for method, *_ in again.ran} == {"full"}
 
 
 def test_when_every_training_fails_the_reason_is_given():
-    rivals = entrants(CompareRun(methods=("full", "adept")))
+    rivals = list_entrants(CompareRun(methods=("full", "adept")))
     with pytest.raises(UserError, match="all 4 trainings failed, the last with: it diverged"):
-        compare(rivals, Pretended(lambda *_: True), 2, 1)
+        compare_entrants(rivals, Pretended(lambda *_: True), 2, 1)
 
 
 # --- what it comes to -----------------------------------------------------------------------------
@@ -182,22 +182,24 @@ def test_when_every_training_fails_the_reason_is_given():
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=8))
 def test_the_interval_is_students(values):
     """Half the width is t times the standard error; t of two degrees of freedom is 4.303."""
-    mean, half = interval(values)
+    mean, half = confidence_interval(values)
     assert mean == pytest.approx(statistics.fmean(values))
     if len(values) == 3:
         assert half == pytest.approx(4.302653 * statistics.stdev(values) / math.sqrt(3), rel=1e-6, abs=1e-9)
-    assert interval(values[:1])[1] is None
+    assert confidence_interval(values[:1])[1] is None
 
 
 def scored(method, scores, rate=1e-3):
-    return [Training(method, "test", s, rate, general_delta=v, domain_delta=v, score=v) for s, v in scores]
+    return [
+        ComparedTraining(method, "test", s, rate, general_delta=v, domain_delta=v, score=v) for s, v in scores
+    ]
 
 
 def test_differences_go_seed_by_seed():
     """A seed that one of the two lacks is left out; the untouched backbone counts at every seed."""
     measure = {1: 5.0, 2: 7.0}
-    assert differences(scored("full", [(1, 6.0), (3, 99.0)]), measure) == [1.0]
-    assert differences(scored("vanilla", [(0, 0.0)], rate=None), measure) == [-5.0, -7.0]
+    assert score_differences(scored("full", [(1, 6.0), (3, 99.0)]), measure) == [1.0]
+    assert score_differences(scored("vanilla", [(0, 0.0)], rate=None), measure) == [-5.0, -7.0]
 
 
 def test_a_loser_is_shown_losing():
@@ -208,27 +210,27 @@ def test_a_loser_is_shown_losing():
         + scored("lora", [(1, 1.0), (2, 7.0), (3, 5.0)])
         + scored("adept", [(1, 4.0), (2, 5.0), (3, 6.1)])
     )
-    summaries = {row["method"]: row for row in summarise(rows)}
+    summaries = {row["method"]: row for row in summarise_methods(rows)}
     assert summaries["full"]["against_adept"] == pytest.approx(14.9 / 3)
     assert summaries["full"]["against_adept_ci"] < 1
-    text = verdict(list(summaries.values()))
+    text = express_verdict(list(summaries.values()))
     assert "number 2 of 4" in text
     assert "Better beyond the noise over seeds: full. Worse: vanilla. Not told apart: lora." in text
 
 
 def test_a_rate_at_the_edge_is_marked():
     """The best of the rates tried is the highest one: the table says so."""
-    rows = [Training("full", "rate", 0, rate, score=rate) for rate in (1e-4, 3e-4)]
+    rows = [ComparedTraining("full", "rate", 0, rate, score=rate) for rate in (1e-4, 3e-4)]
     rows += scored("full", [(1, 1.0)], rate=3e-4)
-    assert summarise(rows)[0]["rate_at_edge"] is True
-    middle = [*rows, Training("full", "rate", 0, 9e-4, score=0.0)]
-    assert summarise(middle)[0]["rate_at_edge"] is False
+    assert summarise_methods(rows)[0]["rate_at_edge"] is True
+    middle = [*rows, ComparedTraining("full", "rate", 0, 9e-4, score=0.0)]
+    assert summarise_methods(middle)[0]["rate_at_edge"] is False
 
 
 def test_the_page_holds_every_method_and_number(tmp_path):
     """Names, means, intervals and differences; no address of another machine."""
     rows = scored("full", [(1, 2.0), (2, 3.0)]) + scored("adept", [(1, 4.0), (2, 5.0)])
-    rows.append(Training("full", "rate", 0, 1e-3, error="it <diverged>"))
+    rows.append(ComparedTraining("full", "rate", 0, 1e-3, error="it <diverged>"))
     write_comparison(tmp_path, rows, {"full": "all & everything"}, {"backbone": "tiny", "domain": "texts"})
     page = (tmp_path / "comparison.html").read_text()
     for text in (
@@ -254,7 +256,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     text = of_one_document(tokens)
     made = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
     made.blocks["train"] = made.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
-    found = [own_blocks(run, made, number, {})["train"].tokens for number in range(3)]
+    found = [split_blocks(run, made, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3
     assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)
 
@@ -279,5 +281,5 @@ def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch)
         "do": lambda board, task: asked.append(task.job) or {"nats": {}, "correct": {}},
     }.items():
         monkeypatch.setattr(studies, name, instead)
-    field = field_of(run, made, SimpleNamespace(ray=""), None, None, fit)
+    field = build_field(run, made, SimpleNamespace(ray=""), None, None, fit)
     assert asked[0].fit == fit and asked[0].trusted and field.job.trusted

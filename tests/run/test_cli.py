@@ -11,13 +11,13 @@ import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray.commands import searching as commands
-from adept_ray.commands.searching import again, flags
+from adept_ray.commands.searching import flags, rerun_command
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
 from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.data.documents import BOOLQ
-from adept_ray.run.context import settled
-from adept_ray.run.flags import main, parse
+from adept_ray.run.context import resolve_settings
+from adept_ray.run.flags import parse_flags, run_command
 from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}
@@ -56,7 +56,7 @@ def refusal(room, tmp_path, monkeypatch, capsys):
             "adept_ray.data.assets._pip_download", lambda *_: pytest.fail("something was fetched")
         )
         with pytest.raises(SystemExit) as exit_:
-            main(COMMANDS[command], f"commands.{command}", "")
+            run_command(COMMANDS[command], f"commands.{command}", "")
         printed = capsys.readouterr().err.strip()
         assert exit_.value.code == 2
         assert printed.startswith("error: ") and "Traceback" not in printed
@@ -163,7 +163,7 @@ def test_no_file_can_ask_for_trust(refusal, tmp_path, monkeypatch, capsys):
     (tmp_path / "trials.json").write_text('{"trials": []}')
     monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path)])
     with pytest.raises(SystemExit):
-        main(PickRun, "commands.pick", "")
+        run_command(PickRun, "commands.pick", "")
     assert "was made with --trust-remote-code" in capsys.readouterr().err
 
 
@@ -221,16 +221,16 @@ def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, wor
     (tmp_path / "best.yaml").write_text("{run: {}, training: {}, layers: [], score: {}, k_max: 1}")
     monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path), "--general", "0.7"])
     with pytest.raises(SystemExit) as exit_:
-        main(PickRun, "commands.pick", "")
+        run_command(PickRun, "commands.pick", "")
     assert exit_.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
     """A command that nothing goes on from names the file and asks for room."""
-    monkeypatch.setattr(commands, "probe_only", lambda run: write_text(small / "run.json", 200_000 * "x"))
+    monkeypatch.setattr(commands, "probe_layers", lambda run: write_text(small / "run.json", 200_000 * "x"))
     monkeypatch.setattr(sys, "argv", ["probe.py"])
     with pytest.raises(SystemExit) as exit_:
-        main(RunSpec, "commands.probe_only", "")
+        run_command(RunSpec, "commands.probe_only", "")
     said = f"error: no space left for {small}/run.json: make room and give the command again\n"
     assert exit_.value.code == 2 and capsys.readouterr().err == said
 
@@ -253,32 +253,32 @@ def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
 )
 def test_a_flag_that_nothing_goes_by_is_refused(monkeypatch, command, words, sentence):
     """Though it may be at its usual value: who gives it expects something of it."""
-    monkeypatch.setattr(commands, "settled", lambda *_: pytest.fail("it was taken"))
+    monkeypatch.setattr(commands, "resolve_settings", lambda *_: pytest.fail("it was taken"))
     with pytest.raises(UserError, match=sentence):
-        getattr(commands, command)(parse(COMMANDS[command], "", words.split()))
+        getattr(commands, command)(parse_flags(COMMANDS[command], "", words.split()))
 
 
 def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
     """So a growth takes a space that says how many trials, and a probe a preset with its sizes."""
-    monkeypatch.setattr(commands, "settled", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(commands, "resolve_settings", lambda *_: (_ for _ in ()).throw(InterruptedError))
     for command, words in (
         ("find_k", f"--strategy grow --search-space {SPACES / 'quick.yaml'}"),
         ("probe_only", "--backbone qwen3-8b"),
     ):
         with pytest.raises(InterruptedError):
-            getattr(commands, command)(parse(COMMANDS[command], "", words.split()))
-    assert parse(SearchRun, "", ["--backbone", "qwen3-8b"]).model_fields_set == {"backbone"}
+            getattr(commands, command)(parse_flags(COMMANDS[command], "", words.split()))
+    assert parse_flags(SearchRun, "", ["--backbone", "qwen3-8b"]).model_fields_set == {"backbone"}
 
 
 def test_every_training_of_a_comparison_needs_a_block():
     """Of its own text, however often it goes through it."""
     with pytest.raises(UserError) as refused:
-        parse(CompareRun, "", ["--seq-len", "1024", "--passes", "8"])
+        parse_flags(CompareRun, "", ["--seq-len", "1024", "--passes", "8"])
     assert str(refused.value) == (
         "command line: --tokens 6144 in --passes 8: 768 distinct tokens don't fill a block of "
         "--seq-len 1024: raise --tokens, or lower one of the others"
     )
-    assert parse(CompareRun, "", ["--seq-len", "1024", "--passes", "6"]).passes == 6
+    assert parse_flags(CompareRun, "", ["--seq-len", "1024", "--passes", "6"]).passes == 6
 
 
 def test_nothing_to_resume_is_said(refusal):
@@ -308,7 +308,7 @@ def test_a_configuration_without_its_parts_is_refused(refusal, tmp_path):
 @pytest.mark.parametrize("name", sorted(name for name in PRESETS if PRESETS[name].sizes))
 def test_a_preset_brings_its_sizes(name):
     """Blocks of 4,096 tokens on a GPU, the paper's interval first; what the command line gives holds."""
-    run = parse(SearchRun, "", ["--backbone", name, "--validation-tokens", "8192"])
+    run = parse_flags(SearchRun, "", ["--backbone", name, "--validation-tokens", "8192"])
     assert (run.seq_len, run.gpus_per_worker, run.validation_tokens) == (4096, 1, 8192)
     assert run.dtype == "bfloat16" and run.micro_batch in (1, 2, 4)
     space = load_search_space(run.search_space)
@@ -316,14 +316,14 @@ def test_a_preset_brings_its_sizes(name):
     assert first["k"] == 4 and first["recompute_every"] == 500
     assert run.tokens_per_trial / first["tokens_per_step"] > 2 * first["recompute_every"]
     assert run.probe_tokens % run.seq_len == run.remeasure_tokens % run.seq_len == 0
-    rivals = parse(CompareRun, "", ["--backbone", name])
+    rivals = parse_flags(CompareRun, "", ["--backbone", name])
     assert (rivals.tokens_per_step, rivals.recompute_every) == (16_384, 500)
 
 
 def test_a_flag_of_its_usual_value_beats_the_preset():
     """Though it looks as if it had not been given."""
     usual = SearchRun().seq_len
-    assert parse(SearchRun, "", ["--backbone", "qwen3-8b", "--seq-len", str(usual)]).seq_len == usual
+    assert parse_flags(SearchRun, "", ["--backbone", "qwen3-8b", "--seq-len", str(usual)]).seq_len == usual
 
 
 @pytest.mark.parametrize(
@@ -337,17 +337,17 @@ def test_a_flag_of_its_usual_value_beats_the_preset():
 )
 def test_a_run_knows_which_flags_were_given(words, given):
     """Those at their usual value among them; a run that goes on changes nothing else."""
-    run = parse(SearchRun, "", ["--name", "x", "--resume", *words])
-    assert run.model_fields_set == settled(run).model_fields_set == given | {"name", "resume"}
+    run = parse_flags(SearchRun, "", ["--name", "x", "--resume", *words])
+    assert run.model_fields_set == resolve_settings(run).model_fields_set == given | {"name", "resume"}
 
 
 def test_a_given_place_is_among_them():
-    assert parse(PickRun, "", ["results/x"]).model_fields_set == {"results"}
+    assert parse_flags(PickRun, "", ["results/x"]).model_fields_set == {"results"}
 
 
 def test_other_backbones_keep_the_usual_defaults():
-    assert parse(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
-    assert parse(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
+    assert parse_flags(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
+    assert parse_flags(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
     assert set(ON_GPUS) <= set(SearchRun.model_fields) | set(CompareRun.model_fields)
 
 
@@ -355,11 +355,11 @@ def test_a_search_space_brings_its_sizes():
     """Over the preset's; a flag holds against both, and what goes on keeps what it began with."""
     quick = ["--search-space", str(SPACES / "quick.yaml")]
     usual = SearchRun()
-    found = parse(SearchRun, "", quick)
+    found = parse_flags(SearchRun, "", quick)
     assert (found.trials, found.tokens_per_trial, found.seq_len) == (4, 2048, usual.seq_len)
-    assert parse(SearchRun, "", [*quick, "--max-trials", "8"]).trials == 8
-    assert parse(SearchRun, "", [*quick, "--backbone", "qwen3-8b"]).probe_tokens == found.probe_tokens
-    assert parse(SearchRun, "", [*quick, "--name", "x", "--more-trials", "2"]).trials == usual.trials
+    assert parse_flags(SearchRun, "", [*quick, "--max-trials", "8"]).trials == 8
+    assert parse_flags(SearchRun, "", [*quick, "--backbone", "qwen3-8b"]).probe_tokens == found.probe_tokens
+    assert parse_flags(SearchRun, "", [*quick, "--name", "x", "--more-trials", "2"]).trials == usual.trials
 
 
 @pytest.mark.parametrize(
@@ -373,8 +373,8 @@ def test_a_search_space_brings_its_sizes():
 )
 def test_a_search_can_say_with_which_flags_it_began(words):
     """They make the same settings again, but for its name."""
-    run = settled(parse(SearchRun, "", words))
-    again = settled(parse(SearchRun, "", shlex.split(flags(run))))
+    run = resolve_settings(parse_flags(SearchRun, "", words))
+    again = resolve_settings(parse_flags(SearchRun, "", shlex.split(flags(run))))
     assert again.model_copy(update={"name": run.name}) == run
 
 
@@ -391,17 +391,17 @@ def test_a_search_can_say_with_which_flags_it_began(words):
 )
 def test_a_password_is_in_no_command(study, shown):
     """The rest of the study stays as it was given, whatever form it has."""
-    command = again(SearchRun(study=study, pareto=True))
+    command = rerun_command(SearchRun(study=study, pareto=True))
     assert f"--study {shlex.quote(shown)}" in command and "secret" not in command
 
 
 def test_a_resumed_run_takes_no_sizes_from_the_preset():
     """It has those that it began with: a preset's would contradict them."""
     words = ["--backbone", "qwen3-8b", "--name", "x", "--resume"]
-    assert parse(SearchRun, "", words).seq_len == SearchRun().seq_len
+    assert parse_flags(SearchRun, "", words).seq_len == SearchRun().seq_len
 
 
 def test_help_shows_the_sizes_of_the_preset(capsys):
     with pytest.raises(SystemExit):
-        parse(SearchRun, "", ["--backbone", "qwen3-8b", "--help"])
+        parse_flags(SearchRun, "", ["--backbone", "qwen3-8b", "--help"])
     assert "20971520" in capsys.readouterr().out

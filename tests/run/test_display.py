@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.progress import Progress
 
-from adept_ray.run.context import CHATTER, chatter_to
-from adept_ray.run.terminal import Display, TimeLeft, clock, left, through
-from adept_ray.storage.files import Results, fetched
+from adept_ray.run.context import OUTPUT_LOG, redirect_output
+from adept_ray.run.terminal import Display, TimeLeft, estimate_time_left, format_clock, share_done
+from adept_ray.storage.files import Results, fetch_temporarily
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
@@ -59,10 +59,13 @@ def test_where_nobody_looks_on_there_are_plain_lines(capsys):
 def test_the_time_left_counts_what_running_trials_have_done():
     """One and a half of two trials took 30 s, so 10 s are left; before the first step nothing is said."""
     rows = [OVER, {**RUNNING, "trial": "trial-002"}, {**RUNNING, "trial": "trial-003"}]
-    assert through(rows, {"trial-002": (2, 4), "probe": (1, 1)}) == {"trial-001": 1.0, "trial-002": 0.5}
-    assert left(30.0, 1.5, 0.5) == pytest.approx(10.0) and left(30.0, 0.0, 2.0) is None
-    assert clock(30.0, 1, 2, 10.0) == "search: 1 of 2 trials over, 30 s, about 10 s left"
-    assert clock(30.0, 0, 2, None) == "search: 0 of 2 trials over, 30 s"
+    assert share_done(rows, {"trial-002": (2, 4), "probe": (1, 1)}) == {"trial-001": 1.0, "trial-002": 0.5}
+    assert (
+        estimate_time_left(30.0, 1.5, 0.5) == pytest.approx(10.0)
+        and estimate_time_left(30.0, 0.0, 2.0) is None
+    )
+    assert format_clock(30.0, 1, 2, 10.0) == "search: 1 of 2 trials over, 30 s, about 10 s left"
+    assert format_clock(30.0, 0, 2, None) == "search: 0 of 2 trials over, 30 s"
 
 
 def test_a_stage_says_how_long_it_has_to_go_once_a_part_is_done():
@@ -106,11 +109,11 @@ def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, caps
         results = Results(storage, "run")
         results.open(resume=words == "went on")
         results.write("run.json", "{}")
-        with pytest.raises(KeyboardInterrupt), chatter_to(results):
+        with pytest.raises(KeyboardInterrupt), redirect_output(results):
             print(words)
             display.show("news")
             raise KeyboardInterrupt
     print("afterwards")
     assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
-    with fetched(results.place) as folder:
-        assert (folder / CHATTER).read_text() == "began\nwent on\n"
+    with fetch_temporarily(results.place) as folder:
+        assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"

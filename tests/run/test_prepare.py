@@ -11,7 +11,7 @@ from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.data.backbones import Backbone
 from adept_ray.method.sharding import PLAIN
 from adept_ray.run import preparing as prepare
-from adept_ray.run.preparing import FEW, Sources, check_doubt, find_sources
+from adept_ray.run.preparing import FEW, Sources, check_sample_sizes, find_sources
 from adept_ray.run.terminal import Display
 
 
@@ -27,7 +27,9 @@ def sources(items=None):
 def warnings(run, general, domain, found=None):
     """What is warned of."""
     lines = []
-    check_doubt(run, "validation", {"general": general, "domain": domain}, found or sources(), lines.append)
+    check_sample_sizes(
+        run, "validation", {"general": general, "domain": domain}, found or sources(), lines.append
+    )
     return lines
 
 
@@ -69,7 +71,7 @@ def test_another_text_than_before_is_refused(monkeypatch, side):
     files = {name: SimpleNamespace(name=name, fingerprint=f"{name} now") for name in ("boolq", "medical")}
     backbone = Backbone("mine", "mine", None, "now", "")
     monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: backbone)
-    monkeypatch.setattr(prepare, "checked_config", lambda *_: None)
+    monkeypatch.setattr(prepare, "load_checked_config", lambda *_: None)
     monkeypatch.setattr(prepare, "resolve_corpus", lambda name, *_: files[name])
     now = find_sources(RunSpec(), Display()).fingerprints
     assert find_sources(RunSpec(), Display(), made_from=now).fingerprints == now
@@ -101,10 +103,10 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, truste
     for name, instead in (("load_config", load_config), ("build_blocks", build_blocks), ("do", do)):
         monkeypatch.setattr(prepare, name, instead)
     monkeypatch.setattr(ray, "put", lambda value: value)
-    prepare.checked_config(backbone, 8)
+    prepare.load_checked_config(backbone, 8)
     prepare.token_blocks(run, found, lambda *_: None, print)
     sets = {"general": each, "domain": each}
     cached = iter((None, {"nats": [1.0]}, {"nats": [1.0]}))  # no importance yet, but the losses
-    prepare.stage_one(run, found, sets, {"probe": text}, None, 1, PLAIN, lambda _: next(cached))
-    prepare.reception(run, found, sets, None, PLAIN, lambda _: None)
+    prepare.measure_stage_one(run, found, sets, {"probe": text}, None, 1, PLAIN, lambda _: next(cached))
+    prepare.measure_reception(run, found, sets, None, PLAIN, lambda _: None)
     assert heard == dict.fromkeys(("config", "blocks", "probe", "reception"), trusted)

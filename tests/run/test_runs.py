@@ -11,44 +11,51 @@ from types import SimpleNamespace
 import pytest
 from common import tiny_model
 
-from adept_ray.commands.searching import chosen, gone_on, reach, space_of, trials_to_come, with_machine
+from adept_ray.commands.searching import (
+    choose_trial,
+    continue_search,
+    count_trials_left,
+    limit_k,
+    load_space,
+    override_machine,
+)
 from adept_ray.config.specs import (
     ActivationsRun,
-    Interrupted,
+    InterruptedRun,
     PickRun,
     RunSpec,
     ScoreWeights,
     SearchRun,
     TrainingSpec,
     TrainRun,
-    Unfinished,
+    UnfinishedRun,
     UserError,
 )
-from adept_ray.engine.crew import CrewGone, TaskFailed, TaskRefused
+from adept_ray.engine.crew import CrewLost, JobFailed, JobRefused
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.run import context as runs
 from adept_ray.run.context import (
-    as_begun,
-    as_trained,
-    at_work,
-    check_same,
-    given,
-    going_on,
+    check_same_training,
+    choose_compiling,
+    explain_stops,
+    format_resume_command,
     has_ended,
     load_best,
-    paced,
-    planned,
-    resumable,
-    settled,
-    summary,
-    write_run,
+    open_context,
+    overrides_from,
+    plan_fit,
+    record_run,
+    resolve_settings,
+    resume_settings,
+    resume_training,
+    show_summary,
 )
-from adept_ray.run.flags import parse
+from adept_ray.run.flags import parse_flags
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import Reach, rescored
-from adept_ray.search.trials import describe, write_trials
+from adept_ray.search.choice import DepthLimit, rescore
+from adept_ray.search.trials import describe_trial, write_trials
 from adept_ray.storage.files import Results
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.training.stage2 import TrainWork
 
 GIB = 2**30
 GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
@@ -69,9 +76,9 @@ SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(t
 
 def test_precision_is_definite_from_the_beginning():
     """A training on GPUs that goes on from a search on CPUs keeps the search's precision."""
-    assert settled(RunSpec()).precision == "float32"
-    assert settled(RunSpec(gpus_per_worker=1)).precision == "bfloat16"
-    assert settled(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
+    assert resolve_settings(RunSpec()).precision == "float32"
+    assert resolve_settings(RunSpec(gpus_per_worker=1)).precision == "bfloat16"
+    assert resolve_settings(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
 
 
 def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
@@ -83,35 +90,35 @@ def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(monkey
         order.append(name)
         yield name
 
-    monkeypatch.setattr(runs.launch, "cluster", lambda run: note("cluster"))
+    monkeypatch.setattr(runs.launch, "connect_cluster", lambda run: note("cluster"))
     monkeypatch.setattr(runs.launch, "check_compiler", lambda run: order.append("compiler"))
-    monkeypatch.setattr(runs.launch, "worker_memory", lambda run: order.append("memory") or 7)
-    monkeypatch.setattr(runs, "crew", lambda run, storage, say, memory: note("crew"))
-    monkeypatch.setattr(runs, "chatter_to", nullcontext)
-    monkeypatch.setattr(runs, "timing", lambda *_: nullcontext())
+    monkeypatch.setattr(runs.launch, "measure_worker_memory", lambda run: order.append("memory") or 7)
+    monkeypatch.setattr(runs, "start_crews", lambda run, storage, say, memory: note("crew"))
+    monkeypatch.setattr(runs, "redirect_output", nullcontext)
+    monkeypatch.setattr(runs, "report_stage_times", lambda *_: nullcontext())
     results = SimpleNamespace(place="", ray="")
-    with at_work(RunSpec(), results, said) as (board, memory):
+    with open_context(RunSpec(), results, said) as (board, memory):
         assert (board, memory) == ("crew", 7)
-    with at_work(RunSpec(), results, said, trains=False):
+    with open_context(RunSpec(), results, said, trains=False):
         assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
 
 
 def test_a_plan_decides_about_activations(said):
     """Plenty of memory keeps them, too little is refused."""
     spec = TrainingSpec(k=2)
-    assert not planned(RunSpec(), SOURCES, spec, GIB, said).recompute
-    assert planned(RunSpec(activation_checkpointing="on"), SOURCES, spec, GIB, said).recompute
+    assert not plan_fit(RunSpec(), SOURCES, spec, GIB, said).recompute
+    assert plan_fit(RunSpec(activation_checkpointing="on"), SOURCES, spec, GIB, said).recompute
     with pytest.raises(UserError, match="k = 2 with --micro-batch 8 takes"):
-        planned(RunSpec(), SOURCES, spec, 1000, said)
+        plan_fit(RunSpec(), SOURCES, spec, 1000, said)
     assert said.lines == ["k = 2", "k = 2"]
 
 
 def test_workers_without_work_are_warned_of(said):
     """A step of two blocks gives the third worker nothing to do."""
     spec = TrainingSpec(k=1, tokens_per_step=256)
-    planned(RunSpec(workers=3), SOURCES, spec, GIB, said)
+    plan_fit(RunSpec(workers=3), SOURCES, spec, GIB, said)
     assert "has 2 blocks, so 1 of 3 workers have nothing to train on" in said.lines[0]
-    planned(RunSpec(workers=2), SOURCES, spec, GIB, said)
+    plan_fit(RunSpec(workers=2), SOURCES, spec, GIB, said)
     assert len(said.lines) == 3
 
 
@@ -121,23 +128,23 @@ def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
     def fails(*_):
         raise RuntimeError("data-dependent\nbranch")
 
-    monkeypatch.setattr(runs, "plan", fails)
-    assert planned(RunSpec(), SOURCES, TrainingSpec(), GIB, said) == PLAIN
+    monkeypatch.setattr(runs, "plan_memory", fails)
+    assert plan_fit(RunSpec(), SOURCES, TrainingSpec(), GIB, said) == PLAIN
     every = RunSpec(activation_checkpointing="on", sharding="on", compile="on", workers=2)
-    assert planned(every, SOURCES, TrainingSpec(tokens_per_step=256), GIB, said) == Fit(True, True, True)
+    assert plan_fit(every, SOURCES, TrainingSpec(tokens_per_step=256), GIB, said) == Fit(True, True, True)
     assert said.lines == 2 * ["k = 4: what it will take can't be said beforehand (data-dependent)"]
 
 
 @pytest.mark.parametrize("asked", ["on", "off"])
 def test_layers_are_compiled_where_that_was_asked_for(said, asked):
     """By the flag of a search, and of what goes on from its best.yaml; without that, as the search had."""
-    assert planned(RunSpec(compile=asked), SOURCES, TrainingSpec(), GIB, said).compiled == (asked == "on")
+    assert plan_fit(RunSpec(compile=asked), SOURCES, TrainingSpec(), GIB, said).compiled == (asked == "on")
     for args in GOING_ON:
-        assert given(args(config="best.yaml", compile=asked))["compile"] == asked
-        assert "compile" not in given(args(config="best.yaml"))
+        assert overrides_from(args(config="best.yaml", compile=asked))["compile"] == asked
+        assert "compile" not in overrides_from(args(config="best.yaml"))
 
 
-JOB = TrainJob("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+JOB = TrainWork("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
 TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gib": 1.0}
 
 
@@ -150,10 +157,10 @@ def paced_by(monkeypatch, said, answer, steps=1000, job=JOB, **settings):
             raise answer
         return answer
 
-    monkeypatch.setattr(runs, "do", do)
-    monkeypatch.setattr(runs, "put", lambda blocks: blocks)
-    monkeypatch.setattr(runs, "on_crew", lambda *_: nullcontext())
-    return paced(RunSpec(**settings), job, steps, SimpleNamespace(blocks="blocks"), said, None).fit
+    monkeypatch.setattr(runs, "run_job", do)
+    monkeypatch.setattr(runs, "store_blocks", lambda blocks: blocks)
+    monkeypatch.setattr(runs, "show_jobs", lambda *_: nullcontext())
+    return choose_compiling(RunSpec(**settings), job, steps, SimpleNamespace(blocks="blocks"), said, None).fit
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def paced_by(monkeypatch, said, answer, steps=1000, job=JOB, **settings):
         (TIMES, True, "0.5 s, by torch.compile 0.4 s, which took 60 s; 1,000 steps: trained with it"),
         (TIMES | {"compiled": 0.49}, False, "trained without it"),
         ({"fault": "InductorError: no C"}, False, "which a worker can't use: InductorError: no C"),
-        (TaskFailed("Traceback\nOutOfMemoryError: out"), False, "timing it failed (OutOfMemoryError: out)"),
+        (JobFailed("Traceback\nOutOfMemoryError: out"), False, "timing it failed (OutOfMemoryError: out)"),
     ],
 )
 def test_layers_are_compiled_where_that_pays(monkeypatch, said, answer, compiled, words):
@@ -175,7 +182,7 @@ def test_what_is_decided_or_not_worth_the_question_is_not_asked(monkeypatch, sai
     unasked, untrained = AssertionError("asked"), replace(JOB, layers=())
     for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}, {"job": untrained}):
         assert paced_by(monkeypatch, said, unasked, **settings) == JOB.fit
-    for problem in (CrewGone("nobody is there"), TaskRefused("no such folder")):
+    for problem in (CrewLost("nobody is there"), JobRefused("no such folder")):
         with pytest.raises(type(problem)):
             paced_by(monkeypatch, said, problem)
 
@@ -197,7 +204,7 @@ def test_what_is_over_is_not_to_come(monkeypatch, tmp_path, settings, over, crew
         results.write_json("trials.json", {"trials": rows})
     board = SimpleNamespace(crews=SimpleNamespace(remote=lambda: crews))
     monkeypatch.setattr("ray.get", lambda value: value)
-    assert trials_to_come(SearchRun(name="x", **settings), results, board) == each
+    assert count_trials_left(SearchRun(name="x", **settings), results, board) == each
 
 
 def test_places_are_the_same_from_every_folder(tmp_path):
@@ -206,7 +213,10 @@ def test_places_are_the_same_from_every_folder(tmp_path):
     for run in (RunSpec, partial(PickRun, results="x")):
         assert run(cache="not/there").cache == f"{here}/not/there"
     assert RunSpec(cache="s3://b/c").cache == "s3://b/c"
-    assert as_begun(settled(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}).cache == "/elsewhere"
+    assert (
+        resume_settings(resolve_settings(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}).cache
+        == "/elsewhere"
+    )
     homely = RunSpec(storage="~/results/", cache="~/cache", general_tasks=["~/task.yaml"])
     assert (homely.storage, homely.cache) == (f"{home}/results", f"{home}/cache")
     assert homely.general_tasks == (f"{home}/task.yaml",)
@@ -217,7 +227,7 @@ def test_places_are_the_same_from_every_folder(tmp_path):
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("postgresql://me@host/name", "postgresql://me@host/name"),
     ):
-        assert settled(SearchRun(study=study)).study == kept
+        assert resolve_settings(SearchRun(study=study)).study == kept
 
 
 def test_an_address_of_another_form_is_no_secret():
@@ -229,35 +239,38 @@ def test_trust_is_taken_from_the_command_line_alone():
     """What goes on from a best.yaml always says it, so that the file never does."""
     for trusted in (True, False):
         for args in GOING_ON:
-            assert given(args(config="best.yaml", trust_remote_code=trusted))["trust_remote_code"] is trusted
+            assert (
+                overrides_from(args(config="best.yaml", trust_remote_code=trusted))["trust_remote_code"]
+                is trusted
+            )
 
 
 def test_a_training_of_an_earlier_version_can_be_resumed():
     """Settings that its run.json doesn't know had their defaults; others are compared."""
     begun = TrainingSpec(k=3).model_dump(mode="json")
     del begun["layers"], begun["placement"]
-    check_same(TrainingSpec(k=3), begun)
+    check_same_training(TrainingSpec(k=3), begun)
     with pytest.raises(
         UserError, match="placement is uniform, but the training to be resumed began with guided"
     ):
-        check_same(TrainingSpec(k=3, placement="uniform"), begun)
+        check_same_training(TrainingSpec(k=3, placement="uniform"), begun)
 
 
 def test_a_resumed_search_may_save_memory():
     """On a smaller machine activations may have to be computed again: no result depends on that."""
     begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
     asked = SearchRun(name="x", resume=True, activation_checkpointing="on", micro_batch=1)
-    resumed = as_begun(asked, begun)
+    resumed = resume_settings(asked, begun)
     assert (resumed.seq_len, resumed.activation_checkpointing, resumed.micro_batch) == (64, "on", 1)
     with pytest.raises(UserError, match="--trials 9: the run 'x' began with 8"):
-        as_begun(SearchRun(name="x", resume=True, trials=9), begun)
+        resume_settings(SearchRun(name="x", resume=True, trials=9), begun)
 
 
 def test_a_run_on_gpus_is_resumed_without_saying_so_again():
     """The command that --resume prints names no precision and no budget: all that stays as it was."""
     asked = SearchRun(name="x", gpus_per_worker=1, min_gain_per_layer=0.5, max_hours=2, cache="s3://b/c/")
-    begun = settled(asked).model_dump(mode="json")
-    resumed = as_begun(settled(SearchRun(name="x", resume=True)), begun)
+    begun = resolve_settings(asked).model_dump(mode="json")
+    resumed = resume_settings(resolve_settings(SearchRun(name="x", resume=True)), begun)
     assert (resumed.dtype, resumed.gpus_per_worker) == ("bfloat16", 1)
     assert (resumed.min_gain_per_layer, resumed.max_hours, resumed.cache) == (0.5, 2, "s3://b/c")
 
@@ -265,9 +278,9 @@ def test_a_run_on_gpus_is_resumed_without_saying_so_again():
 def test_a_resumed_search_may_have_other_workers():
     """A smaller cluster can end what a larger one began; without a flag it is as wide as before."""
     begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
-    same = as_begun(SearchRun(name="x", resume=True), begun)
+    same = resume_settings(SearchRun(name="x", resume=True), begun)
     assert (same.workers, same.min_workers, same.concurrent) == (4, 2, 3)
-    other = as_begun(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
+    other = resume_settings(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
     assert (other.workers, other.min_workers, other.concurrent) == (2, 2, "auto")
 
 
@@ -275,13 +288,13 @@ def test_a_budget_that_ends_k_comes_with_the_command_of_twice_that():
     """Which is the same search but for that flag; without a budget the backbone alone ends k."""
     asked = SearchRun(backbone="smollm2-135m", max_new_params="7.5%", trials=9, range=("k=1:3",))
     sources = SimpleNamespace(layers=30)
-    found = reach(asked, sources, 2)
+    found = limit_k(asked, sources, 2)
     assert (found.layers, found.most, found.budget) == (30, 2, "--max-new-params 7.5%")
     script, *flags = shlex.split(found.dearer)[1:]
     assert script == "scripts/tune_k.py"
-    again = parse(SearchRun, "", flags)
+    again = parse_flags(SearchRun, "", flags)
     assert (again.max_new_params, again.trials, again.range) == ("15%", 9, ())
-    assert reach(SearchRun(), sources, 30) == Reach(30, 30)
+    assert limit_k(SearchRun(), sources, 30) == DepthLimit(30, 30)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +307,7 @@ def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised
     job = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
     made = SimpleNamespace(importance={"layers": []})
     test = {"general": side, "domain": side}
-    summary(Display(), "Because.", test, job, made, Results(str(tmp_path), "run"), advised)
+    show_summary(Display(), "Because.", test, job, made, Results(str(tmp_path), "run"), advised)
     assert capsys.readouterr().out.startswith(f"\n{head} copied: 1 3\nBecause.\n")
 
 
@@ -302,17 +315,17 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
     """One worker, one trial at a time, no fewest number: what is given holds, at its usual value too."""
     begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
     asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
-    narrow = as_begun(settled(asked), begun)
+    narrow = resume_settings(resolve_settings(asked), begun)
     assert (narrow.workers, narrow.min_workers, narrow.concurrent) == (1, 0, 1)
     with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
-        as_begun(SearchRun(name="x", resume=True, workers=1), begun)
+        resume_settings(SearchRun(name="x", resume=True, workers=1), begun)
 
 
 def test_a_study_that_contradicts_is_named_without_its_password():
     """Neither that of the run nor the one that was given."""
     begun = SearchRun(name="x", study="postgresql://me:secret@host/one").model_dump(mode="json")
     with pytest.raises(UserError) as refused:
-        as_begun(SearchRun(name="x", resume=True, study="postgresql://me:secret2@host/two"), begun)
+        resume_settings(SearchRun(name="x", resume=True, study="postgresql://me:secret2@host/two"), begun)
     assert str(refused.value) == (
         "--study postgresql://me:***@host/two: the run 'x' began with postgresql://me:***@host/one, "
         "so leave that flag out"
@@ -323,17 +336,17 @@ def test_a_resumed_run_may_go_on_with_fewer_of_the_workers_that_it_began_with():
     """How many those are is known from the run alone, and too many are still refused."""
     begun = SearchRun(name="x", workers=4).model_dump(mode="json")
     for further in ({"resume": True}, {"more_trials": 2}):
-        elastic = as_begun(SearchRun(name="x", min_workers=2, **further), begun)
+        elastic = resume_settings(SearchRun(name="x", min_workers=2, **further), begun)
         assert (elastic.workers, elastic.min_workers) == (4, 2)
         with pytest.raises(UserError, match="resuming 'x': min_workers is 5, more than workers, 4"):
-            as_begun(SearchRun(name="x", min_workers=5, **further), begun)
+            resume_settings(SearchRun(name="x", min_workers=5, **further), begun)
 
 
 def test_a_flag_of_its_usual_value_can_contradict_a_run():
     """It is refused like any other, though it looks as if it had not been given."""
     begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
     with pytest.raises(UserError, match="--seq-len 128: the run 'x' began with 64"):
-        as_begun(settled(SearchRun(name="x", resume=True, seq_len=128)), begun)
+        resume_settings(resolve_settings(SearchRun(name="x", resume=True, seq_len=128)), begun)
 
 
 def test_trust_is_said_on_every_command_line():
@@ -344,10 +357,10 @@ def test_trust_is_said_on_every_command_line():
     ):
         begun = SearchRun(name="x", trust_remote_code=trusted).model_dump(mode="json")
         with pytest.raises(UserError, match=f"the run 'x' was made {words}"):
-            as_begun(SearchRun(name="x", resume=True, trust_remote_code=not trusted), begun)
+            resume_settings(SearchRun(name="x", resume=True, trust_remote_code=not trusted), begun)
         again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
-        assert as_begun(again, begun).trust_remote_code is trusted
-        assert ("--trust-remote-code" in going_on("scripts/tune_k.py", again)) is trusted
+        assert resume_settings(again, begun).trust_remote_code is trusted
+        assert ("--trust-remote-code" in format_resume_command("scripts/tune_k.py", again)) is trusted
 
 
 def test_what_was_found_is_read_from_a_bucket(s3, tmp_path):
@@ -365,21 +378,21 @@ def test_a_full_disk_says_how_to_go_on(small):
     """One sentence: which file, what to do, the command; other errors stay what they are."""
     run = SearchRun(name="x", storage=str(small))
     results = Results(run.storage, run.name)
-    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run, results, Display()):
+    with pytest.raises(UserError) as told, explain_stops("scripts/tune_k.py", run, results, Display()):
         results.write_json("importance.json", {"layers": list(range(100_000))})
     assert str(told.value) == (
         f"no space left for {small}/x/importance.json: make room and go on with "
         f"python scripts/tune_k.py --name x --resume --storage {small}"
     )
-    with pytest.raises(UserError) as told, resumable("scripts/tune_k.py", run, results, Display()):
-        raise Unfinished("its workers are gone")
+    with pytest.raises(UserError) as told, explain_stops("scripts/tune_k.py", run, results, Display()):
+        raise UnfinishedRun("its workers are gone")
     assert str(told.value) == (
         "its workers are gone; what is finished is kept: go on with "
         f"python scripts/tune_k.py --name x --resume --storage {small}"
     )
     with (
         pytest.raises(OSError, match="another fault"),
-        resumable("scripts/tune_k.py", run, results, Display()),
+        explain_stops("scripts/tune_k.py", run, results, Display()),
     ):
         raise OSError("another fault")
 
@@ -404,19 +417,19 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     peaks = iter([3.0, 5.0, 2.0])
     monkeypatch.setattr(runs.launch.Memory, "peak_gib", lambda: next(peaks))
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--trials", "2"])
-    write_run(results, run, at(1), MADE_UP)
-    with pytest.raises(Interrupted), resumable("", run, results, at(20, probe=10, search=5)):
+    record_run(results, run, at(1), MADE_UP)
+    with pytest.raises(InterruptedRun), explain_stops("", run, results, at(20, probe=10, search=5)):
         raise KeyboardInterrupt
     assert not has_ended(results.about())
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--resume"])
-    write_run(results, run, at(1), MADE_UP)
-    write_run(results, run, at(7, search=4.5, test=1), MADE_UP, MADE)
+    record_run(results, run, at(1), MADE_UP)
+    record_run(results, run, at(7, search=4.5, test=1), MADE_UP, MADE)
     ended = results.about()
     assert ended["seconds"] == {"probe": 10, "search": 9.5, "test": 1, "total": 27}
     assert ended["peak_memory_gib"] == 5 and "spent" not in ended and has_ended(ended)
     assert ended["command"] == "python scripts/tune_k.py --trials 2"
-    write_run(results, run, at(1), MADE_UP)
-    write_run(results, run, at(3, search=2), MADE_UP, MADE)
+    record_run(results, run, at(1), MADE_UP)
+    record_run(results, run, at(3, search=2), MADE_UP, MADE)
     assert results.about()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
     assert results.about()["peak_memory_gib"] == 5
 
@@ -424,19 +437,19 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
 def test_results_stay_whole_while_a_search_is_extended(tmp_path):
     """Cut off, it has what it was finished with, and is to be resumed first; at its end no pick holds."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
-    write_run(results, run, at(9, search=8), MADE_UP, MADE)
+    record_run(results, run, at(9, search=8), MADE_UP, MADE)
     results.write_json("run.json", results.about() | {"pick": {"general": 0.7}})
     whole = results.about()
     asked = SearchRun(name="x", storage=str(tmp_path), more_trials=2)
     results.write_json("trials.json", {"trials": [{"state": "finished"}] * 8})
-    longer = gone_on(asked, results)
+    longer = continue_search(asked, results)
     assert longer.trials == 10
-    write_run(results, longer, at(1), MADE_UP)
+    record_run(results, longer, at(1), MADE_UP)
     assert {**results.about(), "run": whole["run"], "ended": True} == whole
     with pytest.raises(UserError, match="isn't finished"):
-        gone_on(asked, results)
-    write_run(results, longer, at(2, search=1), MADE_UP, MADE)
-    assert "pick" not in results.about() and gone_on(asked, results).trials == 10
+        continue_search(asked, results)
+    record_run(results, longer, at(2, search=1), MADE_UP, MADE)
+    assert "pick" not in results.about() and continue_search(asked, results).trials == 10
 
 
 SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"
@@ -447,39 +460,41 @@ def test_a_search_goes_on_with_the_space_that_it_began_with(tmp_path, said):
     file = tmp_path / "space.yaml"
     file.write_text(SPACE)
     run = SearchRun(name="x", storage=str(tmp_path), search_space=file, range=("k=1:4",))
-    begun, results = space_of(run, {}), Results(str(tmp_path), "x")
-    write_run(results, run, at(1), MADE_UP, space=begun)
+    begun, results = load_space(run, {}), Results(str(tmp_path), "x")
+    record_run(results, run, at(1), MADE_UP, space=begun)
     file.write_text(f"# the same\n{SPACE}")
-    assert space_of(run, results.about(), said.say) == begun and not said.lines
+    assert load_space(run, results.about(), said.say) == begun and not said.lines
     file.write_text(SPACE.replace("[1, 3]", "[1, 2]").replace("0.001", "0.01"))
-    assert space_of(run, results.about(), said.say) == begun
+    assert load_space(run, results.about(), said.say) == begun
     assert "space.yaml isn't what the search 'x' began with any more" in said.lines[0]
     file.unlink()
-    assert space_of(run, results.about(), said.say) == begun and len(said.lines) == 2
+    assert load_space(run, results.about(), said.say) == begun and len(said.lines) == 2
     with pytest.raises(UserError, match="no such file"):
-        space_of(run, {"run": {}})  # an older folder keeps none
+        load_space(run, {"run": {}})  # an older folder keeps none
 
 
 # --- a training at full length that goes on -----------------------------------------------------------
 
 FOUND = {
-    "run": settled(RunSpec(seq_len=64)).model_dump(mode="json"),
+    "run": resolve_settings(RunSpec(seq_len=64)).model_dump(mode="json"),
     "training": TrainingSpec(k=2, base_lr=0.002).model_dump(mode="json"),
 }
 
 
 def going(text="--tokens 1000 --workers 8 --micro-batch 2 --cache /c --reports 20", name="full"):
     """What run.json of a training that began with these flags holds."""
-    args = parse(TrainRun, "", ["--config", "best.yaml", "--name", name, *text.split()])
-    run = settled(RunSpec(**{**FOUND["run"], **given(args)}))
+    args = parse_flags(TrainRun, "", ["--config", "best.yaml", "--name", name, *text.split()])
+    run = resolve_settings(RunSpec(**{**FOUND["run"], **overrides_from(args)}))
     training = {**FOUND["training"], "tokens": args.tokens, "reports": args.reports}
     return {"run": run.model_dump(mode="json"), "training": training}
 
 
 def resumed(begun, *words, best=FOUND):
     """The settings of the command that a training prints when it is interrupted, with more `words`."""
-    printed = going_on("scripts/train.py --config best.yaml --tokens 1000", RunSpec(**begun["run"]))
-    return as_trained(parse(TrainRun, "", [*shlex.split(printed)[2:], *words]), best, begun)
+    printed = format_resume_command(
+        "scripts/train.py --config best.yaml --tokens 1000", RunSpec(**begun["run"])
+    )
+    return resume_training(parse_flags(TrainRun, "", [*shlex.split(printed)[2:], *words]), best, begun)
 
 
 def test_the_printed_command_goes_on_with_the_training_that_was_interrupted():
@@ -527,12 +542,16 @@ def test_a_training_goes_on_with_its_own_best_yaml():
 
 def test_what_goes_on_from_a_search_has_its_cache():
     """Unless another one is given: of a search with a cache of its own nothing is measured twice."""
-    assert "cache" not in given(parse(TrainRun, "", ["--config", "best.yaml", "--tokens", "9"]))
-    assert "cache" not in given(parse(ActivationsRun, "", ["--config", "best.yaml"]))
+    assert "cache" not in overrides_from(
+        parse_flags(TrainRun, "", ["--config", "best.yaml", "--tokens", "9"])
+    )
+    assert "cache" not in overrides_from(parse_flags(ActivationsRun, "", ["--config", "best.yaml"]))
     searched = SearchRun(cache="s3://b/c", workers=2, min_workers=1, concurrent=3)
-    same = with_machine(searched, parse(PickRun, "", ["results/x"]))
+    same = override_machine(searched, parse_flags(PickRun, "", ["results/x"]))
     assert (same.cache, same.workers, same.min_workers, same.concurrent) == ("s3://b/c", 2, 0, 1)
-    other = with_machine(searched, parse(PickRun, "", ["results/x", "--cache", "/d/", "--workers", "1"]))
+    other = override_machine(
+        searched, parse_flags(PickRun, "", ["results/x", "--cache", "/d/", "--workers", "1"])
+    )
     assert (other.cache, other.workers) == ("/d", 1)
 
 
@@ -557,12 +576,12 @@ def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
         for number in range(6)
     ]
     kept = [{**row, "state": row["state"] if row["trial"] == "trial-2" else "given up"} for row in rows]
-    space = space_of(run, {})
-    choice, row = chosen(run, space, rows, Reach(6, 6), kept)
+    space = load_space(run, {})
+    choice, row = choose_trial(run, space, rows, DepthLimit(6, 6), kept)
     assert choice.trial == row["trial"] == "trial-2" and choice.k == 3
     assert [edge.parameter for edge in choice.edges] == ["k"]
     assert set(choice.hyperparameters) == {"k", "base_lr"} and len(choice.front) == 6
-    assert chosen(run, space, rows, Reach(6, 6))[0].trial != "trial-2"
+    assert choose_trial(run, space, rows, DepthLimit(6, 6))[0].trial != "trial-2"
 
 
 def test_the_curves_are_those_of_the_table(tmp_path):
@@ -571,11 +590,11 @@ def test_the_curves_are_those_of_the_table(tmp_path):
     ends = {"step": 8, "tokens": 512, "score": 1.5, "loss": 3.0, **deltas}
     pulls = {"general": [0.1, -0.1], "domain": [0.0, 0.0]}
     metrics = {**ends, "score_se": 0.1, "pulls": pulls, "curve": [{**ends, "step": 4, "tokens": 256}, ends]}
-    row = describe("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
+    row = describe_trial("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
     for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
-        write_trials(results, rescored([row], weights))
+        write_trials(results, rescore([row], weights))
         readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
         (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
         assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]

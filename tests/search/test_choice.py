@@ -14,16 +14,16 @@ from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, UserError
 from adept_ray.search.choice import (
     UNTOUCHED,
-    Reach,
-    candidates,
-    choose,
-    edges_of,
-    front_of,
-    rescored,
-    said,
+    DepthLimit,
+    choice_table,
+    choose_k,
+    find_candidates,
+    find_edges,
+    find_front,
+    rescore,
 )
-from adept_ray.search.ranges import affordable, amount, doubled, with_ranges
-from adept_ray.training.scoring import change, combined, spread
+from adept_ray.search.ranges import double_amount, limit_depths, override_ranges, parse_amount
+from adept_ray.training.scoring import combine_changes, compare_losses, standard_error
 
 EVEN = ScoreWeights()
 
@@ -36,8 +36,8 @@ def row(k, score, error=1.0, state="finished", trial=None):
 def measured(k, general, domain, trial=None, weights=EVEN):
     """A row as a search makes it, from losses of each block before and after; reported once, at the end."""
     size = np.full(len(general[0]), 100)
-    sides = [change(np.array(before), np.array(after), size) for before, after in (general, domain)]
-    score, error = combined(*sides, weights)
+    sides = [compare_losses(np.array(before), np.array(after), size) for before, after in (general, domain)]
+    score, error = combine_changes(*sides, weights)
     deltas = {"general_delta": sides[0].delta, "domain_delta": sides[1].delta}
     return {
         **row(k, score, error, trial=trial),
@@ -60,7 +60,7 @@ def learnt(points, shared=NOISE, own=0.0):
 def test_the_smallest_k_within_one_standard_error():
     """Of the k whose best score reaches the best minus the error of the difference, the smallest is taken."""
     rows = [row(1, 7.9, 0.6), row(2, 9.1, 0.6), row(2, 3.0), row(4, 9.0, 9.0), row(6, 10.0, 0.8), row(6, 9.9)]
-    found = choose(rows)
+    found = choose_k(rows)
     assert (found.k, found.score, found.best_k, found.best_score) == (2, 9.1, 6, 10.0)
     assert found.threshold == pytest.approx(9.0)  # the errors of independent scores add up in squares
     assert all(part in found.reason for part in ("k = 2", "9.10", "1.00", "10.00", "k = 6"))
@@ -69,12 +69,12 @@ def test_the_smallest_k_within_one_standard_error():
 def test_errors_are_paired_block_by_block():
     """What all trials share tells none from another: two scores of huge errors can differ surely."""
     rows = [measured(k, AS_BEFORE, learnt(10 + k)) for k in (1, 2)]
-    assert rows[0]["score_se"] > 2 and choose(rows).k == 2
+    assert rows[0]["score_se"] > 2 and choose_k(rows).k == 2
     apart = [measured(1, AS_BEFORE, learnt(21)), measured(2, AS_BEFORE, learnt(22, -NOISE))]
-    assert choose(apart).k == 1
-    (_, first, second) = choose(apart).depths
+    assert choose_k(apart).k == 1
+    (_, first, second) = choose_k(apart).depths
     assert first.differs and not second.differs
-    assert second.gain_error == pytest.approx(0.5 * spread(2 * NOISE / len(NOISE)))
+    assert second.gain_error == pytest.approx(0.5 * standard_error(2 * NOISE / len(NOISE)))
     assert first.gain_error == first.standard_error == pytest.approx(apart[0]["score_se"])
 
 
@@ -98,9 +98,9 @@ def test_the_choice_can_be_justified(rows, price):
     if not able:
         failed = all(r["state"] == "failed" for r in rows[1:])
         with pytest.raises(UserError, match="trials failed" if failed else "no trial was trained to its end"):
-            choose(rows, EVEN, price)
+            choose_k(rows, EVEN, price)
         return
-    found = choose(rows, EVEN, price)
+    found = choose_k(rows, EVEN, price)
     worth = {id(r): r["score"] - (price or 0) * r["k"] for r in able}
     mine = next(r for r in able if r["trial"] == found.trial and r["score"] == found.score)
     assert found.score == max(r["score"] for r in able if r["k"] == found.k)
@@ -117,14 +117,17 @@ def test_every_choice_can_be_written_and_told(rows):
     """YAML takes it, nothing in it is nan, the reason is two sentences, each k has a line in the table."""
     if not any(r["state"] == "finished" and not math.isnan(r["score"]) for r in rows):
         return
-    found = choose(rows)
+    found = choose_k(rows)
     written = yaml.safe_load(yaml.safe_dump(asdict(found)))
     assert written["depths"][0] == asdict(found.depths[0]) and ".nan" not in yaml.safe_dump(asdict(found))
     assert len(re.findall(r"\.(?: |$)", found.reason)) == 2
     ks = [depth.k for depth in found.depths]
     assert ks == sorted(set(ks)) and ks[0] == 0 and found.k in ks
     assert set(ks) | set(found.unfinished) == {0, *(r["k"] for r in rows)}
-    assert said(found).count("\n") == len(ks) + len(found.unfinished) and said(found).count("chosen") == 1
+    assert (
+        choice_table(found).count("\n") == len(ks) + len(found.unfinished)
+        and choice_table(found).count("chosen") == 1
+    )
     for before, depth in zip(found.depths, found.depths[1:], strict=False):
         assert depth.gain == pytest.approx(depth.score - before.score)
         assert depth.per_layer * (depth.k - before.k) == pytest.approx(depth.gain)
@@ -133,37 +136,39 @@ def test_every_choice_can_be_written_and_told(rows):
 def test_trials_that_did_not_finish_do_not_count():
     """A stopped, failed or interrupted trial saw fewer tokens, so its score is not compared, only counted."""
     rows = [row(5, 50.0, state=state) for state in ("stopped", "failed", "interrupted")]
-    found = choose([*rows, row(5, 1.0)])
+    found = choose_k([*rows, row(5, 1.0)])
     assert (found.k, found.score, found.depths[1].trials) == (5, 1.0, 4)
-    found = choose([*rows, row(7, 1.0)])
-    assert found.unfinished == {5: 3} and "  5       3  –               none was trained" in said(found)
+    found = choose_k([*rows, row(7, 1.0)])
+    assert found.unfinished == {5: 3} and "  5       3  –               none was trained" in choice_table(
+        found
+    )
     with pytest.raises(UserError, match="run more trials"):
-        choose(rows)
+        choose_k(rows)
 
 
 def test_when_every_trial_failed_the_first_reason_is_given():
     """The sentence counts the trials and quotes the innermost line of the first error."""
     rows = [{**row(k, math.nan, state="failed"), "error": f"reason {k}"} for k in (2, 3)]
     with pytest.raises(UserError, match="all 2 trials failed; the first with: reason 2"):
-        choose([row(0, 0.0, 0.0, UNTOUCHED), *rows])
+        choose_k([row(0, 0.0, 0.0, UNTOUCHED), *rows])
 
 
 def test_layers_have_to_earn_what_is_asked_of_each():
     """Two points for each of two layers pay at a price of 1.5, four more for half a point each don't."""
     rows = [row(2, 6.0, 0.0), row(4, 10.0, 0.0), row(8, 12.0, 0.0)]
-    picked = {price: choose(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
+    picked = {price: choose_k(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
     assert picked == {None: 8, 0.4: 8, 0.6: 4, 1.5: 4, 2.5: 2}
-    assert "and more layers don't earn 1.5 points each" in choose(rows, EVEN, 1.5).reason
-    assert "+4.00 ± 0.00, +2.00 a layer ← chosen" in said(choose(rows, EVEN, 1.5))
+    assert "and more layers don't earn 1.5 points each" in choose_k(rows, EVEN, 1.5).reason
+    assert "+4.00 ± 0.00, +2.00 a layer ← chosen" in choice_table(choose_k(rows, EVEN, 1.5))
 
 
 def test_the_reason_says_what_neighbours_would_change():
     """Fewer and more layers, by name and by how much; a choice that could be chance says so."""
-    reason = choose([row(2, 6.0, 0.1), row(4, 6.1, 3.0)]).reason
+    reason = choose_k([row(2, 6.0, 0.1), row(4, 6.1, 3.0)]).reason
     assert "2 layers fewer (the untouched backbone) would score 6.00 ± 0.10 less" in reason.replace("L", "l")
     assert "2 layers more (k = 4) would score 0.10 ± 3.00 more (within the noise)" in reason
-    assert "no larger k was trained to its end" in choose([row(3, 5.0, 0.1)]).reason
-    assert "isn't told from the untouched backbone" in choose([row(3, 1.0, 0.9)]).reason
+    assert "no larger k was trained to its end" in choose_k([row(3, 5.0, 0.1)]).reason
+    assert "isn't told from the untouched backbone" in choose_k([row(3, 1.0, 0.9)]).reason
 
 
 # --- trade-offs -----------------------------------------------------------------------------------
@@ -179,8 +184,8 @@ TRADES = [
 
 def test_the_front_is_what_nothing_beats_on_both_sides():
     """One that loses on both sides isn't on it; where general gains don't count, they keep none on it."""
-    assert front_of(TRADES, EVEN) == ("even", "domain", "general")
-    assert front_of(TRADES, ScoreWeights(retain=True)) == ("domain",)
+    assert find_front(TRADES, EVEN) == ("even", "domain", "general")
+    assert find_front(TRADES, ScoreWeights(retain=True)) == ("domain",)
 
 
 def test_other_weights_give_the_scores_that_a_search_with_them_would_have():
@@ -188,16 +193,16 @@ def test_other_weights_give_the_scores_that_a_search_with_them_would_have():
     picks = {}
     for general in (0.0, 0.5, 0.9):
         weights = ScoreWeights(general=general, domain=1 - general)
-        again = rescored(TRADES, weights)
+        again = rescore(TRADES, weights)
         for before, after in zip(TRADES, again, strict=True):
             deltas = before["general_delta"], before["domain_delta"]
             assert after["score"] == pytest.approx(general * deltas[0] + (1 - general) * deltas[1])
-        picks[general] = choose(again, weights).trial
-        assert max(again, key=lambda each: each["score"])["trial"] in front_of(TRADES, weights)
+        picks[general] = choose_k(again, weights).trial
+        assert max(again, key=lambda each: each["score"])["trial"] in find_front(TRADES, weights)
     assert picks == {0.0: "domain", 0.5: "domain", 0.9: "general"}
-    assert [r["score_se"] for r in rescored(TRADES, EVEN)] == pytest.approx([r["score_se"] for r in TRADES])
+    assert [r["score_se"] for r in rescore(TRADES, EVEN)] == pytest.approx([r["score_se"] for r in TRADES])
     unscored = row(1, None, None, "failed")
-    assert rescored([unscored], EVEN) == [unscored]
+    assert rescore([unscored], EVEN) == [unscored]
 
 
 @pytest.mark.parametrize("retain", [False, True])
@@ -205,7 +210,7 @@ def test_other_weights_are_those_of_the_whole_curve(retain):
     """Every reading has the score that a search with them would have reported; all else of it stays."""
     weights = ScoreWeights(general=0.9, domain=0.1, retain=retain)
     losses = learnt(8), learnt(1)
-    (again,) = rescored([measured(2, *losses)], weights)
+    (again,) = rescore([measured(2, *losses)], weights)
     ((now, then),) = zip(again["curve"], measured(2, *losses, weights=weights)["curve"], strict=True)
     assert now == then and now["score"] == again["score"] == pytest.approx(0.1 if retain else 7.3)
 
@@ -213,12 +218,12 @@ def test_other_weights_are_those_of_the_whole_curve(retain):
 def test_weights_are_kept_of_what_can_still_be_chosen():
     """The best of each k, and of a search for trade-offs the front; with more trials nothing comes back."""
     rows = [*TRADES, measured(3, learnt(5), learnt(5), "better"), row(4, 99.0, state="stopped", trial="cut")]
-    assert candidates(rows, EVEN, front=False) == {"even", "domain", "better"}
-    assert candidates(rows, EVEN, front=True) == {"even", "domain", "better", "general"}
-    assert candidates(rows[:0], EVEN, front=True) == set()
+    assert find_candidates(rows, EVEN, front=False) == {"even", "domain", "better"}
+    assert find_candidates(rows, EVEN, front=True) == {"even", "domain", "better", "general"}
+    assert find_candidates(rows[:0], EVEN, front=True) == set()
     for end in range(len(rows)):
-        gone = {r["trial"] for r in rows[:end]} - candidates(rows[:end], EVEN, front=False)
-        assert not gone & candidates(rows, EVEN, front=False)
+        gone = {r["trial"] for r in rows[:end]} - find_candidates(rows[:end], EVEN, front=False)
+        assert not gone & find_candidates(rows, EVEN, front=False)
 
 
 def test_a_general_gain_is_not_paid_for_where_only_losses_count():
@@ -258,12 +263,14 @@ SPACE = SearchSpace(
 def test_a_value_at_an_end_comes_with_the_command_that_widens_it(setting, most, ends):
     """On the range's own scale; the command names a wider range, which the space takes and k can reach."""
     setting = {"normalization": "rank", **setting}
-    found = edges_of(setting, SPACE, Reach(30, most), "python scripts/tune_k.py", ["clip=1:2", "k=2:6"])
+    found = find_edges(
+        setting, SPACE, DepthLimit(30, most), "python scripts/tune_k.py", ["clip=1:2", "k=2:6"]
+    )
     assert {edge.parameter: edge.end for edge in found} == ends
     for edge in found:
         words = edge.command.removeprefix("python scripts/tune_k.py --range ").split()
         assert words[:-1] == (["clip=1:2"] if edge.parameter == "k" else ["clip=1:2", "k=2:6"])
-        wider = with_ranges(SPACE, words[-1:]).parameters[edge.parameter]
+        wider = override_ranges(SPACE, words[-1:]).parameters[edge.parameter]
         low, high = SPACE.parameters[edge.parameter].values
         assert wider.values[0] < low if edge.end == "low" else wider.values[1] > high
         assert wider.kind == SPACE.parameters[edge.parameter].kind and low in wider and high in wider
@@ -279,7 +286,7 @@ def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
             "tokens_per_step": Range(int=(65536, 1048576)),
         }
     )
-    (edge,) = edges_of({"k": 3, "offset": 0, "tokens_per_step": 1048576}, space, Reach(9, 9), "x")
+    (edge,) = find_edges({"k": 3, "offset": 0, "tokens_per_step": 1048576}, space, DepthLimit(9, 9), "x")
     assert edge.command == "x --range tokens_per_step=65536:2097152"
 
 
@@ -292,7 +299,7 @@ def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
 )
 def test_what_speaks_against_a_choice_is_said(score, words):
     """Of a score within its noise of 0, at 95 %."""
-    assert words in choose([row(1, score, 0.2)]).reason
+    assert words in choose_k([row(1, score, 0.2)]).reason
 
 
 @pytest.mark.parametrize(
@@ -308,7 +315,7 @@ def test_what_speaks_against_a_choice_is_said(score, words):
 )
 def test_the_advice_is_that_of_the_smallest_k_with_the_untouched_backbone_among_them(rows, price, words):
     """The rule that prefers the smaller k doesn't end at 1: what isn't surely better isn't advised."""
-    found = choose(rows, EVEN, price)
+    found = choose_k(rows, EVEN, price)
     assert found.k == rows[0]["k"] and found.advised_k == (0 if words else found.k)
     assert words in found.reason and found.reason.startswith("Nothing that was tried ") == bool(words)
     assert found.reason.count(". ") == 1
@@ -318,7 +325,7 @@ def test_where_nothing_is_better_the_advice_is_to_leave_the_model_as_it_is():
     """All of it beyond the noise; a trial of k = 0 can be chosen itself."""
     rows = [row(1, -5.0, 0.2), row(2, -4.9, 0.2), row(4, -9.0, 0.2)]
     for price in (None, 0.5):
-        found = choose(rows, EVEN, price)
+        found = choose_k(rows, EVEN, price)
         assert (found.k, found.advised_k) == (1, 0)
         assert found.reason.startswith(
             "Nothing that was tried is better than the untouched backbone, so the "
@@ -327,33 +334,48 @@ def test_where_nothing_is_better_the_advice_is_to_leave_the_model_as_it_is():
             "advice is k = 0: leave the model as it is. The exported model is that of k = 1" in found.reason
         )
         assert found.reason.endswith("scores 5.00 ± 0.20 less than the backbone.")
-        assert [line[-9:] for line in said(found).splitlines()[1:3]] == ["← advised", " ← chosen"]
-    assert choose([*rows, row(5, 0.3, 0.2)]).advised_k == 5
-    assert (choose([*rows, row(0, 0.0, 0.0)]).k, choose([*rows, row(0, 0.0, 0.0)]).advised_k) == (0, 0)
+        assert [line[-9:] for line in choice_table(found).splitlines()[1:3]] == ["← advised", " ← chosen"]
+    assert choose_k([*rows, row(5, 0.3, 0.2)]).advised_k == 5
+    assert (choose_k([*rows, row(0, 0.0, 0.0)]).k, choose_k([*rows, row(0, 0.0, 0.0)]).advised_k) == (0, 0)
 
 
 def test_below_one_layer_is_the_untouched_backbone():
     """So a range of k that begins at 1 has no edge there; one of choices has ends, too."""
-    nine = Reach(9, 9)
-    assert edges_of({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), nine, "x") == ()
-    (edge,) = edges_of({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), nine, "x")
+    nine = DepthLimit(9, 9)
+    assert find_edges({"k": 1}, SearchSpace(parameters={"k": Range(int=(1, 6))}), nine, "x") == ()
+    (edge,) = find_edges({"k": 4}, SearchSpace(parameters={"k": Range(choice=(4, 1, 2))}), nine, "x")
     assert (edge.end, edge.command) == ("high", "x --range k=1:8")
 
 
 @pytest.mark.parametrize(
     ("k", "reach", "words", "command"),
     [
-        ((2, 6), Reach(6, 6), "and the backbone has no more than 6 layers to copy", ""),
-        ((2, 6), Reach(9, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "2:9"),
-        ((2, 6), Reach(30, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "2:12"),
-        ((6, 6), Reach(30, 6, "--max-new-params 10%", "rich"), "where --max-new-params 10% ends it", "6:12"),
-        ((6, 6), Reach(30, 9, "--max-new-params 10%", "rich"), None, ""),  # nothing but 6 was asked for
+        ((2, 6), DepthLimit(6, 6), "and the backbone has no more than 6 layers to copy", ""),
+        (
+            (2, 6),
+            DepthLimit(9, 6, "--max-new-params 10%", "rich"),
+            "where --max-new-params 10% ends it",
+            "2:9",
+        ),
+        (
+            (2, 6),
+            DepthLimit(30, 6, "--max-new-params 10%", "rich"),
+            "where --max-new-params 10% ends it",
+            "2:12",
+        ),
+        (
+            (6, 6),
+            DepthLimit(30, 6, "--max-new-params 10%", "rich"),
+            "where --max-new-params 10% ends it",
+            "6:12",
+        ),
+        ((6, 6), DepthLimit(30, 9, "--max-new-params 10%", "rich"), None, ""),  # nothing but 6 was asked for
     ],
 )
 def test_what_ends_the_range_of_k_is_said(k, reach, words, command):
     """No command goes beyond all layers; one beyond the budget begins with a larger budget."""
-    edges = edges_of({"k": 6}, SearchSpace(parameters={"k": Range(int=k)}), reach, "poor")
-    lines = said(replace(choose([row(6, 5.0, 0.1)]), edges=edges)).splitlines()
+    edges = find_edges({"k": 6}, SearchSpace(parameters={"k": Range(int=k)}), reach, "poor")
+    lines = choice_table(replace(choose_k([row(6, 5.0, 0.1)]), edges=edges)).splitlines()
     told = [line for line in lines if line.startswith("k = 6 lies")]
     again = f"; to allow more: rich --range k={command}" if command else ""
     assert told == ([f"k = 6 lies at the high end of its range, {words}{again}"] if words else [])
@@ -364,5 +386,8 @@ def test_the_doubled_budget_affords_twice_as_many_layers():
     sizes = [100, 100, 70, 70, 70, 60]
     space = SearchSpace(parameters={"k": Range(int=(1, 6))})
     for text in ("200", "0.2k", "2e2", "20%", " 0.0002M "):
-        mosts = [affordable(space, sizes, amount(each, 1000), "")[1] for each in (text, doubled(text))]
+        mosts = [
+            limit_depths(space, sizes, parse_amount(each, 1000), "")[1]
+            for each in (text, double_amount(text))
+        ]
         assert mosts == [2, 4]

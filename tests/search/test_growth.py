@@ -11,13 +11,13 @@ from common import one_document_each, save_tiny_backbone
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError
-from adept_ray.engine.crew import TaskFailed
+from adept_ray.engine.crew import JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
-from adept_ray.search.choice import choose
-from adept_ray.search.growth import enough, grow, stages
-from adept_ray.training.stage1 import ProbeJob, probe
-from adept_ray.training.stage2 import TrainJob, train
+from adept_ray.search.choice import choose_k
+from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
+from adept_ray.training.stage1 import ProbeWork, run_probe
+from adept_ray.training.stage2 import TrainWork, train
 
 CPU, SEQ_LEN, PER_STEP = torch.device("cpu"), 16, 4
 IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.4), (0.01,) * 4, 3.0)
@@ -44,9 +44,9 @@ BLOCKS = {
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     source = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone")))
-    found = probe(ProbeJob(source, None, 4, held_out=("general", "domain")), BLOCKS, CPU)
+    found = run_probe(ProbeWork(source, None, 4, held_out=("general", "domain")), BLOCKS, CPU)
     training = TrainingSpec(tokens_per_step=PER_STEP * SEQ_LEN, recompute_every=2)
-    return TrainJob(
+    return TrainWork(
         source=source,
         revision=None,
         training=training,
@@ -81,13 +81,13 @@ def alone(monkeypatch, tmp_path):
         train(task.job, task.blocks, CPU, report, grown_from=Path(start) if start else None)
         return found
 
-    monkeypatch.setattr(growth, "reports", reports)
+    monkeypatch.setattr(growth, "follow_job", reports)
     return begun
 
 
 def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(job):
     """Each depth has the layers of the one before, its share of the tokens, and the steps that come next."""
-    plan = stages(run_of(13), SPACE, job, IMPORTANCE)
+    plan = plan_growth(run_of(13), SPACE, job, IMPORTANCE)
     assert [stage.name for stage in plan] == ["grow-01", "grow-02", "grow-03"]
     assert [stage.job.layers for stage in plan] == [(1,), (1, 2), (0, 1, 2)]
     assert [(stage.job.steps_before, stage.job.steps) for stage in plan] == [(0, 4), (4, 4), (8, 4)]
@@ -95,19 +95,19 @@ def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(job
 
 def test_the_curve_is_read_along_one_training(job, alone):
     """A row a depth, each better than the last on text that can be learned; the choice is made among them."""
-    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
     assert [row["k"] for row in rows] == [1, 2, 3] and {row["state"] for row in rows} == {"finished"}
     assert [row["tokens"] for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
     assert [row["layers"] for row in rows] == ["1", "1 2", "0 1 2"]
     assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
     starts = [task.extra.get("grown_from") for task in alone]
     assert starts == [None, rows[0]["saved"], rows[1]["saved"]]
-    assert choose(rows).k == 3
+    assert choose_k(rows).k == 3
 
 
 def test_a_reading_counts_what_the_depths_before_have_seen(job, alone):
     """Steps and tokens of the curves go on from depth to depth, and each curve ends as its row says."""
-    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
     readings = [reading for row in rows for reading in row["curve"]]
     assert [reading["step"] for reading in readings] == [20, 40, 60]
     for name in ("tokens", "general_delta", "domain_delta", "score"):
@@ -118,8 +118,8 @@ def test_growth_ends_where_a_layer_gains_nothing(job, alone):
     """At a rate at which nothing is learned the second depth is within the noise, and there is no third."""
     still = SPACE.model_copy(update={"first": ({"k": 1, "base_lr": 1e-30},)})
     seen = []
-    plan = stages(run_of(60), still, job, IMPORTANCE)
-    rows = grow(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
+    plan = plan_growth(run_of(60), still, job, IMPORTANCE)
+    rows = grow_model(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
     assert [row["k"] for row in rows] == [1] and rows[0]["score"] == pytest.approx(0, abs=1e-9)
     assert seen == [(1, "running"), (1, "finished")]
 
@@ -132,24 +132,24 @@ def reading(k, score, error):
 def test_a_depth_is_judged_by_what_each_added_layer_earned():
     """Four layers that earn 0.6 points each pay at 0.4 a layer but not surely at 0.58, nor at 0.7."""
     rows = [reading(4, 5.0, 0.03), reading(8, 7.4, 0.04)]  # a step of 2.4 ± 0.05 over four layers
-    said = {price: enough(rows, ScoreWeights(), price) for price in (0.0, 0.4, 0.58, 0.7)}
+    said = {price: growth_stop_reason(rows, ScoreWeights(), price) for price in (0.0, 0.4, 0.58, 0.7)}
     assert [price for price, words in said.items() if words] == [0.58, 0.7]
     assert said[0.7] == (
         "the growth ended at k = 8: each layer beyond k = 4 earned 0.60 ± 0.01 points, not surely more than "
         "the 0.7 asked of it"
     )
-    assert enough(rows[:1], ScoreWeights(), 1.24).endswith(
+    assert growth_stop_reason(rows[:1], ScoreWeights(), 1.24).endswith(
         "beyond k = 0 earned 1.25 ± 0.01 points, not surely more than the 1.24 asked of it"
     )
-    assert enough([*rows, reading(16, 7.5, 0.1)], ScoreWeights()).endswith(
+    assert growth_stop_reason([*rows, reading(16, 7.5, 0.1)], ScoreWeights()).endswith(
         "0.01 ± 0.01 points, not surely more than none"
     )
-    assert [choose(rows, min_gain_per_layer=price).k for price in said] == [8, 8, 8, 4]
+    assert [choose_k(rows, min_gain_per_layer=price).k for price in said] == [8, 8, 8, 4]
 
 
 def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(job, alone):
     """The first depth earns less than a hundred points a layer, so there is no second one."""
-    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None, price=100.0)
+    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None, price=100.0)
     assert [row["k"] for row in rows] == [1] and 0 < rows[0]["score"] < 100
 
 
@@ -159,14 +159,14 @@ def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, 
 
     def fails_at_two(board, task):
         if task.name == "grow-02":
-            raise TaskFailed("Traceback …\nMemoryError: too large")
+            raise JobFailed("Traceback …\nMemoryError: too large")
         return done(board, task)
 
-    monkeypatch.setattr(growth, "reports", fails_at_two)
-    rows = grow(stages(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    monkeypatch.setattr(growth, "follow_job", fails_at_two)
+    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
     assert [(row["k"], row["state"]) for row in rows] == [(1, "finished"), (2, "failed")]
     assert rows[1]["error"] == "MemoryError: too large" and rows[1]["score"] is None
-    assert choose(rows).k == 1 and math.isfinite(choose(rows).score)
+    assert choose_k(rows).k == 1 and math.isfinite(choose_k(rows).score)
 
 
 def test_what_cannot_grow_is_refused(job):
@@ -176,9 +176,9 @@ def test_what_cannot_grow_is_refused(job):
         first=({"k": 1, "placement": "uniform"},),
     )
     with pytest.raises(UserError, match=r"placement uniform .* must have guided or deepest"):
-        stages(run_of(9), spread, job, IMPORTANCE)
+        plan_growth(run_of(9), spread, job, IMPORTANCE)
     nothing = SearchSpace(parameters={"k": {"fixed": 0}}, first=({"k": 0},))
     with pytest.raises(UserError, match="no k above 0"):
-        stages(run_of(9), nothing, job, IMPORTANCE)
+        plan_growth(run_of(9), nothing, job, IMPORTANCE)
     with pytest.raises(ValueError, match="--pareto is for independent trials"):
         SearchRun(strategy="grow", pareto=True)

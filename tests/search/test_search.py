@@ -21,26 +21,26 @@ from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, overlay
-from adept_ray.engine.crew import TaskFailed, out_of_memory
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, apply_changes
+from adept_ray.engine.crew import JobFailed, is_out_of_memory
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import placed
+from adept_ray.method.placement import resolve_layers
 from adept_ray.search import study
 from adept_ray.search import tune as search
-from adept_ray.search.ranges import affordable, amount, check_space, paper_first, with_ranges
+from adept_ray.search.ranges import check_space, limit_depths, override_ranges, parse_amount, put_paper_first
 from adept_ray.search.study import (
     STARTUP_TRIALS,
-    Clock,
     Proposals,
     Sampler,
-    distribution,
-    opened,
-    propose,
-    shares,
+    SearchClock,
+    make_distribution,
+    open_study,
+    propose_setting,
+    rank_hyperparameters,
 )
-from adept_ray.search.trials import describe, prune, training_of
-from adept_ray.search.tune import Rows, Verdicts, final_row, forget
-from adept_ray.training.stage2 import TrainJob
+from adept_ray.search.trials import delete_weights, describe_trial, training_from_row
+from adept_ray.search.tune import Rows, Verdicts, describe_final, forget_trials
+from adept_ray.training.stage2 import TrainWork
 
 SPACE = {
     "k": Range(int=(0, 6)),
@@ -53,7 +53,7 @@ IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.5, 0.4, 0.6), (0.01,) * 6, 3.0)
 
 
 def layers_for(config):
-    return placed(IMPORTANCE, overlay(TrainingSpec(), config), seed=0)
+    return resolve_layers(IMPORTANCE, apply_changes(TrainingSpec(), config), seed=0)
 
 
 # --- the space ------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_k_beyond_the_backbone_is_refused():
 @pytest.mark.parametrize("name", SPACE)
 def test_both_ends_of_a_range_are_proposed(name):
     """A range covers its ends and nothing outside; every choice can come up."""
-    searched, found = SPACE[name], distribution(SPACE[name])
+    searched, found = SPACE[name], make_distribution(SPACE[name])
     for value in searched.values:
         assert found._contains(found.to_internal_repr(value))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -126,23 +126,23 @@ def test_no_depth_beyond_the_budget_is_searched():
     """Whichever layers are copied it has to be enough; a space without any depth left is refused."""
     sizes = [100, 300, 200]
     whole = SearchSpace(parameters={"k": Range(int=(1, 3))}, first=({"k": 3}, {"k": 1}))
-    cut, most = affordable(whole, sizes, 550, "--flag")
+    cut, most = limit_depths(whole, sizes, 550, "--flag")
     assert (cut.parameters["k"].values, most) == ((1, 2), 2) and cut.first == ({"k": 1},)
-    assert affordable(whole, sizes, 600, "--flag") == (whole, 3)
+    assert limit_depths(whole, sizes, 600, "--flag") == (whole, 3)
     some = SearchSpace(parameters={"k": Range(choice=(1, 3))})
-    assert affordable(some, sizes, 550, "--flag")[0].parameters["k"].values == (1,)
+    assert limit_depths(some, sizes, 550, "--flag")[0].parameters["k"].values == (1,)
     for k in (Range(int=(2, 3)), Range(choice=(3, 2)), Range(fixed=2)):
         with pytest.raises(UserError, match="--flag: k = 2, the smallest of the search space"):
-            affordable(SearchSpace(parameters={"k": k}), sizes, 499, "--flag")
+            limit_depths(SearchSpace(parameters={"k": k}), sizes, 499, "--flag")
 
 
 def test_a_budget_is_a_share_or_a_number():
     """Of the backbone's parameters, or of whatever size; anything else is refused."""
     texts = {"10%": 20, "0.5%": 1, "15": 15, "2k": 2e3, "15M": 15e6, "1.5B": 1.5e9, "2e7": 2e7}
-    assert {text: amount(text, 200) for text in texts} == texts
+    assert {text: parse_amount(text, 200) for text in texts} == texts
     for text in ("", "ten", "-5", "0", "0%", "5%%", "1.2.3M", "M"):
         with pytest.raises(UserError, match="give a share such as 10%"):
-            amount(text, 200)
+            parse_amount(text, 200)
 
 
 def test_the_papers_setting_goes_first():
@@ -157,20 +157,20 @@ def test_the_papers_setting_goes_first():
     paper = {"k": 3, "recompute_every": 16, "base_lr": 0.001, "placement": "guided"}
     mine = {"k": 1, "recompute_every": 4, "base_lr": 0.002, "placement": "guided"}
     ours = {**paper, "base_lr": 0.007}
-    assert paper_first(SearchSpace(parameters=ranges)).first == (paper,)
-    assert paper_first(SearchSpace(parameters=ranges, first=(mine,))).first == (paper, mine)
-    assert paper_first(SearchSpace(parameters=ranges, first=(mine, ours))).first == (ours, mine)
-    elsewhere = paper_first(SearchSpace(parameters={**ranges, "placement": Range(fixed="uniform")}))
+    assert put_paper_first(SearchSpace(parameters=ranges)).first == (paper,)
+    assert put_paper_first(SearchSpace(parameters=ranges, first=(mine,))).first == (paper, mine)
+    assert put_paper_first(SearchSpace(parameters=ranges, first=(mine, ours))).first == (ours, mine)
+    elsewhere = put_paper_first(SearchSpace(parameters={**ranges, "placement": Range(fixed="uniform")}))
     assert elsewhere.first[0]["placement"] == "uniform" and elsewhere.first[0]["offset"] == 0
 
 
 def test_ranges_of_the_command_line_hold():
     """They keep a parameter's scale and condition; settings outside them go, mistakes are one sentence."""
     space = SearchSpace(parameters=CONDITIONAL, first=({"k": 1, "placement": "guided"},))
-    wider = with_ranges(space, ["k=2:6", "offset=1:8"])
+    wider = override_ranges(space, ["k=2:6", "offset=1:8"])
     assert wider.parameters["k"].values == (2, 6) and wider.first == ()
     assert wider.parameters["offset"].values == (1, 8) and wider.parameters["offset"].when
-    rates = with_ranges(SearchSpace(parameters=SPACE), ["base_lr=1e-05:0.1"]).parameters["base_lr"]
+    rates = override_ranges(SearchSpace(parameters=SPACE), ["base_lr=1e-05:0.1"]).parameters["base_lr"]
     assert (rates.kind, rates.values) == ("log", (1e-5, 0.1))
     for text, words in {
         "k": "give NAME=LOW:HIGH",
@@ -180,7 +180,7 @@ def test_ranges_of_the_command_line_hold():
         "replay=0.1:2": "less than 1",
     }.items():
         with pytest.raises(UserError, match=f"--range {text}.*{words}"):
-            with_ranges(space, [text])
+            override_ranges(space, [text])
 
 
 # --- proposals ------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_ranges_of_the_command_line_hold():
 def proposals(seed=0, first=(), parameters=SPACE, **options):
     """What a search proposes with, in this process's memory unless a `storage` is among the `options`."""
     return Proposals(
-        space=functools.partial(propose, SearchSpace(parameters=parameters)),
+        space=functools.partial(propose_setting, SearchSpace(parameters=parameters)),
         points_to_evaluate=[dict(setting) for setting in first],
         **{"sampler": Sampler(seed), "metric": "score", "mode": "max", **options},
     )
@@ -270,8 +270,8 @@ def kept(request, tmp_path):
 
 def test_a_study_anywhere_proposes_the_same(kept):
     """In a database, in a file or in memory: where trials are kept is no part of the search."""
-    alone = run(proposals(storage=opened("")), range(8))
-    assert run(proposals(storage=opened(kept("study"))), range(8)) == alone == run(proposals(), range(8))
+    alone = run(proposals(storage=open_study("")), range(8))
+    assert run(proposals(storage=open_study(kept("study"))), range(8)) == alone == run(proposals(), range(8))
 
 
 def test_what_cannot_be_opened_is_no_study(tmp_path):
@@ -282,13 +282,13 @@ def test_what_cannot_be_opened_is_no_study(tmp_path):
         "sqlite:////no/such/folder/a.db",
     ):
         with pytest.raises(UserError, match=f"--study {place} can't be opened .*: give sqlite:///FILE"):
-            opened(place)
+            open_study(place)
 
 
 def test_a_driver_or_server_that_is_missing_is_named(monkeypatch, tmp_path):
     """Which package to install, and what the driver says of the server, each in one sentence."""
     with pytest.raises(UserError) as refused:
-        opened(f"postgresql://me@/study?host={tmp_path}/nobody")
+        open_study(f"postgresql://me@/study?host={tmp_path}/nobody")
     assert f"--study postgresql://me@/study?host={tmp_path}/nobody can't be opened (connection" in str(
         refused.value
     )
@@ -296,7 +296,7 @@ def test_a_driver_or_server_that_is_missing_is_named(monkeypatch, tmp_path):
     for module, package in {"psycopg": "'psycopg[binary]'", "pg8000": "pg8000"}.items():
         monkeypatch.setitem(sys.modules, module, None)  # as if it weren't installed
         with pytest.raises(UserError) as refused:
-            opened(f"postgresql+{module}://me@host/study")
+            open_study(f"postgresql+{module}://me@host/study")
         assert str(refused.value) == (
             f"--study postgresql+{module}://me@host/study needs the database's driver, {module}: "
             f"pip install {package}"
@@ -318,7 +318,7 @@ def test_a_password_is_in_no_message(monkeypatch, place, words):
     """Whatever is wrong with the study, and whatever its driver says."""
     monkeypatch.setitem(sys.modules, "pg8000", None)
     with pytest.raises(UserError) as refused:
-        opened(place)
+        open_study(place)
     assert words in str(refused.value)
     assert "secret" not in str(refused.value) and "cret@" not in str(refused.value)
 
@@ -331,7 +331,7 @@ def test_searches_that_begin_at_the_same_time_make_the_tables_once(postgres):
     with ThreadPoolExecutor() as pool:
         with engine.connect() as other:
             models.BaseModel.metadata.create_all(other)
-            mine = pool.submit(opened, place)
+            mine = pool.submit(open_study, place)
             with engine.connect() as watcher:
                 while not watcher.scalar(waiting) and not mine.done():
                     watcher.rollback()
@@ -343,9 +343,9 @@ def test_searches_that_begin_at_the_same_time_make_the_tables_once(postgres):
 def test_searches_that_share_a_study_learn_from_each_other(kept):
     """The second one models the scores of the first one's trials from its beginning."""
     place = kept("study")
-    one = proposals(owner="one", storage=opened(place))
+    one = proposals(owner="one", storage=open_study(place))
     run(one, range(STARTUP_TRIALS + 2))
-    other = proposals(owner="other", storage=opened(place))
+    other = proposals(owner="other", storage=open_study(place))
     alone = proposals(owner="other").suggest("t0")
     assert other.suggest("t0") != alone
     owners = [trial.user_attrs["search"] for trial in other._ot_study.get_trials()]
@@ -360,11 +360,11 @@ def test_a_study_that_knows_more_than_tune_is_taken_back(tmp_path, kept):
     straight = run(proposals(first=first), range(8))
     for saved in (1, 5):
         place = kept(f"saved_{saved}")
-        lost = proposals(first=first, owner="me", storage=opened(place))
+        lost = proposals(first=first, owner="me", storage=open_study(place))
         assert run(lost, range(saved)) == straight[:saved]
         lost.save(str(tmp_path / "state"))
         assert lost.suggest("begun and lost") == straight[saved]
-        goes_on = proposals(owner="me", storage=opened(place))
+        goes_on = proposals(owner="me", storage=open_study(place))
         goes_on.restore(str(tmp_path / "state"))
         assert run(goes_on, range(saved, 8)) == straight[saved:]
 
@@ -374,13 +374,13 @@ def test_what_ended_without_tune_hearing_is_run_again_once(tmp_path):
     first = [
         {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
     ]
-    lost = proposals(first=first, owner="me", storage=opened(f"{tmp_path}/study.log"))
+    lost = proposals(first=first, owner="me", storage=open_study(f"{tmp_path}/study.log"))
     straight = run(lost, range(1))
     lost.save(str(tmp_path / "state"))
     assert run(lost, [1]) == [first[1]]
     lost.suggest("begun and lost")
     for _ in range(2):  # resumed twice: nothing is repeated twice
-        goes_on = proposals(owner="me", storage=opened(f"{tmp_path}/study.log"))
+        goes_on = proposals(owner="me", storage=open_study(f"{tmp_path}/study.log"))
         goes_on.restore(str(tmp_path / "state"))
         straight += run(goes_on, [len(straight)])
         goes_on.save(str(tmp_path / "state"))
@@ -390,12 +390,12 @@ def test_what_ended_without_tune_hearing_is_run_again_once(tmp_path):
 def test_what_was_proposed_and_ended_without_tune_hearing_is_run_again_once(tmp_path):
     """With the same settings, before others are proposed; a later resume knows of it."""
     place, begun = f"{tmp_path}/study.log", STARTUP_TRIALS + 1
-    lost = proposals(owner="me", storage=opened(place))
+    lost = proposals(owner="me", storage=open_study(place))
     run(lost, range(begun))
     lost.save(str(tmp_path / "state"))
     unheard, later = run(lost, [begun]), []
     for _ in range(2):
-        goes_on = proposals(owner="me", storage=opened(place))
+        goes_on = proposals(owner="me", storage=open_study(place))
         goes_on.restore(str(tmp_path / "state"))
         later += run(goes_on, [begun + len(later)])
         goes_on.save(str(tmp_path / "state"))
@@ -415,7 +415,12 @@ def test_each_search_begins_with_its_own_first_settings(objectives, kept, tmp_pa
     place = kept("pareto" if objectives else "score")
 
     def begins(owner):
-        options = {"owner": owner, "storage": opened(place), "sampler": Sampler(0, owner=owner), **objectives}
+        options = {
+            "owner": owner,
+            "storage": open_study(place),
+            "sampler": Sampler(0, owner=owner),
+            **objectives,
+        }
         return proposals(first=OWN.get(owner, ()), parameters=CONDITIONAL, **options)
 
     one, other, third = begins("one"), begins("other"), begins("third")
@@ -441,12 +446,12 @@ def test_each_search_begins_with_its_own_first_settings(objectives, kept, tmp_pa
 
 def test_a_report_that_the_study_has_heard_is_no_error(tmp_path):
     """A trial that ended shortly before a kill runs again for Tune; the study keeps what it knows."""
-    algorithm = proposals(storage=opened(f"{tmp_path}/study.log"))
+    algorithm = proposals(storage=open_study(f"{tmp_path}/study.log"))
     algorithm.suggest("t0")
     result = {"score": 1.0, "report": 1, "complete": True}
     algorithm.save(str(tmp_path / "state"))
     algorithm.on_trial_complete("t0", result)
-    restored = proposals(storage=opened(f"{tmp_path}/study.log"))
+    restored = proposals(storage=open_study(f"{tmp_path}/study.log"))
     restored.restore(str(tmp_path / "state"))
     restored.on_trial_result("t0", {**result, "score": 2.0})
     restored.on_trial_complete("t0", {**result, "score": 2.0})
@@ -499,24 +504,24 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     """With the longest so far as the measure; the first one always begins, and without a limit all do."""
     now = [0.0]
     monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
-    clock, begun = Clock(hours=1.0), []
+    clock, begun = SearchClock(hours=1.0), []
     for minutes in (20, 5, 10, 10, 10):
         begun.append(clock.begins(str(len(begun))))
         now[0] += 60 * minutes * begun[-1]
         clock.ends(str(len(begun) - 1))
     assert begun == [True, True, True, True, False] and clock.over  # 45 minutes and 20 are more than an hour
-    late = Clock(hours=1.0)
+    late = SearchClock(hours=1.0)
     now[0] += 7200
     assert [late.begins("0"), late.begins("1")] == [True, False]
-    resumed = Clock(hours=1.0, spent=1800)
+    resumed = SearchClock(hours=1.0, spent=1800)
     resumed.took(1500)
     assert resumed.begins("0")  # ends after 55 minutes in all
     now[0] += 1500
     resumed.ends("0")
-    assert not resumed.begins("1") and not Clock(1.0, spent=1800, longest=1900).begins("0")
+    assert not resumed.begins("1") and not SearchClock(1.0, spent=1800, longest=1900).begins("0")
     monkeypatch.setattr(Proposals, "clock", clock)
     assert proposals().suggest("t9") == "FINISHED"
-    assert Clock().begins("0") and not Clock().over
+    assert SearchClock().begins("0") and not SearchClock().over
 
 
 @pytest.mark.parametrize("pareto", [False, True])
@@ -543,10 +548,10 @@ def test_the_weights_of_a_long_search_stay_few(tmp_path):
         state = ("finished", "finished", "stopped", "failed")[number % 4]
         row = {"trial": folder.parent.name, "k": 1 + number % 5, "state": "running", "saved": str(folder)}
         row |= {"score": float(number * 17 % 50), "general_delta": 0.0, "domain_delta": 0.0}
-        prune([*rows, row], ScoreWeights(), pareto=False)
+        delete_weights([*rows, row], ScoreWeights(), pareto=False)
         assert folder.exists()
         rows.append({**row, "state": state})
-        prune(rows, ScoreWeights(), pareto=False)
+        delete_weights(rows, ScoreWeights(), pareto=False)
         best = sorted((row["score"], row["k"], row["saved"]) for row in rows if row["state"] == "finished")
         kept = {k: place for _, k, place in best}
         assert {str(path) for path in tmp_path.glob("*/report-1")} == set(kept.values())
@@ -561,11 +566,11 @@ def test_what_matters_is_said_of_enough_trials():
         setting = {**{name: searched.values[0] for name, searched in SPACE.items()}}
         setting |= {"base_lr": 0.001 + 0.0003 * number, "k": number * 5 % 7}
         rows.append({**setting, "state": "finished", "score": 1000 * setting["base_lr"]})
-    found = shares(space, rows)
+    found = rank_hyperparameters(space, rows)
     assert max(found, key=found.get) == "base_lr" and sum(found.values()) == pytest.approx(1)
-    assert shares(space, rows[:1]) == {} and shares(space, []) == {}
+    assert rank_hyperparameters(space, rows[:1]) == {} and rank_hyperparameters(space, []) == {}
     unfinished = [{**row, "state": "stopped", "score": math.nan} for row in rows]
-    assert shares(space, unfinished) == {}
+    assert rank_hyperparameters(space, unfinished) == {}
 
 
 # --- verdicts and rows ----------------------------------------------------------------------------
@@ -676,14 +681,14 @@ def test_nothing_is_left_of_a_trial_that_was_lost_in_a_kill(board, tmp_path, los
     for number, score in enumerate([5.0, lost], 1):
         report_twice(scheduler, number, read(score, 0.0, 0.0))
         (tmp_path / "trials" / f"trial-{number:03d}" / "step-4").mkdir(parents=True)
-    forget(str(tmp_path), {"trial-001"})
+    forget_trials(str(tmp_path), {"trial-001"})
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["trial-001"]
     restored = pickle.loads(beginning)
     report_twice(restored, 1, read(1.0, 0.0, 0.0))  # as before, whatever is said now
     report_twice(restored, 2, read(4.0, 0.0, 0.0), read(6.0, 0.0, 0.0))  # better than all others in the end
     stops = [(name, stop) for name, _, stop in board["decide"][4:]]
     assert stops == [("trial-001", False)] * 2 + [("trial-002", False)] * 2
-    forget(str(tmp_path / "of no search"), set())
+    forget_trials(str(tmp_path / "of no search"), set())
 
 
 def judged(board, scores, reports=3):
@@ -760,7 +765,7 @@ def test_trials_at_once_wait_for_nobody(order, fails):
 
 def test_rows_follow_a_trial_from_start_to_end(board):
     """The board hears a trial's row when it starts, reports and ends; a stopped one isn't called finished."""
-    rows = Rows("board x", lambda *args: describe(*args, layers_for=layers_for))
+    rows = Rows("board x", lambda *args: describe_trial(*args, layers_for=layers_for))
     trial = fake_trial(7)
     rows.on_trial_start(0, [], trial)
     rows.on_trial_result(0, [], trial, {"score": 2.5, "complete": False})
@@ -789,7 +794,7 @@ def test_final_states_say_how_trials_ended():
     ]
     error = RuntimeError("Traceback:\n  some/file.py\nFloatingPointError: the loss is nan at step 2 of 6\n")
     trials = [fake_trial(1, status=s, last_result=m, get_error=lambda: error) for s, m in ends]
-    rows = [final_row(trial, layers_for) for trial in trials]
+    rows = [describe_final(trial, layers_for) for trial in trials]
     assert [row["state"] for row in rows] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
     assert [row["saved"] for row in rows[:2]] == ["c", None]
     assert [row["error"] for row in rows[1:3]] == [None, "FloatingPointError: the loss is nan at step 2 of 6"]
@@ -798,8 +803,8 @@ def test_final_states_say_how_trials_ended():
 def test_a_row_gives_back_its_training():
     """The settings of a row make the specification it was trained with, at the search's token budget."""
     base = TrainingSpec(tokens=999)
-    row = describe("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
-    assert training_of(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
+    row = describe_trial("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
+    assert training_from_row(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
 
 
 def test_a_memory_that_is_too_small_is_told_from_other_errors():
@@ -811,7 +816,7 @@ def test_a_memory_that_is_too_small_is_told_from_other_errors():
     ):
         with pytest.raises(RuntimeError) as problem:
             raised()
-        assert out_of_memory("".join(traceback.format_exception(problem.value))) == expected
+        assert is_out_of_memory("".join(traceback.format_exception(problem.value))) == expected
 
 
 def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
@@ -821,25 +826,25 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     def train(board, task):
         begun.append(task.job.training.k)
         if task.job.training.k >= 5:
-            raise TaskFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+            raise JobFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
         yield {"score": 1.0}
 
     board = BoardHere()
-    monkeypatch.setattr(search, "reports", train)
+    monkeypatch.setattr(search, "follow_job", train)
     monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
     monkeypatch.setattr(search.ray, "get", lambda value: value)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", lambda _: None)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    job = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    job = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for k, words in (
         (5, "Tried to allocate"),
         (6, "k = 6 was not tried: .* at k = 5$"),
         (4, None),
         (5, "not tried"),
     ):
-        with pytest.raises(TaskFailed, match=words) if words else nullcontext():
-            search.trial({"k": k}, SearchRun(name="x"), job, layers, (None,), "")
+        with pytest.raises(JobFailed, match=words) if words else nullcontext():
+            search.run_trial({"k": k}, SearchRun(name="x"), job, layers, (None,), "")
     assert begun == [5, 4]
 
 
@@ -856,13 +861,13 @@ def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
     """With a price on layers Tune and Optuna hear the score less that, and nothing of the score changes."""
     heard, board = [], BoardHere()
     said = {"score": 9.0, "report": 1}
-    monkeypatch.setattr(search, "reports", lambda board, task: iter([said]))
+    monkeypatch.setattr(search, "follow_job", lambda board, task: iter([said]))
     monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
     monkeypatch.setattr(search.ray, "get", lambda value: value)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", heard.append)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    job = TrainJob("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    job = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for price in (None, 1.5):
-        search.trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), job, layers, (None,), "")
+        search.run_trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), job, layers, (None,), "")
     assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]

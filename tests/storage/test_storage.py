@@ -10,20 +10,20 @@ from pyarrow import fs
 
 from adept_ray.config.specs import RunSpec, UserError
 from adept_ray.storage.files import (
-    NONE,
+    NO_STEP,
     Results,
-    checkpoint_at,
-    default_name,
-    delete,
-    fetched,
-    is_full,
-    last_checkpoint,
-    located,
-    no_room,
-    put_json,
+    checkpoint_place,
+    delete_folder,
+    describe_full_disk,
+    fetch_temporarily,
+    find_last_checkpoint,
+    is_disk_full,
+    make_run_name,
+    measure_size,
+    open_filesystem,
     read_json,
     save_checkpoint,
-    size_of,
+    store_json,
     write_json,
     write_text,
 )
@@ -41,7 +41,7 @@ def storage(request, tmp_path):
 
 def content(storage, path):
     """What a file in a storage holds; None if there is none."""
-    filesystem, root = located(storage)
+    filesystem, root = open_filesystem(storage)
     if filesystem.get_file_info(f"{root}/{path}").type != fs.FileType.File:
         return None
     with filesystem.open_input_file(f"{root}/{path}") as stream:
@@ -63,8 +63,8 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
     saved = save_checkpoint(tmp_path / "made", f"{results.ray}/conclude", 0)
-    assert size_of(f"{saved}/model") == 2
-    filesystem, root = located(storage)
+    assert measure_size(f"{saved}/model") == 2
+    filesystem, root = open_filesystem(storage)
     filesystem.create_dir(f"{root}/run/model")
     with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
         stream.write(b"of an attempt that was cut off")
@@ -93,7 +93,7 @@ def test_resuming_nothing_is_refused(storage):
     """Resuming a run that never began says so and leaves no folder behind."""
     with pytest.raises(UserError, match="holds no run to resume"):
         Results(storage, "run").open(resume=True)
-    filesystem, root = located(storage)
+    filesystem, root = open_filesystem(storage)
     assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
 
 
@@ -114,7 +114,7 @@ def test_a_uri_of_no_known_kind_is_refused():
 
 def test_a_folder_without_settings_is_not_a_run(storage):
     """What was cut off before it wrote its settings can be begun again under its name."""
-    filesystem, root = located(storage)
+    filesystem, root = open_filesystem(storage)
     filesystem.create_dir(f"{root}/run/ray")
     begun(storage).publish()
     assert content(storage, "run/run.json")
@@ -132,26 +132,26 @@ def made(tmp_path):
 def test_the_last_checkpoint_is_found_and_older_ones_go(storage, made):
     """A checkpoint gives back its files; the one before it is deleted; deleting twice is fine."""
     place = f"{storage}/ray/trial-001"
-    assert last_checkpoint(place) == NONE
+    assert find_last_checkpoint(place) == NO_STEP
     first = save_checkpoint(made, place, 1)
-    assert last_checkpoint(place) == 1 and first == checkpoint_at(place, 1) == f"{place}/step-1"
+    assert find_last_checkpoint(place) == 1 and first == checkpoint_place(place, 1) == f"{place}/step-1"
     (made / "state.json").write_text("[2]")
     tenth = save_checkpoint(made, place, 10)
-    assert last_checkpoint(place) == 10 and tenth == checkpoint_at(place, 10)
-    with fetched(tenth) as found:
+    assert find_last_checkpoint(place) == 10 and tenth == checkpoint_place(place, 10)
+    with fetch_temporarily(tenth) as found:
         assert (found / "state.json").read_text() == "[2]"
         assert (found / "model" / "weights").stat().st_size == 1000
-    filesystem, root = located(place)
+    filesystem, root = open_filesystem(place)
     assert [i.base_name for i in filesystem.get_file_info(fs.FileSelector(root))] == ["step-10"]
-    delete(tenth)
-    delete(tenth)
-    assert last_checkpoint(place) == NONE
+    delete_folder(tenth)
+    delete_folder(tenth)
+    assert find_last_checkpoint(place) == NO_STEP
 
 
 def test_a_place_may_be_relative(made, monkeypatch):
     """As --storage is by default: relative to where the command runs."""
     monkeypatch.chdir(made.parent)
-    with fetched("made/model") as found:
+    with fetch_temporarily("made/model") as found:
         assert (found / "weights").stat().st_size == 1000
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatc
     else:
         weights.write_bytes(bytes(999))
     said = []
-    assert last_checkpoint(place, said.append) == 1
+    assert find_last_checkpoint(place, said.append) == 1
     assert said == [f"{place}/step-2 was only half written and is passed over"]
 
 
@@ -183,9 +183,9 @@ def test_numbers_of_the_cache_are_read_where_they_were_written(storage):
     """What isn't there is None; half of a file as well, and that is said."""
     place, said = f"{storage}/probes/ab.json", []
     assert read_json(place, said.append) is None
-    put_json(place, {"nats": [0.1, np.float64(1 / 3)]})
+    store_json(place, {"nats": [0.1, np.float64(1 / 3)]})
     assert read_json(place, said.append) == {"nats": [0.1, 1 / 3]} and said == []
-    filesystem, path = located(place)
+    filesystem, path = open_filesystem(place)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b'{"nats": [0.1, ')
     assert read_json(place, said.append) is None
@@ -204,8 +204,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, made):
             save_checkpoint(made, place, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert is_full(problem.value) and not is_full(PermissionError(13, "Permission denied"))
-    assert last_checkpoint(place) == 1 and os.listdir(place) == ["step-1"]
+    assert is_disk_full(problem.value) and not is_disk_full(PermissionError(13, "Permission denied"))
+    assert find_last_checkpoint(place) == 1 and os.listdir(place) == ["step-1"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_default_names_are_plain_and_say_what():
     """Hub ids, paths and presets become one folder name of letters, digits, dots, dashes."""
     for backbone in ("Qwen/Qwen3-1.7B-Base", "/models/my model", "smollm2-135m"):
-        name = default_name(RunSpec(backbone=backbone, domain="owner/data:part"), "train")
+        name = make_run_name(RunSpec(backbone=backbone, domain="owner/data:part"), "train")
         assert name.startswith("train-") and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_what_was_there(small):
     results.write("trials.csv", "k\n1\n")
     with pytest.raises(OSError) as caught:
         results.write("trials.csv", "k\n" + 200_000 * "1\n")
-    assert is_full(caught.value) and no_room(caught.value).startswith(
+    assert is_disk_full(caught.value) and describe_full_disk(caught.value).startswith(
         f"no space left for {small}/run/trials.csv: "
     )
     assert sorted(os.listdir(results.folder)) == ["ray", "trials.csv"]
@@ -245,5 +245,5 @@ def test_a_full_disk_leaves_what_was_there(small):
 
 def test_a_database_can_say_that_a_disk_is_full():
     """Optuna's study may be one; its error has no number."""
-    assert is_full(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
-    assert not is_full(RuntimeError("(sqlite3.OperationalError) database is locked"))
+    assert is_disk_full(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
+    assert not is_disk_full(RuntimeError("(sqlite3.OperationalError) database is locked"))

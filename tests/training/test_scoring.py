@@ -15,12 +15,12 @@ from adept_ray.training.scoring import (
     SIDES,
     Change,
     bits_per_byte,
-    change,
-    combined,
+    combine_changes,
+    compare_answers,
+    compare_losses,
     difference_error,
-    document_nats,
-    judged,
-    points,
+    measure_document_nats,
+    score_model,
 )
 
 MODEL = tiny_model("qwen3")
@@ -69,7 +69,7 @@ def plain_nats():
 
 def test_bits_per_byte_equal_a_plain_computation():
     """They are −log2 p of all predicted tokens over the bytes of their text; each document keeps its own."""
-    nats = document_nats(MODEL, BLOCKS, 3)
+    nats = measure_document_nats(MODEL, BLOCKS, 3)
     assert len(plain_nats()) == len(ENDS)  # one was nothing but a block's first token, one has no end
     assert nats == pytest.approx(plain_nats(), rel=1e-5)
     bits = -sum(math.log2(math.exp(-document)) for document in plain_nats())
@@ -79,31 +79,31 @@ def test_bits_per_byte_equal_a_plain_computation():
 
 def test_micro_batch_changes_no_result():
     """However blocks are batched, each document keeps its loss and its place."""
-    one = document_nats(MODEL, BLOCKS, 1)
+    one = measure_document_nats(MODEL, BLOCKS, 1)
     for size in (2, 7, 100):
-        assert document_nats(MODEL, BLOCKS, size) == pytest.approx(one, rel=1e-6)
+        assert measure_document_nats(MODEL, BLOCKS, size) == pytest.approx(one, rel=1e-6)
     assert len({round(float(nats), 3) for nats in one}) == len(one)
 
 
 def test_measuring_needs_no_gradient():
     """Scoring leaves no gradient behind and builds no graph."""
-    document_nats(MODEL, BLOCKS, 4)
+    measure_document_nats(MODEL, BLOCKS, 4)
     assert all(parameter.grad is None for parameter in MODEL.parameters())
 
 
 def test_an_untouched_model_scores_exactly_zero():
     """Without a change the delta, its error and the score are 0, not about 0."""
-    nats = document_nats(MODEL, BLOCKS, 3)
-    same = change(nats, nats.copy(), BLOCKS.document_bytes)
+    nats = measure_document_nats(MODEL, BLOCKS, 3)
+    same = compare_losses(nats, nats.copy(), BLOCKS.document_bytes)
     assert (same.delta, same.standard_error) == (0, 0) and same.after == same.before
-    assert combined(same, same, ScoreWeights()) == (0, 0)
+    assert combine_changes(same, same, ScoreWeights()) == (0, 0)
 
 
 def test_delta_is_the_relative_reduction_in_percent():
     """A quarter fewer bits is +25, a quarter more −25, whatever the documents' sizes."""
     before, _, size = made_up()
     for factor, delta in ((0.75, 25), (1.25, -25)):
-        found = change(before, factor * before, size)
+        found = compare_losses(before, factor * before, size)
         assert found.delta == pytest.approx(delta)
         assert found.delta == pytest.approx(100 * (1 - found.after / found.before))
         assert found.standard_error == pytest.approx(0, abs=1e-9)  # every document agrees
@@ -114,21 +114,21 @@ def test_standard_error_is_that_of_leaving_documents_out(seed):
     """It agrees with the jackknife, and so says how much other documents would have moved the delta."""
     before, after, size = made_up(seed)
     kept = ~np.eye(len(size), dtype=bool)
-    deltas = [change(before[k], after[k], size[k]).delta for k in kept]
+    deltas = [compare_losses(before[k], after[k], size[k]).delta for k in kept]
     jackknife = math.sqrt((len(size) - 1) * np.var(deltas))
-    assert change(before, after, size).standard_error == pytest.approx(jackknife, rel=0.05)
+    assert compare_losses(before, after, size).standard_error == pytest.approx(jackknife, rel=0.05)
 
 
 def test_standard_error_of_documents_alike_is_the_textbook_s():
     """Where every document had the same loss before, it is s/√n of their own deltas, n small or not."""
     after = np.array([80.0, 95.0, 90.0, 70.0])
-    found = change(np.full(4, 100.0), after, np.full(4, 50))
+    found = compare_losses(np.full(4, 100.0), after, np.full(4, 50))
     assert found.standard_error == pytest.approx(np.std(100 - after, ddof=1) / 2)
 
 
 def test_a_single_document_has_no_standard_error():
     """One document says nothing about the spread: nan, never 0."""
-    found = change(np.array([3.0]), np.array([2.0]), np.array([4]))
+    found = compare_losses(np.array([3.0]), np.array([2.0]), np.array([4]))
     assert math.isnan(found.standard_error) and found.delta == pytest.approx(100 / 3)
 
 
@@ -139,7 +139,7 @@ weights = st.floats(0, 3)
 def test_the_score_weighs_both_sides(w_general, w_domain, general, domain, error_general, error_domain):
     """It is w_g·Δ_general + w_d·Δ_domain, and the errors of independent sides add up in squares."""
     sides = Change(1, 1, general, error_general), Change(1, 1, domain, error_domain)
-    score, error = combined(*sides, ScoreWeights(general=w_general, domain=w_domain))
+    score, error = combine_changes(*sides, ScoreWeights(general=w_general, domain=w_domain))
     assert score == pytest.approx(w_general * general + w_domain * domain)
     assert error**2 == pytest.approx((w_general * error_general) ** 2 + (w_domain * error_domain) ** 2)
 
@@ -149,12 +149,12 @@ def test_points_are_the_gain_in_accuracy_with_a_paired_error():
     before = np.array([1.0] * 50 + [0.0] * 50)
     after = before.copy()
     after[50:60], after[:4] = 1, 0
-    found = points(before, after)
+    found = compare_answers(before, after)
     assert (found.before, found.after, found.delta) == (0.5, 0.56, pytest.approx(6))
     moved = [1] * 10 + [-1] * 4 + [0] * 86
     assert found.standard_error == pytest.approx(100 * np.std(moved, ddof=1) / 10)
-    assert points(before, before).delta == points(before, before).standard_error == 0
-    assert math.isnan(points(before[:1], after[:1]).standard_error)
+    assert compare_answers(before, before).delta == compare_answers(before, before).standard_error == 0
+    assert math.isnan(compare_answers(before[:1], after[:1]).standard_error)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -166,7 +166,7 @@ def test_the_error_of_a_difference_is_that_of_leaving_documents_out(seed):
 
     def score(losses, kept):
         held, found = ({side: values[kept] for side in SIDES} for values in (before, losses))
-        return judged(held, found, {side: sized(size[kept]) for side in SIDES}, False, weights)
+        return score_model(held, found, {side: sized(size[kept]) for side in SIDES}, False, weights)
 
     kept = ~np.eye(len(size), dtype=bool)
     moved = [score(after, k)["score"] - score(other, k)["score"] for k in kept]
@@ -184,8 +184,8 @@ def test_tasks_count_where_a_side_has_them_unless_bits_per_byte_are_asked_for():
     before = {"general": nats, "domain": nats, "general tasks": right}
     after = {"general": 0.9 * nats, "domain": 0.8 * nats, "general tasks": 1 - right}
     blocks, weights = {"general": BLOCKS, "domain": BLOCKS}, ScoreWeights(general=0.5, domain=0.25)
-    by_tasks = judged(before, after, blocks, True, weights)
-    by_text = judged(before, after, blocks, False, weights)
+    by_tasks = score_model(before, after, blocks, True, weights)
+    by_text = score_model(before, after, blocks, False, weights)
     assert by_tasks["score"] == pytest.approx(0.5 * 25 + 0.25 * 20)
     assert by_text["score"] == pytest.approx(0.5 * 10 + 0.25 * 20)
     for found in (by_tasks, by_text):

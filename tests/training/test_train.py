@@ -20,18 +20,24 @@ from transformers import AutoModelForCausalLM
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
 from adept_ray.data.backbones import borrow, load_model
-from adept_ray.data.benchmark_tasks import draw
-from adept_ray.data.packing import BlockOrder, Blocks, micro_batches
+from adept_ray.data.benchmark_tasks import draw_items
+from adept_ray.data.packing import BlockOrder, Blocks, make_micro_batches
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.expansion import expand
 from adept_ray.method.importance import unit_importance
-from adept_ray.method.loss import CODES, Computing, compiled_forward, compute, next_token_nats
+from adept_ray.method.loss import (
+    MAX_COMPILED_CODES,
+    ComputePolicy,
+    compile_forward,
+    next_token_nats,
+    set_compute_policy,
+)
 from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.training import pace as pace_module
 from adept_ray.training import stage2 as train_module
-from adept_ray.training.pace import pace, pays
-from adept_ray.training.stage1 import ProbeJob, probe
-from adept_ray.training.stage2 import TrainJob, conclude, optimized, train
+from adept_ray.training.pace import compiling_pays, time_compiling
+from adept_ray.training.stage1 import ProbeWork, run_probe
+from adept_ray.training.stage2 import TrainWork, score_and_export, take_step, train
 from adept_ray.training.state import OPTIMIZER, STATE, WEIGHTS, TrainState
 
 CPU = torch.device("cpu")
@@ -65,8 +71,8 @@ def backbone(tmp_path_factory):
 def measured(backbone):
     """What stage 1 says, as it comes back from the cache, and the progress it told."""
     told = []
-    job = ProbeJob(backbone, None, 2, held_out=("general", "domain"))
-    result = probe(job, BLOCKS, CPU, lambda done, of: told.append((done, of)))
+    job = ProbeWork(backbone, None, 2, held_out=("general", "domain"))
+    result = run_probe(job, BLOCKS, CPU, lambda done, of: told.append((done, of)))
     return json.loads(json.dumps(result)), told
 
 
@@ -74,7 +80,7 @@ def measured(backbone):
 def job(backbone, measured):
     """A training of eight steps that measures again at steps 3 and 6 and reports four times."""
     tokens = PER_STEP * SEQ_LEN
-    return TrainJob(
+    return TrainWork(
         source=backbone,
         revision=None,
         training=TrainingSpec(
@@ -285,7 +291,7 @@ def test_without_layers_the_score_is_exactly_zero(job, tmp_path):
     assert [(m["score"], m["score_se"]) for m in run.metrics] == [(0, 0)] * 4
     assert run.metrics[-1]["complete"] and run.metrics[-1]["loss"] is None
     results = []
-    conclude(nothing, BLOCKS, CPU, lambda metrics, _: results.append(metrics), run.folders[-1], {})
+    score_and_export(nothing, BLOCKS, CPU, lambda metrics, _: results.append(metrics), run.folders[-1], {})
     assert results[0]["score"] == 0
 
 
@@ -320,7 +326,7 @@ def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
         parameters[0].grad = torch.full_like(parameters[0], math.inf)
         return 1.0
 
-    monkeypatch.setattr(train_module, "gradients", infinite)
+    monkeypatch.setattr(train_module, "compute_gradients", infinite)
     with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
         Run(tmp_path, job)
 
@@ -367,7 +373,7 @@ def test_every_method_learns_resumes_and_concludes(job, method, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    conclude(job, BLOCKS, CPU, keep, straight.folders[-1], {})
+    score_and_export(job, BLOCKS, CPU, keep, straight.folders[-1], {})
     assert results[0]["domain_bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain_bpb"], rel=1e-4)
@@ -421,7 +427,7 @@ def test_later_rates_come_from_the_copies(job, every_step):
         model = load_model(job.source)
         added = expand(model, job.layers)
         TrainState.load(every_step.folders[step - 1], model)
-        batches = list(micro_batches(BLOCKS["remeasure"], range(3), 2, CPU))
+        batches = list(make_micro_batches(BLOCKS["remeasure"], range(3), 2, CPU))
         expected = unit_importance(model, batches, added)
         rows = rates_at(every_step, step)
         assert {name: rows[unit_of(name)]["importance"] for name in expected} == expected
@@ -479,7 +485,7 @@ def train_as_rank(rank, store, folder, job, workers):
 
         train(replace(job, fit=fit), BLOCKS, CPU, report)
         assert (counters["stats"]["unique_graphs"] > 0) == fit.compiled
-        measured = probe(ProbeJob(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
+        measured = run_probe(ProbeWork(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
         measured["importance"].pop("seconds")
         found.append((reports, measured))
     torch.save(found, f"{folder}/{rank}")
@@ -531,8 +537,8 @@ def train_sharded(rank, store, folder, job):
     torch.set_num_threads(1)
     shared = replace(job, fit=Fit(sharded=True))
     fused = torch.device("cuda")  # only whether it is one is asked there
-    optimizer_of = train_module.optimizer_of
-    train_module.optimizer_of = lambda model, spec, device: optimizer_of(model, spec, fused)
+    optimizer_of = train_module.build_optimizer
+    train_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
     for name in SHARDED:
         own, seen = Path(folder) / name / "sharded", []
 
@@ -544,7 +550,7 @@ def train_sharded(rank, store, folder, job):
         variant = sharded_variant(shared, name)
         train(variant, BLOCKS, CPU, report)
         train(variant, BLOCKS, CPU, report, resume=own / "1")  # reports once more, then goes on
-        conclude(variant, BLOCKS, CPU, report, own / "2", {})
+        score_and_export(variant, BLOCKS, CPU, report, own / "2", {})
         dist.barrier()
         if rank == 0:
             (own / "bpb").write_text(json.dumps(seen))
@@ -569,7 +575,7 @@ def test_whatever_is_trained_can_be_shared_out(job, tmp_path):
         weights, resumed = (load_file(sharded / number / WEIGHTS) for number in ("2", "4"))
         assert all(torch.allclose(weights[n], resumed[n], atol=1e-6) for n in weights)
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-        conclude(plain, BLOCKS, CPU, keeping(tmp_path / name / "plain"), one.folders[-1], {})
+        score_and_export(plain, BLOCKS, CPU, keeping(tmp_path / name / "plain"), one.folders[-1], {})
         ours, theirs = (
             load_file(f / "model" / "model.safetensors") for f in (sharded / "5", tmp_path / name / "plain")
         )
@@ -591,7 +597,7 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    conclude(job, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
+    score_and_export(job, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
     (result,) = results
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     plain = load_model(job.source)
@@ -608,8 +614,8 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
 def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tmp_path):
     """bfloat16 throughout but for what is trained: it learns, resumes, and is scored as it is exported."""
     low = replace(job, dtype="bfloat16")
-    asked = ProbeJob(job.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
-    found = probe(asked, BLOCKS, CPU)
+    asked = ProbeWork(job.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
+    found = run_probe(asked, BLOCKS, CPU)
     low = replace(low, before=found["nats"], units=found["importance"]["units"])
     run = Run(tmp_path / "run", low)
     assert run.metrics[-1]["domain_delta"] == pytest.approx(whole.metrics[-1]["domain_delta"], rel=0.1)
@@ -622,11 +628,11 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tm
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    conclude(low, BLOCKS, CPU, report, run.folders[-1], {})
+    score_and_export(low, BLOCKS, CPU, report, run.folders[-1], {})
     exported = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
     asked = replace(asked, source=str(tmp_path / "model"), importance=False)
-    nats = probe(asked, BLOCKS, CPU)["nats"]["domain"]
+    nats = run_probe(asked, BLOCKS, CPU)["nats"]["domain"]
     bits = sum(nats) / math.log(2) / BLOCKS["domain"].bytes.sum()
     assert results[0]["domain_bpb"] == pytest.approx(bits, rel=1e-9)
 
@@ -638,7 +644,7 @@ def test_computing_activations_again_changes_no_bit(job, whole, tmp_path):
 def compiling(monkeypatch, backend="aot_eager"):
     """Have torch.compile do all but make machine code, which takes minutes; returns the counts of it."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    compiled_forward.cache_clear()
+    compile_forward.cache_clear()
     torch._dynamo.reset()
     counters.clear()
     return counters["stats"]
@@ -670,7 +676,7 @@ def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recomput
     models = []
     for made, folder in ((plain, "plain"), (compiled, "compiled")):
         saved = run.folders[-1]
-        conclude(made, BLOCKS, CPU, keeping(tmp_path / folder / "end"), saved, {})
+        score_and_export(made, BLOCKS, CPU, keeping(tmp_path / folder / "end"), saved, {})
         models.append(load_file(tmp_path / folder / "end" / "model" / "model.safetensors"))
     assert same(*models) and done["unique_graphs"] == codes
 
@@ -678,9 +684,11 @@ def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recomput
 def test_steps_are_timed_with_and_without_compiled_layers(job, whole, tmp_path, monkeypatch):
     """Those without compile nothing; of what was trained nothing is left, the text is that of a training."""
     done, told, texts = compiling(monkeypatch), [], []
-    monkeypatch.setattr(pace_module, "compiler_fault", lambda device: "")
-    monkeypatch.setattr(pace_module, "optimized", lambda *args: texts.append(args[6]) or optimized(*args))
-    found = pace(job, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"]))))
+    monkeypatch.setattr(pace_module, "find_compiler_fault", lambda device: "")
+    monkeypatch.setattr(pace_module, "take_step", lambda *args: texts.append(args[6]) or take_step(*args))
+    found = time_compiling(
+        job, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"])))
+    )
     assert told == [(1, 2, False), (2, 2, True)]
     assert not found.pop("fault") and min(found.values()) > 0
     order = BlockOrder(len(BLOCKS["train"]), job.seed)
@@ -690,9 +698,9 @@ def test_steps_are_timed_with_and_without_compiled_layers(job, whole, tmp_path, 
 
 
 def test_nothing_is_timed_where_nothing_can_be_compiled(job, monkeypatch):
-    monkeypatch.setattr(pace_module, "compiler_fault", lambda device: f"no compiler for a {device}")
-    monkeypatch.setattr(pace_module, "timed_steps", lambda *_: pytest.fail("steps were made"))
-    assert pace(job, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
+    monkeypatch.setattr(pace_module, "find_compiler_fault", lambda device: f"no compiler for a {device}")
+    monkeypatch.setattr(pace_module, "time_steps", lambda *_: pytest.fail("steps were made"))
+    assert time_compiling(job, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
 
 
 @pytest.mark.parametrize(
@@ -708,14 +716,14 @@ def test_nothing_is_timed_where_nothing_can_be_compiled(job, monkeypatch):
 )
 def test_compiling_pays_where_it_saves_more_than_chance_and_than_it_took(compiled, compiling, expected):
     """Over a thousand steps of half a second."""
-    assert pays({"plain": 0.5, "compiled": compiled, "compiling": compiling}, 1000) == expected
+    assert compiling_pays({"plain": 0.5, "compiled": compiled, "compiling": compiling}, 1000) == expected
 
 
 def test_every_thread_may_compile_as_many_codes(monkeypatch):
     """How many torch takes for too many is set for one thread, and a process may train in several."""
     compiling(monkeypatch)
     model = tiny_model().requires_grad_(True)
-    compute(model, Computing(compiled=tuple(layers_of(model))))
+    set_compute_policy(model, ComputePolicy(compiled=tuple(layers_of(model))))
     limits = []
 
     def passing():
@@ -727,7 +735,7 @@ def test_every_thread_may_compile_as_many_codes(monkeypatch):
         thread = threading.Thread(target=passing)
         thread.start()
         thread.join()
-    assert len(limits) == 2 and all(before < after == CODES for before, after in limits)
+    assert len(limits) == 2 and all(before < after == MAX_COMPILED_CODES for before, after in limits)
 
 
 def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):
@@ -736,7 +744,7 @@ def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job,
         spec = job.training.model_copy(update={"tunes": tunes, "k": 2 if tunes == "originals" else 0})
         other = replace(job, training=spec, layers=LAYERS if tunes == "originals" else ())
         run = Run(tmp_path / tunes, other)
-        conclude(other, BLOCKS, CPU, lambda *_: None, run.folders[-1], {})
+        score_and_export(other, BLOCKS, CPU, lambda *_: None, run.folders[-1], {})
         assert same(Run(tmp_path / f"after {tunes}", job).weights(), whole.weights())
 
 
@@ -756,9 +764,9 @@ doc_to_choice: choices
 doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """)
-    items = draw([str(tmp_path / "task.yaml")], 4, 0, tmp_path)
-    asked = ProbeJob(job.source, None, 2, importance=False, items={"domain": items["validation"]})
-    found = probe(asked, {}, CPU)
+    items = draw_items([str(tmp_path / "task.yaml")], 4, 0, tmp_path)
+    asked = ProbeWork(job.source, None, 2, importance=False, items={"domain": items["validation"]})
+    found = run_probe(asked, {}, CPU)
     before = {**job.before, "domain tasks": found["correct"]["domain"]}
     tested = replace(job, items={"domain": items["validation"]}, before=before)
     by_tasks = Run(tmp_path / "run", tested).metrics[-1]
@@ -769,7 +777,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     assert by_tasks["score"] == pytest.approx(0.5 * plain["general_delta"] + 0.5 * 100 * moved)
     results = []
     ended = replace(tested, items={"domain": items["test"]}, by_tasks=False)
-    conclude(ended, BLOCKS, CPU, lambda metrics, _: results.append(metrics), whole.folders[-1], {})
+    score_and_export(ended, BLOCKS, CPU, lambda metrics, _: results.append(metrics), whole.folders[-1], {})
     assert results[0]["score"] == pytest.approx(plain["score"]) and "domain_accuracy" in results[0]
 
 
@@ -795,8 +803,8 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
 
 def test_stage_one_can_race(backbone, measured):
     """On as few sequences as one look takes, a race is the exhaustive probe; its settings are recorded."""
-    job = ProbeJob(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
-    raced, whole = probe(job, BLOCKS, CPU)["importance"], measured[0]["importance"]
+    job = ProbeWork(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
+    raced, whole = run_probe(job, BLOCKS, CPU)["importance"], measured[0]["importance"]
     assert (raced["probe"], raced["confidence"], whole["probe"]) == ("raced", 0.9, "exhaustive")
     means = [[row["mean"] for row in found["layers"]] for found in (raced, whole)]
     assert means[0] == pytest.approx(means[1]) and raced["order"] == whole["order"]
@@ -824,7 +832,7 @@ def test_nothing_frozen_gets_a_gradient_or_a_state(job, tmp_path, monkeypatch):
 
 def test_stage_one_measures_only_what_is_missing(backbone, measured):
     """Asked for one side's losses alone, it measures no importance and gets the same losses."""
-    result = probe(ProbeJob(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
+    result = run_probe(ProbeWork(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
     assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}, "correct": {}}
 
 

