@@ -63,6 +63,6 @@ def test_the_map_of_the_code_is_whole():
 
 
 def test_both_setup_commands_are_there():
-    """One line runs the main job, one passes the tests, each with its own installation."""
+    """One line runs the main work, one passes the tests, each with its own installation."""
     lines = [line for line in README.splitlines() if line.startswith("pip install -c constraints.txt")]
     assert [line.rpartition("&& ")[2] for line in lines] == ["python scripts/tune_k.py", "pytest"]

@@ -134,7 +134,7 @@ def build_field(
     backbone, tests = made.sources.backbone, load_test_blocks(run, made.sets)
     items = {"rate": made.sources.items_of("validation"), "test": made.sources.items_of("test")}
     with show_jobs(display, board, "untouched", "the untouched backbone on the test splits", "untouched"):
-        job = ProbeWork(
+        work = ProbeWork(
             backbone.source,
             backbone.revision,
             run.micro_batch,
@@ -145,7 +145,7 @@ def build_field(
             fit=fit,
             trusted=backbone.trusted,
         )
-        found = run_job(board, Job("untouched", "probe", job, store_blocks(tests)))
+        found = run_job(board, Job("untouched", "probe", work, store_blocks(tests)))
     answers = {tasks_key(side): right for side, right in found["correct"].items()}
     judged = {"rate": {side: made.blocks[side] for side in SIDES}, "test": tests}
     return ComparisonField(
@@ -186,7 +186,7 @@ def run_comparison(
     file = results.folder / "runs.csv"
     known = parse_runs(file.read_text()) if file.exists() else []
     total = count_trainings(rivals, run.rate_trials, run.seeds)
-    now = ("", 0)  # the task that runs, and how many are over
+    now = ("", 0)  # the job that runs, and how many are over
 
     def ended(rows: list[ComparedTraining], name: str) -> None:
         nonlocal now
@@ -256,11 +256,11 @@ def draw_activations(args: ActivationsRun) -> str:
                 f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few for densities, "
                 f"at least {max(FEWEST, run.workers)} of {run.seq_len} tokens are needed"
             )
-        job = build_work(run, made, training, tuple(best["layers"]), ScoreWeights())
-        job = replace(job, fit=fit)
-        with show_jobs(display, board, "train", f"tuning without expansion, {job.steps} steps", "without"):
-            last = run_job(board, Job("without", "train", job, store_blocks(made.blocks), results.ray))
-        test_and_export(run, job, made, results, display, board, last["saved"])
+        work = build_work(run, made, training, tuple(best["layers"]), ScoreWeights())
+        work = replace(work, fit=fit)
+        with show_jobs(display, board, "train", f"tuning without expansion, {work.steps} steps", "without"):
+            last = run_job(board, Job("without", "train", work, store_blocks(made.blocks), results.ray))
+        test_and_export(run, work, made, results, display, board, last["saved"])
         with display.stage("activations", "activations of three models") as update:
             models = measure_separations(run, made, results, expanded, board, update)
     results.write_json("activations.json", {"layers": best["layers"], "models": models})
@@ -293,7 +293,7 @@ def measure_separations(
             "expanded": (str(expanded.resolve()), None),
         }
         for name, (source, revision) in folders.items():
-            job = ProbeWork(
+            work = ProbeWork(
                 source,
                 revision,
                 run.micro_batch,
@@ -302,7 +302,7 @@ def measure_separations(
                 dtype=run.dtype,
                 trusted=backbone.trusted,
             )
-            measured = run_job(board, Job(f"activations of {name}", "probe", job, blocks))["separation"]
+            measured = run_job(board, Job(f"activations of {name}", "probe", work, blocks))["separation"]
             copies = added if name == "expanded" else []
             found[name] = [
                 {"layer": at - sum(a <= at for a in copies), "copy": at in copies, **row}

@@ -135,22 +135,22 @@ def find_k(run: SearchRun) -> str:
             made = prepare(run, sources, display, board, k_max, *texts, fit)
             results.write_json("importance.json", made.importance)
             layers = resolve_layers(made.layer_importance, deepest, run.seed)
-            job = replace(build_work(run, made, deepest, layers, space.weights), fit=fit)
+            work = replace(build_work(run, made, deepest, layers, space.weights), fit=fit)
             fit = choose_compiling(
-                run, job, job.steps * count_trials_left(run, results, board), made, display, board
+                run, work, work.steps * count_trials_left(run, results, board), made, display, board
             ).fit
-            job = replace(build_work(run, made, base, (), space.weights), fit=fit)
-            rows = run_trials(run, space, job, made, results, display, board)
+            work = replace(build_work(run, made, base, (), space.weights), fit=fit)
+            rows = run_trials(run, space, work, made, results, display, board)
             choice, row = choose_trial(run, space, rows, limit_k(run, sources, most))
             training = apply_changes(training_from_row(row, base), {"tokens": row["tokens"]})
             layers = resolve_layers(made.layer_importance, training, run.seed)
-            job = replace(build_work(run, made, training, layers, space.weights), fit=fit)
-            test = test_and_export(run, job, made, results, display, board, row["saved"])
-        record_best(results, run, made, job, test, asdict(choice), k_max)
+            work = replace(build_work(run, made, training, layers, space.weights), fit=fit)
+            test = test_and_export(run, work, made, results, display, board, row["saved"])
+        record_best(results, run, made, work, test, asdict(choice), k_max)
         record_run(results, run, display, sources, made)
         write_pages(results)
     display.say(choice_table(choice))
-    show_summary(display, choice.reason, test, job, made, results, choice.advised_k)
+    show_summary(display, choice.reason, test, work, made, results, choice.advised_k)
     return results.publish()
 
 
@@ -309,14 +309,14 @@ def pick_trial(args: PickRun) -> str:
     with open_context(run, results, display, trains=False) as (board, memory):
         fit = plan_fit(run, sources, training, memory, display, layers)
         made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
-        job = replace(build_work(run, made, training, layers, space.weights), fit=fit)
-        test = test_and_export(run, job, made, results, display, board, row["saved"])
+        work = replace(build_work(run, made, training, layers, space.weights), fit=fit)
+        test = test_and_export(run, work, made, results, display, board, row["saved"])
     write_trials(results, rows)
-    record_best(results, run, made, job, test, asdict(choice), best["k_max"])
+    record_best(results, run, made, work, test, asdict(choice), best["k_max"])
     results.write_json("run.json", results.about() | {"pick": {name: getattr(args, name) for name in PICKED}})
     write_pages(results)
     display.say(choice_table(choice))
-    show_summary(display, choice.reason, test, job, made, results, choice.advised_k)
+    show_summary(display, choice.reason, test, work, made, results, choice.advised_k)
     return results.publish()
 
 
@@ -383,16 +383,16 @@ def train_model(args: TrainRun) -> str:
             made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
             results.write_json("importance.json", made.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)
-            job = replace(build_work(run, made, training, tuple(best["layers"]), weights), fit=fit)
-            job = choose_compiling(run, job, job.steps, made, display, board)
-            with show_jobs(display, board, "train", f"stage 2, {job.steps} steps", "train"):
-                last = run_job(board, Job("train", "train", job, store_blocks(made.blocks), results.ray))
-            test = test_and_export(run, job, made, results, display, board, last["saved"])
+            work = replace(build_work(run, made, training, tuple(best["layers"]), weights), fit=fit)
+            work = choose_compiling(run, work, work.steps, made, display, board)
+            with show_jobs(display, board, "train", f"stage 2, {work.steps} steps", "train"):
+                last = run_job(board, Job("train", "train", work, store_blocks(made.blocks), results.ray))
+            test = test_and_export(run, work, made, results, display, board, last["saved"])
         write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-        record_best(results, run, made, job, test, best.get("choice", {}), best["k_max"])
+        record_best(results, run, made, work, test, best.get("choice", {}), best["k_max"])
         record_run(results, run, display, sources, made, training)
         write_pages(results)
-    show_summary(display, f"Trained with the configuration of {args.config}.", test, job, made, results)
+    show_summary(display, f"Trained with the configuration of {args.config}.", test, work, made, results)
     return results.publish()
 
 
@@ -418,7 +418,7 @@ def resolve_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, 
 def run_trials(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainWork,
+    work: TrainWork,
     made: Prepared,
     results: Results,
     display: Display,
@@ -430,7 +430,7 @@ def run_trials(
     """
     over: list[str] = []
     pruned: set[str] = set()
-    untouched = untouched_row(job, made.blocks)
+    untouched = untouched_row(work, made.blocks)
 
     def ended(rows: list[dict[str, Any]]) -> None:
         write_trials(results, [untouched, *rows])
@@ -446,7 +446,7 @@ def run_trials(
             ended([row for row in rows if row["trial"] in now])
 
     importance, blocks = made.layer_importance, store_blocks(made.blocks)
-    plan = plan_growth(run, space, job, importance) if run.strategy == "grow" else []
+    plan = plan_growth(run, space, work, importance) if run.strategy == "grow" else []
     with display.trials(len(plan) or run.trials, run.resume) as show, watch_board(board, watch):
         if plan:
             price = run.min_gain_per_layer or 0.0
@@ -454,7 +454,7 @@ def run_trials(
         else:
             question = name_question(run, space, made)
             spent = seconds_before(results.about()).get("search", 0.0)
-            rows = run_search(run, space, job, importance, blocks, results.ray, question, spent)
+            rows = run_search(run, space, work, importance, blocks, results.ray, question, spent)
     if plan and len(rows) < len(plan) and (why := growth_stop_reason(rows, space.weights, price)):
         display.say(why)
     if run.max_hours and len(rows) < run.trials:

@@ -1,9 +1,9 @@
-"""The crews: Ray Train's workers, started once a run, that do task after task; and the board in between.
+"""The crews: Ray Train's workers, started once a run, that do job after job; and the board in between.
 
 A worker group takes longer to start than a short trial takes to train: half a dozen processes, each with
-its imports. So stage 1, every trial and the export run on the same warm workers, as tasks that they take
-from the board. Several crews take tasks side by side, each its own. A worker that dies takes its group with
-it; Ray Train starts a new one, and that goes on with the crew's unfinished task at its last checkpoint. A
+its imports. So stage 1, every trial and the export run on the same warm workers, as jobs that they take
+from the board. Several crews take jobs side by side, each its own. A worker that dies takes its group with
+it; Ray Train starts a new one, and that goes on with the crew's unfinished job at its last checkpoint. A
 group that hears that one of its nodes will be taken away saves what it has and leaves; the next one starts
 elsewhere.
 """
@@ -55,14 +55,14 @@ if TYPE_CHECKING:
     from adept_ray.training.stage2 import TrainWork
 
 VERDICT_TIMEOUT_S = 600
-ATTEMPTS = 3  # how often a task is begun: when its workers die each time, it is the task that kills them
+ATTEMPTS = 3  # how often a job is begun: when its workers die each time, it is the job that kills them
 RESTARTS = 30  # worker groups of a crew that may die in a run
 START_TRIES = 10  # of a minute each, on a cluster that others keep busy
 RESIZE_EVERY = 20.0  # seconds between two looks for room for more workers, where their number may change
-NO_MORE = 2**31 - 1  # number of no task: there will be no more
+NO_MORE = 2**31 - 1  # number of no job: there will be no more
 MEMORY_EVERY = 5  # seconds between two looks at the memory in use
 PROGRESS_EVERY_S = 0.5  # seconds between two reports of progress
-ERROR_PREFIX = "error: "  # begins the end of a task that a person can do something about
+ERROR_PREFIX = "error: "  # begins the end of a job that a person can do something about
 FULL_DISK = "no space left"
 KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
 KERNEL_TIMEOUT_S = 10  # seconds that a machine has to say so
@@ -82,15 +82,15 @@ MUCH_LARGER = 1.1  # times the memory: what a machine has free varies by less
 
 
 class JobFailed(RuntimeError):
-    """A task ended with an error; the message is the worker's traceback."""
+    """A job ended with an error; the message is the worker's traceback."""
 
 
 class CrewLost(JobFailed):
-    """There are no workers any more; the message says why. It is no task's fault."""
+    """There are no workers any more; the message says why. It is no job's fault."""
 
 
 class JobRefused(JobFailed, UserError):
-    """A task ended with an error that a person can do something about; the message is one sentence."""
+    """A job ended with an error that a person can do something about; the message is one sentence."""
 
 
 class LeavingNodes(Exception):
@@ -98,7 +98,7 @@ class LeavingNodes(Exception):
 
 
 class DiskFull(JobRefused):
-    """A disk is full, for this task and for every other one."""
+    """A disk is full, for this job and for every other one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Job:
     name: str
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
     loop: Literal["probe", "pace", "train", "conclude"]
-    job: ProbeWork | TrainWork
+    work: ProbeWork | TrainWork
     blocks: Any
     """Object reference to what the loop takes as its blocks."""
     storage: str = ""
@@ -140,9 +140,9 @@ class WorkerMemory:
 
 
 class Board:
-    """A small actor between the run's processes: tasks, their reports and verdicts, progress, trials' rows.
+    """A small actor between the run's processes: jobs, their reports and verdicts, progress, trials' rows.
 
-    A task is kept as it came, a reference in a list, so that this process needn't import what it is made of.
+    A job is kept as it came, a reference in a list, so that this process needn't import what it is made of.
     `memory` is the path or URI of a folder for what a resumed run has to know; `room` is that of its workers.
     """
 
@@ -151,17 +151,17 @@ class Board:
         self._rows: dict[str, dict[str, Any]] = {}
         self._remarks: list[str] = []
         self._verdicts: dict[tuple[str, int], bool] = {}
-        self._tasks: list[Any] = []
+        self._jobs: list[Any] = []
         self._names: list[str] = []
         self._reports: list[list[dict[str, Any]]] = []
-        self._ends: dict[int, str] = {}  # task → what went wrong, empty if nothing did
-        self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its tasks, as they were claimed
+        self._ends: dict[int, str] = {}  # job → what went wrong, empty if nothing did
+        self._claims: dict[int, list[int]] = defaultdict(list)  # crew → its jobs, as they were claimed
         self._sizes: dict[int, int] = {}  # crew → its workers, where their number may change
         self._deaths: Counter[int] = Counter()  # of its workers, since the last new report
         self._faults: dict[int, str] = {}
-        # crew → node → what the kernel had killed there for memory when the crew began its task
+        # crew → node → what the kernel had killed there for memory when the crew began its job
         self._kills: dict[int, dict[str, int]] = defaultdict(dict)
-        self._closed = ""  # why there will be no more tasks
+        self._closed = ""  # why there will be no more jobs
         self._place = f"{memory}/{MEMORY_LIMIT}" if memory else ""
         self._room = room or WorkerMemory()
         # smallest k at which a worker ran out of memory
@@ -171,7 +171,7 @@ class Board:
         self._crews = 1
 
     async def lead(self, board: Any, run: RunSpec, storage: str, threads: int) -> None:
-        """Keep the crews running; when all are gone for good, so are the tasks. `board` is its own handle.
+        """Keep the crews running; when all are gone for good, so are the jobs. `board` is its own handle.
 
         It is done here and not in the run's own process, where it would take a thread: one that still waits
         for Ray when the run is interrupted ends the process with Ray's status in place of ours.
@@ -198,33 +198,33 @@ class Board:
         serving.cancel()
 
     async def crews(self) -> int:
-        """How many crews take tasks."""
+        """How many crews take jobs."""
         return self._crews
 
-    async def submit(self, name: str, task: Any) -> int:
-        """Hand in a task; returns its number.
+    async def submit(self, name: str, job: Any) -> int:
+        """Hand in a job; returns its number.
 
         One of that name that isn't over yet, or that failed, is the same: who handed it in before is gone.
         """
         number = self._names.index(name) if name in self._names else None
         if number is not None and self._ends.get(number, "not yet") != "":
-            self._tasks[number] = task  # what it refers to went with the one who handed it in
+            self._jobs[number] = job  # what it refers to went with the one who handed it in
             return number
         if number is not None:
             self._names[number] = ""
-        self._tasks.append(task)
+        self._jobs.append(job)
         self._names.append(name)
         self._reports.append([])
-        number = len(self._tasks) - 1
+        number = len(self._jobs) - 1
         if self._closed:
             self._ends[number] = self._closed
         await self._tell()
         return number
 
-    async def task(self, crew: int, done: int) -> int:
-        """Wait for a crew's next task; returns its place among those it claimed, above `done`, or OVER.
+    async def job(self, crew: int, done: int) -> int:
+        """Wait for a crew's next job; returns its place among those it claimed, above `done`, or OVER.
 
-        A task that it has claimed and that isn't over comes first, then one that nobody has claimed.
+        A job that it has claimed and that isn't over comes first, then one that nobody has claimed.
         """
         await self._until(lambda: bool(self._closed) or self._next(crew, done) is not None)
         number = self._next(crew, done)
@@ -236,7 +236,7 @@ class Board:
 
     def _next(self, crew: int, done: int) -> int | None:
         claimed = {number for numbers in self._claims.values() for number in numbers}
-        free = (number for number in range(len(self._tasks)) if number not in claimed)
+        free = (number for number in range(len(self._jobs)) if number not in claimed)
         wanted = itertools.chain(self._claims[crew][done + 1 :], free)
         return next((number for number in wanted if number not in self._ends), None)
 
@@ -246,46 +246,46 @@ class Board:
         await self._tell()
 
     async def begin(self, crew: int, place: int, node: str = "", kills: int = 0) -> tuple[int, Any]:
-        """Number and task at a place of a crew, to begin with it; so many have been killed on that node."""
+        """Number and job at a place of a crew, to begin with it; so many have been killed on that node."""
         if node:
             self._kills[crew][node] = kills
         number = self._claims[crew][place]
-        return number, self._tasks[number]
+        return number, self._jobs[number]
 
     async def kills(self, crew: int) -> dict[str, int]:
-        """Node of a crew → the processes that the kernel had killed there when its task began."""
+        """Node of a crew → the processes that the kernel had killed there when its job began."""
         return self._kills.pop(crew, {})
 
     async def fault(self, number: int, error: str) -> None:
-        """Keep what a worker died of: the reason to be given if the task is given up."""
+        """Keep what a worker died of: the reason to be given if the job is given up."""
         self._faults[number] = error
 
     async def report(self, number: int, metrics: dict[str, Any]) -> None:
-        """Add a report to a task; one that comes further than all before clears it of killing its workers."""
+        """Add a report to a job; one that comes further than all before clears it of killing its workers."""
         if metrics.get("report", 0) > max((m.get("report", 0) for m in self._reports[number]), default=0):
             self._deaths[number] = 0
         self._reports[number].append(metrics)
         await self._tell()
 
     async def end(self, number: int, error: str = "") -> None:
-        """Say that a task is over; the first to say so is heard."""
+        """Say that a job is over; the first to say so is heard."""
         self._ends.setdefault(number, error)
         await self._tell()
 
     async def reports(self, number: int, seen: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Wait for more than `seen` reports of a task or its end: what is new, and how it ended."""
+        """Wait for more than `seen` reports of a job or its end: what is new, and how it ended."""
         await self._until(lambda: len(self._reports[number]) > seen or number in self._ends)
         return self._reports[number][seen:], self._ends.get(number)
 
     async def close(self, error: str = "the run is over") -> None:
         """Send the crew home; what is unfinished, and what is still handed in, ends with `error`."""
         self._closed = self._closed or error
-        for number in range(len(self._tasks)):
+        for number in range(len(self._jobs)):
             self._ends.setdefault(number, self._closed)
         await self._tell()
 
     async def closed(self) -> str:
-        """Why there will be no more tasks; empty while there may be some."""
+        """Why there will be no more jobs; empty while there may be some."""
         return self._closed
 
     async def decide(self, trial: str, report: int, stop: bool) -> None:
@@ -299,7 +299,7 @@ class Board:
         return self._verdicts[trial, report]
 
     async def died(self, crew: int, error: str) -> None:
-        """Say what a worker of a crew died of: the task that it was at is free again, or given up.
+        """Say what a worker of a crew died of: the job that it was at is free again, or given up.
 
         It is when it has killed its workers so many times, or was too large for the memory, which it would be
         again. Workers that leave, or become more or fewer, haven't died.
@@ -312,17 +312,17 @@ class Board:
         if is_out_of_memory(error):
             await self.end(at, error)
         elif self._deaths[at] >= ATTEMPTS:
-            await self.end(at, f"the workers died {ATTEMPTS} times at this task\n{self._faults[at]}".strip())
+            await self.end(at, f"the workers died {ATTEMPTS} times at this job\n{self._faults[at]}".strip())
         await self.give_back(crew)
 
     async def remark(self, text: str) -> None:
         """Keep a line that the run's user should read."""
         self._remarks.append(text)
 
-    async def manned(self, crew: int, task: str, size: int, of: int) -> None:
-        """Say with how many of its workers a crew is at a task; a change is remarked."""
+    async def manned(self, crew: int, job: str, size: int, of: int) -> None:
+        """Say with how many of its workers a crew is at a job; a change is remarked."""
         if size != self._sizes.get(crew, of):
-            await self.remark(f"{task} goes on with {size} of {of} workers")
+            await self.remark(f"{job} goes on with {size} of {of} workers")
         self._sizes[crew] = size
 
     async def remarks(self, seen: int) -> list[str]:
@@ -339,10 +339,10 @@ class Board:
         """Smallest k at which a worker ran out of memory."""
         return self._limit
 
-    async def advance(self, task: str, done: int, of: int) -> None:
-        """Say that the task of that name has done so much of so much."""
-        self._progress[task] = (done, of)
-        self._numbers.of(task, {"step": done})
+    async def advance(self, job: str, done: int, of: int) -> None:
+        """Say that the job of that name has done so much of so much."""
+        self._progress[job] = (done, of)
+        self._numbers.of(job, {"step": done})
 
     async def note(self, row: dict[str, Any]) -> None:
         """Keep the latest row of a trial."""
@@ -358,7 +358,7 @@ class Board:
         self._numbers.stages(seconds)
 
     async def read(self) -> tuple[dict[str, tuple[int, int]], list[dict[str, Any]]]:
-        """(done, of) of every task, and the trials' rows."""
+        """(done, of) of every job, and the trials' rows."""
         return self._progress, list(self._rows.values())
 
     async def _until(self, ready: Callable[[], bool]) -> None:
@@ -379,10 +379,10 @@ def board_name(run: RunSpec) -> str:
 def start_crews(
     run: RunSpec, storage: str, say: Callable[[str], None] = print, memory: int = 0
 ) -> Iterator[Any]:
-    """Start the workers of `run.crews` crews in the background; yields the board that takes their tasks.
+    """Start the workers of `run.crews` crews in the background; yields the board that takes their jobs.
 
     `storage` is where Ray Train keeps its own records; `say` gets lines for the user; `memory` are the bytes
-    that a worker may use. What goes wrong for good ends all tasks.
+    that a worker may use. What goes wrong for good ends all jobs.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -426,7 +426,7 @@ def keep_crew(board: Any, run: RunSpec, storage: str, number: int, threads: int)
             if restarts == RESTARTS or not is_out_of_memory(str(error)):
                 raise
             restarts += 1
-            # Of several crews it needn't be this one's task that was too large: that begins again.
+            # Of several crews it needn't be this one's job that was too large: that begins again.
             why = str(error) if run.crews == 1 else "what watched over the workers was killed"
             ray.get(board.died.remote(number, why))
         ray.get(board.give_back.remote(number))  # whoever has workers first goes on with it
@@ -510,16 +510,16 @@ def has_kernel_killed(before: Mapping[str, int]) -> bool:
     return False
 
 
-def follow_job(board: Any, task: Job) -> Iterator[dict[str, Any]]:
-    """Hand `task` to a crew and yield its reports as they come.
+def follow_job(board: Any, job: Job) -> Iterator[dict[str, Any]]:
+    """Hand `job` to a crew and yield its reports as they come.
 
     Raises :class:`JobFailed`, :class:`JobRefused` for what a person can mend, and :class:`CrewLost` when it
-    isn't the task that failed.
+    isn't the job that failed.
     """
     import ray
 
-    number, seen = ray.get(board.submit.remote(task.name, [ray.put(task)])), 0
-    waiting = board.reports.options(name=task.title or task.name)  # what the dashboard shows as running
+    number, seen = ray.get(board.submit.remote(job.name, [ray.put(job)])), 0
+    waiting = board.reports.options(name=job.title or job.name)  # what the dashboard shows as running
     while True:
         new, end = ray.get(waiting.remote(number, seen))
         yield from new
@@ -533,9 +533,9 @@ def follow_job(board: Any, task: Job) -> Iterator[dict[str, Any]]:
             return
 
 
-def run_job(board: Any, task: Job) -> dict[str, Any]:
-    """Hand `task` to a crew and wait for its end; returns its last report. Raises as :func:`follow_job`."""
-    *_, last = follow_job(board, task)
+def run_job(board: Any, job: Job) -> dict[str, Any]:
+    """Hand `job` to a crew and wait for its end; returns its last report. Raises as :func:`follow_job`."""
+    *_, last = follow_job(board, job)
     return last
 
 
@@ -586,7 +586,7 @@ def watch_board(board: Any, show: Callable[[Progress, list[dict[str, Any]]], Non
 
 
 def work_from_board(config: dict[str, Any]) -> None:
-    """What Ray Train starts on every worker: take tasks from the board until the run is over."""
+    """What Ray Train starts on every worker: take jobs from the board until the run is over."""
     import ray
     import ray.train
     import ray.train.torch
@@ -599,14 +599,14 @@ def work_from_board(config: dict[str, Any]) -> None:
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
     place = -1
-    while (place := agree_on_largest(ray.get(board.task.remote(crew, place)), device)) != NO_MORE:
+    while (place := agree_on_largest(ray.get(board.job.remote(crew, place)), device)) != NO_MORE:
         number, (reference,) = ray.get(board.begin.remote(crew, place, node, count_kernel_kills()))
-        task: Job | None = None
+        job: Job | None = None
         try:
-            task = ray.get(reference)
+            job = ray.get(reference)
             if first:
-                board.manned.remote(crew, task.name, size, config["workers"])
-            perform_job(task, JobVoice(board, number, first, device), device)
+                board.manned.remote(crew, job.name, size, config["workers"])
+            perform_job(job, JobVoice(board, number, first, device), device)
         except LeavingNodes:
             return  # Ray Train's run ends well, and the crew's leader begins another one
         except FloatingPointError:  # raised on every worker alike
@@ -615,7 +615,7 @@ def work_from_board(config: dict[str, Any]) -> None:
             # Others may wait for this one in a collective, or it may have failed because another one died:
             # let Ray Train start the whole group anew. A worker without others is itself to blame, and what
             # was too large for a memory or a disk would be so again.
-            why = describe_fault(problem, task)
+            why = describe_fault(problem, job)
             hopeless = size == 1 or is_out_of_memory(why) or why.startswith(ERROR_PREFIX)
             ray.get((board.end if hopeless else board.fault).remote(number, why))
             raise
@@ -623,13 +623,13 @@ def work_from_board(config: dict[str, Any]) -> None:
             ray.get(board.end.remote(number))
 
 
-def describe_fault(problem: Exception, task: Job | None) -> str:
+def describe_fault(problem: Exception, job: Job | None) -> str:
     """What the board is told of an error: a sentence where that says what to do, else the traceback."""
     if isinstance(problem, UserError):
         return f"{ERROR_PREFIX}{problem}"
-    if task and is_disk_full(problem):
+    if job and is_disk_full(problem):
         return (
-            f"{ERROR_PREFIX}{FULL_DISK} for a checkpoint of {task.name} under {task.storage} (it is made in "
+            f"{ERROR_PREFIX}{FULL_DISK} for a checkpoint of {job.name} under {job.storage} (it is made in "
             f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
         )
     return "".join(traceback.format_exception(problem))
@@ -650,7 +650,7 @@ def is_out_of_memory(error: str) -> bool:
 def agree_on_largest(number: int, device: torch.device) -> int:
     """The largest `number` that any worker says.
 
-    Of tasks: one that asked before a task was given up and one that asked afterwards were given others.
+    Of jobs: one that asked before a job was given up and one that asked afterwards were given others.
     """
     import torch
 
@@ -662,17 +662,17 @@ def agree_on_largest(number: int, device: torch.device) -> int:
 
 
 class JobVoice:
-    """What a worker says of the task it is at, and hears; only the `first` worker speaks."""
+    """What a worker says of the job it is at, and hears; only the `first` worker speaks."""
 
     def __init__(self, board: Any, number: int, first: bool, device: torch.device) -> None:
         self._board, self._number, self._first, self._device = board, number, first, device
         self._told = 0.0
         self._said: dict[str, Any] | None = None  # metrics of the last report
         self.resumed = NO_STEP
-        """Step of the checkpoint that the task goes on from."""
+        """Step of the checkpoint that the job goes on from."""
 
     def progress(self, name: str, done: int, of: int) -> None:
-        """Say how far a task is, now and then."""
+        """Say how far a job is, now and then."""
         if self._first and (done == of or time.monotonic() - self._told > PROGRESS_EVERY_S):
             self._told = time.monotonic()
             self._board.advance.remote(name, done, of)
@@ -756,48 +756,48 @@ def is_preempted() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def perform_job(task: Job, voice: JobVoice, device: torch.device) -> None:
-    """Call the loop of a task on this worker and pass on what it says."""
+def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
+    """Call the loop of a job on this worker and pass on what it says."""
     import ray
 
     def progress(done: int, of: int) -> None:
-        voice.progress(task.name, done, of)
+        voice.progress(job.name, done, of)
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        if task.loop == "train":
-            voice.measured(task.name, metrics)
+        if job.loop == "train":
+            voice.measured(job.name, metrics)
         voice.report(place, metrics, folder)
 
     reset_peak_memory(device)
-    place = f"{task.storage}/{task.name}"
-    blocks: Any = ray.get(task.blocks)
-    if task.loop == "probe":
+    place = f"{job.storage}/{job.name}"
+    blocks: Any = ray.get(job.blocks)
+    if job.loop == "probe":
         from adept_ray.training.stage1 import run_probe
 
-        report(run_probe(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
-    elif task.loop == "pace":
+        report(run_probe(job.work, blocks, device, progress), None)  # type: ignore[arg-type]
+    elif job.loop == "pace":
         from adept_ray.training.pace import time_compiling
 
-        report(time_compiling(task.job, blocks, device, progress), None)  # type: ignore[arg-type]
-    elif task.loop == "train":
+        report(time_compiling(job.work, blocks, device, progress), None)  # type: ignore[arg-type]
+    elif job.loop == "train":
         from adept_ray.training.stage2 import train
 
         asks: dict[str, Any] = {
             "asked_to_save": is_preempted,
             "keep": lambda *what: voice.leave(place, *what),
         }
-        if task.judged:
-            asks["should_stop"] = lambda reports: voice.should_stop(task.name, reports)
-        start = task.extra.get("grown_from")
+        if job.judged:
+            asks["should_stop"] = lambda reports: voice.should_stop(job.name, reports)
+        start = job.extra.get("grown_from")
         with (
-            voice.running(task.name, task.job.training.k),  # type: ignore[union-attr]
+            voice.running(job.name, job.work.training.k),  # type: ignore[union-attr]
             voice.resume(place) as resume,
             fetch_temporarily(start) if start and voice.resumed == NO_STEP else nullcontext() as grown_from,
         ):
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
-            train(task.job, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
+            train(job.work, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
     else:
         from adept_ray.training.stage2 import score_and_export
 
-        with fetch_temporarily(task.extra["checkpoint"]) as checkpoint:
-            score_and_export(task.job, blocks, device, report, checkpoint, task.extra["about"], progress)  # type: ignore[arg-type]
+        with fetch_temporarily(job.extra["checkpoint"]) as checkpoint:
+            score_and_export(job.work, blocks, device, report, checkpoint, job.extra["about"], progress)  # type: ignore[arg-type]

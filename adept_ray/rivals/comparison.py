@@ -100,7 +100,7 @@ class ComparisonField:
     """What all trainings of a comparison share."""
 
     board: Any
-    job: TrainWork
+    work: TrainWork
     """Settings; its training, layers and seed are replaced."""
     importance: LayerImportance
     references: Sequence[Any]
@@ -122,15 +122,15 @@ class ComparisonField:
             return replace(row, **self.untouched(phase))
         spec = apply_changes(entrant.training, {"base_lr": base_lr})
         layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
-        job = replace(self.job, training=spec, layers=layers, seed=seed, fit=entrant.fit)
-        job = replace(job, before=self.before[phase], items=self.items[phase])
+        work = replace(self.work, training=spec, layers=layers, seed=seed, fit=entrant.fit)
+        work = replace(work, before=self.before[phase], items=self.items[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
             delete_folder(
                 f"{self.storage}/{name}"
             )  # cut off: it would end at once, without time or memory to report
-            blocks = self.references[seed - self.job.seed]
-            found = run_job(self.board, Job(name, "train", job, blocks, self.storage))
+            blocks = self.references[seed - self.work.seed]
+            found = run_job(self.board, Job(name, "train", work, blocks, self.storage))
         except CrewLost:
             raise
         except JobFailed as problem:
@@ -142,7 +142,7 @@ class ComparisonField:
     def untouched(self, phase: Phase) -> dict[str, Any]:
         """Numbers of the untouched backbone, which needs no training."""
         before = self.before[phase]
-        found = score_model(before, before, self.judged[phase], self.job.by_tasks, self.job.weights)
+        found = score_model(before, before, self.judged[phase], self.work.by_tasks, self.work.weights)
         return {each.name: found[each.name] for each in fields(ComparedTraining) if each.name in found}
 
 
@@ -167,14 +167,14 @@ def compare_entrants(
 ) -> list[ComparedTraining]:
     """Run all trainings that aren't `known` without an error; returns every row, in the order they were run.
 
-    `ended` gets all rows after each training, and the name of the task that comes next. The first seed tries
+    `ended` gets all rows after each training, and the name of the job that comes next. The first seed tries
     the rates, the `seeds` after it count. With one try a method takes the rate it would begin with. A method
     of which every rate fails is left at that.
     Raises :class:`UserError` when no method could be trained and scored, :class:`CrewLost` without workers.
     """
     had = {row.key: row for row in known if not row.error}
     rows: list[ComparedTraining] = []
-    first = field.job.seed
+    first = field.work.seed
 
     def run(entrant: Entrant, phase: Phase, base_lr: float | None, seed: int) -> ComparedTraining:
         number = len(rows) + 1

@@ -379,25 +379,25 @@ def plan_fit(
 
 
 def choose_compiling(
-    run: RunSpec, job: TrainWork, steps: int, made: Prepared, display: Display, board: Any
+    run: RunSpec, work: TrainWork, steps: int, made: Prepared, display: Display, board: Any
 ) -> TrainWork:
-    """`job` with compiled layers where `run` leaves that open and it pays over so many `steps`.
+    """`work` with compiled layers where `run` leaves that open and it pays over so many `steps`.
 
     Each command asks its own workers: those that go on with a run may be others. `display` is told.
     """
-    if run.compile != "auto" or steps < WORTH_ASKING or not job.layers:
-        return job
+    if run.compile != "auto" or steps < WORTH_ASKING or not work.layers:
+        return work
     try:
         with show_jobs(display, board, "pace", "steps with and without torch.compile", "pace"):
-            found = run_job(board, Job("pace", "pace", job, store_blocks(made.blocks)))
+            found = run_job(board, Job("pace", "pace", work, store_blocks(made.blocks)))
     except (CrewLost, JobRefused):
         raise
     except JobFailed as problem:
         display.say(f"trained without torch.compile: timing it failed ({launch.find_cause(problem)})")
-        return job
+        return work
     if found["fault"]:
         display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
-        return job
+        return work
     compiled = compiling_pays(found, steps)
     times = {name: found[name] for name in ("plain", "compiled", "compiling")}
     display.event("pace", **times, steps=steps, compile=compiled)
@@ -405,7 +405,7 @@ def choose_compiling(
         f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
         f"{found['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
     )
-    return replace(job, fit=replace(job.fit, compiled=compiled))
+    return replace(work, fit=replace(work.fit, compiled=compiled))
 
 
 def store_blocks(blocks: Any) -> Any:
@@ -417,7 +417,7 @@ def store_blocks(blocks: Any) -> Any:
 
 def test_and_export(
     run: RunSpec,
-    job: TrainWork,
+    work: TrainWork,
     made: Prepared,
     results: Results,
     display: Display,
@@ -429,9 +429,9 @@ def test_and_export(
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
     with show_jobs(display, board, "test", "test splits and export", "conclude"):
         blocks = store_blocks(load_test_blocks(run, made.sets))
-        job = replace(job, items=made.sources.items_of("test"))
+        work = replace(work, items=made.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
-        found = run_job(board, Job("conclude", "conclude", job, blocks, results.ray, extra=extra))
+        found = run_job(board, Job("conclude", "conclude", work, blocks, results.ray, extra=extra))
         kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
         results.adopt(f"{found['saved']}/model", "model")
         delete_folder(f"{results.ray}/conclude")
@@ -442,7 +442,7 @@ def test_and_export(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
     )
     display.event("sizes", checkpoint=kept, model=whole)
-    return {**{side: describe_side(found, side, job.by_tasks) for side in SIDES}, "score": found["score"]}
+    return {**{side: describe_side(found, side, work.by_tasks) for side in SIDES}, "score": found["score"]}
 
 
 def describe_side(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
@@ -459,7 +459,7 @@ def record_best(
     results: Results,
     run: RunSpec,
     made: Prepared,
-    job: TrainWork,
+    work: TrainWork,
     test: Mapping[str, Any],
     choice: Mapping[str, Any],
     k_max: int,
@@ -468,10 +468,10 @@ def record_best(
     spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
     best = {
         "run": spec,
-        "training": job.training.model_dump(mode="json"),
-        "layers": list(job.layers),
+        "training": work.training.model_dump(mode="json"),
+        "layers": list(work.layers),
         "k_max": k_max,
-        "score": job.weights.model_dump(),
+        "score": work.weights.model_dump(),
         "choice": dict(choice),
         "test": dict(test),
         "backbone": made.sources.backbone.fingerprint,
@@ -546,17 +546,17 @@ def show_summary(
     display: Display,
     why: str,
     test: Mapping[str, Any],
-    job: TrainWork,
+    work: TrainWork,
     made: Prepared,
     results: Results,
     advised_k: int | None = None,
 ) -> None:
     """The last lines of a run: k, the advised one where it is another, why, what it gained, its files."""
-    layers, k = " ".join(map(str, job.layers)) or "none", job.training.k
+    layers, k = " ".join(map(str, work.layers)) or "none", work.training.k
     advised_k = k if advised_k is None else advised_k
     head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
     display.show(f"\n{head}   layers copied: {layers}\n{why}")
-    doubt = check_record(Importance, made.importance, "importance").doubt(job.layers)
+    doubt = check_record(Importance, made.importance, "importance").doubt(work.layers)
     if doubt:
         display.show(doubt)
     for side in SIDES:
@@ -568,5 +568,5 @@ def show_summary(
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
-    facts = {"k": k, "advised_k": advised_k, "layers": job.layers, "reason": why, "doubt": doubt}
+    facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": why, "doubt": doubt}
     display.event("summary", **facts, test=test, files=files, seconds=display.seconds)

@@ -210,13 +210,13 @@ def prepare(
 
 
 @contextmanager
-def show_jobs(display: Display, board: Any, name: str, what: str, *tasks: str) -> Iterator[None]:
-    """A stage with the progress of the `tasks` that the crew does in it, one after the other."""
+def show_jobs(display: Display, board: Any, name: str, what: str, *jobs: str) -> Iterator[None]:
+    """A stage with the progress of the `jobs` that the crew does in it, one after the other."""
     with display.stage(name, what) as update:
 
         def show(progress: Progress, _: object) -> None:
-            shares = [done / of for done, of in (progress.get(task, (0, 1)) for task in tasks)]
-            update(round(1000 * sum(shares)), 1000 * len(tasks))
+            shares = [done / of for done, of in (progress.get(job, (0, 1)) for job in jobs)]
+            update(round(1000 * sum(shares)), 1000 * len(jobs))
 
         with watch_board(board, show):
             yield
@@ -308,7 +308,7 @@ def measure_stage_one(
     if missing or unanswered or importance is None:
         import ray
 
-        job = ProbeWork(
+        work = ProbeWork(
             sources.backbone.source,
             sources.backbone.revision,
             run.micro_batch,
@@ -323,8 +323,8 @@ def measure_stage_one(
             trusted=sources.backbone.trusted,
         )
         reference = ray.put({name: blocks[name] for name in ("probe", *missing)})
-        measured = run_job(board, Job("probe", "probe", job, reference))
-        if job.importance:
+        measured = run_job(board, Job("probe", "probe", work, reference))
+        if work.importance:
             made_from = {
                 "backbone": sources.backbone.name,
                 "fingerprint": sources.backbone.fingerprint,
@@ -369,7 +369,7 @@ def measure_reception(
 
         text = sets["domain"].load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
         source, revision = sources.backbone.source, sources.backbone.revision
-        job = ProbeWork(
+        work = ProbeWork(
             source,
             revision,
             run.micro_batch,
@@ -379,7 +379,7 @@ def measure_reception(
             fit=fit,
             trusted=sources.backbone.trusted,
         )
-        measured = run_job(board, Job("reception", "probe", job, ray.put({"reception": text})))
+        measured = run_job(board, Job("reception", "probe", work, ray.put({"reception": text})))
         known = {"reception": measured["reception"]}
         store_json(file, known)
     return known["reception"]

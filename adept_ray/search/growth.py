@@ -33,7 +33,7 @@ class GrowthStage:
     """One depth of a growth: its setting, as a trial has one, and the training that leads to it."""
 
     setting: Mapping[str, Any]
-    job: TrainWork
+    work: TrainWork
 
     @property
     def name(self) -> str:
@@ -44,17 +44,17 @@ class GrowthStage:
         """A row of trials.csv; it and its curve count all that the model has seen."""
         curve = [self._in_all(reading) for reading in metrics.get("curve", [])]
         seen = {**self._in_all(metrics), "curve": curve} if metrics else {}
-        return describe_trial(self.name, self.setting, seen, state, lambda _: self.job.layers)
+        return describe_trial(self.name, self.setting, seen, state, lambda _: self.work.layers)
 
     def _in_all(self, reading: Mapping[str, Any]) -> Row:
         """What was reported, with the steps and tokens of the depths before added to its own."""
-        steps = self.job.steps_before
-        tokens = steps * self.job.blocks_per_step * self.job.seq_len
+        steps = self.work.steps_before
+        tokens = steps * self.work.blocks_per_step * self.work.seq_len
         return {**reading, "step": steps + reading["step"], "tokens": tokens + reading["tokens"]}
 
 
 def plan_growth(
-    run: SearchRun, space: SearchSpace, job: TrainWork, importance: LayerImportance
+    run: SearchRun, space: SearchSpace, work: TrainWork, importance: LayerImportance
 ) -> list[GrowthStage]:
     """The depths of the space, ascending; the tokens of a trial are shared out among them.
 
@@ -65,13 +65,13 @@ def plan_growth(
     for depth in depths:
         setting = {**space.first[0], "k": depth}
         sizes = {"tokens": max(1, run.tokens_per_trial // len(depths)), "reports": 1}
-        training = apply_changes(job.training, setting | sizes)
+        training = apply_changes(work.training, setting | sizes)
         if training.placement not in NESTED:
             raise UserError(
                 f"--strategy grow: at placement {training.placement} a larger k doesn't keep the layers of a "
                 f"smaller one; the setting that the search space tries first must have {' or '.join(NESTED)}"
             )
-        stage = replace(job, training=training, layers=resolve_layers(importance, training, job.seed))
+        stage = replace(work, training=training, layers=resolve_layers(importance, training, work.seed))
         found.append(GrowthStage(setting, replace(stage, steps_before=len(found) * stage.steps)))
     return found
 
@@ -104,8 +104,8 @@ def grow_model(
         start = {"grown_from": rows[-1]["saved"]} if rows else {}
         try:
             title = title_trial(stage.name, stage.setting)
-            task = Job(stage.name, "train", stage.job, blocks, storage, title=title, extra=start)
-            *_, metrics = follow_job(board, task)
+            job = Job(stage.name, "train", stage.work, blocks, storage, title=title, extra=start)
+            *_, metrics = follow_job(board, job)
         except (CrewLost, DiskFull):
             raise
         except JobFailed as problem:
@@ -115,7 +115,7 @@ def grow_model(
             break
         rows.append(stage.row(metrics, "finished"))
         note(rows[-1])
-        if growth_stop_reason(rows, stage.job.weights, price):
+        if growth_stop_reason(rows, stage.work.weights, price):
             break
     return rows
 

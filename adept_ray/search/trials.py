@@ -71,12 +71,12 @@ def training_from_row(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpe
     return apply_changes(base, {name: row[name] for name in SEARCHABLE if name in row})
 
 
-def untouched_row(job: TrainWork, blocks: Mapping[str, Any]) -> dict[str, Any]:
+def untouched_row(work: TrainWork, blocks: Mapping[str, Any]) -> dict[str, Any]:
     """The row of the backbone as it is: what every trial is measured against.
 
     `blocks` holds the validation blocks of both sides.
     """
-    metrics = score_model(job.before, job.before, blocks, job.by_tasks, job.weights)
+    metrics = score_model(work.before, work.before, blocks, work.by_tasks, work.weights)
     return describe_trial(
         UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ()
     )

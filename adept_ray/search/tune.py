@@ -136,7 +136,7 @@ def trial_title(trial: Any) -> str:
 def run_trial(
     config: dict[str, Any],
     run: SearchRun,
-    job: TrainWork,
+    work: TrainWork,
     importance: LayerImportance,
     blocks: tuple[Any],
     storage: str,
@@ -146,24 +146,24 @@ def run_trial(
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
     Raises :class:`JobFailed`, without trying, for a k at which or below which a worker ran out of memory.
     """
-    training = apply_changes(job.training, config)
+    training = apply_changes(work.training, config)
     board: Any = ray.get_actor(board_name(run))
     limit = ray.get(board.limit.remote())
     if limit is not None and training.k >= limit:
         raise JobFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
-    layers = resolve_layers(importance, training, job.seed)
-    job = replace(
-        job,
+    layers = resolve_layers(importance, training, work.seed)
+    work = replace(
+        work,
         training=training,
         layers=layers,
-        units={name: value for name, value in job.units.items() if layer_of(name) in layers},
+        units={name: value for name, value in work.units.items() if layer_of(name) in layers},
     )
     price = run.min_gain_per_layer or 0.0  # what the search is for: the score less what its layers cost
     title = tune.get_context().get_trial_name()
     name = title.partition(" ")[0]
     try:
         for metrics in follow_job(
-            board, Job(name, "train", job, blocks[0], storage, judged=True, title=title)
+            board, Job(name, "train", work, blocks[0], storage, judged=True, title=title)
         ):
             tune.report({**metrics, "worth": metrics["score"] - price * training.k})
     except DiskFull as problem:
@@ -178,7 +178,7 @@ def run_trial(
 def run_search(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainWork,
+    work: TrainWork,
     importance: LayerImportance,
     blocks: Any,
     storage: str,
@@ -187,7 +187,7 @@ def run_search(
 ) -> list[dict[str, Any]]:
     """Run (or continue, or extend) the trials; returns one row a trial: see :func:`describe_final`.
 
-    `job` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
+    `work` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
     searches of the same one find each other's trials in a database; `spent` are the seconds that earlier
     commands searched. Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when
     the crew couldn't go on.
@@ -197,7 +197,7 @@ def run_search(
         tune.with_parameters(
             run_trial,
             run=run,
-            job=job,
+            work=work,
             importance=importance,
             blocks=(blocks,),
             storage=f"{storage}/{TRIALS}",
@@ -206,7 +206,7 @@ def run_search(
     )
 
     def layers_for(config: Mapping[str, Any]) -> tuple[int, ...]:
-        return resolve_layers(importance, apply_changes(job.training, config), job.seed)
+        return resolve_layers(importance, apply_changes(work.training, config), work.seed)
 
     experiment = f"{storage}/{EXPERIMENT}"
     Proposals.clock = SearchClock(run.max_hours, spent)
@@ -223,7 +223,7 @@ def run_search(
                 board.note.remote(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = build_tuner(run, space, job, layers_for, trainable, storage, study, crews)
+        tuner = build_tuner(run, space, work, layers_for, trainable, storage, study, crews)
     tuner.fit()
     if why := ray.get(board.closed.remote()):
         raise UnfinishedRun(why)
@@ -276,7 +276,7 @@ def read_rows(experiment: str, layers_for: LayersFor) -> list[dict[str, Any]]:
 def build_tuner(
     run: SearchRun,
     space: SearchSpace,
-    job: TrainWork,
+    work: TrainWork,
     layers_for: LayersFor,
     trainable: Any,
     storage: str,
@@ -299,7 +299,7 @@ def build_tuner(
             reuse_actors=True,
             search_alg=Proposals(
                 owner=storage,
-                weights=job.weights,
+                weights=work.weights,
                 space=functools.partial(propose_setting, space),
                 points_to_evaluate=[dict(setting) for setting in space.first],
                 sampler=Sampler(run.seed, several=crews > 1, owner=storage if run.study else ""),
@@ -311,7 +311,7 @@ def build_tuner(
                 board,
                 memory=f"{storage}/{VERDICTS}",
                 judge_after=math.inf if run.pareto else space.judge_after,
-                weights=job.weights,
+                weights=work.weights,
             ),
             trial_name_creator=trial_title,
             trial_dirname_creator=trial_name,

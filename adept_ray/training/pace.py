@@ -32,12 +32,12 @@ def compiling_pays(times: Mapping[str, float], steps: int) -> bool:
 
 
 def time_compiling(
-    job: TrainWork,
+    work: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Time the first steps of `job` on this rank; all ranks have to call this.
+    """Time the first steps of `work` on this rank; all ranks have to call this.
 
     Returns the seconds of a step ``plain`` and ``compiled``, those of ``compiling``, which serves all
     trainings of this process, and as ``fault`` why no rank may compile, empty if all can. What is trained is
@@ -47,29 +47,29 @@ def time_compiling(
     faults = float(sum_over_ranks(torch.tensor([float(bool(fault))], dtype=torch.float64), device))
     if faults:
         return {"fault": fault or "that of another worker fails"}
-    _, plain = time_steps(job, blocks, device)
+    _, plain = time_steps(work, blocks, device)
     progress(1, 2)
-    first, compiled = time_steps(replace(job, fit=replace(job.fit, compiled=True)), blocks, device)
+    first, compiled = time_steps(replace(work, fit=replace(work.fit, compiled=True)), blocks, device)
     progress(2, 2)
     compiling = max(0.0, first - FIRST * compiled)
     return {"fault": "", "plain": plain, "compiled": compiled, "compiling": compiling}
 
 
-def time_steps(job: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
-    """Seconds of the first steps of `job` together, and the median of those after them."""
+def time_steps(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
+    """Seconds of the first steps of `work` together, and the median of those after them."""
     gc.collect()  # an earlier model lies in cycles, and there may be no room for two
     # So small a rate changes no speed, and nothing diverges.
-    job = replace(job, training=job.training.model_copy(update={"base_lr": 1e-9}))
-    tuning = prepare_tuning(job, device)
-    optimizer = build_optimizer(tuning.model, job.training, device)
+    work = replace(work, training=work.training.model_copy(update={"base_lr": 1e-9}))
+    tuning = prepare_tuning(work, device)
+    optimizer = build_optimizer(tuning.model, work.training, device)
     assert optimizer is not None, "there is nothing to train"
-    scales = tuning.scales(tuning.importance, job.training)
-    text, order = order_text(job, blocks)
+    scales = tuning.scales(tuning.importance, work.training)
+    text, order = order_text(work, blocks)
     seconds = []
     for step in range(FIRST + TIMED):
         began = time.perf_counter()
-        ids = order.batch(step, job.blocks_per_step)
-        take_step(job, tuning, optimizer, scales, step, text, ids, device)
+        ids = order.batch(step, work.blocks_per_step)
+        take_step(work, tuning, optimizer, scales, step, text, ids, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)

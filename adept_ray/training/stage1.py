@@ -59,39 +59,39 @@ class ProbeWork:
 
 
 def run_probe(
-    job: ProbeWork,
+    work: ProbeWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Measure `job` on this rank's share of `blocks`; every rank returns the same result.
+    """Measure `work` on this rank's share of `blocks`; every rank returns the same result.
 
     Keys, as asked for: ``importance`` (the content of importance.json: nats per token, see
     :mod:`adept_ray.method.importance`), ``nats`` (block name → summed loss of each document), ``correct`` (name of
     items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.method.reception`) and
     ``separation`` (see :mod:`adept_ray.method.activations`).
     """
-    take = borrow_sharded if job.fit.sharded else borrow
-    model = take(job.source, job.revision, job.dtype, device, trusted=job.trusted)
-    if job.fit.recompute:
+    take = borrow_sharded if work.fit.sharded else borrow
+    model = take(work.source, work.revision, work.dtype, device, trusted=work.trusted)
+    if work.fit.recompute:
         set_compute_policy(model, ComputePolicy(recomputed=tuple(layers_of(model))))
     result: dict[str, Any] = {"nats": {}, "correct": {}}
-    if job.importance:
-        result["importance"] = measure_importance(model, job, blocks["probe"], device, progress)
-    for number, name in enumerate(job.held_out, 1):
-        result["nats"][name] = measure_document_nats(model, blocks[name], job.micro_batch).tolist()
-        if not job.importance:
-            progress(number, len(job.held_out))
-    if job.items:
-        tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
-        for name, items in job.items.items():
-            result["correct"][name] = answer_items(model, tokenizer, items, job.micro_batch).tolist()
-    if job.reception:
+    if work.importance:
+        result["importance"] = measure_importance(model, work, blocks["probe"], device, progress)
+    for number, name in enumerate(work.held_out, 1):
+        result["nats"][name] = measure_document_nats(model, blocks[name], work.micro_batch).tolist()
+        if not work.importance:
+            progress(number, len(work.held_out))
+    if work.items:
+        tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
+        for name, items in work.items.items():
+            result["correct"][name] = answer_items(model, tokenizer, items, work.micro_batch).tolist()
+    if work.reception:
         every = range(len(blocks["reception"]))
-        text = make_shared_batches(blocks["reception"], every, job.micro_batch, device)
+        text = make_shared_batches(blocks["reception"], every, work.micro_batch, device)
         result["reception"] = list(measure_layer_reception(model, text))
-    if job.separation:
-        general, domain = (pool_all_blocks(model, blocks[side], job.micro_batch, device) for side in SIDES)
+    if work.separation:
+        general, domain = (pool_all_blocks(model, blocks[side], work.micro_batch, device) for side in SIDES)
         result["separation"] = measure_separation(general.numpy(), domain.numpy())
     return result
 
@@ -106,7 +106,7 @@ def pool_all_blocks(model: nn.Module, blocks: Blocks, micro_batch: int, device: 
 
 
 def measure_importance(
-    model: nn.Module, job: ProbeWork, blocks: Blocks, device: torch.device, progress: Progress
+    model: nn.Module, work: ProbeWork, blocks: Blocks, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     """Rank the layers and measure their units; the content of importance.json but for where it came from."""
     started = time.perf_counter()
@@ -119,18 +119,18 @@ def measure_importance(
     ranking = rank_layers(
         model,
         probe,
-        job.k_max or config.num_hidden_layers,
-        raced=job.raced,
-        confidence=job.confidence,
-        micro_batch=min(at_once, job.micro_batch),
+        work.k_max or config.num_hidden_layers,
+        raced=work.raced,
+        confidence=work.confidence,
+        micro_batch=min(at_once, work.micro_batch),
         progress=progress,
     )
-    batches = make_shared_batches(blocks, every, job.micro_batch, device)
+    batches = make_shared_batches(blocks, every, work.micro_batch, device)
     units = unit_importance(model, batches, range(config.num_hidden_layers), max_layers(model))
     layers = ranking.importance
     rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {
-        "probe": "raced" if job.raced else "exhaustive",
+        "probe": "raced" if work.raced else "exhaustive",
         "base_loss": layers.base_loss,
         "layers": [
             {
@@ -143,7 +143,7 @@ def measure_importance(
             for i, (mean, error, sequences, places) in enumerate(rows)
         ],
         "order": list(layers.order),
-        "confidence": job.confidence,
+        "confidence": work.confidence,
         "settled": list(ranking.settled),
         "ties": [list(group) for group in ranking.ties],
         "units": units,

@@ -92,7 +92,7 @@ class TrainWork:
 
 
 def train(
-    job: TrainWork,
+    work: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     report: Report,
@@ -114,53 +114,53 @@ def train(
     and, on rank 0, a folder with the checkpoint.
     Raises FloatingPointError, naming the step, when the loss, its gradient or an importance is not finite.
     """
-    spec, started = job.training, time.perf_counter()
-    tuning = prepare_tuning(job, device)
+    spec, started = work.training, time.perf_counter()
+    tuning = prepare_tuning(work, device)
     model = tuning.model
     optimizer = build_optimizer(model, spec, device)
-    state = TrainState.load(resume, model, optimizer) if resume else begin_state(job, tuning, grown_from)
+    state = TrainState.load(resume, model, optimizer) if resume else begin_state(work, tuning, grown_from)
     scales = tuning.scales(state.importance, spec)
-    text, order = order_text(job, blocks)
+    text, order = order_text(work, blocks)
     began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
 
     def checkpointed(hand_over: Callable[[Path | None], None]) -> None:
         # Nothing is trained after the end, so the optimizer is left out there.
-        save_for(hand_over, state, model, optimizer if state.step < job.steps else None)
+        save_for(hand_over, state, model, optimizer if state.step < work.steps else None)
 
     def stopped_after_report() -> bool:
-        metrics = take_reading(job, tuning, state, blocks)
+        metrics = take_reading(work, tuning, state, blocks)
         metrics["training_seconds"] = round(training_seconds, 2)
-        tokens = (state.step - began_at) * job.blocks_per_step * job.seq_len
+        tokens = (state.step - began_at) * work.blocks_per_step * work.seq_len
         metrics["tokens_per_second"] = round(tokens / training_seconds, 1) if training_seconds else None
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         checkpointed(lambda folder: report(metrics, folder))
-        return state.step < job.steps and should_stop(state.reports)
+        return state.step < work.steps and should_stop(state.reports)
 
     # A checkpoint with a report: who was cut off then may not have been heard, so say it again.
-    if resume and state.step in job.report_steps and stopped_after_report():
+    if resume and state.step in work.report_steps and stopped_after_report():
         return
 
     measures = tuning.rated and spec.normalization != "none"  # else there is nothing to be asked for
-    while state.step < job.steps:
+    while state.step < work.steps:
         step_began = time.perf_counter()
         # Once in a while: the domain has moved what is trained, so ask the general probe again.
         if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            at = f"step {state.step + 1} of {job.steps}"
-            state.importance = remeasure_importance(model, tuning, probe_batches(job, blocks, device), at)
+            at = f"step {state.step + 1} of {work.steps}"
+            state.importance = remeasure_importance(model, tuning, probe_batches(work, blocks, device), at)
             record_rates(state, tuning, spec)
             scales = tuning.scales(state.importance, spec)
 
         if optimizer is not None:
-            ids = order.batch(job.steps_before + state.step, job.blocks_per_step)
-            state.loss = take_step(job, tuning, optimizer, scales, state.step, text, ids, device)
+            ids = order.batch(work.steps_before + state.step, work.blocks_per_step)
+            state.loss = take_step(work, tuning, optimizer, scales, state.step, text, ids, device)
         state.step += 1
-        progress(state.step, job.steps)
-        if optimizer is not None and state.step == job.steps:
-            tuning.conclude(optimizer, probe_batches(job, blocks, device))
+        progress(state.step, work.steps)
+        if optimizer is not None and state.step == work.steps:
+            tuning.conclude(optimizer, probe_batches(work, blocks, device))
         training_seconds += time.perf_counter() - step_began
 
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
-        if state.step in job.report_steps:
+        if state.step in work.report_steps:
             state.reports += 1
             if stopped_after_report():
                 return
@@ -169,7 +169,7 @@ def train(
 
 
 def take_step(
-    job: TrainWork,
+    work: TrainWork,
     tuning: Tuning,
     optimizer: torch.optim.Optimizer,
     scales: Mapping[str, float],
@@ -182,34 +182,34 @@ def take_step(
 
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
-    spec, parameters = job.training, list(tuning.parameters.values())
-    set_rates(optimizer, spec.base_lr, schedule_factor(step, job.steps, spec.warmup, spec.final_lr), scales)
-    loss = compute_gradients(tuning.model, parameters, text, ids, job.micro_batch, device)
-    clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {job.steps}")
+    spec, parameters = work.training, list(tuning.parameters.values())
+    set_rates(optimizer, spec.base_lr, schedule_factor(step, work.steps, spec.warmup, spec.final_lr), scales)
+    loss = compute_gradients(tuning.model, parameters, text, ids, work.micro_batch, device)
+    clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {work.steps}")
     optimizer.step()
     tuning.observe(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return loss
 
 
-def prepare_tuning(job: TrainWork, device: torch.device) -> Tuning:
-    """What the job trains, on this rank; others go on with the backbone's weights unless they are changed."""
-    backbone = job.source, job.revision, job.dtype
-    how = job.training, job.layers, job.units, job.seed
-    changed = job.training.tunes != "copies"
-    if job.fit.sharded:
+def prepare_tuning(work: TrainWork, device: torch.device) -> Tuning:
+    """What the work trains, on this rank; others go on with the backbone's weights unless they are changed."""
+    backbone = work.source, work.revision, work.dtype
+    how = work.training, work.layers, work.units, work.seed
+    changed = work.training.tunes != "copies"
+    if work.fit.sharded:
         first = (
-            build_tuning(borrow(*backbone, alone=changed, trusted=job.trusted), *how).model
+            build_tuning(borrow(*backbone, alone=changed, trusted=work.trusted), *how).model
             if rank() == 0
             else None
         )
-        tuning = build_tuning(build_outline(*backbone, job.trusted), *how)
+        tuning = build_tuning(build_outline(*backbone, work.trusted), *how)
         tuning.shard(first, device)
     else:
-        tuning = build_tuning(borrow(*backbone, device, alone=changed, trusted=job.trusted), *how)
-    if job.fit.recompute:
+        tuning = build_tuning(borrow(*backbone, device, alone=changed, trusted=work.trusted), *how)
+    if work.fit.recompute:
         tuning.recompute()
-    if job.fit.compiled:
+    if work.fit.compiled:
         tuning.compile()
     return tuning
 
@@ -226,25 +226,25 @@ def save_for(
         hand_over(Path(folder) if rank() == 0 else None)
 
 
-def begin_state(job: TrainWork, tuning: Tuning, grown_from: Path | None) -> TrainState:
+def begin_state(work: TrainWork, tuning: Tuning, grown_from: Path | None) -> TrainState:
     """The state before the first step, with the copies of the training that it is grown from, if of any."""
-    state = TrainState(job.layers, tuning.added, importance=tuning.importance)
+    state = TrainState(work.layers, tuning.added, importance=tuning.importance)
     if grown_from:
         state.grow_from(grown_from, tuning.model)
-    record_rates(state, tuning, job.training)
+    record_rates(state, tuning, work.training)
     return state
 
 
 def take_reading(
-    job: TrainWork, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]
+    work: TrainWork, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]
 ) -> dict[str, Any]:
     """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
     with tuning.as_exported():
-        after = measure_held_out(tuning.model, job, blocks)
-    metrics = score_model(job.before, after, blocks, job.by_tasks, job.weights)
-    metrics |= {**count_progress(state, job), "loss": state.loss}
+        after = measure_held_out(tuning.model, work, blocks)
+    metrics = score_model(work.before, after, blocks, work.by_tasks, work.weights)
+    metrics |= {**count_progress(state, work), "loss": state.loss}
     metrics["curve"] = state.told(metrics)
-    scales = tuning.scales(state.importance, job.training)
+    scales = tuning.scales(state.importance, work.training)
     metrics["scales"] = mean_scales(scales) if tuning.rated else {}
     metrics["trained_parameters"] = sum(p.numel() for p in tuning.parameters.values())
     return metrics
@@ -272,21 +272,21 @@ def remeasure_importance(
     return found
 
 
-def order_text(job: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
+def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
     """The blocks to train on and the order in which they come, replayed ones among them."""
     text = blocks["train"]
-    if not job.replayed:
-        return text, BlockOrder(len(text), job.seed)
+    if not work.replayed:
+        return text, BlockOrder(len(text), work.seed)
     replay = blocks["replay"]
-    return join_blocks(text, replay), BlockOrder(len(text), job.seed, len(replay), job.replayed)
+    return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replayed)
 
 
 def probe_batches(
-    job: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
+    work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the general text on which importance is measured again."""
     every = range(len(blocks["remeasure"]))
-    return make_shared_batches(blocks["remeasure"], every, job.micro_batch, device)
+    return make_shared_batches(blocks["remeasure"], every, work.micro_batch, device)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: float, loss: float, at: str) -> None:
@@ -336,36 +336,36 @@ def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:
     state.rates += rows.values()
 
 
-def count_progress(state: TrainState, job: TrainWork) -> dict[str, Any]:
+def count_progress(state: TrainState, work: TrainWork) -> dict[str, Any]:
     """How far the training is: steps, tokens, reports."""
-    tokens = state.step * job.blocks_per_step * job.seq_len
+    tokens = state.step * work.blocks_per_step * work.seq_len
     return {
         "step": state.step,
         "tokens": tokens,
         "report": state.reports,
-        "complete": state.step == job.steps,
+        "complete": state.step == work.steps,
     }
 
 
-def measure_held_out(model: nn.Module, job: TrainWork, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
+def measure_held_out(model: nn.Module, work: TrainWork, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
-    found = {side: measure_document_nats(model, blocks[side], job.micro_batch) for side in SIDES}
-    if job.items:
-        tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
-        for side, items in job.items.items():
-            found[tasks_key(side)] = answer_items(model, tokenizer, items, job.micro_batch)
+    found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}
+    if work.items:
+        tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
+        for side, items in work.items.items():
+            found[tasks_key(side)] = answer_items(model, tokenizer, items, work.micro_batch)
     return found
 
 
-def load_tuning(job: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
-    """What the job trained, as it was saved."""
-    tuning = prepare_tuning(job, device)
+def load_tuning(work: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
+    """What the work trained, as it was saved."""
+    tuning = prepare_tuning(work, device)
     TrainState.load(checkpoint, tuning.model)
     return tuning
 
 
 def score_and_export(
-    job: TrainWork,
+    work: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
     report: Report,
@@ -377,25 +377,25 @@ def score_and_export(
 
     `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
-    backbone = job.source, job.revision, job.dtype
-    take = borrow_sharded if job.fit.sharded else borrow
-    before = measure_held_out(take(*backbone, device, trusted=job.trusted), job, blocks)
+    backbone = work.source, work.revision, work.dtype
+    take = borrow_sharded if work.fit.sharded else borrow
+    before = measure_held_out(take(*backbone, device, trusted=work.trusted), work, blocks)
     progress(1, 3)
-    tuning = load_tuning(job, device, checkpoint)
-    if job.fit.sharded:
+    tuning = load_tuning(work, device, checkpoint)
+    if work.fit.sharded:
         with tuning.as_exported():
-            after = measure_held_out(tuning.model, job, blocks)
+            after = measure_held_out(tuning.model, work, blocks)
         # The first rank puts it together, in its machine's memory; the others have nothing to export.
-        alone = replace(job, fit=PLAIN)
+        alone = replace(work, fit=PLAIN)
         model = load_tuning(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
     else:
         model = tuning.merged()  # what is exported is what is scored
-        after = measure_held_out(model, job, blocks)
-    metrics = score_model(before, after, blocks, job.by_tasks, job.weights)
+        after = measure_held_out(model, work, blocks)
+    metrics = score_model(before, after, blocks, work.by_tasks, work.weights)
     progress(2, 3)
     with tempfile.TemporaryDirectory() as folder:
         if rank() == 0:
-            record = {"added_layers": list(tuning.added), "source_layers": list(job.layers), **about}
-            tokenizer = load_tokenizer(job.source, job.revision, job.trusted)
+            record = {"added_layers": list(tuning.added), "source_layers": list(work.layers), **about}
+            tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
             export(model, Path(folder) / "model", tokenizer, record)
         report(metrics, Path(folder) if rank() == 0 else None)

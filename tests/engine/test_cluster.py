@@ -45,7 +45,7 @@ BLOCKS["train"] = blocks(16, 9)
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def work(tmp_path_factory):
     """A training of many short steps of four blocks."""
     backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
     asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
@@ -68,26 +68,26 @@ def job(tmp_path_factory):
     )
 
 
-def undisturbed(job):
+def undisturbed(work):
     """The last metrics and the final weights of a training in this process."""
     last = {}
 
     def report(metrics, folder):
         last.update(metrics, weights=load_file(folder / WEIGHTS))
 
-    train(job, BLOCKS, torch.device("cpu"), report)
+    train(work, BLOCKS, torch.device("cpu"), report)
     return last
 
 
 @pytest.fixture(scope="module")
-def alone(job):
-    return undisturbed(job)
+def alone(work):
+    return undisturbed(work)
 
 
-def short(job):
+def short(work):
     """A tenth of a training."""
-    tokens = job.training.tokens // 10
-    return replace(job, training=job.training.model_copy(update={"tokens": tokens}))
+    tokens = work.training.tokens // 10
+    return replace(work, training=work.training.model_copy(update={"tokens": tokens}))
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def same_weights(metrics, alone):
     return all(torch.equal(found[name], alone["weights"][name]) for name in alone["weights"])
 
 
-def test_four_workers_on_three_nodes_give_the_losses_of_one(cluster, job, tmp_path):
+def test_four_workers_on_three_nodes_give_the_losses_of_one(cluster, work, tmp_path):
     """As two on two nodes do, which the tests below compare."""
-    brief, cpus = short(job), (1, 1, 2)
+    brief, cpus = short(work), (1, 1, 2)
     nodes(cluster, *cpus)
     with start_crews(RunSpec(name="wide", workers=4), str(tmp_path)) as board:
         for metrics in follow_job(board, Job("wide", "train", brief, ray.put(BLOCKS), str(tmp_path))):
@@ -161,7 +161,7 @@ def test_four_workers_on_three_nodes_give_the_losses_of_one(cluster, job, tmp_pa
     nothing_reserved()
 
 
-def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
+def test_a_node_is_lost_while_two_trials_run(cluster, work, alone, tmp_path):
     """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is.
 
     Both wait for the verdict on their first report until the node is lost.
@@ -171,7 +171,7 @@ def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
 
     def follow(board, name):
         found[name] = []
-        task = Job(name, "train", job, ray.put(BLOCKS), str(tmp_path), judged=True)
+        task = Job(name, "train", work, ray.put(BLOCKS), str(tmp_path), judged=True)
         for metrics in follow_job(board, task):
             found[name].append(metrics)
 
@@ -196,13 +196,13 @@ def test_a_node_is_lost_while_two_trials_run(cluster, job, alone, tmp_path):
     nothing_reserved()
 
 
-def test_a_notice_is_answered_by_a_checkpoint(cluster, job, alone, tmp_path):
+def test_a_notice_is_answered_by_a_checkpoint(cluster, work, alone, tmp_path):
     """One of two nodes is drained in mid-training: both workers go on at the step at which they heard it."""
     nodes(cluster, 1, 1, 1)
     lines, places = [], []
     with start_crews(RunSpec(name="drained", workers=2), str(tmp_path), lines.append) as board:
         seen = []
-        for metrics in follow_job(board, Job("drained", "train", job, ray.put(BLOCKS), str(tmp_path))):
+        for metrics in follow_job(board, Job("drained", "train", work, ray.put(BLOCKS), str(tmp_path))):
             seen.append(metrics)
             places.append(set(working()))
             if len(seen) == 1:
@@ -229,7 +229,7 @@ def drain(cluster, node):
     assert accepted, why
 
 
-def test_workers_may_become_fewer_and_more(cluster, job, alone, tmp_path):
+def test_workers_may_become_fewer_and_more(cluster, work, alone, tmp_path):
     """Two workers lose a node: one goes on, until there is room for another one; the losses stay the same.
 
     Each waits for the verdict on the first report, and says it again when it goes on. The model is shared
@@ -238,7 +238,7 @@ def test_workers_may_become_fewer_and_more(cluster, job, alone, tmp_path):
     made = nodes(cluster, 1, 1)
     lines, widths = [], []
     wide = RunSpec(name="elastic", workers=2, min_workers=1)
-    elastic = replace(job, fit=Fit(sharded=True))
+    elastic = replace(work, fit=Fit(sharded=True))
     with start_crews(wide, str(tmp_path), lines.append) as board:
         task = Job("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
         for metrics in follow_job(board, task):
@@ -271,11 +271,11 @@ def lone(cluster, tmp_path_factory):
     nothing_reserved()
 
 
-def test_a_kill_in_mid_step_costs_nothing(lone, job, alone, tmp_path):
+def test_a_kill_in_mid_step_costs_nothing(lone, work, alone, tmp_path):
     """SIGKILL of the only worker between two reports: it goes on at the last one, and no bit differs."""
     killer = threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2))
     killer.start()
-    found = list(follow_job(lone, Job("killed", "train", job, ray.put(BLOCKS), str(tmp_path))))
+    found = list(follow_job(lone, Job("killed", "train", work, ray.put(BLOCKS), str(tmp_path))))
     killer.join()
     assert len(found) == REPORTS + 1  # who goes on says its last report again
     assert same_weights(found[-1], alone)
@@ -289,12 +289,12 @@ def kill_at(board, name, step):
     os.kill(worker["Pid"], signal.SIGKILL)
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, job, small):
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, work, small):
     """The second checkpoint doesn't fit beside the first: that one stays whole, and the workers go on."""
     place = f"{small}/full"
     with pytest.raises(UserError, match=f"no space left for a checkpoint of full under {small} ") as told:
-        run_job(lone, Job("full", "train", job, ray.put(BLOCKS), str(small)))
+        run_job(lone, Job("full", "train", work, ray.put(BLOCKS), str(small)))
     assert "\n" not in str(told.value) and "--resume" in str(told.value)
     assert find_last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
-    after = run_job(lone, Job("after", "probe", ProbeWork(job.source, None, 4), ray.put(BLOCKS)))
-    assert after["importance"]["units"] == pytest.approx(job.units)
+    after = run_job(lone, Job("after", "probe", ProbeWork(work.source, None, 4), ray.put(BLOCKS)))
+    assert after["importance"]["units"] == pytest.approx(work.units)

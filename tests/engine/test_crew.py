@@ -324,7 +324,7 @@ def test_workers_share_the_memory_of_their_machine(board):
 
 
 @pytest.fixture(scope="module")
-def job(board, tmp_path_factory):
+def work(board, tmp_path_factory):
     """A training of many short steps on what the crew measured."""
     backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
     asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
@@ -352,24 +352,24 @@ def workers():
 
 
 @pytest.mark.slow
-def test_a_diverged_training_says_why_and_the_workers_stay(board, job, tmp_path):
+def test_a_diverged_training_says_why_and_the_workers_stay(board, work, tmp_path):
     """It fails on all workers alike, so none of them has to start anew for the next task."""
     before = workers()
-    hot = replace(job, training=job.training.model_copy(update={"base_lr": 1e38}))
+    hot = replace(work, training=work.training.model_copy(update={"base_lr": 1e38}))
     with pytest.raises(JobFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
         run_job(board, Job("hot", "train", hot, ray.put(BLOCKS), str(tmp_path)))
-    measured = run_job(board, Job("after", "probe", ProbeWork(job.source, None, 4), ray.put(BLOCKS)))
-    assert measured["importance"]["units"] == pytest.approx(job.units)
+    measured = run_job(board, Job("after", "probe", ProbeWork(work.source, None, 4), ray.put(BLOCKS)))
+    assert measured["importance"]["units"] == pytest.approx(work.units)
     assert workers() == before and len(before) == 2
 
 
 @pytest.mark.slow
-def test_workers_time_their_steps_together(board, job, tmp_path):
+def test_workers_time_their_steps_together(board, work, tmp_path):
     """Each of two makes its share of every step, else one would wait for ever; the next task goes well."""
-    found = run_job(board, Job("pace", "pace", job, ray.put(BLOCKS)))
+    found = run_job(board, Job("pace", "pace", work, ray.put(BLOCKS)))
     assert not found["fault"] and found["plain"] > 0 and found["compiled"] > 0
     assert ray.get(board.read.remote())[0]["pace"] == (2, 2)
-    short = replace(job, training=job.training.model_copy(update={"tokens": 10 * SEQ_LEN}))
+    short = replace(work, training=work.training.model_copy(update={"tokens": 10 * SEQ_LEN}))
     assert run_job(board, Job("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]
 
 

@@ -57,7 +57,7 @@ def board(tmp_path_factory):
 
 
 def greedy(tried, cgroup=None):
-    """A job that takes memory until its process is killed; each time that it is begun it signs `tried`."""
+    """A work that takes memory until its process is killed; each time that it is begun it signs `tried`."""
 
     class Greedy:  # inside of a function, so that it travels with its code
         @property
@@ -74,10 +74,10 @@ def greedy(tried, cgroup=None):
     return Greedy()
 
 
-def fails_alone(board, job, tried, folder):
+def fails_alone(board, work, tried, folder):
     """What is said of a task that takes too much; the next one must go well."""
     with pytest.raises(JobFailed) as told:
-        run_job(board, Job(f"greedy in {folder.name}", "probe", job, ray.put({})))
+        run_job(board, Job(f"greedy in {folder.name}", "probe", work, ray.put({})))
     assert not isinstance(told.value, CrewLost)
     assert len(tried.read_text().split()) == 1
     source = str(save_tiny_backbone(folder / "backbone", layers=2))

@@ -113,8 +113,8 @@ def watched(tmp_path_factory):
             measured = run_job(board, Job("probe", "probe", asked, ray.put(BLOCKS)))
             spec = TrainingSpec(k=1, base_lr=3e-4, tokens=20 * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=2)
             units, before = measured["importance"]["units"], measured["nats"]
-            job = TrainWork(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
-            task = Job(TRIAL, "train", job, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
+            work = TrainWork(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
+            task = Job(TRIAL, "train", work, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
             said = follow_job(board, task)
             yield dashboard, board, said, next(said)  # its worker waits for the verdict
 

@@ -149,17 +149,17 @@ def test_the_device_takes_no_tensors_of_two(apart):
     assert len(said) == 3 and all("two devices" in each for each in said)
 
 
-def probed(job, place):
-    return run_probe(job, BLOCKS, torch.device(place))
+def probed(work, place):
+    return run_probe(work, BLOCKS, torch.device(place))
 
 
 @pytest.mark.parametrize("raced", [False, True])
 def test_stage_one_measures_what_it_does_on_the_cpu(apart, backbone, raced):
     """Importance of layers and units, reception, separation and the held-out losses."""
-    job = ProbeWork(
+    work = ProbeWork(
         backbone, None, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
     )
-    usual, there = (apart(probed, job, place) for place in ("cpu", NAME))
+    usual, there = (apart(probed, work, place) for place in ("cpu", NAME))
     for name in ("order", "ties"):
         assert there["importance"][name] == usual["importance"][name]
     for name in ("units", "base_loss"):
@@ -171,7 +171,7 @@ def test_stage_one_measures_what_it_does_on_the_cpu(apart, backbone, raced):
         assert ours["overlap"] == pytest.approx(theirs["overlap"], rel=1e-2)
 
 
-def trained(job, place, folder):
+def trained(work, place, folder):
     """The scores that a training reports, then those of it resumed from its first report, then the test's."""
     found = []
 
@@ -180,9 +180,9 @@ def trained(job, place, folder):
         shutil.copytree(made, folder / str(len(found)))
 
     train.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
-    train.train(job, BLOCKS, torch.device(place), kept)
-    train.train(job, BLOCKS, torch.device(place), kept, resume=folder / "1")
-    train.score_and_export(job, BLOCKS, torch.device(place), kept, folder / "2", {})
+    train.train(work, BLOCKS, torch.device(place), kept)
+    train.train(work, BLOCKS, torch.device(place), kept, resume=folder / "1")
+    train.score_and_export(work, BLOCKS, torch.device(place), kept, folder / "2", {})
     return found
 
 
@@ -199,7 +199,7 @@ def trained(job, place, folder):
 def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
     measured = apart(probed, ProbeWork(backbone, None, 4, held_out=("general", "domain")), "cpu")
-    job = train.TrainWork(
+    work = train.TrainWork(
         source=backbone,
         revision=None,
         training=TrainingSpec(**SPEC, tunes=tunes),
@@ -212,6 +212,6 @@ def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
         seed=0,
         fit=fit,
     )
-    usual, there = (apart(trained, job, place, tmp_path / place) for place in ("cpu", NAME))
+    usual, there = (apart(trained, work, place, tmp_path / place) for place in ("cpu", NAME))
     assert there == pytest.approx(usual, rel=1e-3) and len(there) == 5
     assert there[2:4] == there[:2]  # resumed, it says the first report again

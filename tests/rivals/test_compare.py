@@ -120,7 +120,7 @@ class Pretended:
     """A field on which a training's score follows from method, rate and seed; it counts what is run."""
 
     def __init__(self, fails=lambda entrant, rate: False):
-        self.job = type("job", (), {"seed": 5})
+        self.work = type("work", (), {"seed": 5})
         self.ran = []
         self._fails = fails
 
@@ -278,8 +278,8 @@ def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch)
         "on_crew": lambda *_: nullcontext(),
         "test_blocks": lambda *_: dict.fromkeys(SIDES, text),
         "put": lambda blocks: blocks,
-        "do": lambda board, task: asked.append(task.job) or {"nats": {}, "correct": {}},
+        "do": lambda board, task: asked.append(task.work) or {"nats": {}, "correct": {}},
     }.items():
         monkeypatch.setattr(studies, name, instead)
     field = build_field(run, made, SimpleNamespace(ray=""), None, None, fit)
-    assert asked[0].fit == fit and asked[0].trusted and field.job.trusted
+    assert asked[0].fit == fit and asked[0].trusted and field.work.trusted

@@ -97,7 +97,7 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, truste
         heard["blocks"] = trusted
 
     def do(board, task):
-        heard[task.name] = task.job.trusted
+        heard[task.name] = task.work.trusted
         return {"importance": {}, "nats": {}, "correct": {}, "reception": [0.0]}
 
     for name, instead in (("load_config", load_config), ("build_blocks", build_blocks), ("do", do)):

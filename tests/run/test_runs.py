@@ -148,11 +148,11 @@ JOB = TrainWork("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1,
 TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gib": 1.0}
 
 
-def paced_by(monkeypatch, said, answer, steps=1000, job=JOB, **settings):
+def paced_by(monkeypatch, said, answer, steps=1000, work=JOB, **settings):
     """How a run is compiled whose workers answer that to the question whether it is faster."""
 
     def do(board, task):
-        assert (task.loop, task.job, task.blocks) == ("pace", job, "blocks")
+        assert (task.loop, task.work, task.blocks) == ("pace", work, "blocks")
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -160,7 +160,7 @@ def paced_by(monkeypatch, said, answer, steps=1000, job=JOB, **settings):
     monkeypatch.setattr(runs, "run_job", do)
     monkeypatch.setattr(runs, "store_blocks", lambda blocks: blocks)
     monkeypatch.setattr(runs, "show_jobs", lambda *_: nullcontext())
-    return choose_compiling(RunSpec(**settings), job, steps, SimpleNamespace(blocks="blocks"), said, None).fit
+    return choose_compiling(RunSpec(**settings), work, steps, SimpleNamespace(blocks="blocks"), said, None).fit
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_layers_are_compiled_where_that_pays(monkeypatch, said, answer, compiled
 def test_what_is_decided_or_not_worth_the_question_is_not_asked(monkeypatch, said):
     """Nor is it an answer when the workers are gone, or a person has to do something."""
     unasked, untrained = AssertionError("asked"), replace(JOB, layers=())
-    for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}, {"job": untrained}):
+    for settings in ({"steps": 999}, {"compile": "off"}, {"compile": "on"}, {"work": untrained}):
         assert paced_by(monkeypatch, said, unasked, **settings) == JOB.fit
     for problem in (CrewLost("nobody is there"), JobRefused("no such folder")):
         with pytest.raises(type(problem)):
@@ -304,10 +304,10 @@ def test_a_budget_that_ends_k_comes_with_the_command_of_twice_that():
 def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised, head):
     """Where that isn't the exported one both are named."""
     side = {"before_bpb": 1.0, "after_bpb": 0.9, "delta": 10.0, "standard_error": 0.1}
-    job = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
+    work = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
     made = SimpleNamespace(importance={"layers": []})
     test = {"general": side, "domain": side}
-    show_summary(Display(), "Because.", test, job, made, Results(str(tmp_path), "run"), advised)
+    show_summary(Display(), "Because.", test, work, made, Results(str(tmp_path), "run"), advised)
     assert capsys.readouterr().out.startswith(f"\n{head} copied: 1 3\nBecause.\n")
 
 

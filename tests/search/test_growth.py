@@ -42,7 +42,7 @@ BLOCKS = {
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def work(tmp_path_factory):
     source = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone")))
     found = run_probe(ProbeWork(source, None, 4, held_out=("general", "domain")), BLOCKS, CPU)
     training = TrainingSpec(tokens_per_step=PER_STEP * SEQ_LEN, recompute_every=2)
@@ -78,24 +78,24 @@ def alone(monkeypatch, tmp_path):
             found.append({**metrics, "saved": saved})
 
         start = task.extra.get("grown_from")
-        train(task.job, task.blocks, CPU, report, grown_from=Path(start) if start else None)
+        train(task.work, task.blocks, CPU, report, grown_from=Path(start) if start else None)
         return found
 
     monkeypatch.setattr(growth, "follow_job", reports)
     return begun
 
 
-def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(job):
+def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(work):
     """Each depth has the layers of the one before, its share of the tokens, and the steps that come next."""
-    plan = plan_growth(run_of(13), SPACE, job, IMPORTANCE)
+    plan = plan_growth(run_of(13), SPACE, work, IMPORTANCE)
     assert [stage.name for stage in plan] == ["grow-01", "grow-02", "grow-03"]
-    assert [stage.job.layers for stage in plan] == [(1,), (1, 2), (0, 1, 2)]
-    assert [(stage.job.steps_before, stage.job.steps) for stage in plan] == [(0, 4), (4, 4), (8, 4)]
+    assert [stage.work.layers for stage in plan] == [(1,), (1, 2), (0, 1, 2)]
+    assert [(stage.work.steps_before, stage.work.steps) for stage in plan] == [(0, 4), (4, 4), (8, 4)]
 
 
-def test_the_curve_is_read_along_one_training(job, alone):
+def test_the_curve_is_read_along_one_training(work, alone):
     """A row a depth, each better than the last on text that can be learned; the choice is made among them."""
-    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
     assert [row["k"] for row in rows] == [1, 2, 3] and {row["state"] for row in rows} == {"finished"}
     assert [row["tokens"] for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
     assert [row["layers"] for row in rows] == ["1", "1 2", "0 1 2"]
@@ -105,20 +105,20 @@ def test_the_curve_is_read_along_one_training(job, alone):
     assert choose_k(rows).k == 3
 
 
-def test_a_reading_counts_what_the_depths_before_have_seen(job, alone):
+def test_a_reading_counts_what_the_depths_before_have_seen(work, alone):
     """Steps and tokens of the curves go on from depth to depth, and each curve ends as its row says."""
-    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
     readings = [reading for row in rows for reading in row["curve"]]
     assert [reading["step"] for reading in readings] == [20, 40, 60]
     for name in ("tokens", "general_delta", "domain_delta", "score"):
         assert [reading[name] for reading in readings] == [row[name] for row in rows]
 
 
-def test_growth_ends_where_a_layer_gains_nothing(job, alone):
+def test_growth_ends_where_a_layer_gains_nothing(work, alone):
     """At a rate at which nothing is learned the second depth is within the noise, and there is no third."""
     still = SPACE.model_copy(update={"first": ({"k": 1, "base_lr": 1e-30},)})
     seen = []
-    plan = plan_growth(run_of(60), still, job, IMPORTANCE)
+    plan = plan_growth(run_of(60), still, work, IMPORTANCE)
     rows = grow_model(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
     assert [row["k"] for row in rows] == [1] and rows[0]["score"] == pytest.approx(0, abs=1e-9)
     assert seen == [(1, "running"), (1, "finished")]
@@ -147,13 +147,13 @@ def test_a_depth_is_judged_by_what_each_added_layer_earned():
     assert [choose_k(rows, min_gain_per_layer=price).k for price in said] == [8, 8, 8, 4]
 
 
-def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(job, alone):
+def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(work, alone):
     """The first depth earns less than a hundred points a layer, so there is no second one."""
-    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None, price=100.0)
+    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None, price=100.0)
     assert [row["k"] for row in rows] == [1] and 0 < rows[0]["score"] < 100
 
 
-def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, monkeypatch):
+def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(work, alone, monkeypatch):
     """It is a row with its error, and the choice is made among those before it."""
     done = growth.reports
 
@@ -163,22 +163,22 @@ def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(job, alone, 
         return done(board, task)
 
     monkeypatch.setattr(growth, "follow_job", fails_at_two)
-    rows = grow_model(plan_growth(run_of(60), SPACE, job, IMPORTANCE), BLOCKS, "", None)
+    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
     assert [(row["k"], row["state"]) for row in rows] == [(1, "finished"), (2, "failed")]
     assert rows[1]["error"] == "MemoryError: too large" and rows[1]["score"] is None
     assert choose_k(rows).k == 1 and math.isfinite(choose_k(rows).score)
 
 
-def test_what_cannot_grow_is_refused(job):
+def test_what_cannot_grow_is_refused(work):
     """A placement that moves its layers with k, a space without layers to add, flags of trials."""
     spread = SearchSpace(
         parameters={"k": {"int": [1, 3]}, "placement": {"fixed": "uniform"}},
         first=({"k": 1, "placement": "uniform"},),
     )
     with pytest.raises(UserError, match=r"placement uniform .* must have guided or deepest"):
-        plan_growth(run_of(9), spread, job, IMPORTANCE)
+        plan_growth(run_of(9), spread, work, IMPORTANCE)
     nothing = SearchSpace(parameters={"k": {"fixed": 0}}, first=({"k": 0},))
     with pytest.raises(UserError, match="no k above 0"):
-        plan_growth(run_of(9), nothing, job, IMPORTANCE)
+        plan_growth(run_of(9), nothing, work, IMPORTANCE)
     with pytest.raises(ValueError, match="--pareto is for independent trials"):
         SearchRun(strategy="grow", pareto=True)

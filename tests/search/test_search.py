@@ -824,8 +824,8 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     begun = []
 
     def train(board, task):
-        begun.append(task.job.training.k)
-        if task.job.training.k >= 5:
+        begun.append(task.work.training.k)
+        if task.work.training.k >= 5:
             raise JobFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
         yield {"score": 1.0}
 
@@ -836,7 +836,7 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", lambda _: None)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    job = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    work = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for k, words in (
         (5, "Tried to allocate"),
         (6, "k = 6 was not tried: .* at k = 5$"),
@@ -844,7 +844,7 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
         (5, "not tried"),
     ):
         with pytest.raises(JobFailed, match=words) if words else nullcontext():
-            search.run_trial({"k": k}, SearchRun(name="x"), job, layers, (None,), "")
+            search.run_trial({"k": k}, SearchRun(name="x"), work, layers, (None,), "")
     assert begun == [5, 4]
 
 
@@ -867,7 +867,7 @@ def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", heard.append)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    job = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    work = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for price in (None, 1.5):
-        search.run_trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), job, layers, (None,), "")
+        search.run_trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), work, layers, (None,), "")
     assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]

@@ -71,13 +71,13 @@ def backbone(tmp_path_factory):
 def measured(backbone):
     """What stage 1 says, as it comes back from the cache, and the progress it told."""
     told = []
-    job = ProbeWork(backbone, None, 2, held_out=("general", "domain"))
-    result = run_probe(job, BLOCKS, CPU, lambda done, of: told.append((done, of)))
+    work = ProbeWork(backbone, None, 2, held_out=("general", "domain"))
+    result = run_probe(work, BLOCKS, CPU, lambda done, of: told.append((done, of)))
     return json.loads(json.dumps(result)), told
 
 
 @pytest.fixture(scope="module")
-def job(backbone, measured):
+def work(backbone, measured):
     """A training of eight steps that measures again at steps 3 and 6 and reports four times."""
     tokens = PER_STEP * SEQ_LEN
     return TrainWork(
@@ -96,10 +96,10 @@ def job(backbone, measured):
     )
 
 
-def changed(job, **fields):
-    """`job` with other fields, of itself or of its training."""
-    own = {name: fields.pop(name) for name in list(fields) if hasattr(job, name)}
-    return replace(job, training=job.training.model_copy(update=fields), **own)
+def changed(work, **fields):
+    """`work` with other fields, of itself or of its training."""
+    own = {name: fields.pop(name) for name in list(fields) if hasattr(work, name)}
+    return replace(work, training=work.training.model_copy(update=fields), **own)
 
 
 def keeping(folder):
@@ -110,10 +110,10 @@ def keeping(folder):
 class Run:
     """A training and all that it reported: the metrics, and a checkpoint folder for each report."""
 
-    def __init__(self, folder, job, **options):
+    def __init__(self, folder, work, **options):
         self.metrics, self.folders = [], []
         self._folder = folder
-        train(job, BLOCKS, CPU, self.report, **options)
+        train(work, BLOCKS, CPU, self.report, **options)
 
     def report(self, metrics, folder):
         self.metrics.append({name: value for name, value in metrics.items() if "second" not in name})
@@ -128,15 +128,15 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def whole(job, tmp_path_factory):
+def whole(work, tmp_path_factory):
     """The training, never stopped."""
-    return Run(tmp_path_factory.mktemp("whole"), job)
+    return Run(tmp_path_factory.mktemp("whole"), work)
 
 
 @pytest.fixture(scope="module")
-def every_step(job, tmp_path_factory):
+def every_step(work, tmp_path_factory):
     """The same with a report, and so a checkpoint, after every step."""
-    return Run(tmp_path_factory.mktemp("every"), changed(job, reports=STEPS))
+    return Run(tmp_path_factory.mktemp("every"), changed(work, reports=STEPS))
 
 
 def same(a, b):
@@ -172,13 +172,13 @@ def plain_bpb(model, blocks):
 # --- the loop -------------------------------------------------------------------------------------
 
 
-def test_only_the_copies_move(job, tmp_path, monkeypatch):
+def test_only_the_copies_move(work, tmp_path, monkeypatch):
     """After training all that came from the backbone is bit-identical to it; each copy has changed."""
     models = caught(monkeypatch)
-    run = Run(tmp_path, changed(job, reports=1, weight_decay=0.1))
+    run = Run(tmp_path, changed(work, reports=1, weight_decay=0.1))
     (trained,) = models
-    fresh = load_model(job.source)
-    added = expand(fresh, job.layers)
+    fresh = load_model(work.source)
+    added = expand(fresh, work.layers)
     copies = layer_parameters(fresh, added)
     for (name, before), (_, after) in zip(fresh.named_parameters(), trained.named_parameters(), strict=True):
         if name not in copies:
@@ -196,39 +196,39 @@ def test_training_learns(whole):
     assert whole.metrics[-1]["score"] == pytest.approx(score)
 
 
-def test_the_loss_is_nats_per_token_of_the_global_batch(job, every_step):
+def test_the_loss_is_nats_per_token_of_the_global_batch(work, every_step):
     """The first loss reported is the untouched backbone's mean over the blocks of step 0."""
-    ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(0, PER_STEP)
+    ids = BlockOrder(len(BLOCKS["train"]), work.seed).batch(0, PER_STEP)
     batch = taken(BLOCKS["train"], ids)
-    per_token = plain_bpb(load_model(job.source), batch) * batch.bytes.mean() * math.log(2)
+    per_token = plain_bpb(load_model(work.source), batch) * batch.bytes.mean() * math.log(2)
     assert every_step.metrics[0]["loss"] == pytest.approx(per_token, rel=1e-5)
 
 
-def test_same_seed_same_loss(job, whole, tmp_path):
+def test_same_seed_same_loss(work, whole, tmp_path):
     """Run again, a training reports the same numbers, bit for bit; another seed gives others."""
-    again = Run(tmp_path / "again", job)
+    again = Run(tmp_path / "again", work)
     assert again.metrics == whole.metrics and same(again.weights(), whole.weights())
-    assert Run(tmp_path / "other", changed(job, seed=1)).metrics[0]["loss"] != whole.metrics[0]["loss"]
+    assert Run(tmp_path / "other", changed(work, seed=1)).metrics[0]["loss"] != whole.metrics[0]["loss"]
 
 
 @pytest.mark.parametrize("stop", [2, 3], ids=["between measurements", "where one is due"])
-def test_resumed_equals_uninterrupted(job, whole, tmp_path, stop):
+def test_resumed_equals_uninterrupted(work, whole, tmp_path, stop):
     """Stopped after a report and resumed from its checkpoint, a run ends as if it had never been stopped."""
     asked = []
     first = Run(
-        tmp_path / "first", job, should_stop=lambda report: bool(asked.append(report)) or report == stop
+        tmp_path / "first", work, should_stop=lambda report: bool(asked.append(report)) or report == stop
     )
     assert asked == list(range(1, stop + 1)) and first.metrics == whole.metrics[:stop]
     assert (first.folders[-1] / OPTIMIZER).exists()
     asked.clear()
-    second = Run(tmp_path / "second", job, resume=first.folders[-1], should_stop=asked.append)
+    second = Run(tmp_path / "second", work, resume=first.folders[-1], should_stop=asked.append)
     assert asked == list(range(stop, 4))  # nobody answers after the last
     assert second.metrics == whole.metrics[stop - 1 :]  # the last report may not have been heard
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_resumed_between_two_reports_equals_uninterrupted(job, whole, tmp_path, step):
+def test_resumed_between_two_reports_equals_uninterrupted(work, whole, tmp_path, step):
     """Asked to save, a run hands over its state after that very step; from there it ends as if never left."""
     asked = []
 
@@ -243,27 +243,27 @@ def test_resumed_between_two_reports_equals_uninterrupted(job, whole, tmp_path, 
     with pytest.raises(Left):
         # Steps 2 and 4 end with a report, which is a checkpoint already: nobody asks there.
         ask = lambda: bool(asked.append(0)) or len(asked) == (step + 1) // 2  # noqa: E731
-        Run(tmp_path / "first", job, asked_to_save=ask, keep=keep)
-    second = Run(tmp_path / "second", job, resume=tmp_path / "kept")
+        Run(tmp_path / "first", work, asked_to_save=ask, keep=keep)
+    second = Run(tmp_path / "second", work, resume=tmp_path / "kept")
     assert second.metrics == whole.metrics[step // 2 :]
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
 
 
-def test_a_stop_that_was_not_heard_holds_after_resuming(job, whole, tmp_path):
+def test_a_stop_that_was_not_heard_holds_after_resuming(work, whole, tmp_path):
     """Cut off before the verdict on its report, a run asks again and obeys."""
-    again = Run(tmp_path, job, resume=whole.folders[1], should_stop=lambda report: report == 2)
+    again = Run(tmp_path, work, resume=whole.folders[1], should_stop=lambda report: report == 2)
     assert again.metrics == [whole.metrics[1]]
 
 
-def test_resumed_at_its_end_reports_once_more(job, whole, tmp_path):
+def test_resumed_at_its_end_reports_once_more(work, whole, tmp_path):
     """Cut off after the last checkpoint, a run says again what it reached: that report may be lost."""
-    again = Run(tmp_path, job, resume=whole.folders[-1])
+    again = Run(tmp_path, work, resume=whole.folders[-1])
     (metrics,) = again.metrics
     assert metrics == whole.metrics[-1]
     assert same(again.weights(), whole.weights()) and again.state() == whole.state()
 
 
-def test_reports_come_evenly_and_at_the_end(job, whole, every_step):
+def test_reports_come_evenly_and_at_the_end(work, whole, every_step):
     """There are as many reports as asked for; the last, and only it, is complete; none is asked after it."""
     assert [metrics["step"] for metrics in whole.metrics] == [2, 4, 6, 8]
     assert [metrics["report"] for metrics in whole.metrics] == [1, 2, 3, 4]
@@ -271,7 +271,7 @@ def test_reports_come_evenly_and_at_the_end(job, whole, every_step):
     assert [metrics["tokens"] for metrics in whole.metrics] == [n * PER_STEP * SEQ_LEN for n in (2, 4, 6, 8)]
     for steps in range(1, 40):
         for reports in range(1, 12):
-            asked = changed(job, tokens=steps * PER_STEP * SEQ_LEN, reports=reports).report_steps
+            asked = changed(work, tokens=steps * PER_STEP * SEQ_LEN, reports=reports).report_steps
             gaps = np.diff([0, *asked])
             assert asked[-1] == steps and len(asked) == min(reports, steps) and gaps.max() - gaps.min() <= 1
     assert len(every_step.metrics) == STEPS
@@ -284,9 +284,9 @@ def test_the_number_of_reports_changes_no_weight(whole, every_step):
     assert whole.metrics[0] == {**second, "report": 1, "curve": second["curve"][1:]}
 
 
-def test_without_layers_the_score_is_exactly_zero(job, tmp_path):
+def test_without_layers_the_score_is_exactly_zero(work, tmp_path):
     """k = 0 trains nothing, reports and concludes like any other, and scores 0, not about 0."""
-    nothing = changed(job, layers=(), k=0)
+    nothing = changed(work, layers=(), k=0)
     run = Run(tmp_path / "run", nothing)
     assert [(m["score"], m["score_se"]) for m in run.metrics] == [(0, 0)] * 4
     assert run.metrics[-1]["complete"] and run.metrics[-1]["loss"] is None
@@ -295,15 +295,15 @@ def test_without_layers_the_score_is_exactly_zero(job, tmp_path):
     assert results[0]["score"] == 0
 
 
-def test_micro_batch_changes_no_result(job, whole, tmp_path):
+def test_micro_batch_changes_no_result(work, whole, tmp_path):
     """Accumulating gradients over smaller or larger pieces gives the same loss."""
     for size in (1, 3):
-        run = Run(tmp_path / str(size), changed(job, micro_batch=size))
+        run = Run(tmp_path / str(size), changed(work, micro_batch=size))
         losses = [[metrics["loss"] for metrics in r.metrics] for r in (run, whole)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_names_the_step(job, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_the_step(work, tmp_path, monkeypatch):
     """The error says at which step: the first if a weight is NaN from the start, else where it became so."""
 
     def spoil(model):
@@ -313,13 +313,13 @@ def test_a_loss_that_is_not_finite_names_the_step(job, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         caught(patch, spoil)
         with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 1 of 8"):
-            Run(tmp_path, job)
+            Run(tmp_path, work)
     models = caught(monkeypatch)
     with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 5 of 8"):
-        Run(tmp_path, job, progress=lambda done, _: spoil(models[0]) if done == 4 else None)
+        Run(tmp_path, work, progress=lambda done, _: spoil(models[0]) if done == 4 else None)
 
 
-def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
+def test_an_infinite_gradient_is_an_error_too(work, tmp_path, monkeypatch):
     """A finite loss with an infinite gradient stops the training before it spoils the weights."""
 
     def infinite(model, parameters, *args):
@@ -328,12 +328,12 @@ def test_an_infinite_gradient_is_an_error_too(job, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_module, "compute_gradients", infinite)
     with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
-        Run(tmp_path, job)
+        Run(tmp_path, work)
 
 
-def test_a_training_that_diverged_before_it_is_measured_again_says_so(job, tmp_path, monkeypatch):
+def test_a_training_that_diverged_before_it_is_measured_again_says_so(work, tmp_path, monkeypatch):
     """By its step, as one whose loss isn't finite does: it is the rate that is at fault, and no probe."""
-    models, every = caught(monkeypatch), job.training.recompute_every
+    models, every = caught(monkeypatch), work.training.recompute_every
 
     def spoil(done, _):
         if done == every:
@@ -342,7 +342,7 @@ def test_a_training_that_diverged_before_it_is_measured_again_says_so(job, tmp_p
 
     what = rf"importance of model\.layers\S+ is nan at step {every + 1} of 8"
     with pytest.raises(FloatingPointError, match=what):
-        Run(tmp_path, job, progress=spoil)
+        Run(tmp_path, work, progress=spoil)
 
 
 # --- other methods --------------------------------------------------------------------------------
@@ -359,13 +359,13 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_resumes_and_concludes(job, method, tmp_path):
+def test_every_method_learns_resumes_and_concludes(work, method, tmp_path):
     """It lowers the loss, ends with the same weights when resumed, and exports what it was scored with."""
-    job = changed(job, **METHODS[method], reports=2)
-    straight = Run(tmp_path / "straight", job)
+    work = changed(work, **METHODS[method], reports=2)
+    straight = Run(tmp_path / "straight", work)
     side = "general" if method == "general" else "domain"
     assert straight.metrics[-1][f"{side}_delta"] > 0.2
-    resumed = Run(tmp_path / "resumed", job, resume=straight.folders[0])
+    resumed = Run(tmp_path / "resumed", work, resume=straight.folders[0])
     assert same(resumed.weights(), straight.weights()) and resumed.metrics[-1] == straight.metrics[-1]
     results = []
 
@@ -373,22 +373,22 @@ def test_every_method_learns_resumes_and_concludes(job, method, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    score_and_export(job, BLOCKS, CPU, keep, straight.folders[-1], {})
+    score_and_export(work, BLOCKS, CPU, keep, straight.folders[-1], {})
     assert results[0]["domain_bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain_bpb"], rel=1e-4)
 
 
-def test_one_rate_asks_the_probe_nothing(job, tmp_path, monkeypatch):
+def test_one_rate_asks_the_probe_nothing(work, tmp_path, monkeypatch):
     """Without unit-wise rates the probe isn't measured again, so the method doesn't pay for it."""
     monkeypatch.setattr(train_module, "unit_importance", None)
-    run = Run(tmp_path, changed(job, normalization="none", reports=1))
+    run = Run(tmp_path, changed(work, normalization="none", reports=1))
     assert {row["scale"] for row in run.state()["rates"]} == {1.0}
 
 
-def test_replayed_text_is_trained_on(job, tmp_path):
+def test_replayed_text_is_trained_on(work, tmp_path):
     """Half of the blocks being general text, general text is learned better than from the domain alone."""
-    runs = [Run(tmp_path / str(share), changed(job, replay=share, reports=1)) for share in (0.0, 0.5)]
+    runs = [Run(tmp_path / str(share), changed(work, replay=share, reports=1)) for share in (0.0, 0.5)]
     assert runs[1].metrics[-1]["general_delta"] > runs[0].metrics[-1]["general_delta"] + 0.1
 
 
@@ -400,7 +400,7 @@ def rates_at(run, step):
     return {row["unit"]: row for row in run.state()["rates"] if row["step"] == step}
 
 
-def test_rates_are_recorded_at_every_measurement(job, whole):
+def test_rates_are_recorded_at_every_measurement(work, whole):
     """There is one row per unit of the copies at step 0 and at each multiple of recompute_every."""
     rows = whole.state()["rates"]
     assert sorted({row["step"] for row in rows}) == [0, 3, 6]
@@ -411,21 +411,21 @@ def test_rates_are_recorded_at_every_measurement(job, whole):
     assert len(rows) == 3 * len(units)
 
 
-def test_first_rates_come_from_the_source_layers(job, whole):
+def test_first_rates_come_from_the_source_layers(work, whole):
     """At step 0, where a copy measures 0 throughout, each of its units has its source's importance."""
     first = rates_at(whole, 0)
-    for name, value in job.units.items():
+    for name, value in work.units.items():
         for source, copy in zip(LAYERS, (1, 4), strict=True):
             if f".layers.{source}." in name:
                 assert first[unit_of(name.replace(f".{source}.", f".{copy}."))]["importance"] == value
     assert all(row["importance"] > 0 for row in first.values())
 
 
-def test_later_rates_come_from_the_copies(job, every_step):
+def test_later_rates_come_from_the_copies(work, every_step):
     """At a later measurement a row is the importance of that unit, as it then is, on the general text."""
     for step in (3, 6):
-        model = load_model(job.source)
-        added = expand(model, job.layers)
+        model = load_model(work.source)
+        added = expand(model, work.layers)
         TrainState.load(every_step.folders[step - 1], model)
         batches = list(make_micro_batches(BLOCKS["remeasure"], range(3), 2, CPU))
         expected = unit_importance(model, batches, added)
@@ -468,7 +468,7 @@ def fits_of(workers):
     return [name for name in FITS if name != "compiled" or workers == 2]
 
 
-def train_as_rank(rank, store, folder, job, workers):
+def train_as_rank(rank, store, folder, work, workers):
     """Once in each of the ways."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     torch.set_num_threads(1)
@@ -483,9 +483,9 @@ def train_as_rank(rank, store, folder, job, workers):
             if checkpoint and metrics["complete"]:
                 shutil.copytree(checkpoint, f"{folder}/{name}")
 
-        train(replace(job, fit=fit), BLOCKS, CPU, report)
+        train(replace(work, fit=fit), BLOCKS, CPU, report)
         assert (counters["stats"]["unique_graphs"] > 0) == fit.compiled
-        measured = run_probe(ProbeWork(job.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
+        measured = run_probe(ProbeWork(work.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
         measured["importance"].pop("seconds")
         found.append((reports, measured))
     torch.save(found, f"{folder}/{rank}")
@@ -494,12 +494,12 @@ def train_as_rank(rank, store, folder, job, workers):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [2, 4])  # a step has three blocks: shares are uneven, or even empty
-def test_several_processes_equal_one(job, measured, tmp_path, workers):
+def test_several_processes_equal_one(work, measured, tmp_path, workers):
     """Shares of every batch, of the probe and of the scoring on several processes give what one gives.
 
     So do, where the model itself is shared out, the pieces of it.
     """
-    short = changed(job, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
+    short = changed(work, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
     mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), nprocs=workers)
     first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
     assert all(other == first for other in others)
@@ -527,15 +527,15 @@ SHARDED = {
 }
 
 
-def sharded_variant(job, name):
+def sharded_variant(work, name):
     """Four steps of two reports in which what is trained, or held, differs."""
-    return changed(job, **{"tokens": 4 * PER_STEP * SEQ_LEN, "reports": 2}, **SHARDED[name])
+    return changed(work, **{"tokens": 4 * PER_STEP * SEQ_LEN, "reports": 2}, **SHARDED[name])
 
 
-def train_sharded(rank, store, folder, job):
+def train_sharded(rank, store, folder, work):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    shared = replace(job, fit=Fit(sharded=True))
+    shared = replace(work, fit=Fit(sharded=True))
     fused = torch.device("cuda")  # only whether it is one is asked there
     optimizer_of = train_module.build_optimizer
     train_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
@@ -558,14 +558,14 @@ def train_sharded(rank, store, folder, job):
 
 
 @pytest.mark.timeout(300)
-def test_whatever_is_trained_can_be_shared_out(job, tmp_path):
+def test_whatever_is_trained_can_be_shared_out(work, tmp_path):
     """Shared out over two processes a training ends as on one, resumed or not, and so does its export.
 
     In bfloat16 the norms of what is trained are computed in other bits, so there only the losses agree.
     """
-    mp.spawn(train_sharded, (str(tmp_path / "store"), str(tmp_path), job), nprocs=2)
+    mp.spawn(train_sharded, (str(tmp_path / "store"), str(tmp_path), work), nprocs=2)
     for name in SHARDED:
-        sharded, plain = tmp_path / name / "sharded", sharded_variant(job, name)
+        sharded, plain = tmp_path / name / "sharded", sharded_variant(work, name)
         one = Run(tmp_path / name / "one", plain)
         close = 2e-2 if name == "bfloat16" else 1e-3
         first, end, again, resumed, concluded = json.loads((sharded / "bpb").read_text())
@@ -589,7 +589,7 @@ def test_whatever_is_trained_can_be_shared_out(job, tmp_path):
 # --- the end, and the beginning -------------------------------------------------------------------
 
 
-def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
+def test_the_exported_model_is_the_one_scored(work, whole, tmp_path):
     """Reloaded by transformers it has the bits per byte reported; adept.json says what was added."""
     results = []
 
@@ -597,10 +597,10 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    score_and_export(job, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
+    score_and_export(work, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
     (result,) = results
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    plain = load_model(job.source)
+    plain = load_model(work.source)
     for side in ("general", "domain"):
         assert result[f"{side}_bpb"] == pytest.approx(plain_bpb(exported, BLOCKS[side]), rel=1e-5)
         assert result[f"{side}_bpb_before"] == pytest.approx(plain_bpb(plain, BLOCKS[side]), rel=1e-5)
@@ -611,10 +611,10 @@ def test_the_exported_model_is_the_one_scored(job, whole, tmp_path):
     assert (tmp_path / "model" / "tokenizer.json").exists()
 
 
-def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tmp_path):
+def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(work, whole, tmp_path):
     """bfloat16 throughout but for what is trained: it learns, resumes, and is scored as it is exported."""
-    low = replace(job, dtype="bfloat16")
-    asked = ProbeWork(job.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
+    low = replace(work, dtype="bfloat16")
+    asked = ProbeWork(work.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
     found = run_probe(asked, BLOCKS, CPU)
     low = replace(low, before=found["nats"], units=found["importance"]["units"])
     run = Run(tmp_path / "run", low)
@@ -637,8 +637,8 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(job, whole, tm
     assert results[0]["domain_bpb"] == pytest.approx(bits, rel=1e-9)
 
 
-def test_computing_activations_again_changes_no_bit(job, whole, tmp_path):
-    assert same(Run(tmp_path, replace(job, fit=Fit(recompute=True))).weights(), whole.weights())
+def test_computing_activations_again_changes_no_bit(work, whole, tmp_path):
+    assert same(Run(tmp_path, replace(work, fit=Fit(recompute=True))).weights(), whole.weights())
 
 
 def compiling(monkeypatch, backend="aot_eager"):
@@ -652,14 +652,14 @@ def compiling(monkeypatch, backend="aot_eager"):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("tunes", ["copies", "lora"])
-def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recompute):
+def test_compiled_layers_train_alike(work, tmp_path, monkeypatch, tunes, recompute):
     """The same losses and weights, names and export; and what was compiled once serves every other training.
 
     The steps have micro-batches of two blocks and of one, and importance is measured again on others.
     """
     done = compiling(monkeypatch)
     own = {"tunes": tunes} | ({"k": 0, "layers": ()} if tunes == "lora" else {})
-    plain = changed(job, **own, fit=Fit(recompute=recompute))
+    plain = changed(work, **own, fit=Fit(recompute=recompute))
     compiled = replace(plain, fit=Fit(recompute=recompute, compiled=True))
     without = Run(tmp_path / "plain", plain)
     assert not done
@@ -681,26 +681,26 @@ def test_compiled_layers_train_alike(job, tmp_path, monkeypatch, tunes, recomput
     assert same(*models) and done["unique_graphs"] == codes
 
 
-def test_steps_are_timed_with_and_without_compiled_layers(job, whole, tmp_path, monkeypatch):
+def test_steps_are_timed_with_and_without_compiled_layers(work, whole, tmp_path, monkeypatch):
     """Those without compile nothing; of what was trained nothing is left, the text is that of a training."""
     done, told, texts = compiling(monkeypatch), [], []
     monkeypatch.setattr(pace_module, "find_compiler_fault", lambda device: "")
     monkeypatch.setattr(pace_module, "take_step", lambda *args: texts.append(args[6]) or take_step(*args))
     found = time_compiling(
-        job, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"])))
+        work, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"])))
     )
     assert told == [(1, 2, False), (2, 2, True)]
     assert not found.pop("fault") and min(found.values()) > 0
-    order = BlockOrder(len(BLOCKS["train"]), job.seed)
+    order = BlockOrder(len(BLOCKS["train"]), work.seed)
     steps = pace_module.FIRST + pace_module.TIMED
-    assert texts == 2 * [order.batch(step, job.blocks_per_step) for step in range(steps)]
-    assert same(Run(tmp_path, job).weights(), whole.weights())
+    assert texts == 2 * [order.batch(step, work.blocks_per_step) for step in range(steps)]
+    assert same(Run(tmp_path, work).weights(), whole.weights())
 
 
-def test_nothing_is_timed_where_nothing_can_be_compiled(job, monkeypatch):
+def test_nothing_is_timed_where_nothing_can_be_compiled(work, monkeypatch):
     monkeypatch.setattr(pace_module, "find_compiler_fault", lambda device: f"no compiler for a {device}")
     monkeypatch.setattr(pace_module, "time_steps", lambda *_: pytest.fail("steps were made"))
-    assert time_compiling(job, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
+    assert time_compiling(work, BLOCKS, CPU) == {"fault": "no compiler for a cpu"}
 
 
 @pytest.mark.parametrize(
@@ -738,17 +738,17 @@ def test_every_thread_may_compile_as_many_codes(monkeypatch):
     assert len(limits) == 2 and all(before < after == MAX_COMPILED_CODES for before, after in limits)
 
 
-def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(job, whole, tmp_path):
+def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(work, whole, tmp_path):
     """All parameters trained, LoRA merged: the next training starts from the backbone none the less."""
     for tunes in ("all", "originals", "lora"):
-        spec = job.training.model_copy(update={"tunes": tunes, "k": 2 if tunes == "originals" else 0})
-        other = replace(job, training=spec, layers=LAYERS if tunes == "originals" else ())
+        spec = work.training.model_copy(update={"tunes": tunes, "k": 2 if tunes == "originals" else 0})
+        other = replace(work, training=spec, layers=LAYERS if tunes == "originals" else ())
         run = Run(tmp_path / tunes, other)
         score_and_export(other, BLOCKS, CPU, lambda *_: None, run.folders[-1], {})
-        assert same(Run(tmp_path / f"after {tunes}", job).weights(), whole.weights())
+        assert same(Run(tmp_path / f"after {tunes}", work).weights(), whole.weights())
 
 
-def test_tasks_are_scored_in_training_and_at_the_end(job, whole, tmp_path):
+def test_tasks_are_scored_in_training_and_at_the_end(work, whole, tmp_path):
     """Their accuracy takes the place of bits per byte on its side; nothing else of the training changes."""
     choices = ["the nurse", "the baker"]
     rows = [{"question": "Who reports?", "choices": choices, "answer": i % 2} for i in range(8)]
@@ -765,10 +765,10 @@ doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """)
     items = draw_items([str(tmp_path / "task.yaml")], 4, 0, tmp_path)
-    asked = ProbeWork(job.source, None, 2, importance=False, items={"domain": items["validation"]})
+    asked = ProbeWork(work.source, None, 2, importance=False, items={"domain": items["validation"]})
     found = run_probe(asked, {}, CPU)
-    before = {**job.before, "domain tasks": found["correct"]["domain"]}
-    tested = replace(job, items={"domain": items["validation"]}, before=before)
+    before = {**work.before, "domain tasks": found["correct"]["domain"]}
+    tested = replace(work, items={"domain": items["validation"]}, before=before)
     by_tasks = Run(tmp_path / "run", tested).metrics[-1]
     plain = whole.metrics[-1]
     assert by_tasks["domain_bpb"] == plain["domain_bpb"] and by_tasks["loss"] == plain["loss"]
@@ -803,15 +803,15 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
 
 def test_stage_one_can_race(backbone, measured):
     """On as few sequences as one look takes, a race is the exhaustive probe; its settings are recorded."""
-    job = ProbeWork(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
-    raced, whole = run_probe(job, BLOCKS, CPU)["importance"], measured[0]["importance"]
+    work = ProbeWork(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
+    raced, whole = run_probe(work, BLOCKS, CPU)["importance"], measured[0]["importance"]
     assert (raced["probe"], raced["confidence"], whole["probe"]) == ("raced", 0.9, "exhaustive")
     means = [[row["mean"] for row in found["layers"]] for found in (raced, whole)]
     assert means[0] == pytest.approx(means[1]) and raced["order"] == whole["order"]
     assert set(raced["settled"]) <= {1}
 
 
-def test_nothing_frozen_gets_a_gradient_or_a_state(job, tmp_path, monkeypatch):
+def test_nothing_frozen_gets_a_gradient_or_a_state(work, tmp_path, monkeypatch):
     """After training, gradients and AdamW's moments exist for the copies at most."""
     optimizers = []
     make = torch.optim.AdamW
@@ -822,7 +822,7 @@ def test_nothing_frozen_gets_a_gradient_or_a_state(job, tmp_path, monkeypatch):
 
     models = caught(monkeypatch)
     monkeypatch.setattr(torch.optim, "AdamW", made)
-    Run(tmp_path, job)
+    Run(tmp_path, work)
     trained = {id(p) for p in layer_parameters(models[0], (1, 4)).values()}
     assert {id(p) for p in optimizers[0].state} == trained
     for parameter in models[0].parameters():
@@ -839,9 +839,9 @@ def test_stage_one_measures_only_what_is_missing(backbone, measured):
 # --- growth ---------------------------------------------------------------------------------------
 
 
-def test_a_grown_model_goes_on_as_the_smaller_one_ended(job, whole, measured, tmp_path):
+def test_a_grown_model_goes_on_as_the_smaller_one_ended(work, whole, measured, tmp_path):
     """With one more copy, between those that were there, it starts with the very losses of the end."""
-    grown = changed(job, k=3, layers=(0, 1, 2), tokens=PER_STEP * SEQ_LEN, base_lr=1e-30, reports=1)
+    grown = changed(work, k=3, layers=(0, 1, 2), tokens=PER_STEP * SEQ_LEN, base_lr=1e-30, reports=1)
     run = Run(tmp_path, grown, grown_from=whole.folders[-1])
     for name in ("general_bpb", "domain_bpb"):
         assert run.metrics[0][name] == whole.metrics[-1][name]
@@ -857,17 +857,17 @@ def test_a_grown_model_goes_on_as_the_smaller_one_ended(job, whole, measured, tm
     assert first["model.layers.3.self_attn.q_proj"] == source
 
 
-def test_a_grown_model_goes_on_in_the_text(job, whole, tmp_path):
+def test_a_grown_model_goes_on_in_the_text(work, whole, tmp_path):
     """Its first step takes the blocks that would have come next."""
-    start = changed(job, tokens=PER_STEP * SEQ_LEN, reports=1)
+    start = changed(work, tokens=PER_STEP * SEQ_LEN, reports=1)
     ahead = Run(tmp_path / "ahead", replace(start, steps_before=STEPS), grown_from=whole.folders[-1])
-    ids = BlockOrder(len(BLOCKS["train"]), job.seed).batch(STEPS, PER_STEP)
+    ids = BlockOrder(len(BLOCKS["train"]), work.seed).batch(STEPS, PER_STEP)
     swapped = {**BLOCKS, "train": taken(BLOCKS["train"], ids)}
     seen = []
     train(start, swapped, CPU, lambda metrics, _: seen.append(metrics), grown_from=whole.folders[-1])
     assert ahead.metrics[0]["loss"] == pytest.approx(seen[0]["loss"], rel=1e-6)
 
 
-def test_no_model_shrinks(job, whole, tmp_path):
+def test_no_model_shrinks(work, whole, tmp_path):
     with pytest.raises(UserError, match=r"copied layers \[2\], and this training doesn't"):
-        Run(tmp_path, changed(job, k=1, layers=(0,)), grown_from=whole.folders[-1])
+        Run(tmp_path, changed(work, k=1, layers=(0,)), grown_from=whole.folders[-1])
