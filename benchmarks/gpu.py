@@ -22,13 +22,13 @@ from shapes import SHAPES, config_of
 from transformers import AutoModelForCausalLM
 
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import read_peak_memory, reset_peak_memory
+from adept_ray.data.blocks import Blocks
+from adept_ray.engine.memory import read_peak_memory, reset_peak_memory
 from adept_ray.method.anatomy import layer_parameters
+from adept_ray.method.fit import Fit
 from adept_ray.method.importance import measure_bypass_losses
 from adept_ray.method.memory_plan import GIB, MemoryPlan, plan_memory
 from adept_ray.method.rates import parameter_groups, set_rates
-from adept_ray.method.sharding import Fit
 from adept_ray.method.tuning import build_tuning
 from adept_ray.training.stage2 import clip_gradients, compute_gradients
 

@@ -21,8 +21,9 @@ import torch
 from rich.progress import track
 from rivals import prepare_torch
 
-from adept_ray.config.specs import default_cache
-from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
+from adept_ray.config.places import default_cache
+from adept_ray.data.backbones import resolve_backbone
+from adept_ray.data.loading import load_model, load_tokenizer
 
 HERE = "{instruction}"
 

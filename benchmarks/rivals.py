@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from adept_ray.config.specs import default_cache
-from adept_ray.data.backbones import load_model, load_tokenizer, resolve_backbone
-from adept_ray.data.documents import resolve_corpus
+from adept_ray.config.places import default_cache
+from adept_ray.data.backbones import resolve_backbone
+from adept_ray.data.corpora import resolve_corpus
+from adept_ray.data.loading import load_model, load_tokenizer
 from adept_ray.engine.cluster import count_cpus
 
 

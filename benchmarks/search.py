@@ -25,7 +25,8 @@ from pathlib import Path
 import yaml
 from rivals import prepare_torch
 
-from adept_ray.config.specs import TrainingSpec, default_cache
+from adept_ray.config.places import default_cache
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.search.choice import UNTOUCHED, choose_k
 
 ROOT = Path(__file__).parent.parent

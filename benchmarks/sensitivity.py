@@ -21,11 +21,12 @@ from rivals import prepare_torch
 from scipy.stats import kendalltau
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.data.backbones import load_model
-from adept_ray.data.packing import Blocks, make_micro_batches
+from adept_ray.data.blocks import Blocks, make_micro_batches
+from adept_ray.data.loading import load_model
 from adept_ray.engine import cluster as launch
 from adept_ray.method.importance import measure_bypass_losses
-from adept_ray.run.preparing import find_sources, token_blocks
+from adept_ray.run.preparing import token_blocks
+from adept_ray.run.sources import find_sources
 from adept_ray.run.terminal import Display
 
 SHORTEST = 256

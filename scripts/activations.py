@@ -8,4 +8,4 @@ from adept_ray.config.specs import ActivationsRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(ActivationsRun, "comparing.draw_activations", __doc__)
+    run_command(ActivationsRun, "activations.draw_activations", __doc__)

@@ -10,4 +10,4 @@ from adept_ray.config.specs import CompareRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(CompareRun, "comparing.compare_methods", __doc__)
+    run_command(CompareRun, "compare.compare_methods", __doc__)

@@ -9,4 +9,4 @@ from adept_ray.config.specs import EvaluateRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(EvaluateRun, "comparing.evaluate", __doc__)
+    run_command(EvaluateRun, "evaluate.evaluate_model", __doc__)

@@ -8,4 +8,4 @@ from adept_ray.config.specs import PickRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(PickRun, "searching.pick", __doc__)
+    run_command(PickRun, "pick.pick_trial", __doc__)

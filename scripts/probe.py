@@ -8,4 +8,4 @@ from adept_ray.config.specs import ProbeRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(ProbeRun, "searching.probe_only", __doc__)
+    run_command(ProbeRun, "probe.probe_layers", __doc__)

@@ -8,4 +8,4 @@ from adept_ray.config.specs import TrainRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(TrainRun, "searching.train_full", __doc__)
+    run_command(TrainRun, "train.train_model", __doc__)

@@ -10,4 +10,4 @@ from adept_ray.config.specs import SearchRun
 from adept_ray.run.flags import run_command
 
 if __name__ == "__main__":
-    run_command(SearchRun, "searching.find_k", __doc__)
+    run_command(SearchRun, "tune_k.find_k", __doc__)

@@ -11,7 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from adept_ray.data.packing import Blocks
+from adept_ray.data.blocks import Blocks
 
 SIZES = dict(
     vocab_size=128,

@@ -1,32 +1,38 @@
-"""A module imports only from floors below it: the method doesn't know the engine."""
+"""The plan of the house: a folder imports only folders above it, no circle inside one, nothing too large."""
 
 import ast
+import subprocess
+import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each module may import only those before it.
-FLOORS = (
-    "config grammar ranks loss anatomy sharding importance race expansion reception placement rates lora "
-    "tuning plan activations",
-    "storage assets documents backbones corpus benchmarks scoring checkpoint",
-    "launch metrics",
-    "probe train pace crew",
-    "methods display prepare choice spaces trials study search growth compare",
-    "evidence figures page comparison_report card report cli runs commands studies",
-)
-ORDER = " ".join(FLOORS).split()
-METHOD = FLOORS[0].split()
+PACKAGE = ROOT / "adept_ray"
+# Each folder may import only those before it.
+FOLDERS = "config method storage data training engine search rivals report run commands".split()
+MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS, MOST_IMPORTS, MOST_ANY = 400, 60, 6, 15, 150
 HOMES = {  # what may be imported only there; of two entries the longer one holds
-    "ray.tune": {"search", "study"},
-    "optuna": {"study"},
-    "ray.data": {"corpus", "launch"},
-    "ray.train.torch": {"crew"},
-    "ray": set(ORDER) - set(METHOD) | {"scripts"},
+    "ray.tune": {"search"},
+    "optuna": {"search"},
+    "ray.data": {"data", "engine"},
+    "ray.train": {"engine"},
+    "ray": {"storage", "data", "engine", "search", "rivals", "run", "commands"},
+    "torch": {"method", "data", "training", "engine", "rivals", "run", "commands"},
 }
-FILES = [p for p in sorted((ROOT / "adept_ray").glob("*.py")) if p.stem != "__init__"]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def name_of(path: Path) -> str:
+    """``method.rates`` for adept_ray/method/rates.py; a package goes by its folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
 
 
 def imported(source: str) -> set[str]:
@@ -36,8 +42,8 @@ def imported(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["adept_ray" if node.level else "", node.module]))
-            names |= {f"{base}.{alias.name}" for alias in node.names}
+            assert not node.level, "imports name the whole path"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ray":
             names.add(f"ray.{node.attr}")
     return names
@@ -45,45 +51,104 @@ def imported(source: str) -> set[str]:
 
 def own_modules(names: set[str]) -> set[str]:
     """The modules of this package among imported names."""
-    parts = (name.split(".") for name in names)
-    return {part[1] for part in parts if part[0] == "adept_ray" and len(part) > 1} & set(ORDER)
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "adept_ray":
+            known = (".".join(parts[1:end]) for end in range(len(parts), 0, -1))
+            found.add(next((each for each in known if each in MODULES), ""))
+    return found - {""}
 
 
-def test_every_module_has_a_floor():
-    """A new module must be given its place in the order."""
-    assert {path.stem for path in FILES} <= set(ORDER)
+def folder_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_imports_go_down(path):
-    """A module imports only modules that come before it in the order."""
-    allowed = set(ORDER[: ORDER.index(path.stem)])
-    assert own_modules(imported(path.read_text(encoding="utf-8"))) <= allowed
+def functions_of(path: Path) -> list[ast.FunctionDef]:
+    return [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, FUNCTIONS)
+    ]
 
 
-@pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: path.stem)
-def test_ray_stays_in_its_rooms(path):
-    """The method never imports ray; ray.tune, optuna, ray.data and the trainer each have their homes."""
-    place = "scripts" if path in SCRIPTS else path.stem
-    for name in imported(path.read_text(encoding="utf-8")):
+IMPORTS = {
+    module: own_modules(imported(path.read_text(encoding="utf-8"))) for module, path in MODULES.items()
+}
+
+
+def test_every_folder_has_its_place():
+    """A new folder must be given its place in the order; the package itself holds no code of its own."""
+    assert {folder_of(module) for module in MODULES} - {""} == set(FOLDERS)
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
+def test_imports_go_up(module):
+    """A module imports only its own folder and folders that come before it."""
+    allowed = set(FOLDERS[: FOLDERS.index(folder_of(module)) + 1])
+    assert {folder_of(name) for name in IMPORTS[module]} <= allowed
+
+
+def test_no_folder_has_a_circle():
+    """The modules of each folder can be read one after the other."""
+    for folder in FOLDERS:
+        own = {
+            m: {i for i in IMPORTS[m] if folder_of(i) == folder} for m in MODULES if folder_of(m) == folder
+        }
+        assert list(TopologicalSorter(own).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
+def test_libraries_stay_in_their_rooms(module):
+    """The method never imports ray, a page never imports torch; Tune, Optuna and Ray Train have their homes."""
+    for name in imported(MODULES[module].read_text(encoding="utf-8")):
         libraries = [library for library in HOMES if f"{name}.".startswith(f"{library}.")]
         if libraries:
-            assert place in HOMES[max(libraries, key=len)], f"{path.name} imports {name}"
+            assert folder_of(module) in HOMES[max(libraries, key=len)], f"{module} imports {name}"
+
+
+def test_pages_need_no_torch_and_no_ray():
+    """Importing what writes the report loads neither, nor what they load in turn."""
+    pages = "from adept_ray.report import comparison_page, model_card, search_page"
+    check = "import sys; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", f"{pages}; {check}"], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_too_large(path):
+    """A file, a function, its arguments, a module's imports: each as much as a person can hold in the head."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES
+    for function in functions_of(path):
+        given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        count = len([each for each in given if each.arg not in ("self", "cls")])
+        assert function.end_lineno - function.lineno < MOST_FUNCTION_LINES, function.name
+        assert count <= MOST_ARGUMENTS, f"{function.name} takes {count} arguments"
+    assert len(IMPORTS[name_of(path)]) <= MOST_IMPORTS
+
+
+def test_any_is_for_what_really_may_be_anything():
+    """`Any` is written no more often than this in all of the package."""
+    names = Counter(
+        node.id
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name)
+    )
+    assert names["Any"] <= MOST_ANY
 
 
 def test_the_reader_of_imports_sees_every_form():
     """No way of writing an import escapes the tests above."""
     source = """
 import adept_ray.engine.cluster, optuna
-from adept_ray.search.tune import best
-from adept_ray.training import stage2 as train
-from . import probe
-from .report import write
+from adept_ray.search.tune import run_search
+from adept_ray.training import stage2
+from adept_ray import report
 import ray
 def f():
     from ray import tune
     ray.data.read_text("x")
 """
     names = imported(source)
-    assert own_modules(names) == {"launch", "search", "train", "probe", "report"}
+    assert own_modules(names) == {"engine.cluster", "search.tune", "training.stage2", "report"}
     assert {"optuna", "ray", "ray.tune", "ray.data"} <= names

@@ -11,18 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from adept_ray.config.specs import (
-    ScoreWeights,
-    SearchRun,
-    Spec,
-    TrainingSpec,
-    UserError,
-    apply_changes,
-    describe_line,
-    load_yaml,
-    suggest_names,
-    validate_spec,
-)
+from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.config.validation import Spec, apply_changes, describe_line, load_yaml, validate_spec
 
 Number = int | float
 

@@ -6,25 +6,18 @@ under a field is its ``--help``. A change makes a new, validated copy: see :func
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
+
+from adept_ray.config.places import Cache, Place, default_cache
+from adept_ray.config.validation import Spec
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
 Granularity = Literal["tensor", "block"]
@@ -45,67 +38,7 @@ def split_at_commas(names: Any) -> Any:
     return [os.path.expanduser(part) for part in parts if part]
 
 
-def refuse_secret(place: Any) -> str:
-    """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
-    text = os.path.expanduser(str(place))
-    if re.search(r"://[^/@:]*:(?!\d+/).*@", text):  # but for HOST:PORT/, whose path may have an @
-        raise ValueError(
-            "a secret in a URI would be printed: leave it to the environment, such as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return text.rstrip("/") or text[:1]  # "/" is one, too
-
-
-def make_absolute(place: str) -> str:
-    """A path made absolute, for workers are in other folders; a URI as it is."""
-    return place if "://" in place else os.path.abspath(place)
-
-
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
-Place = Annotated[str, BeforeValidator(refuse_secret)]  # a path or a URI
-Cache = Annotated[Place, AfterValidator(make_absolute)]
-
-
-class UserError(ValueError):
-    """Bad input: one sentence saying what is wrong, where, and what would be right."""
-
-
-class UnfinishedRun(UserError):
-    """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
-
-
-class InterruptedRun(Exception):
-    """A run was stopped half-way; the message is the command that goes on from there."""
-
-
-MAX_LISTED = 20  # names that an error message lists
-
-
-def suggest_names(name: str, known: Iterable[str]) -> str:
-    """A list of known names for an error message, the closest to `name` first when one is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
-    return f"known: {', '.join(known[:MAX_LISTED])}{more}"
-
-
-def default_cache() -> Path:
-    """Where assets, token blocks and probes are kept: ``ADEPT_RAY_CACHE`` or ``~/.cache/adept_ray``.
-
-    Raises :class:`UserError` for a URI: downloads are opened as files.
-    """
-    given = os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")
-    if "://" in given:
-        raise UserError(f"ADEPT_RAY_CACHE={given}: give a folder of this machine; --cache takes a URI")
-    return Path(given).expanduser().absolute()
-
-
-class Spec(BaseModel):
-    """Base of all specifications: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class RunSpec(Spec):
@@ -482,114 +415,3 @@ class ScoreWeights(Spec):
     """Weight of the domain side."""
     retain: bool = False
     """A loss on the general side counts, a gain doesn't: min(Δ_general, 0) takes the place of Δ_general."""
-
-
-S = TypeVar("S", bound=Spec)
-# pydantic's words for what YAML calls otherwise → ours
-PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
-
-
-def validate_spec(
-    spec: type[S],
-    values: Mapping[str, Any],
-    where: str | Callable[[Sequence[Any]], str],
-    error: type[Exception] = UserError,
-) -> S:
-    """Build `spec` from `values`, turning pydantic's report into one sentence.
-
-    `where` names their place, or is asked for it with the path of keys to the mistake.
-    Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
-    """
-    try:
-        return spec.model_validate(dict(values))
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if callable(where):
-            cause = first.get("ctx", {}).get("error")
-            where = where((*first["loc"], *getattr(cause, "at", ())))
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key '{key}': {suggest_names(str(first['loc'][-1]), _list_keys(spec, first['loc'][:-1]))}"
-        else:
-            text = first["msg"].removeprefix("Value error, ")
-            text = text[0].lower() + text[1:] if text.startswith("Input") else text
-            for words, plain in PLAINLY:
-                text = re.sub(words, plain, text)
-            got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
-            message = f"{key + ': ' if key else ''}{text}{got}"
-        raise error(f"{where}: {message}") from None
-
-
-def _list_keys(spec: Any, path: Iterable[Any]) -> list[str]:
-    """The keys that the sub-spec at `path` of `spec` knows."""
-    for part in path:
-        fields = getattr(spec, "model_fields", None)
-        spec = fields[part].annotation if fields else get_args(spec)[-1]
-    return [field.alias or name for name, field in spec.model_fields.items()]
-
-
-def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
-    """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
-
-    Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
-    Raises :class:`UserError` for an unknown key or a bad value.
-    """
-    values = spec.model_dump()
-    for dotted, value in changes.items():
-        *path, last = dotted.split(".")
-        target = values
-        for depth, part in enumerate([*path, last]):
-            if not isinstance(target, dict) or part not in target:
-                known = target if isinstance(target, dict) else {}
-                at = ".".join([*path, last][: depth + 1])
-                raise UserError(f"{where}: unknown key '{at}': {suggest_names(part, known)}")
-            if depth < len(path):
-                target = target[part]
-        target[last] = value
-    made = validate_spec(type(spec), values, where)
-    return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
-
-
-def mask_password(study: str) -> str:
-    """A ``--study`` as it is printed: ``***`` in place of the password of a database's URL.
-
-    It goes by the text alone, for a URL that can't be read is printed, too.
-    """
-    named = re.sub(r"(:/{1,2}[^:/@]*):.*@", r"\1:***@", study)  # up to the last @: some passwords have one
-    return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)
-
-
-def refuse_flags(given: Spec, unused: Collection[str], why: str) -> None:
-    """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
-
-    Raises :class:`UserError`: the flag and `why` nothing would come of it.
-    """
-    for name in type(given).model_fields:
-        if name in unused and name in given.model_fields_set:
-            raise UserError(f"--{name.replace('_', '-')} {why}")
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises :class:`UserError` naming the file, and the line, of what can't be read."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
-        mark = getattr(problem, "problem_mark", None)
-        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
-        raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {said}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
-    return data
-
-
-def describe_line(mark: Any) -> str:
-    """A place that PyYAML marked, in words, to follow a file's name."""
-    return f", line {mark.line + 1}" if mark else ""
-
-
-def fingerprint(*parts: Any) -> str:
-    """16 hex digits that name what `parts` (JSON-able values) describe."""
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +17,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from adept_ray.config.specs import UserError
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-HUB_TIMEOUT_S = 10
+from adept_ray.config.errors import UserError
 
 T = TypeVar("T")
 
@@ -58,9 +54,6 @@ SMOLLM2 = Asset(
 )
 
 
-# --- showing what goes on -------------------------------------------------------------------------
-
-
 def print_status(message: str) -> None:
     """Print a status line to stderr; stdout belongs to results."""
     print(message, file=sys.stderr, flush=True)
@@ -76,9 +69,6 @@ def show_progress(items: Iterable[T], what: str, total: int | None = None) -> It
     yield from track(
         items, what, total, console=console, transient=True, disable=off, show_speed=total is None
     )
-
-
-# --- pinned packages ------------------------------------------------------------------------------
 
 
 def fetch_asset(asset: Asset, cache: Path) -> Path:
@@ -167,36 +157,3 @@ def _last_words(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("[notice]")]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["no message"])[-1].removeprefix("ERROR: ")[:200]
-
-
-# --- the hub --------------------------------------------------------------------------------------
-
-
-def find_hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
-    """Commit sha that the main branch of a hub repository points to.
-
-    Raises :class:`UserError` when the hub can't be reached (at once or after 10 s) or doesn't know
-    `name`; ``__cause__`` is the hub client's own exception.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    api = HfApi()
-    info = api.dataset_info if kind == "dataset" else api.model_info
-    try:
-        return str(info(name, timeout=HUB_TIMEOUT_S).sha)
-    except (RepositoryNotFoundError, HFValidationError) as problem:
-        raise UserError(
-            f"no local path and no {kind} on the Hugging Face hub is called '{name}'; check the spelling, "
-            "and log in if it is private"
-        ) from problem
-    except Exception as problem:  # the client changes its HTTP library, and so its exceptions
-        raise UserError(
-            f"can't ask the Hugging Face hub about the {kind} '{name}' ({shorten_error(problem)}); check the "
-            "network, or the path if it is a local one"
-        ) from problem
-
-
-def shorten_error(problem: Exception) -> str:
-    """An error's text on one line, 200 characters of it at most."""
-    return " ".join(str(problem).split())[:200] or type(problem).__name__

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError, default_cache, fingerprint, load_yaml, suggest_names
+from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.places import default_cache
+from adept_ray.config.validation import fingerprint, load_yaml
 from adept_ray.method.loss import get_compute_policy
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.sharding import is_sharded

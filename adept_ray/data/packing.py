@@ -19,13 +19,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adept_ray.config.specs import UserError, fingerprint
+from adept_ray.config.validation import fingerprint
 from adept_ray.storage.files import (
     delete_folder,
     fetch_folder,
@@ -41,10 +40,11 @@ from adept_ray.storage.files import (
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    import torch
     from tokenizers import Tokenizer
 
-    from adept_ray.data.documents import CorpusFiles
+    from adept_ray.data.corpora import CorpusFiles
+
+from adept_ray.data.blocks import BlockSet
 
 FORMAT = 2  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
@@ -52,155 +52,6 @@ DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
 READ_ROWS = 10_000  # documents that a reading task holds at a time
 MANIFEST = "blocks.json"
-EPSILON = 1e-9  # so that ten tenths are one
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Packed blocks of one split, one after the other as they were cut."""
-
-    tokens: np.ndarray
-    """int32 [N, T]: token ids."""
-    bytes: np.ndarray
-    """int32 [N, T − 1]: UTF-8 bytes of the text that each predicted token (all but a block's first) stands
-    for; the EOS between two documents for none."""
-    starts: np.ndarray
-    """bool [N, T]: whether a document begins with that token."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def documents(self) -> np.ndarray:
-        """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included."""
-        begun = self.starts.ravel().cumsum().reshape(self.starts.shape)[:, 1:]
-        # without those of which there is nothing but a block's first token
-        return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
-
-    @property
-    def document_bytes(self) -> np.ndarray:
-        """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
-        return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)
-
-    def piece(self, number: int, of: int) -> Blocks:
-        """One of so many equal pieces without a block in common (0-based); what is left over is in none."""
-        size = len(self) // of
-        here = slice(number * size, (number + 1) * size)
-        return Blocks(self.tokens[here], self.bytes[here], self.starts[here])
-
-    def first(self, tokens: int) -> Blocks:
-        """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
-        count = -(-tokens // self.tokens.shape[1])
-        return Blocks(self.tokens[:count], self.bytes[:count], self.starts[:count])
-
-
-@dataclass(frozen=True)
-class BlockSet:
-    """A folder of blocks, one sub-folder per split."""
-
-    folder: Path
-    fingerprint: str
-    splits: Mapping[str, Mapping[str, int]]
-    """Split → number of blocks, documents and bytes."""
-    shares: Mapping[str, float]
-    """Split → its share of the documents."""
-
-    def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
-        """Read a split in its fixed order.
-
-        Raises :class:`UserError` when it holds fewer than `tokens` tokens, saying what the corpus needs.
-        """
-        have = self.splits[split]["blocks"] * seq_len
-        if have < tokens:
-            share = self.shares[split]
-            raise UserError(
-                f"corpus '{corpus}' is too small: its {split} split ({share:.0%} of the documents) "
-                f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so give about "
-                f"{int(tokens / share) + 1} tokens of text or ask for fewer"
-            )
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(self.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
-
-        def rows(column: str, length: int) -> np.ndarray:
-            return table[column].combine_chunks().flatten().to_numpy().reshape(-1, length)
-
-        return Blocks(rows("tokens", seq_len), rows("bytes", seq_len - 1), rows("starts", seq_len) > 0)
-
-
-@dataclass(frozen=True)
-class BlockOrder:
-    """Which block a run sees when: epochs of seeded permutations, joined end to end.
-
-    The global batch of a step depends on the step alone, so a resumed run needs no more than its
-    step number, and every number of workers shares out the same batches.
-
-    With `replayed` blocks of other text behind the first `blocks`, every place goes to the side that has
-    fallen behind its share: the rule of Ray Data's ``Dataset.mix``, here in a form that any step can be
-    looked up in.
-    """
-
-    blocks: int
-    seed: int
-    replayed: int = 0
-    share: float = 0.0
-    """Share of the `replayed` blocks, 0…1."""
-
-    def batch(self, step: int, size: int) -> list[int]:
-        """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
-        return [self._block(place) for place in range(step * size, (step + 1) * size)]
-
-    def _block(self, place: int) -> int:
-        before = int(place * self.share + EPSILON)  # replayed blocks so far
-        if int((place + 1) * self.share + EPSILON) > before:
-            return self.blocks + _shuffled(before, self.replayed, self.seed)
-        return _shuffled(place - before, self.blocks, self.seed)
-
-
-def _shuffled(place: int, blocks: int, seed: int) -> int:
-    """The block at a place of joined permutations of `blocks`."""
-    return int(_permutation(blocks, seed, place // blocks)[place % blocks])
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(blocks)
-
-
-def join_blocks(first: Blocks, second: Blocks) -> Blocks:
-    """The blocks of both, those of `second` behind."""
-    return Blocks(
-        np.concatenate([first.tokens, second.tokens]),
-        np.concatenate([first.bytes, second.bytes]),
-        np.concatenate([first.starts, second.starts]),
-    )
-
-
-def make_micro_batches(
-    blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the blocks `ids` as batches of at most `size`: ``input_ids`` int64 [B, T] on `device`."""
-    import torch
-
-    for start in range(0, len(ids), size):
-        chunk = blocks.tokens[list(ids[start : start + size])].astype(np.int64)
-        yield {"input_ids": torch.from_numpy(chunk).to(device)}
-
-
-def make_shared_batches(
-    blocks: Blocks, ids: Sequence[int], size: int, device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """This rank's share of the blocks `ids`, batches of at most `size`; as many batches on every rank.
-
-    A rank that has no block left is given one that doesn't count, by ``counts``, bool [B], behind the others.
-    """
-    import torch
-
-    from adept_ray.method.ranks import split_over_ranks
-
-    for share in split_over_ranks(ids, size):
-        for batch in make_micro_batches(blocks, share or ids[:1], size, device):
-            yield batch if share else {**batch, "counts": torch.zeros(1, dtype=torch.bool, device=device)}
 
 
 def build_blocks(
@@ -469,7 +320,7 @@ def count_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarr
 
 def _plain_tokenizer(source: str, revision: str | None, trusted: bool) -> tuple[str, int]:
     """A tokenizer as JSON, and its EOS id: what workers read in no time, without importing transformers."""
-    from adept_ray.data.backbones import load_tokenizer
+    from adept_ray.data.loading import load_tokenizer
 
     tokenizer = load_tokenizer(source, revision, trusted)
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adept_ray.config.specs import RunSpec, SearchRun, UserError, apply_changes
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec, SearchRun
+from adept_ray.config.validation import apply_changes
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
+from adept_ray.config.errors import first_line
+from adept_ray.method.compiling import find_compiler_fault
 
 R = TypeVar("R", bound=RunSpec)
 CPUS_PER_WORKER = 1
 SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
 OBJECT_STORE_BYTES = 512 * 2**20  # blocks of a run are a few MiB; Ray's default takes 30 % of the memory
-# What lines begin with that torch puts after an error of torch.compile, or of a GPU.
-ADVICE = (
-    "Set TORCHDYNAMO_VERBOSE=1",
-    "Search for `cuda",
-    "CUDA kernel errors might be",
-    "For debugging consider",
-    "Compile with `TORCH_USE_CUDA_DSA`",
-)
 UNKNOWN = 2**60  # bytes of a machine that doesn't say how many it has
 # Keeps Ray's chatter out of a run that goes well; what the user has set stays.
 QUIET_ENVIRONMENT = {
@@ -198,93 +192,6 @@ def check_compiler(run: RunSpec) -> None:
             f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
             "such as g++, and Python's headers there, or give --compile off"
         )
-
-
-def find_compiler_fault(device: str) -> str:
-    """Why torch.compile doesn't work for that `device` in this process; empty if it does."""
-    import torch
-
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except Exception as problem:  # whatever it is: each compiler has errors of its own
-        return find_cause(problem)
-    return ""
-
-
-def first_line(problem: object) -> str:
-    """The first line of an error's text."""
-    return str(problem).strip().partition("\n")[0]
-
-
-def find_cause(problem: object) -> str:
-    """The last line of an error's text, where the cause is of one that came through several processes.
-
-    What torch adds to its errors on how to look for their cause is passed over.
-    """
-    lines = [line.strip() for line in str(problem).splitlines()]
-    causes = (line for line in reversed(lines) if line and not line.startswith(ADVICE))
-    return next(causes, "an error without a message")
-
-
-class Memory:
-    """Memory of this process and all that it started; files that they map are left to the page cache."""
-
-    _peak = 0
-
-    @classmethod
-    def sample(cls) -> None:
-        """Measure now. A no-op where there is no /proc."""
-        own, shared, waiting = 0, 0, [os.getpid()]
-        while waiting:
-            pid = waiting.pop()
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                own += int(status.partition("RssAnon:")[2].split()[0])
-                # The object store is one piece that every process maps.
-                shared = max(shared, int(status.partition("RssShmem:")[2].split()[0]))
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += map(int, (task / "children").read_text().split())
-            except (OSError, IndexError):  # it has ended, or this isn't Linux
-                continue
-        cls._peak = max(cls._peak, own + shared)
-
-    @classmethod
-    def peak_gib(cls) -> float | None:
-        """Largest sample so far, GiB."""
-        return round(cls._peak / 2**20, 2) or None
-
-
-def count_kernel_kills(root: Path = Path("/")) -> int:
-    """Processes that the kernel has killed for want of memory, of this container or else of this machine."""
-    for file in ("sys/fs/cgroup/memory.events", "proc/vmstat"):
-        with suppress(OSError, IndexError):
-            return int((root / file).read_text().partition("oom_kill ")[2].split()[0])
-    return 0
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin anew to watch the memory of this process (on a GPU: what torch takes of it)."""
-    gc.collect()
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier tasks left with the allocator
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
-
-
-def read_peak_memory(device: torch.device) -> float | None:
-    """Largest memory since :func:`reset_peak_memory`, GiB; None where it can't be known."""
-    if device.type == "cuda":
-        import torch
-
-        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    with suppress(OSError, IndexError):
-        status = Path("/proc/self/status").read_text()
-        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)
-    return None
 
 
 def read_thread_request() -> int:

@@ -25,34 +25,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adept_ray.config.specs import RunSpec, UserError
-from adept_ray.engine.cluster import (
-    CPUS_PER_WORKER,
-    Memory,
-    count_kernel_kills,
-    count_logical_cpus,
-    read_peak_memory,
-    read_thread_request,
-    reset_peak_memory,
-    share_threads,
-)
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.engine.cluster import CPUS_PER_WORKER, count_logical_cpus, read_thread_request, share_threads
+from adept_ray.engine.memory import Memory, count_kernel_kills, read_peak_memory, reset_peak_memory
 from adept_ray.engine.metrics import RunNumbers, serve_metrics
-from adept_ray.storage.files import (
-    NO_STEP,
-    checkpoint_place,
-    fetch_temporarily,
-    find_last_checkpoint,
-    is_disk_full,
-    read_json,
-    save_checkpoint,
-    store_json,
-)
+from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint, save_checkpoint
+from adept_ray.storage.files import fetch_temporarily, is_disk_full, read_json, store_json
 
 if TYPE_CHECKING:
     import torch
 
-    from adept_ray.training.stage1 import ProbeWork
-    from adept_ray.training.stage2 import TrainWork
+    from adept_ray.training.work import ProbeWork, TrainWork
 
 VERDICT_TIMEOUT_S = 600
 ATTEMPTS = 3  # how often a job is begun: when its workers die each time, it is the job that kills them
@@ -797,7 +781,7 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
             begin = {"resume": resume, "grown_from": grown_from, "progress": progress}
             train(job.work, blocks, device, report, **begin, **asks)  # type: ignore[arg-type]
     else:
-        from adept_ray.training.stage2 import score_and_export
+        from adept_ray.training.export import score_and_export
 
         with fetch_temporarily(job.extra["checkpoint"]) as checkpoint:
             score_and_export(job.work, blocks, device, report, checkpoint, job.extra["about"], progress)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import (
     family_of,
     layer_of,

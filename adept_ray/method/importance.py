@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.loss import Batch, next_token_nats
 from adept_ray.method.ranks import sum_over_ranks

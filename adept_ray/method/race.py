@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import LayerImportance, Progress, estimate_ratio, measure_bypass_losses
 from adept_ray.method.loss import Batch

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layers_of, output_projections
 from adept_ray.method.expansion import make_identity_copy
 from adept_ray.method.importance import hold_evaluation_mode, require_gradients

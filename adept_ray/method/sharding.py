@@ -11,7 +11,6 @@ import copy
 import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,21 +23,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.ranks import rank, world_size
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a model is made to fit into its workers' memories, and to run on them."""
-
-    recompute: bool = False
-    """Compute activations again for the gradient."""
-    sharded: bool = False
-    """Share the model out over the workers."""
-    compiled: bool = False
-    """Train with layers by torch.compile."""
-
-
-PLAIN = Fit()
 
 
 def build_skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | None = None) -> Any:

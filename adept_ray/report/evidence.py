@@ -13,20 +13,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import SIZES
-from adept_ray.config.specs import (
-    SearchRun,
-    Spec,
-    UserError,
-    apply_changes,
-    load_yaml,
-    mask_password,
-    validate_spec,
-)
+from adept_ray.config.specs import SearchRun
+from adept_ray.config.validation import Spec, apply_changes, load_yaml, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.memory_plan import InferenceCost, measure_inference
-from adept_ray.search.choice import describe_edge
+from adept_ray.search.edges import describe_edge
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
 RIVALS = "comparison.csv"

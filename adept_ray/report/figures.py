@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.activations import estimate_densities
 from adept_ray.report.evidence import Depth, Evidence, Importance, LayerRow, Rate, check_record
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adept_ray.data.assets import HUB_ID
 from adept_ray.data.backbones import PRESETS
+from adept_ray.data.hub import HUB_ID
 from adept_ray.method.expansion import added_layers
 from adept_ray.report.evidence import Evidence, Side
 from adept_ray.report.html import format_duration

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.report import figures
 from adept_ray.report.comparison_page import draw_figures, express_verdict
 from adept_ray.report.evidence import (
@@ -43,7 +43,7 @@ from adept_ray.report.html import (
     write_page,
 )
 from adept_ray.report.model_card import write_card
-from adept_ray.storage.files import Results
+from adept_ray.storage.results import Results
 
 
 def _layers(k: int) -> str:

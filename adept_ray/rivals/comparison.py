@@ -15,17 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from adept_ray.config.specs import TrainingSpec, UserError, apply_changes
+from adept_ray.config.errors import UserError, find_cause
+from adept_ray.config.specs import TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
-from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import find_cause
+from adept_ray.data.blocks import Blocks
 from adept_ray.engine.crew import CrewLost, Job, JobFailed, run_job
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.rivals.methods import Entrant
 from adept_ray.storage.files import delete_folder
 from adept_ray.training.scoring import score_model
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import TrainWork
 
 APART = 3.0  # factor between base rates until the best one is enclosed
 MEASURE = "adept"  # the method that the others' scores are set against

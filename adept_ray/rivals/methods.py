@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from adept_ray.config.specs import CompareRun, TrainingSpec, UserError, apply_changes, suggest_names
-from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.specs import CompareRun, TrainingSpec
+from adept_ray.config.validation import apply_changes
+from adept_ray.method.fit import PLAIN, Fit
 
 COPIES_RATE, FULL_RATE, FEW_RATE = 3e-3, 3e-4, 1e-3
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, NoReturn, TypedDict
 
 import tyro
 
+from adept_ray.config.errors import InterruptedRun, UserError
 from adept_ray.config.search_space import load_search_space
-from adept_ray.config.specs import InterruptedRun, Spec, UserError, validate_spec
+from adept_ray.config.validation import Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.storage.files import describe_full_disk, is_disk_full
 

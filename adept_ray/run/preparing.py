@@ -6,56 +6,30 @@ Each result is kept in the cache under the fingerprint of all that made it, so a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from adept_ray.config.specs import RunSpec, UserError, fingerprint
-from adept_ray.data.backbones import Backbone, load_config, resolve_backbone
-from adept_ray.data.benchmark_tasks import TaskItems, draw_items, find_tasks_at_chance
-from adept_ray.data.documents import CorpusFiles, resolve_corpus
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, Blocks, BlockSet, build_blocks
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.config.validation import fingerprint
+from adept_ray.data.benchmark_tasks import find_tasks_at_chance
+from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, build_blocks
 from adept_ray.engine.crew import Job, Progress, run_job, watch_board
-from adept_ray.method.anatomy import family_of_config
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.method.scores import SIDES
+from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display, Update
-from adept_ray.storage.files import check_place, read_json, store_json
-from adept_ray.training.scoring import SIDES, tasks_key
-from adept_ray.training.stage1 import ProbeWork
+from adept_ray.storage.files import read_json, store_json
+from adept_ray.training.scoring import tasks_key
+from adept_ray.training.work import ProbeWork
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Backbone and corpora, found and checked, before anything expensive."""
-
-    backbone: Backbone
-    config: Any
-    """Its Hugging Face config."""
-    general: CorpusFiles
-    domain: CorpusFiles | None
-    items: Mapping[str, Mapping[str, TaskItems]] = field(default_factory=dict)
-    """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
-
-    @property
-    def layers(self) -> int:
-        """Number of layers of the backbone."""
-        return self.config.num_hidden_layers
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Names of backbone and corpora by their content."""
-        made = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
-        return made | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
-
-    def items_of(self, split: str) -> dict[str, TaskItems]:
-        """Side → its items of that split."""
-        return {side: splits[split] for side, splits in self.items.items()}
 
 
 @dataclass(frozen=True)
@@ -90,67 +64,6 @@ class Prepared:
         """Names of all that the run was made from."""
         made = {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
         return self.sources.fingerprints | made
-
-
-def find_sources(
-    run: RunSpec,
-    display: Display,
-    with_domain: bool = True,
-    made_from: Mapping[str, str] | None = None,
-) -> Sources:
-    """Fetch and check backbone and corpora.
-
-    `made_from` are fingerprints of what the results that this goes on from were made from, as far as known.
-    Raises :class:`UserError` for what can't be used and for what has changed since; no code that comes with a
-    backbone is run before that is known.
-    """
-    began = made_from or {}
-    if str(run.local_cache) != run.cache:
-        display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
-    if "://" in run.cache:
-        check_place(run.cache, "--cache")
-    with display.stage("assets", "backbone and corpora") as update:
-        backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
-        check_unchanged("backbone", backbone, began)
-        config = load_checked_config(backbone, run.seq_len)
-        update(1, 2 + with_domain)
-        general = resolve_corpus(run.general, run.text_column, run.local_cache)
-        check_unchanged("general corpus", general, began)
-        update(2, 2 + with_domain)
-        domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
-        if domain:
-            check_unchanged("domain corpus", domain, began)
-    tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
-    items: dict[str, dict[str, TaskItems]] = {}
-    if any(tasks.values()):
-        with display.stage("tasks", "benchmark tasks") as update:
-            for number, (side, names) in enumerate(tasks.items(), 1):
-                if names:
-                    items[side] = draw_items(names, run.task_items, run.seed, run.local_cache)
-                update(number, len(tasks))
-    return Sources(backbone, config, general, domain, items)
-
-
-def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[str, str]) -> None:
-    """Refuse another backbone or corpus than earlier results were made from. Raises :class:`UserError`."""
-    if began.get(what, source.fingerprint) != source.fingerprint:
-        raise UserError(
-            f"the {what} '{source.name}' has changed since the results that this goes on from were made, and "
-            "can't be compared with them: put back what it was, or begin again under another --name"
-        )
-
-
-def load_checked_config(backbone: Backbone, seq_len: int) -> Any:
-    """The config of a backbone.
-
-    Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
-    """
-    config = load_config(backbone.source, backbone.revision, backbone.trusted)
-    family_of_config(config)
-    most = getattr(config, "max_position_embeddings", None)
-    if most and seq_len > most:
-        raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
-    return config
 
 
 def prepare(
@@ -393,13 +306,3 @@ def cache_place(run: RunSpec, kind: str, *parts: Any) -> str:
 def load_test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
     """The test splits of both sides; only for the chosen model, once."""
     return load_held_out(run, sets, {side: (side, "test", run.test_tokens) for side in SIDES})
-
-
-def list_notes(sources: Sources) -> dict[str, str]:
-    """Where things come from and under which licence."""
-    found: Sequence[tuple[str, Any]] = (
-        ("backbone", sources.backbone),
-        ("general", sources.general),
-        ("domain", sources.domain),
-    )
-    return {side: f"{source.name}: {source.note}" for side, source in found if source}

@@ -31,8 +31,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from adept_ray.config.specs import RunSpec
+    from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
-    from adept_ray.method.sharding import Fit
 
 Update = Callable[[int, int], None]
 Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Mapping[str, Any]]], None]

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError, validate_spec
-from adept_ray.training.scoring import count_general, difference_error, weigh_changes
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import ScoreWeights
+from adept_ray.method.scores import count_general, difference_error, weigh_changes
+from adept_ray.search.edges import Edge, describe_edge
 
 Row = Mapping[str, Any]
 UNTOUCHED = "untouched"  # name and state of the backbone's own row
 TOLD_APART = 1.96  # standard errors beyond which two scores differ, at 95 %
-EDGE = 0.05  # of a range's width, on its own scale: as near to an end is at that end
 EVEN = ScoreWeights()
 RELIABLE = 20  # trials from which on the importance of hyperparameters means something
 
@@ -39,41 +39,6 @@ class Depth:
     """Whether `gain` stands out of its noise; None where that isn't known."""
     per_layer: float | None = None
     """`gain` by the layers that earned it."""
-
-
-@dataclass(frozen=True)
-class DepthLimit:
-    """How large k may be, whatever its range says."""
-
-    layers: int
-    """Of the backbone."""
-    most: int
-    """The largest k that the budget allows, too."""
-    budget: str = ""
-    """The flag that sets the budget."""
-    dearer: str = ""
-    """The command with twice that budget: it affords twice as many layers."""
-
-    @property
-    def held(self) -> str:
-        """What ends the largest range of k, to follow the words "of its range"."""
-        if self.most < self.layers:
-            return f"where {self.budget} ends it"
-        return f"and the backbone has no more than {self.layers} layers to copy"
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A chosen value at an end of its range: beyond it may be a better one."""
-
-    parameter: str
-    value: float
-    end: str
-    """``low`` or ``high``."""
-    command: str
-    """The command that searches further; empty where that can't be."""
-    held: str = ""
-    """What ends a range of k that can't just be made wider; see :attr:`Reach.held`."""
 
 
 @dataclass(frozen=True)
@@ -282,9 +247,6 @@ def finite_or_zero(error: float) -> float:
     return error if math.isfinite(error) else 0.0
 
 
-# --- trade-offs -----------------------------------------------------------------------------------
-
-
 def find_front(rows: Iterable[Row], weights: ScoreWeights) -> tuple[str, ...]:
     """The finished trials that no other one beats on one side without losing on the other."""
     points = {
@@ -330,87 +292,6 @@ def find_candidates(rows: Sequence[Row], weights: ScoreWeights, front: bool) -> 
     except UserError:  # none is finished yet
         return set()
     return kept | (set(find_front(rows, weights)) if front else set())
-
-
-# --- ends of ranges -------------------------------------------------------------------------------
-
-
-def find_edges(
-    setting: Mapping[str, Any],
-    space: SearchSpace,
-    reach: DepthLimit,
-    command: str,
-    ranges: Sequence[str] = (),
-) -> tuple[Edge, ...]:
-    """Chosen values at an end of their range, with the `command` that widens it.
-
-    Where the backbone or the budget ends the range of k no wider one alone goes further, and that is said. A
-    smallest k of 1 is no edge: below it is the untouched backbone. `ranges` are those that the command line
-    gave already.
-    """
-    found = []
-    for name, searched in space.parameters.items():
-        kinds = ("int", "float", "log", "choice") if name == "k" else ("int", "float", "log")
-        if name not in setting or searched.kind not in kinds:
-            continue
-        low, high = min(searched.values), max(searched.values)
-        end = find_end(searched, setting[name], low, high)
-        if name == "k" and low == high == reach.most:  # all that the budget left of the range
-            end = "high"
-        if not end or (name == "k" and end == "low" and low <= 1):
-            continue
-        begin, held, most = command, "", reach.most if name == "k" else None
-        if name == "k" and end == "high" and high >= reach.most:
-            begin, held, most = reach.dearer, reach.held, reach.layers
-        wider = widen_range(searched, end, low, high, most)
-        further = wider != (low, high) and all(is_allowed(name, value) for value in wider)
-        if further or held:
-            again = f"{begin} --range {format_ranges(ranges, name, wider)}" if further else ""
-            found.append(Edge(name, setting[name], end, again, held))
-    return tuple(found)
-
-
-def format_ranges(ranges: Sequence[str], name: str, ends: tuple[float, float]) -> str:
-    """What ``--range`` takes: the `ranges` that it had, with these ends for that name."""
-    kept = [text for text in ranges if not text.startswith(f"{name}=")]
-    texts = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in ends]
-    return " ".join([*kept, f"{name}={':'.join(texts)}"])
-
-
-def describe_edge(parameter: str, value: float, end: str, held: str) -> str:
-    """The words that say where a value at an end of its range lies."""
-    return f"{parameter} = {value:g} lies at the {end} end of its range{held and ', '}{held}"
-
-
-def find_end(searched: Range, value: float, low: float, high: float) -> str | None:
-    """The end of a range at which a value lies."""
-    if low == high:
-        return None
-    scale = math.log if searched.kind == "log" else float
-    place = (scale(value) - scale(low)) / (scale(high) - scale(low))
-    return "low" if place <= EDGE else "high" if place >= 1 - EDGE else None
-
-
-def widen_range(searched: Range, end: str, low: float, high: float, most: int | None) -> tuple[float, float]:
-    """The range with that end moved: a log one by a factor of four, others by half their width or more."""
-    if searched.kind == "log":
-        return (low / 4, high) if end == "low" else (low, high * 4)
-    if isinstance(low, int) and isinstance(high, int):
-        return (max(min(low, 1), low // 2), high) if end == "low" else (low, min(2 * high, most or 2 * high))
-    step = (high - low) / 2
-    return (low - step, high) if end == "low" else (low, high + step)
-
-
-def is_allowed(name: str, value: float) -> bool:
-    """Whether a training takes that value."""
-    try:
-        validate_spec(TrainingSpec, {name: value}, where="")
-    except UserError:
-        return False
-    return True
-
-
-# --- for the terminal -----------------------------------------------------------------------------
 
 
 def choice_table(choice: Choice) -> str:

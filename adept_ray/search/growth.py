@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adept_ray.config.errors import UserError, find_cause
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, UserError, apply_changes
-from adept_ray.engine.cluster import find_cause
+from adept_ray.config.specs import ScoreWeights, SearchRun
+from adept_ray.config.validation import apply_changes
 from adept_ray.engine.crew import CrewLost, DiskFull, Job, JobFailed, follow_job
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
+from adept_ray.method.scores import difference_error
 from adept_ray.search.choice import TOLD_APART
 from adept_ray.search.trials import describe_trial, title_trial
-from adept_ray.training.scoring import difference_error
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import TrainWork
 
 Row = dict[str, Any]
 NESTED = ("guided", "deepest")  # placements whose layers for k are among those for k + 1

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import TrainingSpec, UserError, apply_changes, suggest_names
+from adept_ray.config.specs import TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.method.expansion import check_depth
 from adept_ray.method.placement import check_placement, count_ranks_needed
 

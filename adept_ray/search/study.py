@@ -18,9 +18,12 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, UserError, fingerprint, mask_password
-from adept_ray.training.scoring import count_general
+from adept_ray.config.specs import ScoreWeights
+from adept_ray.config.validation import fingerprint
+from adept_ray.method.scores import count_general
 
 STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
 # Module of a database's driver → the package that brings it, for those of another name.

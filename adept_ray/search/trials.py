@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adept_ray.config.search_space import SEARCHABLE
-from adept_ray.config.specs import ScoreWeights, TrainingSpec, apply_changes
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.search.choice import UNTOUCHED, find_candidates
-from adept_ray.storage.files import Results, delete_folder
+from adept_ray.storage.files import delete_folder
+from adept_ray.storage.results import Results
 from adept_ray.training.scoring import score_model
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import TrainWork
 
 LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
 

@@ -13,18 +13,20 @@ from pyarrow import fs
 from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from adept_ray.config.errors import UnfinishedRun, find_cause
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, UnfinishedRun, apply_changes
-from adept_ray.engine.cluster import find_cause
+from adept_ray.config.specs import ScoreWeights, SearchRun
+from adept_ray.config.validation import apply_changes
 from adept_ray.engine.crew import DiskFull, Job, JobFailed, board_name, follow_job, is_out_of_memory
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
+from adept_ray.method.scores import SIDES, difference_error
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
 from adept_ray.search.trials import LayersFor, describe_trial, final_state, title_trial
-from adept_ray.storage.files import TRIALS, delete_folder, open_filesystem, read_json, store_json
-from adept_ray.training.scoring import SIDES, difference_error
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.storage.files import delete_folder, open_filesystem, read_json, store_json
+from adept_ray.storage.results import TRIALS
+from adept_ray.training.work import TrainWork
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
 HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
@@ -91,7 +93,7 @@ class Verdicts(FIFOScheduler):
 
 
 def pick_measures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`~adept_ray.training.scoring.difference_error` asks for, of a result that Tune has flattened."""
+    """What :func:`~adept_ray.method.scores.difference_error` asks for, of a result that Tune has flattened."""
     names = ("worth", "score_se", "general_delta", "tokens")
     pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
     return {**{name: result.get(name) for name in names}, "pulls": pulls}

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from adept_ray.data.packing import Blocks
-from adept_ray.engine.cluster import find_compiler_fault
+from adept_ray.data.blocks import Blocks
+from adept_ray.method.compiling import find_compiler_fault
 from adept_ray.method.ranks import sum_over_ranks
-from adept_ray.training.stage2 import TrainWork, build_optimizer, order_text, prepare_tuning, take_step
+from adept_ray.training.stage2 import build_optimizer, order_text, prepare_tuning, take_step
+from adept_ray.training.work import TrainWork
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken
 TIMED = 5  # steps after those

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.data.packing import Blocks, make_shared_batches
+from adept_ray.data.blocks import Blocks, make_shared_batches
 from adept_ray.method.loss import token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
+from adept_ray.method.scores import SIDES, combine_changes, compare_answers, compare_losses
 from adept_ray.method.sharding import disable_gradients
-
-SIDES = ("general", "domain")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A held-out split before and after training."""
-
-    before: float
-    """Bits per byte, or accuracy, of the untouched backbone."""
-    after: float
-    """The same of the trained model."""
-    delta: float
-    """Relative reduction of bits per byte, percent, or gain in accuracy, points; positive is better."""
-    standard_error: float
-    """Of `delta`, over documents or items, paired: how much another sample would move it."""
-    measure: Literal["bpb", "accuracy"] = "bpb"
-    pulls: tuple[float, ...] = ()
-    """How far each document or item pulls `delta` from what the others say, in its unit; they sum to 0."""
 
 
 def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
@@ -51,45 +31,6 @@ def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) ->
             nats.index_add_(0, documents[here].flatten(), losses[: len(here)].flatten())
             done += len(here)
     return sum_over_ranks(nats, device).numpy()
-
-
-def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
-    """Bits per UTF-8 byte of text from summed losses [D] and bytes [D]."""
-    return float(nats.sum() / math.log(2) / size.sum())
-
-
-def compare_losses(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
-    """Compare the losses of the same documents before and after training; all arrays are [D].
-
-    The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
-    with a single one. What is drawn at random are documents: a document's tokens aren't independent of each
-    other.
-    """
-    kept = float(after.sum() / before.sum())
-    pulls = 100 * (kept * before - after) / float(before.sum())
-    levels = bits_per_byte(before, size), bits_per_byte(after, size)
-    return Change(*levels, 100 * (1 - kept), standard_error(pulls), "bpb", tuple(pulls.tolist()))
-
-
-def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
-    """Compare the answers to the same items, 1 for a right one, before and after training; arrays are [N].
-
-    The standard error is that of a mean of paired differences; nan with a single item.
-    """
-    moved = 100 * (after - before)
-    pulls = (moved - moved.mean()) / len(moved)
-    levels = float(before.mean()), float(after.mean())
-    return Change(*levels, float(moved.mean()), standard_error(pulls), "accuracy", tuple(pulls.tolist()))
-
-
-def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
-    """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
-
-    Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
-    """
-    count = len(pulls)
-    square = float((np.asarray(pulls) ** 2).sum())
-    return math.sqrt(square * count / (count - 1)) if count > 1 else math.nan
 
 
 def tasks_key(side: str) -> str:
@@ -124,46 +65,3 @@ def score_model(
     score, error = combine_changes(counted[0], counted[1], weights)
     pulls = {side: list(each.pulls) for side, each in zip(SIDES, counted, strict=True)}
     return {**metrics, "score": score, "score_se": error, "pulls": pulls}
-
-
-def combine_changes(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
-    """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error.
-
-    Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
-    smaller one may be a loss.
-    """
-    score = weigh_changes(general.delta, domain.delta, weights)
-    counts = not weights.retain or not general.delta > general.standard_error
-    error = math.hypot(
-        weights.general * general.standard_error if counts else 0.0, weights.domain * domain.standard_error
-    )
-    return score, error
-
-
-def weigh_changes(general: float, domain: float, weights: ScoreWeights) -> float:
-    """The score of a general and a domain change."""
-    return weights.general * count_general(general, weights) + weights.domain * domain
-
-
-def count_general(delta: float, weights: ScoreWeights) -> float:
-    """What of a general change counts."""
-    return min(delta, 0.0) if weights.retain else delta
-
-
-def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
-    """Standard error of the difference of two trials' scores, paired document by document.
-
-    Both are metrics as :func:`score_model` makes them, on the same text. Without their ``pulls`` (in a table
-    that was read from a file) the two scores' errors add up as if they were independent, which is more.
-    """
-    if not one.get("pulls") or not other.get("pulls"):
-        return math.hypot(one["score_se"], other["score_se"])
-    pairs = zip(score_pulls(one, weights), score_pulls(other, weights), strict=True)
-    return math.hypot(*(standard_error(mine - others) for mine, others in pairs))
-
-
-def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
-    """How far each document or item of each side pulls the score."""
-    general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
-    counts = not weights.retain or not metrics["general_delta"] > standard_error(general)
-    return [weights.general * counts * general, weights.domain * domain]

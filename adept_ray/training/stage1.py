@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from adept_ray.data.backbones import borrow, borrow_sharded, load_tokenizer
-from adept_ray.data.benchmark_tasks import TaskItems, answer_items
-from adept_ray.data.packing import Blocks, make_micro_batches, make_shared_batches
+from adept_ray.data.benchmark_tasks import answer_items
+from adept_ray.data.blocks import Blocks, make_micro_batches, make_shared_batches
+from adept_ray.data.loading import borrow, borrow_sharded, load_tokenizer
 from adept_ray.method.activations import measure_separation, pool_activations
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import max_layers, max_sequences, unit_importance
@@ -20,42 +19,11 @@ from adept_ray.method.loss import ComputePolicy, set_compute_policy
 from adept_ray.method.race import rank_layers
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.reception import measure_layer_reception
-from adept_ray.method.sharding import PLAIN, Fit
-from adept_ray.training.scoring import SIDES, measure_document_nats
+from adept_ray.method.scores import SIDES
+from adept_ray.training.scoring import measure_document_nats
+from adept_ray.training.work import ProbeWork
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ProbeWork:
-    """What to measure of which backbone; the blocks come apart from it."""
-
-    source: str
-    """Folder or hub id of the backbone."""
-    revision: str | None
-    micro_batch: int
-    importance: bool = True
-    """Measure layer and unit importance on the blocks named ``probe``."""
-    raced: bool = False
-    """Give up layers that can't be among the `k_max` least important (see :mod:`adept_ray.method.race`)."""
-    k_max: int | None = None
-    """Largest expansion depth of interest; None: every depth."""
-    confidence: float = 0.95
-    """Probability that no pair of layers is put in the wrong order where the order is called certain."""
-    held_out: tuple[str, ...] = ()
-    """Names of the blocks on which to record the untouched backbone's losses."""
-    items: Mapping[str, TaskItems] = field(default_factory=dict)
-    """Name → benchmark items on which to record its answers."""
-    reception: bool = False
-    """Measure each layer's reception on the blocks named ``reception``."""
-    separation: bool = False
-    """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
-    dtype: str = "float32"
-    """Torch type that the backbone is held in."""
-    fit: Fit = PLAIN
-    """How the model is made to fit into the workers' memories."""
-    trusted: bool = False
-    """Whether the Python code that comes with the backbone may be run."""
 
 
 def run_probe(

@@ -10,7 +10,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,77 +17,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.data.backbones import borrow, borrow_sharded, build_outline, load_tokenizer
-from adept_ray.data.benchmark_tasks import TaskItems, answer_items
-from adept_ray.data.packing import BlockOrder, Blocks, join_blocks, make_shared_batches
+from adept_ray.config.specs import TrainingSpec
+from adept_ray.data.benchmark_tasks import answer_items
+from adept_ray.data.blocks import BlockOrder, Blocks, join_blocks, make_shared_batches
+from adept_ray.data.loading import borrow, build_outline, load_tokenizer
 from adept_ray.method.anatomy import unit_of
-from adept_ray.method.expansion import export
 from adept_ray.method.importance import max_layers, unit_importance
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, sum_over_ranks_in_place, world_size
 from adept_ray.method.rates import mean_scales, parameter_groups, schedule_factor, set_rates
-from adept_ray.method.sharding import PLAIN, Fit, gather_whole, is_sharded
+from adept_ray.method.scores import SIDES
+from adept_ray.method.sharding import gather_whole, is_sharded
 from adept_ray.method.tuning import Tuning, build_tuning
-from adept_ray.training.scoring import SIDES, measure_document_nats, score_model, tasks_key
+from adept_ray.training.scoring import measure_document_nats, score_model, tasks_key
 from adept_ray.training.state import TrainState
+from adept_ray.training.work import TrainWork
 
 Report = Callable[[dict[str, Any], Path | None], None]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class TrainWork:
-    """One training: what to expand, how to train, what to compare with. Blocks come apart from it."""
-
-    source: str
-    """Folder or hub id of the backbone."""
-    revision: str | None
-    training: TrainingSpec
-    layers: tuple[int, ...]
-    """The placed layers (S_k where the placement is guided): ids in the backbone, ascending."""
-    units: Mapping[str, float]
-    """Unit importances measured on the backbone (parameter name → importance)."""
-    before: Mapping[str, Sequence[float]]
-    """``general`` and ``domain`` → the untouched backbone's loss of each validation document, nats; under the
-    names of :func:`~adept_ray.training.scoring.tasks_key` its answers to the items."""
-    weights: ScoreWeights
-    seq_len: int
-    micro_batch: int
-    seed: int
-    items: Mapping[str, TaskItems] = field(default_factory=dict)
-    """Side → validation items of its benchmark tasks, if it has any."""
-    by_tasks: bool = True
-    """Whether the answers to those count, in place of bits per byte."""
-    dtype: str = "float32"
-    """Torch type that the backbone is held in; what is trained is float32 whatever it is."""
-    fit: Fit = PLAIN
-    """How it is made to fit into the workers' memories."""
-    steps_before: int = 0
-    """Steps of the trainings that it goes on from: the text goes on where it was."""
-    trusted: bool = False
-    """Whether the Python code that comes with the backbone may be run."""
-
-    @property
-    def replayed(self) -> float:
-        """Share of general text in the training text."""
-        return 1.0 if self.training.text == "general" else self.training.replay
-
-    @property
-    def blocks_per_step(self) -> int:
-        """Blocks of one optimizer step over all workers."""
-        return max(1, self.training.tokens_per_step // self.seq_len)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return max(1, self.training.tokens // (self.blocks_per_step * self.seq_len))
-
-    @property
-    def report_steps(self) -> list[int]:
-        """Number of steps done at each report, ascending; the last is the end."""
-        reports = min(self.training.reports, self.steps)
-        return [round(self.steps * (i + 1) / reports) for i in range(reports)]
 
 
 def train(
@@ -347,7 +293,9 @@ def count_progress(state: TrainState, work: TrainWork) -> dict[str, Any]:
     }
 
 
-def measure_held_out(model: nn.Module, work: TrainWork, blocks: Mapping[str, Blocks]) -> dict[str, np.ndarray]:
+def measure_held_out(
+    model: nn.Module, work: TrainWork, blocks: Mapping[str, Blocks]
+) -> dict[str, np.ndarray]:
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
     found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}
     if work.items:
@@ -355,47 +303,3 @@ def measure_held_out(model: nn.Module, work: TrainWork, blocks: Mapping[str, Blo
         for side, items in work.items.items():
             found[tasks_key(side)] = answer_items(model, tokenizer, items, work.micro_batch)
     return found
-
-
-def load_tuning(work: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
-    """What the work trained, as it was saved."""
-    tuning = prepare_tuning(work, device)
-    TrainState.load(checkpoint, tuning.model)
-    return tuning
-
-
-def score_and_export(
-    work: TrainWork,
-    blocks: Mapping[str, Blocks],
-    device: torch.device,
-    report: Report,
-    checkpoint: Path,
-    about: dict,
-    progress: Progress = lambda done, of: None,
-) -> None:
-    """Score backbone and trained model on the test splits and export the model.
-
-    `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
-    """
-    backbone = work.source, work.revision, work.dtype
-    take = borrow_sharded if work.fit.sharded else borrow
-    before = measure_held_out(take(*backbone, device, trusted=work.trusted), work, blocks)
-    progress(1, 3)
-    tuning = load_tuning(work, device, checkpoint)
-    if work.fit.sharded:
-        with tuning.as_exported():
-            after = measure_held_out(tuning.model, work, blocks)
-        # The first rank puts it together, in its machine's memory; the others have nothing to export.
-        alone = replace(work, fit=PLAIN)
-        model = load_tuning(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
-    else:
-        model = tuning.merged()  # what is exported is what is scored
-        after = measure_held_out(model, work, blocks)
-    metrics = score_model(before, after, blocks, work.by_tasks, work.weights)
-    progress(2, 3)
-    with tempfile.TemporaryDirectory() as folder:
-        if rank() == 0:
-            record = {"added_layers": list(tuning.added), "source_layers": list(work.layers), **about}
-            tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
-            export(model, Path(folder) / "model", tokenizer, record)
-        report(metrics, Path(folder) if rank() == 0 else None)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_of, name_in_layer, trainable_parameters
 from adept_ray.method.ranks import rank
 from adept_ray.method.sharding import gather_tensors, split_like

@@ -8,17 +8,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace, load_search_space
-from adept_ray.config.specs import (
-    RunSpec,
-    SearchRun,
-    TrainingSpec,
-    UserError,
-    apply_changes,
-    fingerprint,
-    load_yaml,
-    validate_spec,
-)
+from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec
+from adept_ray.config.validation import apply_changes, fingerprint, load_yaml, validate_spec
 from adept_ray.search.ranges import check_space, put_paper_first
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from adept_ray.config.specs import UserError
-from adept_ray.data.assets import Asset, fetch_asset, find_hub_revision
+from adept_ray.config.errors import UserError
+from adept_ray.data.assets import Asset, fetch_asset
+from adept_ray.data.hub import find_hub_revision
 
 CONTENT = b"once upon a time\n" * 1000
 

@@ -19,16 +19,13 @@ from common import (
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from adept_ray.config.specs import UserError, default_cache
-from adept_ray.data import assets, backbones
-from adept_ray.data.backbones import (
-    MANIFEST,
-    borrow,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_backbone,
-)
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import default_cache
+from adept_ray.data import assets, backbones, hub, loading
+from adept_ray.data import gguf as gguf_module
+from adept_ray.data.backbones import resolve_backbone
+from adept_ray.data.gguf import MANIFEST
+from adept_ray.data.loading import borrow, load_config, load_model, load_tokenizer
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.expansion import expand, export
 from adept_ray.method.sharding import build_skeleton
@@ -168,8 +165,8 @@ def test_a_model_comes_ready_for_measuring(tiny):
 def test_a_backbone_is_loaded_once_and_shared(tiny, monkeypatch):
     """Whoever borrows it gets the same weights in a structure of its own, until someone takes it away."""
     loads = []
-    real = backbones.load_model
-    monkeypatch.setattr(backbones, "load_model", lambda *a, **named: loads.append(a) or real(*a, **named))
+    real = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **named: loads.append(a) or real(*a, **named))
     first, second = borrow(str(tiny)), borrow(str(tiny))
     copies = expand(first, [0, 1])
     assert len(loads) == 1 and copies == (1, 3)
@@ -340,7 +337,7 @@ def test_a_gguf_file_becomes_a_plain_folder_once(tmp_path, monkeypatch, capfd):
     assert torch.equal(logits(loaded, random_ids()), logits(model, random_ids()))
     assert load_tokenizer(backbone.source).eos_token == "<|eos|>"
     assert capfd.readouterr().err == "dequantizing tiny.gguf (once; half a minute for 135 M parameters)\n"
-    monkeypatch.setattr(backbones, "_dequantize", None)
+    monkeypatch.setattr(gguf_module, "_dequantize", None)
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "again.gguf")
     (tmp_path / "again.gguf").rename(tmp_path / "tiny.gguf")
     assert resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache") == backbone
@@ -356,7 +353,7 @@ def test_an_interrupted_conversion_is_never_believed(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(backbones, "_dequantize", interrupted)
+        patch.setattr(gguf_module, "_dequantize", interrupted)
         resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
     folder = Path(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
@@ -453,4 +450,4 @@ def test_presets_are_hub_ids_or_pinned_assets():
     """Every preset has a source of one of the two kinds and a licence."""
     for preset in backbones.PRESETS.values():
         pinned = isinstance(preset.source, assets.Asset)
-        assert (pinned or assets.HUB_ID.fullmatch(preset.source)) and preset.note
+        assert (pinned or hub.HUB_ID.fullmatch(preset.source)) and preset.note

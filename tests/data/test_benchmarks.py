@@ -11,7 +11,9 @@ import pytest
 import torch
 from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 
-from adept_ray.config.specs import RunSpec, UserError, default_cache
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import default_cache
+from adept_ray.config.specs import RunSpec
 from adept_ray.data import benchmark_tasks as benchmarks
 from adept_ray.data.benchmark_tasks import (
     TaskItems,

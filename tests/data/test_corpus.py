@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.data import packing as corpus
-from adept_ray.data.documents import CorpusFiles, resolve_corpus
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, BlockOrder, build_blocks, make_micro_batches
+from adept_ray.data.blocks import BlockOrder, make_micro_batches
+from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, build_blocks
 
 SEQ_LEN = 32
 EOS = "<|eos|>"

@@ -12,17 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adept_ray.config.specs import UserError, default_cache
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import default_cache
 from adept_ray.data import documents
-from adept_ray.data.documents import (
-    CORPORA,
-    HubSource,
-    hpo_definitions,
-    load_generators,
-    resolve_corpus,
-    stream_documents,
-    write_corpus,
-)
+from adept_ray.data.corpora import CORPORA, resolve_corpus
+from adept_ray.data.corpus_texts import hpo_definitions, load_generators
+from adept_ray.data.documents import write_corpus
+from adept_ray.data.hub_corpora import HubSource, stream_documents
 
 
 def texts(corpus) -> list[str]:

@@ -4,10 +4,11 @@ import pytest
 import yaml
 from openpyxl import Workbook
 
-from adept_ray.config.specs import UserError, default_cache
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import default_cache
 from adept_ray.data import benchmark_tasks as benchmarks
 from adept_ray.data.benchmark_tasks import draw_items
-from adept_ray.data.documents import resolve_corpus
+from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.tasks import questions
 
 CACHE = default_cache()

@@ -17,13 +17,15 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
-from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec, UserError
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
-from adept_ray.method.sharding import Fit
-from adept_ray.storage.files import find_last_checkpoint
-from adept_ray.training.stage1 import ProbeWork, run_probe
-from adept_ray.training.stage2 import TrainWork, train
+from adept_ray.method.fit import Fit
+from adept_ray.storage.checkpoints import find_last_checkpoint
+from adept_ray.training.stage1 import run_probe
+from adept_ray.training.stage2 import train
 from adept_ray.training.state import WEIGHTS
+from adept_ray.training.work import ProbeWork, TrainWork
 
 SEQ_LEN, STEPS, REPORTS = 16, 400, 4
 EVERY = STEPS // REPORTS  # steps between two reports

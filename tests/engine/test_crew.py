@@ -23,8 +23,7 @@ from adept_ray.engine.crew import (
     run_job,
     start_crews,
 )
-from adept_ray.training.stage1 import ProbeWork
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import ProbeWork, TrainWork
 
 SEQ_LEN, STEPS = 16, 150
 KILLED_BY_RAY = """The actor died unexpectedly before finishing this task.

@@ -10,8 +10,11 @@ import pytest
 import ray
 import torch
 
-from adept_ray.config.specs import RunSpec, SearchRun, UserError
+from adept_ray.config import errors
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.engine import cluster as launch
+from adept_ray.engine import memory
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():
@@ -107,8 +110,8 @@ def test_the_cause_of_an_error_comes_before_torchs_advice(monkeypatch):
         torch.compile(torch.sin, backend=broken)(torch.ones(2))
     text = "".join(traceback.format_exception(problem.value))
     assert "TORCHDYNAMO_VERBOSE" in text.strip().splitlines()[-1]
-    assert launch.find_cause(text).endswith("there is no such machine")
-    assert launch.find_cause("\n") == "an error without a message"
+    assert errors.find_cause(text).endswith("there is no such machine")
+    assert errors.find_cause("\n") == "an error without a message"
 
 
 def test_threads_never_exceed_the_cpus(monkeypatch):
@@ -131,15 +134,15 @@ def test_threads_are_those_that_were_asked_for(monkeypatch, given, asked):
 
 def test_memory_counts_the_processes_that_were_started():
     """A child that fills 200 MiB raises the peak by about that much."""
-    launch.Memory._peak = 0
-    launch.Memory.sample()
-    before = launch.Memory.peak_gib()
+    memory.Memory._peak = 0
+    memory.Memory.sample()
+    before = memory.Memory.peak_gib()
     code = "x = bytearray(b'1') * (200 * 2**20); print('full', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"full\n"
-    launch.Memory.sample()
+    memory.Memory.sample()
     child.communicate(b"\n")
-    assert launch.Memory.peak_gib() - before == pytest.approx(0.2, abs=0.03)
+    assert memory.Memory.peak_gib() - before == pytest.approx(0.2, abs=0.03)
 
 
 EVENTS = "low 0\nhigh 3\nmax 12\noom 2\noom_kill 2\noom_group_kill 0\n"
@@ -160,4 +163,4 @@ def test_the_kernel_says_what_it_killed_for_memory(tmp_path, files, kills):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert launch.count_kernel_kills(tmp_path) == kills
+    assert memory.count_kernel_kills(tmp_path) == kills

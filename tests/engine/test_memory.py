@@ -12,7 +12,6 @@ from common import one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.engine.cluster import count_kernel_kills
 from adept_ray.engine.crew import (
     KERNEL_KILL,
     CrewLost,
@@ -22,7 +21,8 @@ from adept_ray.engine.crew import (
     run_job,
     start_crews,
 )
-from adept_ray.training.stage1 import ProbeWork
+from adept_ray.engine.memory import count_kernel_kills
+from adept_ray.training.work import ProbeWork
 
 GIB = 2**30
 # Free memory, and what Ray's processes here and all that runs beside may take of it before one is killed.

@@ -25,8 +25,7 @@ from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
 from adept_ray.engine.metrics import SERIES, RunNumbers
 from adept_ray.search.trials import title_trial
-from adept_ray.training.stage1 import ProbeWork
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import ProbeWork, TrainWork
 
 GRAFANA = json.loads((Path(adept_ray.__file__).parent / "engine" / "monitoring" / "grafana.json").read_text())
 RUN, TRIAL, TITLE = "watched", "trial-007", "trial-007 k=1 lr=3e-4"

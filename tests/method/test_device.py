@@ -18,10 +18,12 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.method.sharding import Fit
+from adept_ray.method.fit import Fit
+from adept_ray.training import export
 from adept_ray.training import stage2 as train
 from adept_ray.training import state as checkpoint
-from adept_ray.training.stage1 import ProbeWork, run_probe
+from adept_ray.training.stage1 import run_probe
+from adept_ray.training.work import ProbeWork, TrainWork
 
 NAME, SEQ_LEN = "apart", 16
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
@@ -182,7 +184,7 @@ def trained(work, place, folder):
     train.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
     train.train(work, BLOCKS, torch.device(place), kept)
     train.train(work, BLOCKS, torch.device(place), kept, resume=folder / "1")
-    train.score_and_export(work, BLOCKS, torch.device(place), kept, folder / "2", {})
+    export.score_and_export(work, BLOCKS, torch.device(place), kept, folder / "2", {})
     return found
 
 
@@ -199,7 +201,7 @@ def trained(work, place, folder):
 def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
     measured = apart(probed, ProbeWork(backbone, None, 4, held_out=("general", "domain")), "cpu")
-    work = train.TrainWork(
+    work = TrainWork(
         source=backbone,
         revision=None,
         training=TrainingSpec(**SPEC, tunes=tunes),

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from common import padded, random_ids, shake, tiny_model
 from torch import nn
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.method.expansion import added_layers, expand, source_importance
 from adept_ray.method.importance import layer_importance, max_layers, unit_importance

@@ -10,21 +10,15 @@ from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes, UserError
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.memory_plan import (
-    ATTENTION,
-    GIB,
-    SLACK,
-    MemoryPlan,
-    allowed_fits,
-    choose_fit,
-    plan_memory,
-)
+from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan, allowed_fits, choose_fit, plan_memory
 from adept_ray.method.rates import parameter_groups
-from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.method.tracing import ATTENTION
 from adept_ray.method.tuning import build_tuning
 
 # Of the weights that are published, tied ones once.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import logits, padded, random_ids, tiny_model
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method import race
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import layer_importance

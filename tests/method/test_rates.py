@@ -9,7 +9,7 @@ from common import random_ids, tiny_model
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, is_norm, unit_of
 from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import unit_importance

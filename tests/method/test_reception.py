@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import random_ids, tiny_model
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layers_of, output_projections
 from adept_ray.method.expansion import expand
 from adept_ray.method.loss import next_token_nats

@@ -36,8 +36,9 @@ from made_up import (
 )
 from matplotlib.figure import Figure
 
-from adept_ray.commands.searching import find_k
-from adept_ray.config.specs import PickRun, SearchRun, UserError
+from adept_ray.commands.tune_k import find_k
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.data.backbones import PRESETS
 from adept_ray.report.evidence import Importance, read_evidence
 from adept_ray.report.figures import curve_figure, draw_importance, importance_figure, trade_figure

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.commands import comparing as studies
-from adept_ray.commands.comparing import build_field, split_blocks
-from adept_ray.config.specs import CompareRun, UserError
-from adept_ray.method.sharding import Fit
+from adept_ray.commands.compare import build_field, split_blocks
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import CompareRun
+from adept_ray.method.fit import Fit
+from adept_ray.method.scores import SIDES
 from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.comparison import (
     APART,
@@ -31,7 +33,6 @@ from adept_ray.rivals.comparison import (
     trains_anything,
 )
 from adept_ray.rivals.methods import METHODS, list_entrants
-from adept_ray.training.scoring import SIDES
 
 # --- base rates -----------------------------------------------------------------------------------
 

@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from adept_ray.commands.searching import flags
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
+from adept_ray.commands import probe
 from adept_ray.commands import searching as commands
-from adept_ray.commands.searching import flags, rerun_command
+from adept_ray.commands.tune_k import rerun_command
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import load_search_space
-from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun, UserError
+from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun
 from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
-from adept_ray.data.documents import BOOLQ
-from adept_ray.run.context import resolve_settings
+from adept_ray.data.corpus_texts import BOOLQ
 from adept_ray.run.flags import parse_flags, run_command
+from adept_ray.run.settings import resolve_settings
 from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}
@@ -227,7 +230,7 @@ def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, wor
 
 def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
     """A command that nothing goes on from names the file and asks for room."""
-    monkeypatch.setattr(commands, "probe_layers", lambda run: write_text(small / "run.json", 200_000 * "x"))
+    monkeypatch.setattr(probe, "probe_layers", lambda run: write_text(small / "run.json", 200_000 * "x"))
     monkeypatch.setattr(sys, "argv", ["probe.py"])
     with pytest.raises(SystemExit) as exit_:
         run_command(RunSpec, "commands.probe_only", "")

@@ -9,7 +9,8 @@ from rich.progress import Progress
 
 from adept_ray.run.context import OUTPUT_LOG, redirect_output
 from adept_ray.run.terminal import Display, TimeLeft, estimate_time_left, format_clock, share_done
-from adept_ray.storage.files import Results, fetch_temporarily
+from adept_ray.storage.files import fetch_temporarily
+from adept_ray.storage.results import Results
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}

@@ -7,11 +7,14 @@ import pytest
 import ray
 from common import of_one_document, one_document_each, tiny_model
 
-from adept_ray.config.specs import RunSpec, UserError
-from adept_ray.data.backbones import Backbone
-from adept_ray.method.sharding import PLAIN
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.data.loading import Backbone
+from adept_ray.method.fit import PLAIN
 from adept_ray.run import preparing as prepare
-from adept_ray.run.preparing import FEW, Sources, check_sample_sizes, find_sources
+from adept_ray.run import sources as sources_module
+from adept_ray.run.preparing import FEW, check_sample_sizes
+from adept_ray.run.sources import Sources, find_sources
 from adept_ray.run.terminal import Display
 
 
@@ -71,7 +74,7 @@ def test_another_text_than_before_is_refused(monkeypatch, side):
     files = {name: SimpleNamespace(name=name, fingerprint=f"{name} now") for name in ("boolq", "medical")}
     backbone = Backbone("mine", "mine", None, "now", "")
     monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: backbone)
-    monkeypatch.setattr(prepare, "load_checked_config", lambda *_: None)
+    monkeypatch.setattr(sources_module, "load_checked_config", lambda *_: None)
     monkeypatch.setattr(prepare, "resolve_corpus", lambda name, *_: files[name])
     now = find_sources(RunSpec(), Display()).fingerprints
     assert find_sources(RunSpec(), Display(), made_from=now).fingerprints == now
@@ -103,7 +106,7 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, truste
     for name, instead in (("load_config", load_config), ("build_blocks", build_blocks), ("do", do)):
         monkeypatch.setattr(prepare, name, instead)
     monkeypatch.setattr(ray, "put", lambda value: value)
-    prepare.load_checked_config(backbone, 8)
+    sources_module.load_checked_config(backbone, 8)
     prepare.token_blocks(run, found, lambda *_: None, print)
     sets = {"general": each, "domain": each}
     cached = iter((None, {"nats": [1.0]}, {"nats": [1.0]}))  # no importance yet, but the losses

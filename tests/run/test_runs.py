@@ -11,51 +11,39 @@ from types import SimpleNamespace
 import pytest
 from common import tiny_model
 
-from adept_ray.commands.searching import (
-    choose_trial,
-    continue_search,
-    count_trials_left,
-    limit_k,
-    load_space,
-    override_machine,
-)
+from adept_ray.commands.pick import override_machine
+from adept_ray.commands.tune_k import choose_trial, continue_search, count_trials_left, limit_k, load_space
+from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.specs import (
     ActivationsRun,
-    InterruptedRun,
     PickRun,
     RunSpec,
     ScoreWeights,
     SearchRun,
     TrainingSpec,
     TrainRun,
-    UnfinishedRun,
-    UserError,
 )
 from adept_ray.engine.crew import CrewLost, JobFailed, JobRefused
-from adept_ray.method.sharding import PLAIN, Fit
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.run import context as runs
-from adept_ray.run.context import (
+from adept_ray.run.context import open_context
+from adept_ray.run.flags import parse_flags
+from adept_ray.run.record import has_ended, record_run, show_summary
+from adept_ray.run.resuming import (
     check_same_training,
-    choose_compiling,
     explain_stops,
     format_resume_command,
-    has_ended,
-    load_best,
-    open_context,
-    overrides_from,
-    plan_fit,
-    record_run,
-    resolve_settings,
     resume_settings,
     resume_training,
-    show_summary,
 )
-from adept_ray.run.flags import parse_flags
+from adept_ray.run.settings import load_best, overrides_from, resolve_settings
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import DepthLimit, rescore
+from adept_ray.run.training import choose_compiling, plan_fit
+from adept_ray.search.choice import rescore
+from adept_ray.search.edges import DepthLimit
 from adept_ray.search.trials import describe_trial, write_trials
-from adept_ray.storage.files import Results
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.storage.results import Results
+from adept_ray.training.work import TrainWork
 
 GIB = 2**30
 GOING_ON = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
@@ -158,9 +146,11 @@ def paced_by(monkeypatch, said, answer, steps=1000, work=JOB, **settings):
         return answer
 
     monkeypatch.setattr(runs, "run_job", do)
-    monkeypatch.setattr(runs, "store_blocks", lambda blocks: blocks)
+    monkeypatch.setattr(training_module, "store_blocks", lambda blocks: blocks)
     monkeypatch.setattr(runs, "show_jobs", lambda *_: nullcontext())
-    return choose_compiling(RunSpec(**settings), work, steps, SimpleNamespace(blocks="blocks"), said, None).fit
+    return choose_compiling(
+        RunSpec(**settings), work, steps, SimpleNamespace(blocks="blocks"), said, None
+    ).fit
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, UserError
-from adept_ray.search.choice import (
-    UNTOUCHED,
-    DepthLimit,
-    choice_table,
-    choose_k,
-    find_candidates,
-    find_edges,
-    find_front,
-    rescore,
-)
+from adept_ray.config.specs import ScoreWeights
+from adept_ray.method.scores import combine_changes, compare_losses, standard_error
+from adept_ray.search.choice import UNTOUCHED, choice_table, choose_k, find_candidates, find_front, rescore
+from adept_ray.search.edges import DepthLimit, find_edges
 from adept_ray.search.ranges import double_amount, limit_depths, override_ranges, parse_amount
-from adept_ray.training.scoring import combine_changes, compare_losses, standard_error
 
 EVEN = ScoreWeights()
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from common import one_document_each, save_tiny_backbone
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.engine.crew import JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
 from adept_ray.search.choice import choose_k
 from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
-from adept_ray.training.stage1 import ProbeWork, run_probe
-from adept_ray.training.stage2 import TrainWork, train
+from adept_ray.training.stage1 import run_probe
+from adept_ray.training.stage2 import train
+from adept_ray.training.work import ProbeWork, TrainWork
 
 CPU, SEQ_LEN, PER_STEP = torch.device("cpu"), 16, 4
 IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.4), (0.01,) * 4, 3.0)

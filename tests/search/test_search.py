@@ -20,8 +20,10 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec, UserError, apply_changes
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.engine.crew import JobFailed, is_out_of_memory
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
@@ -40,7 +42,7 @@ from adept_ray.search.study import (
 )
 from adept_ray.search.trials import delete_weights, describe_trial, training_from_row
 from adept_ray.search.tune import Rows, Verdicts, describe_final, forget_trials
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.training.work import TrainWork
 
 SPACE = {
     "k": Range(int=(0, 6)),

@@ -8,25 +8,22 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from adept_ray.config.specs import RunSpec, UserError
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint, save_checkpoint
 from adept_ray.storage.files import (
-    NO_STEP,
-    Results,
-    checkpoint_place,
     delete_folder,
     describe_full_disk,
     fetch_temporarily,
-    find_last_checkpoint,
     is_disk_full,
-    make_run_name,
     measure_size,
     open_filesystem,
     read_json,
-    save_checkpoint,
     store_json,
     write_json,
     write_text,
 )
+from adept_ray.storage.results import Results, make_run_name
 
 
 @pytest.fixture(params=["path", "uri", "s3"])
@@ -161,7 +158,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatc
     place = str(tmp_path / "trial")
     save_checkpoint(made, place, 1)
     monkeypatch.setattr(
-        "adept_ray.storage.files._checkpoints", lambda *_: []
+        "adept_ray.storage.checkpoints._checkpoints", lambda *_: []
     )  # killed before the older one went
     save_checkpoint(made, place, 2)
     monkeypatch.undo()

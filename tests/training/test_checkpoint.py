@@ -7,7 +7,7 @@ import torch
 from common import random_ids, shake, tiny_model
 from safetensors.torch import load_file
 
-from adept_ray.config.specs import UserError
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.expansion import expand
 from adept_ray.method.rates import parameter_groups

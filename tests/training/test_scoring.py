@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.data.packing import Blocks
-from adept_ray.training.scoring import (
+from adept_ray.data.blocks import Blocks
+from adept_ray.method.scores import (
     SIDES,
     Change,
     bits_per_byte,
@@ -19,9 +19,8 @@ from adept_ray.training.scoring import (
     compare_answers,
     compare_losses,
     difference_error,
-    measure_document_nats,
-    score_model,
 )
+from adept_ray.training.scoring import measure_document_nats, score_model
 
 MODEL = tiny_model("qwen3")
 EOS = 2

@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
-from adept_ray.config.specs import ScoreWeights, TrainingSpec, UserError
-from adept_ray.data.backbones import borrow, load_model
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.data.benchmark_tasks import draw_items
-from adept_ray.data.packing import BlockOrder, Blocks, make_micro_batches
+from adept_ray.data.blocks import BlockOrder, Blocks, make_micro_batches
+from adept_ray.data.loading import borrow, load_model
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.expansion import expand
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import unit_importance
 from adept_ray.method.loss import (
     MAX_COMPILED_CODES,
@@ -32,13 +34,14 @@ from adept_ray.method.loss import (
     next_token_nats,
     set_compute_policy,
 )
-from adept_ray.method.sharding import PLAIN, Fit
 from adept_ray.training import pace as pace_module
 from adept_ray.training import stage2 as train_module
+from adept_ray.training.export import score_and_export
 from adept_ray.training.pace import compiling_pays, time_compiling
-from adept_ray.training.stage1 import ProbeWork, run_probe
-from adept_ray.training.stage2 import TrainWork, score_and_export, take_step, train
+from adept_ray.training.stage1 import run_probe
+from adept_ray.training.stage2 import take_step, train
 from adept_ray.training.state import OPTIMIZER, STATE, WEIGHTS, TrainState
+from adept_ray.training.work import ProbeWork, TrainWork
 
 CPU = torch.device("cpu")
 SEQ_LEN, PER_STEP, STEPS = 16, 3, 8

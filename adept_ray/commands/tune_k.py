@@ -1,70 +1,35 @@
-"""The commands that train: find k, train at full length, probe only. Arguments in, results folder out."""
+"""tune_k.py: probe, search, choose, conclude."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace, load_search_space
-from adept_ray.config.specs import (
-    PickRun,
-    ProbeRun,
-    RunSpec,
-    ScoreWeights,
-    SearchRun,
-    TrainingSpec,
-    TrainRun,
-    UserError,
-    apply_changes,
-    fingerprint,
-    refuse_flags,
-    validate_spec,
-)
+from adept_ray.config.specs import SearchRun, TrainingSpec
+from adept_ray.config.validation import apply_changes, fingerprint, refuse_flags, validate_spec
 from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import Job, Progress, run_job, watch_board
+from adept_ray.engine.crew import Progress, watch_board
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.method.placement import resolve_layers
-from adept_ray.report.evidence import PICKED, format_flags
-from adept_ray.report.figures import draw_importance
+from adept_ray.report.evidence import format_flags
 from adept_ray.report.search_page import adopt_rivals, write_pages
-from adept_ray.run.context import (
-    build_work,
-    check_trust,
-    choose_compiling,
-    explain_stops,
-    has_ended,
-    known_fingerprints,
-    load_best,
-    open_context,
-    overrides_from,
-    plan_fit,
-    record_best,
-    record_run,
+from adept_ray.run.context import open_context
+from adept_ray.run.preparing import Prepared, prepare
+from adept_ray.run.record import has_ended, record_best, record_run, seconds_before, show_summary
+from adept_ray.run.resuming import explain_stops, resume_settings
+from adept_ray.run.settings import (
     resolve_settings,
-    resume_settings,
-    resume_training,
-    seconds_before,
-    show_summary,
-    store_blocks,
-    test_and_export,
 )
-from adept_ray.run.preparing import Prepared, Sources, find_sources, prepare, show_jobs
+from adept_ray.run.sources import Sources, find_sources
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import (
-    RELIABLE,
-    UNTOUCHED,
-    Choice,
-    DepthLimit,
-    choice_table,
-    choose_k,
-    find_edges,
-    find_front,
-    rescore,
-)
+from adept_ray.run.training import build_work, choose_compiling, plan_fit, store_blocks, test_and_export
+from adept_ray.search.choice import RELIABLE, UNTOUCHED, Choice, choice_table, choose_k, find_front
+from adept_ray.search.edges import DepthLimit, find_edges
 from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
 from adept_ray.search.ranges import (
     check_space,
@@ -79,26 +44,14 @@ from adept_ray.search.trials import (
     delete_weights,
     training_from_row,
     untouched_row,
-    write_curves,
     write_trials,
 )
 from adept_ray.search.tune import run_search
-from adept_ray.storage.files import NO_STEP as NO_STEP
-from adept_ray.storage.files import TRIALS, Results, checkpoint_place, find_last_checkpoint
-from adept_ray.training.stage2 import TrainWork
+from adept_ray.storage.checkpoints import NO_STEP as NO_STEP
+from adept_ray.storage.results import TRIALS, Results
+from adept_ray.training.work import TrainWork
 
 Say = Callable[[str], None]
-# Settings of a run that nothing in a probe goes by.
-UNPROBED = (
-    "domain",
-    "general_tasks",
-    "domain_tasks",
-    "task_items",
-    "score",
-    "remeasure_tokens",
-    "test_tokens",
-    "compile",
-)
 
 
 def find_k(run: SearchRun) -> str:
@@ -285,136 +238,6 @@ def limit_k(run: SearchRun, sources: Sources, most: int) -> DepthLimit:
     return DepthLimit(sources.layers, most, f"--max-new-params {run.max_new_params}", rerun_command(dearer))
 
 
-def pick_trial(args: PickRun) -> str:
-    """Choose anew among the trials of a finished search, by other weights; returns the results' place.
-
-    Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
-    """
-    display = Display(args.json_lines)
-    searched, results = open_finished(args)
-    run = override_machine(searched, args)
-    best = load_best(results.folder / "best.yaml")
-    space = load_space(searched, results.about())
-    weights = {"score.general": args.general, "score.domain": 1 - args.general}
-    space = apply_changes(space, weights, where=f"--general {args.general}")
-    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    rows = rescore(rows, space.weights)
-    candidates = find_kept_weights(rows, results)
-    launch.check_workers(run)
-    sources = find_sources(run, display, made_from=results.about()["fingerprints"])
-    space, most = limit_space(searched, space, sources)
-    choice, row = choose_trial(searched, space, rows, limit_k(searched, sources, most), candidates)
-    training = apply_changes(training_from_row(row, TrainingSpec()), {"tokens": row["tokens"]})
-    layers = [int(layer) for layer in row["layers"].split()]
-    with open_context(run, results, display, trains=False) as (board, memory):
-        fit = plan_fit(run, sources, training, memory, display, layers)
-        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
-        work = replace(build_work(run, made, training, layers, space.weights), fit=fit)
-        test = test_and_export(run, work, made, results, display, board, row["saved"])
-    write_trials(results, rows)
-    record_best(results, run, made, work, test, asdict(choice), best["k_max"])
-    results.write_json("run.json", results.about() | {"pick": {name: getattr(args, name) for name in PICKED}})
-    write_pages(results)
-    display.say(choice_table(choice))
-    show_summary(display, choice.reason, test, work, made, results, choice.advised_k)
-    return results.publish()
-
-
-def open_finished(args: PickRun) -> tuple[SearchRun, Results]:
-    """A finished search as it is picked from, and its folder. Raises :class:`UserError` for anything else."""
-    storage, _, name = args.results.rpartition("/")
-    results = Results(storage or ".", name)
-    if not results.exists():
-        raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
-    results.open(resume=True)
-    about = results.about()
-    if "seconds" not in about or not (results.folder / "trials.json").exists():
-        raise UserError(f"{args.results} holds no finished search to choose from")
-    run = validate_spec(SearchRun, about["run"], f"{args.results}/run.json")
-    check_trust(args.trust_remote_code, about["run"], args.results)
-    here = {"storage": storage or ".", "name": name, "min_gain_per_layer": args.min_gain_per_layer}
-    return apply_changes(run, here), results
-
-
-def override_machine(run: SearchRun, args: PickRun) -> SearchRun:
-    """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
-    changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return apply_changes(run, changes | {"concurrent": 1, "min_workers": 0})
-
-
-def find_kept_weights(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
-    """The rows with the places of the weights that were kept; finished ones without any don't count.
-
-    Raises :class:`UserError` when no weights are left.
-    """
-    found = []
-    for row in rows:
-        place = f"{results.ray}/{TRIALS}/{row['trial']}"
-        number = NO_STEP if row["state"] != "finished" else find_last_checkpoint(place)
-        state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
-        saved = None if number == NO_STEP else checkpoint_place(place, number)
-        found.append({**row, "state": state, "saved": saved})
-    if not any(row["saved"] for row in found):
-        raise UserError(
-            f"{results.place} has no candidates any more: their weights under ray/trials are gone"
-        )
-    return found
-
-
-def train_model(args: TrainRun) -> str:
-    """Train at full length with what a search found and export the model; returns the results' place.
-
-    Raises :class:`UserError` for bad input.
-    """
-    display = Display(args.json_lines)
-    best = load_best(args.config)
-    check_trust(args.trust_remote_code, best["run"], args.config)
-    run, training, results = resolve_training(args, best)
-    launch.check_workers(run)
-    began = results.about().get("fingerprints", known_fingerprints(best))  # text may have come since a search
-    sources = find_sources(run, display, made_from=began)
-    record_run(results, run, display, sources, training=training)
-    command = f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
-    with explain_stops(command, run, results, display):
-        with open_context(run, results, display) as (board, memory):
-            fit = plan_fit(run, sources, training, memory, display, best["layers"])
-            replays = training.replay > 0
-            made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
-            results.write_json("importance.json", made.importance)
-            weights = validate_spec(ScoreWeights, best["score"], args.config)
-            work = replace(build_work(run, made, training, tuple(best["layers"]), weights), fit=fit)
-            work = choose_compiling(run, work, work.steps, made, display, board)
-            with show_jobs(display, board, "train", f"stage 2, {work.steps} steps", "train"):
-                last = run_job(board, Job("train", "train", work, store_blocks(made.blocks), results.ray))
-            test = test_and_export(run, work, made, results, display, board, last["saved"])
-        write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-        record_best(results, run, made, work, test, best.get("choice", {}), best["k_max"])
-        record_run(results, run, display, sources, made, training)
-        write_pages(results)
-    show_summary(display, f"Trained with the configuration of {args.config}.", test, work, made, results)
-    return results.publish()
-
-
-def resolve_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec, Results]:
-    """The settings of a training with what a best.yaml holds, new or resumed, and its folder, which is made.
-
-    Raises :class:`UserError` for settings that can't be.
-    """
-    if args.resume:
-        results = Results(args.storage, args.name)
-        results.open(resume=True)
-        return *resume_training(args, best, results.about()), results
-    run = resolve_settings(
-        validate_spec(RunSpec, {**best["run"], **overrides_from(args)}, args.config), "train"
-    )
-    sizes = {"tokens": args.tokens, "reports": args.reports}
-    training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
-    results = Results(run.storage, run.name)
-    results.open(resume=False)
-    return run, training, results
-
-
 def run_trials(
     run: SearchRun,
     space: SearchSpace,
@@ -471,30 +294,3 @@ def name_question(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
     wanted = (run.pareto, run.min_gain_per_layer or 0.0)
     return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, wanted)}"
-
-
-def probe_layers(run: ProbeRun) -> str:
-    """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
-
-    Raises :class:`UserError` for bad input.
-    """
-    display = Display(run.json_lines)
-    refuse_flags(run, UNPROBED, "is for models that are trained: there is none in a probe")
-    run = resolve_settings(run, "probe")
-    results = Results(run.storage, run.name)
-    results.open(resume=False)
-    launch.check_workers(run)
-    sources = find_sources(run, display, with_domain=False)
-    record_run(results, run, display, sources)
-    with open_context(run, results, display, trains=False) as (board, memory):
-        fit = plan_fit(run, sources, TrainingSpec(k=0), memory, display, what="probe")
-        # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
-        fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)
-        made = prepare(run, sources, display, board, run.k_max, fit=fit)
-    results.write_json("importance.json", made.importance)
-    draw_importance(made.importance, (), results.folder / "importance.png")
-    record_run(results, run, display, sources, made)
-    display.importance(made.importance)
-    place = results.publish()
-    display.say(f"importance.json and importance.png are in {place}")
-    return place

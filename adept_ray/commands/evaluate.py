@@ -1,0 +1,45 @@
+"""evaluate.py: a model on benchmark tasks."""
+
+from __future__ import annotations
+
+from adept_ray.config.specs import (
+    EvaluateRun,
+)
+from adept_ray.data.backbones import resolve_backbone
+from adept_ray.data.benchmark_tasks import (
+    OFFLINE,
+    answer_items,
+    draw_items,
+    find_tasks_at_chance,
+    summarise_accuracies,
+)
+from adept_ray.data.loading import load_model, load_tokenizer
+from adept_ray.run.record import list_versions
+from adept_ray.run.terminal import Display
+from adept_ray.storage.files import write_json
+
+
+def evaluate_model(run: EvaluateRun) -> None:
+    """Score a model on benchmark tasks and print the table. Raises :class:`UserError` for bad input."""
+    import torch
+
+    display = Display(run.json_lines)
+    with display.stage("tasks", "benchmark tasks"):
+        items = draw_items(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
+    with display.stage("model", run.model):
+        trusted = run.trust_remote_code
+        backbone = resolve_backbone(run.model, run.cache, trusted)
+        device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+        model = load_model(backbone.source, backbone.revision, dtype, device=device, trusted=trusted)
+        tokenizer = load_tokenizer(backbone.source, backbone.revision, trusted)
+    with display.stage("items", f"{len(items)} items"):
+        right = answer_items(model, tokenizer, items, run.micro_batch, quiet=not display.live)
+    rows = summarise_accuracies(items, right)
+    display.accuracies(rows)
+    for sentence in find_tasks_at_chance(items, right):
+        display.warn(sentence)
+    if run.output:
+        run.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {"model": backbone.name, "fingerprint": backbone.fingerprint, "seed": run.seed}
+        write_json(run.output, about | {"versions": list_versions(), "tasks": rows})
+        display.say(f"written to {run.output}")

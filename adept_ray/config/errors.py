@@ -1,0 +1,61 @@
+"""Errors for persons: what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: one sentence saying what is wrong, where, and what would be right."""
+
+
+class UnfinishedRun(UserError):
+    """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
+
+
+class InterruptedRun(Exception):
+    """A run was stopped half-way; the message is the command that goes on from there."""
+
+
+MAX_LISTED = 20  # names that an error message lists
+
+
+def suggest_names(name: str, known: Iterable[str]) -> str:
+    """A list of known names for an error message, the closest to `name` first when one is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"known: {', '.join(known[:MAX_LISTED])}{more}"
+
+
+# What lines begin with that torch puts after an error of torch.compile, or of a GPU.
+ADVICE = (
+    "Set TORCHDYNAMO_VERBOSE=1",
+    "Search for `cuda",
+    "CUDA kernel errors might be",
+    "For debugging consider",
+    "Compile with `TORCH_USE_CUDA_DSA`",
+)
+
+
+def first_line(problem: object) -> str:
+    """The first line of an error's text."""
+    return str(problem).strip().partition("\n")[0]
+
+
+def find_cause(problem: object) -> str:
+    """The last line of an error's text, where the cause is of one that came through several processes.
+
+    What torch adds to its errors on how to look for their cause is passed over.
+    """
+    lines = [line.strip() for line in str(problem).splitlines()]
+    causes = (line for line in reversed(lines) if line and not line.startswith(ADVICE))
+    return next(causes, "an error without a message")
+
+
+def shorten_error(problem: Exception) -> str:
+    """An error's text on one line, 200 characters of it at most."""
+    return " ".join(str(problem).split())[:200] or type(problem).__name__

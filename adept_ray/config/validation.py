@@ -1,0 +1,127 @@
+"""Specifications that can't be changed and refuse unknown keys; files of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+)
+
+from adept_ray.config.errors import UserError, suggest_names
+
+
+class Spec(BaseModel):
+    """Base of all specifications: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Spec)
+# pydantic's words for what YAML calls otherwise → ours
+PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
+
+
+def validate_spec(
+    spec: type[S],
+    values: Mapping[str, Any],
+    where: str | Callable[[Sequence[Any]], str],
+    error: type[Exception] = UserError,
+) -> S:
+    """Build `spec` from `values`, turning pydantic's report into one sentence.
+
+    `where` names their place, or is asked for it with the path of keys to the mistake.
+    Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
+    """
+    try:
+        return spec.model_validate(dict(values))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if callable(where):
+            cause = first.get("ctx", {}).get("error")
+            where = where((*first["loc"], *getattr(cause, "at", ())))
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key '{key}': {suggest_names(str(first['loc'][-1]), _list_keys(spec, first['loc'][:-1]))}"
+        else:
+            text = first["msg"].removeprefix("Value error, ")
+            text = text[0].lower() + text[1:] if text.startswith("Input") else text
+            for words, plain in PLAINLY:
+                text = re.sub(words, plain, text)
+            got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+            message = f"{key + ': ' if key else ''}{text}{got}"
+        raise error(f"{where}: {message}") from None
+
+
+def _list_keys(spec: Any, path: Iterable[Any]) -> list[str]:
+    """The keys that the sub-spec at `path` of `spec` knows."""
+    for part in path:
+        fields = getattr(spec, "model_fields", None)
+        spec = fields[part].annotation if fields else get_args(spec)[-1]
+    return [field.alias or name for name, field in spec.model_fields.items()]
+
+
+def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
+    """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
+
+    Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
+    Raises :class:`UserError` for an unknown key or a bad value.
+    """
+    values = spec.model_dump()
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        target = values
+        for depth, part in enumerate([*path, last]):
+            if not isinstance(target, dict) or part not in target:
+                known = target if isinstance(target, dict) else {}
+                at = ".".join([*path, last][: depth + 1])
+                raise UserError(f"{where}: unknown key '{at}': {suggest_names(part, known)}")
+            if depth < len(path):
+                target = target[part]
+        target[last] = value
+    made = validate_spec(type(spec), values, where)
+    return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
+
+
+def refuse_flags(given: Spec, unused: Collection[str], why: str) -> None:
+    """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
+
+    Raises :class:`UserError`: the flag and `why` nothing would come of it.
+    """
+    for name in type(given).model_fields:
+        if name in unused and name in given.model_fields_set:
+            raise UserError(f"--{name.replace('_', '-')} {why}")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises :class:`UserError` naming the file, and the line, of what can't be read."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
+        mark = getattr(problem, "problem_mark", None)
+        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {said}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def describe_line(mark: Any) -> str:
+    """A place that PyYAML marked, in words, to follow a file's name."""
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that name what `parts` (JSON-able values) describe."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,21 @@
+"""Whether torch.compile works in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+from adept_ray.config.errors import find_cause
+
+
+def find_compiler_fault(device: str) -> str:
+    """Why torch.compile doesn't work for that `device` in this process; empty if it does."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as problem:  # whatever it is: each compiler has errors of its own
+        return find_cause(problem)
+    return ""

@@ -1,0 +1,113 @@
+"""Changes against the untouched backbone, and the score that they add up to; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from adept_ray.config.specs import ScoreWeights
+
+SIDES = ("general", "domain")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out split before and after training."""
+
+    before: float
+    """Bits per byte, or accuracy, of the untouched backbone."""
+    after: float
+    """The same of the trained model."""
+    delta: float
+    """Relative reduction of bits per byte, percent, or gain in accuracy, points; positive is better."""
+    standard_error: float
+    """Of `delta`, over documents or items, paired: how much another sample would move it."""
+    measure: Literal["bpb", "accuracy"] = "bpb"
+    pulls: tuple[float, ...] = ()
+    """How far each document or item pulls `delta` from what the others say, in its unit; they sum to 0."""
+
+
+def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
+    """Bits per UTF-8 byte of text from summed losses [D] and bytes [D]."""
+    return float(nats.sum() / math.log(2) / size.sum())
+
+
+def compare_losses(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> Change:
+    """Compare the losses of the same documents before and after training; all arrays are [D].
+
+    The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
+    with a single one. What is drawn at random are documents: a document's tokens aren't independent of each
+    other.
+    """
+    kept = float(after.sum() / before.sum())
+    pulls = 100 * (kept * before - after) / float(before.sum())
+    levels = bits_per_byte(before, size), bits_per_byte(after, size)
+    return Change(*levels, 100 * (1 - kept), standard_error(pulls), "bpb", tuple(pulls.tolist()))
+
+
+def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
+    """Compare the answers to the same items, 1 for a right one, before and after training; arrays are [N].
+
+    The standard error is that of a mean of paired differences; nan with a single item.
+    """
+    moved = 100 * (after - before)
+    pulls = (moved - moved.mean()) / len(moved)
+    levels = float(before.mean()), float(after.mean())
+    return Change(*levels, float(moved.mean()), standard_error(pulls), "accuracy", tuple(pulls.tolist()))
+
+
+def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
+    """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
+
+    Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
+    """
+    count = len(pulls)
+    square = float((np.asarray(pulls) ** 2).sum())
+    return math.sqrt(square * count / (count - 1)) if count > 1 else math.nan
+
+
+def combine_changes(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
+    """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error.
+
+    Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
+    smaller one may be a loss.
+    """
+    score = weigh_changes(general.delta, domain.delta, weights)
+    counts = not weights.retain or not general.delta > general.standard_error
+    error = math.hypot(
+        weights.general * general.standard_error if counts else 0.0, weights.domain * domain.standard_error
+    )
+    return score, error
+
+
+def weigh_changes(general: float, domain: float, weights: ScoreWeights) -> float:
+    """The score of a general and a domain change."""
+    return weights.general * count_general(general, weights) + weights.domain * domain
+
+
+def count_general(delta: float, weights: ScoreWeights) -> float:
+    """What of a general change counts."""
+    return min(delta, 0.0) if weights.retain else delta
+
+
+def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
+    """Standard error of the difference of two trials' scores, paired document by document.
+
+    Both are metrics as :func:`score_model` makes them, on the same text. Without their ``pulls`` (in a table
+    that was read from a file) the two scores' errors add up as if they were independent, which is more.
+    """
+    if not one.get("pulls") or not other.get("pulls"):
+        return math.hypot(one["score_se"], other["score_se"])
+    pairs = zip(score_pulls(one, weights), score_pulls(other, weights), strict=True)
+    return math.hypot(*(standard_error(mine - others) for mine, others in pairs))
+
+
+def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
+    """How far each document or item of each side pulls the score."""
+    general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
+    counts = not weights.retain or not metrics["general_delta"] > standard_error(general)
+    return [weights.general * counts * general, weights.domain * domain]

@@ -1,0 +1,142 @@
+"""What a run writes down of itself: run.json, best.yaml, and the last lines on the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import RunSpec, TrainingSpec
+from adept_ray.engine import memory
+from adept_ray.method.scores import SIDES
+from adept_ray.report.evidence import Importance, Side, check_record
+from adept_ray.run.preparing import Prepared
+from adept_ray.run.sources import Sources, list_notes
+from adept_ray.run.terminal import Display
+from adept_ray.storage.results import Results
+from adept_ray.training.work import TrainWork
+
+SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
+PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
+
+
+def record_best(
+    results: Results,
+    run: RunSpec,
+    made: Prepared,
+    work: TrainWork,
+    test: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    k_max: int,
+) -> None:
+    """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
+    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
+    best = {
+        "run": spec,
+        "training": work.training.model_dump(mode="json"),
+        "layers": list(work.layers),
+        "k_max": k_max,
+        "score": work.weights.model_dump(),
+        "choice": dict(choice),
+        "test": dict(test),
+        "backbone": made.sources.backbone.fingerprint,
+    }
+    results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+
+
+def record_run(
+    results: Results,
+    run: RunSpec,
+    display: Display,
+    sources: Sources,
+    made: Prepared | None = None,
+    training: TrainingSpec | None = None,
+    space: SearchSpace | None = None,
+) -> None:
+    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock.
+
+    What an earlier command of the same run wrote holds until this one has ended, so that one which is cut
+    off leaves results that can be read; what the commands spent adds up.
+    """
+    had = results.about()
+    about = {"command": shlex.join(["python", *sys.argv]), **had}
+    about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
+    about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
+    about["ended"] = made is not None
+    if training:
+        about["training"] = training.model_dump(mode="json")
+    if space:
+        about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    if made:
+        about |= {"versions": list_versions(), "fingerprints": made.fingerprints, **sum_spent(had, display)}
+        about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
+    results.write_json("run.json", about)
+
+
+def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
+    """Wall clock in seconds, by stage and in all, and peak memory of a run's commands, this one included.
+
+    `about` is the run.json that the earlier ones left.
+    """
+    had = about.get("spent", about)
+    before, now = seconds_before(about), {**display.seconds, "total": display.total()}
+    stages = [name for name in dict.fromkeys([*before, *now]) if name != "total"]
+    seconds = {name: round(before.get(name, 0.0) + now.get(name, 0.0), 1) for name in (*stages, "total")}
+    peaks = [peak for peak in (had.get("peak_memory_gib"), memory.Memory.peak_gib()) if peak is not None]
+    return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
+
+
+def seconds_before(about: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by stage that the commands took which left this run.json."""
+    return about.get("spent", about).get("seconds", {})
+
+
+def has_ended(about: Mapping[str, Any]) -> bool:
+    """Whether the last command of a run, whose run.json this is, came to its end."""
+    return about.get("ended", "seconds" in about)
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that isn't installed
+            found[package] = "not installed"
+    return found
+
+
+def show_summary(
+    display: Display,
+    why: str,
+    test: Mapping[str, Any],
+    work: TrainWork,
+    made: Prepared,
+    results: Results,
+    advised_k: int | None = None,
+) -> None:
+    """The last lines of a run: k, the advised one where it is another, why, what it gained, its files."""
+    layers, k = " ".join(map(str, work.layers)) or "none", work.training.k
+    advised_k = k if advised_k is None else advised_k
+    head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
+    display.show(f"\n{head}   layers copied: {layers}\n{why}")
+    doubt = check_record(Importance, made.importance, "importance").doubt(work.layers)
+    if doubt:
+        display.show(doubt)
+    for side in SIDES:
+        found = check_record(Side, test[side], "test")
+        display.show(
+            f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
+            f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
+        )
+    files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
+    for name, place in files.items():
+        display.show(f"{name + ':':12} {place}")
+    facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": why, "doubt": doubt}
+    display.event("summary", **facts, test=test, files=files, seconds=display.seconds)

@@ -1,0 +1,132 @@
+"""Going on with a run that was stopped: its settings, and the command that does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
+from adept_ray.config.places import mask_password
+from adept_ray.config.specs import RunSpec, TrainingSpec, TrainRun
+from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.run.record import has_ended, sum_spent
+from adept_ray.run.settings import check_trust, overrides_from, resolve_settings
+from adept_ray.run.terminal import Display
+from adept_ray.storage.files import (
+    describe_full_disk,
+    is_disk_full,
+)
+from adept_ray.storage.results import Results
+
+Begun = TypeVar("Begun", bound=RunSpec)
+# Of a command that goes on with a run: what is its own, and what it may change, since no loss depends on it.
+OWN = ("resume", "more_trials", "storage", "name", "json_lines")
+CHANGEABLE = (
+    "workers",
+    "min_workers",
+    "concurrent",
+    "micro_batch",
+    "activation_checkpointing",
+    "sharding",
+    "compile",
+    "dashboard",
+    "cache",
+    "max_hours",
+)
+
+
+@contextmanager
+def explain_stops(command: str, run: RunSpec, results: Results, display: Display) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`InterruptedRun`, a full disk into :class:`UserError`: both name what goes on.
+
+    What a run that stops half-way has spent is kept in run.json, for the one that goes on to add to.
+    """
+    try:
+        with keep_spent_time(results, display):
+            yield
+    except KeyboardInterrupt:
+        raise InterruptedRun(format_resume_command(command, run)) from None
+    except UnfinishedRun as problem:
+        told = f"{problem}; what is finished is kept: go on with {format_resume_command(command, run)}"
+        raise UserError(told) from problem
+    except Exception as problem:
+        if isinstance(problem, UserError) or not is_disk_full(problem):
+            raise
+        raise UserError(
+            f"{describe_full_disk(problem)} go on with {format_resume_command(command, run)}"
+        ) from problem
+
+
+@contextmanager
+def keep_spent_time(results: Results, display: Display) -> Iterator[None]:
+    """Write to run.json what was spent, if what is done here stops half-way."""
+    try:
+        yield
+    except BaseException:
+        if not has_ended(about := results.about()):
+            with suppress(OSError):  # the disk may be full
+                results.write_json("run.json", about | {"spent": sum_spent(about, display)})
+        raise
+
+
+def format_resume_command(command: str, run: RunSpec) -> str:
+    """The command line that goes on with a run."""
+    trust = " --trust-remote-code" if run.trust_remote_code else ""
+    elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
+    return f"python {command} --name {run.name} --resume{trust}{elsewhere}"
+
+
+def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:
+    """The settings that a run began with, to resume it; a flag that contradicts them is refused.
+
+    What no result depends on (see CHANGEABLE) may be given anew; what isn't given (is not in the
+    `model_fields_set` of `run`) stays as it was.
+    """
+    saved = validate_spec(type(run), begun, "run.json")
+    check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
+    changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
+    for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
+        asked, had = getattr(run, name), getattr(saved, name)
+        if asked == had:
+            continue
+        if name not in CHANGEABLE:
+            flag = "--" + name.replace("_", "-")
+            if name == "study":
+                asked, had = mask_password(asked), mask_password(had)
+            raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
+        changes[name] = asked
+    return apply_changes(saved, changes, where=f"resuming '{run.name}'")
+
+
+def resume_training(
+    args: TrainRun, best: Mapping[str, Any], begun: Mapping[str, Any]
+) -> tuple[RunSpec, TrainingSpec]:
+    """The settings that a training at full length began with, to resume it.
+
+    `best` is the best.yaml that was given, `begun` the run.json of the training. Raises :class:`UserError`
+    for a flag or a best.yaml that contradicts them, and for what is no training.
+    """
+    if "training" not in begun:
+        raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
+    run = resolve_settings(resume_settings(RunSpec.model_construct(**overrides_from(args)), begun["run"]))
+    file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
+    for name in (name for name in RunSpec.model_fields if name not in TrainRun.model_fields):
+        if (asked := getattr(file, name)) != (had := getattr(run, name)):
+            raise UserError(
+                f"{args.config}: {name} is {asked}, but the training to be resumed began with {had}"
+            )
+    training = validate_spec(TrainingSpec, begun["training"], "run.json")
+    reports = args.reports if "reports" in args.model_fields_set else training.reports
+    wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
+    check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun["training"])
+    return run, training
+
+
+def check_same_training(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
+    """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
+    had = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
+    for name, value in training.model_dump(mode="json").items():
+        if value != had[name]:
+            raise UserError(f"{name} is {value}, but the training to be resumed began with {had[name]}")

@@ -1,0 +1,94 @@
+"""Settings made definite: names, absolute paths, what a best.yaml says and what is given anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adept_ray.config import errors
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import ActivationsRun, TrainRun
+from adept_ray.config.validation import apply_changes, load_yaml
+from adept_ray.data.backbones import PRESETS as BACKBONES
+from adept_ray.data.benchmark_tasks import is_task_file
+from adept_ray.data.corpora import CORPORA
+from adept_ray.run.context import R
+from adept_ray.storage.files import (
+    fetch_temporarily,
+)
+from adept_ray.storage.results import make_run_name
+
+
+def resolve_settings(run: R, what: str = "") -> R:
+    """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
+    changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
+    if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
+        changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
+    presets = {*BACKBONES, *CORPORA}
+    for field in ("backbone", "general", "domain", "search_space"):
+        value = getattr(run, field, "")
+        if value and str(value) not in presets and Path(value).expanduser().exists():
+            changes[field] = str(Path(value).expanduser().resolve())
+    if study := getattr(run, "study", ""):
+        changes["study"] = resolve_study(study)
+    for field in ("general_tasks", "domain_tasks"):
+        names = getattr(run, field)
+        changes[field] = [str(Path(name).resolve()) if is_task_file(name) else name for name in names]
+    return apply_changes(run, changes)
+
+
+def resolve_study(study: str) -> str:
+    """A ``--study`` whose file, if it is one, is named by an absolute path."""
+    scheme, found, file = study.rpartition("sqlite:///")
+    if "://" in study and not (found and not scheme and file != ":memory:"):
+        return study
+    return f"{found}{Path(file).expanduser().absolute()}"
+
+
+def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on with other code than a run of those settings had: no file can ask for trust.
+
+    Raises :class:`UserError`.
+    """
+    if trusted != begun.get("trust_remote_code", False):
+        had, so = ("without", "leave it out") if trusted else ("with", "give it again if that code may run")
+        raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
+
+
+def load_best(place: str | Path) -> dict[str, Any]:
+    """Read a best.yaml, behind a path or URI. Raises :class:`UserError` for one that can't be used."""
+    if "://" in str(place):
+        parent, _, name = str(place).rpartition("/")
+        try:
+            with fetch_temporarily(parent, [name]) as folder:
+                best = load_yaml(folder / name)
+        except OSError as problem:
+            raise UserError(f"{place}: can't be read: {errors.first_line(problem)}") from problem
+    else:
+        best = load_yaml(Path(place))
+    for part in ("run", "training", "layers", "score", "k_max"):
+        if part not in best:
+            raise UserError(f"{place}: no '{part}' in it; give the best.yaml that a search wrote")
+    return best
+
+
+def known_fingerprints(best: Mapping[str, Any]) -> dict[str, str]:
+    """What a best.yaml knows of what it was made from."""
+    return {"backbone": best["backbone"]} if "backbone" in best else {}
+
+
+def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, Any]:
+    """The fields of the run that a command which goes on from a best.yaml was given anew."""
+    machine = (
+        "workers",
+        "min_workers",
+        "gpus_per_worker",
+        "micro_batch",
+        "precision",
+        "activation_checkpointing",
+        "sharding",
+        "compile",
+    )
+    names = (*machine, "trust_remote_code", "cache", "storage", "name", "json_lines")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}

@@ -1,0 +1,165 @@
+"""A run's training: how it fits, whether it is compiled, how it is tested and exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from adept_ray.config import errors
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.engine.crew import CrewLost, Job, JobFailed, JobRefused, run_job
+from adept_ray.method.fit import Fit
+from adept_ray.method.memory_plan import choose_fit, plan_memory
+from adept_ray.method.scores import SIDES
+from adept_ray.run.preparing import Prepared, load_test_blocks, show_jobs
+from adept_ray.run.sources import Sources
+from adept_ray.run.terminal import Display
+from adept_ray.storage.files import (
+    delete_folder,
+    fetch_temporarily,
+    measure_size,
+)
+from adept_ray.storage.results import Results
+from adept_ray.training.pace import compiling_pays
+from adept_ray.training.state import STATE
+from adept_ray.training.work import TrainWork
+
+WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers are faster takes as long as some
+
+
+def build_work(
+    run: RunSpec, made: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
+) -> TrainWork:
+    """The training of `layers` with `training` on what was prepared."""
+    backbone = made.sources.backbone
+    return TrainWork(
+        source=backbone.source,
+        revision=backbone.revision,
+        training=training,
+        layers=tuple(layers),
+        units=made.importance["units"],
+        before=made.before,
+        weights=weights,
+        seq_len=run.seq_len,
+        micro_batch=run.micro_batch,
+        seed=run.seed,
+        items=made.sources.items_of("validation"),
+        by_tasks=run.score == "tasks",
+        dtype=run.dtype,
+        trusted=backbone.trusted,
+    )
+
+
+def plan_fit(
+    run: RunSpec,
+    sources: Sources,
+    training: TrainingSpec,
+    memory: int,
+    display: Display,
+    layers: Sequence[int] | None = None,
+    what: str = "",
+) -> Fit:
+    """Show what `training` will take of a worker's `memory`; returns how it is made to fit.
+
+    As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
+    Raises :class:`UserError` for what doesn't fit.
+    """
+    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.workers:
+        display.warn(
+            f"a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
+            f"{run.workers - sequences} of {run.workers} workers have nothing to train on: raise "
+            "tokens_per_step"
+        )
+    lowest = tuple(range(training.k) if layers is None else layers)
+    what = what or f"k = {training.k}"
+    try:
+        code = sources.backbone.trusted, sources.backbone.revision
+        needs = plan_memory(sources.config, training, lowest, run.seq_len, run.dtype, *code)
+    except UserError:
+        raise
+    except Exception as problem:  # a pass without data is more than some architectures can do
+        display.say(f"{what}: what it will take can't be said beforehand ({errors.first_line(problem)})")
+        return Fit(run.activation_checkpointing == "on", run.sharding == "on", run.compile == "on")
+    fit = choose_fit(needs, run, memory, what)
+    display.plan(needs, run, fit, memory, what)
+    return fit
+
+
+def choose_compiling(
+    run: RunSpec, work: TrainWork, steps: int, made: Prepared, display: Display, board: Any
+) -> TrainWork:
+    """`work` with compiled layers where `run` leaves that open and it pays over so many `steps`.
+
+    Each command asks its own workers: those that go on with a run may be others. `display` is told.
+    """
+    if run.compile != "auto" or steps < WORTH_ASKING or not work.layers:
+        return work
+    try:
+        with show_jobs(display, board, "pace", "steps with and without torch.compile", "pace"):
+            found = run_job(board, Job("pace", "pace", work, store_blocks(made.blocks)))
+    except (CrewLost, JobRefused):
+        raise
+    except JobFailed as problem:
+        display.say(f"trained without torch.compile: timing it failed ({errors.find_cause(problem)})")
+        return work
+    if found["fault"]:
+        display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
+        return work
+    compiled = compiling_pays(found, steps)
+    times = {name: found[name] for name in ("plain", "compiled", "compiling")}
+    display.event("pace", **times, steps=steps, compile=compiled)
+    display.show(
+        f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
+        f"{found['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
+    )
+    return replace(work, fit=replace(work.fit, compiled=compiled))
+
+
+def store_blocks(blocks: Any) -> Any:
+    """A reference to `blocks` in the object store, read once by every process that needs them."""
+    import ray
+
+    return ray.put(blocks)
+
+
+def test_and_export(
+    run: RunSpec,
+    work: TrainWork,
+    made: Prepared,
+    results: Results,
+    display: Display,
+    board: Any,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
+    backbone = made.sources.backbone
+    about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
+    with show_jobs(display, board, "test", "test splits and export", "conclude"):
+        blocks = store_blocks(load_test_blocks(run, made.sets))
+        work = replace(work, items=made.sources.items_of("test"))
+        extra = {"checkpoint": checkpoint, "about": about}
+        found = run_job(board, Job("conclude", "conclude", work, blocks, results.ray, extra=extra))
+        kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
+        results.adopt(f"{found['saved']}/model", "model")
+        delete_folder(f"{results.ray}/conclude")
+        with fetch_temporarily(checkpoint) as folder:
+            state = json.loads((folder / STATE).read_text())
+    results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
+    display.show(
+        f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
+    )
+    display.event("sizes", checkpoint=kept, model=whole)
+    return {**{side: describe_side(found, side, work.by_tasks) for side in SIDES}, "score": found["score"]}
+
+
+def describe_side(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
+    """What best.yaml says of a side, from the metrics of the test; `measure` is what its delta is of."""
+    measures = [measure for measure in ("bpb", "accuracy") if f"{side}_{measure}" in found]
+    said: dict[str, Any] = {"measure": measures[-1] if by_tasks else "bpb"}
+    for measure in measures:
+        said[f"before_{measure}"] = found[f"{side}_{measure}_before"]
+        said[f"after_{measure}"] = found[f"{side}_{measure}"]
+    return said | {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}

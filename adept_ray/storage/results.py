@@ -1,0 +1,165 @@
+"""The results folder of a run, on this machine or behind a URI."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.storage.files import delete_folder, open_filesystem, write_text
+
+RAY = "ray"  # sub-folder for what Ray and the workers keep
+TRIALS = "trials"  # in that: what the trials saved, a folder each
+# what a command that goes on from a run behind a URI reads of it
+RESUMED_FILES = (
+    "run.json",
+    "importance.json",
+    "runs.csv",
+    "best.yaml",
+    "trials.csv",
+    "trials.json",
+    "rates.jsonl",
+)
+
+
+class Results:
+    """Folder NAME under a storage.
+
+    Files are written to `folder`. For a URI that is a temporary folder which :meth:`publish` copies
+    to its place; Ray writes to `ray` directly in both cases.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.place = f"{storage.rstrip('/')}/{name}"
+        self._remote = "://" in storage
+        self.folder = Path(tempfile.mkdtemp()) if self._remote else Path(self.place).resolve()
+        self.ray = f"{self.place}/{RAY}" if self._remote else str(self.folder / RAY)
+
+    def exists(self) -> bool:
+        """Whether a run of that name has begun."""
+        if not self._remote:
+            return (self.folder / "run.json").exists()
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
+
+    def about(self) -> dict[str, Any]:
+        """Content of run.json; empty as long as the run hasn't begun."""
+        file = self.folder / "run.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def open(self, resume: bool) -> None:
+        """Make the folder and check that it can be written to.
+
+        Raises :class:`UserError` when it can't, or when a run of that name exists and is not to be
+        resumed, or is to be resumed and doesn't exist.
+        """
+        try:
+            exists = self.exists()
+            if exists and not resume:
+                raise UserError(f"{self.place} exists: choose another --name, or continue it with --resume")
+            if resume and not exists:
+                raise UserError(f"{self.place} holds no run to resume: check --name and --storage")
+            if self._remote:
+                self._check_remote(download=resume)
+            else:
+                (self.folder / RAY).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+        except OSError as problem:
+            raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
+
+    def _check_remote(self, download: bool) -> None:
+        filesystem, path = self.filesystem()
+        filesystem.create_dir(path)
+        with filesystem.open_output_stream(f"{path}/.writable") as stream:
+            stream.write(b"")
+        filesystem.delete_file(f"{path}/.writable")
+        if download:
+            self.fetch(RESUMED_FILES)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Copy files that lie behind a URI, and aren't here yet, to `folder`; what doesn't exist is left."""
+        if not self._remote:
+            return
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        for name in names:
+            here = self.folder / name
+            if not here.exists() and filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
+                here.parent.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(f"{path}/{name}", str(here), filesystem, fs.LocalFileSystem())
+
+    def filesystem(self) -> tuple[Any, str]:
+        """pyarrow's file system of the place and the path on it. Raises :class:`UserError` for a bad URI."""
+        from pyarrow import fs
+
+        if not self._remote:
+            return fs.LocalFileSystem(), str(self.folder)
+        try:
+            return fs.FileSystem.from_uri(self.place)
+        except (ValueError, OSError) as problem:
+            raise UserError(f"{self.place} is not a URI that storage can be reached by: {problem}") from None
+
+    def adopt(self, place: str, name: str) -> None:
+        """Move a folder that a worker saved at `place` to `name` in the results."""
+        filesystem, source = open_filesystem(place)
+        if not self._remote:
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # of an earlier attempt
+            shutil.move(source, self.folder / name)
+            return
+        from pyarrow import fs
+
+        delete_folder(f"{self.place}/{name}")
+        target = f"{self.filesystem()[1]}/{name}"
+        filesystem.create_dir(target)
+        fs.copy_files(source, target, filesystem, filesystem)
+        filesystem.delete_dir(source)
+
+    def holds(self, name: str) -> bool:
+        """Whether a file or folder of that name is among the results, here or in its place already."""
+        from pyarrow import fs
+
+        filesystem, path = self.filesystem()
+        there = filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound
+        return there or (self.folder / name).exists()
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file whole or not at all; behind a URI too, so that a cut-off run can be resumed."""
+        path = write_text(self.folder / name, text)
+        if self._remote:
+            from pyarrow import fs
+
+            filesystem, place = self.filesystem()
+            fs.copy_files(str(path), f"{place}/{name}", fs.LocalFileSystem(), filesystem)
+        return path
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
+        """Write JSON as :meth:`write` does."""
+        return self.write(name, json.dumps(data, indent=1) + "\n")
+
+    def publish(self) -> str:
+        """Copy what was written to its place (nothing to do for a local one); returns the place."""
+        if self._remote:
+            from pyarrow import fs
+
+            filesystem, path = self.filesystem()
+            fs.copy_files(str(self.folder), path, fs.LocalFileSystem(), filesystem)
+            shutil.rmtree(self.folder)
+            return self.place
+        return str(self.folder)
+
+
+def make_run_name(run: RunSpec, what: str = "") -> str:
+    """A name for the results folder: what, backbone, domain and time."""
+    parts = [what, Path(run.backbone).stem, Path(run.domain).stem, time.strftime("%Y%m%d-%H%M%S")]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

@@ -1,0 +1,65 @@
+"""The end of a training: one look at the test splits, and the exported model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from adept_ray.data.blocks import Blocks
+from adept_ray.data.loading import borrow, borrow_sharded, load_tokenizer
+from adept_ray.method.expansion import export
+from adept_ray.method.fit import PLAIN
+from adept_ray.method.ranks import rank
+from adept_ray.method.tuning import Tuning
+from adept_ray.training.scoring import score_model
+from adept_ray.training.stage2 import Progress, Report, measure_held_out, prepare_tuning
+from adept_ray.training.state import TrainState
+from adept_ray.training.work import TrainWork
+
+
+def load_tuning(work: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
+    """What the work trained, as it was saved."""
+    tuning = prepare_tuning(work, device)
+    TrainState.load(checkpoint, tuning.model)
+    return tuning
+
+
+def score_and_export(
+    work: TrainWork,
+    blocks: Mapping[str, Blocks],
+    device: torch.device,
+    report: Report,
+    checkpoint: Path,
+    about: dict,
+    progress: Progress = lambda done, of: None,
+) -> None:
+    """Score backbone and trained model on the test splits and export the model.
+
+    `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
+    """
+    backbone = work.source, work.revision, work.dtype
+    take = borrow_sharded if work.fit.sharded else borrow
+    before = measure_held_out(take(*backbone, device, trusted=work.trusted), work, blocks)
+    progress(1, 3)
+    tuning = load_tuning(work, device, checkpoint)
+    if work.fit.sharded:
+        with tuning.as_exported():
+            after = measure_held_out(tuning.model, work, blocks)
+        # The first rank puts it together, in its machine's memory; the others have nothing to export.
+        alone = replace(work, fit=PLAIN)
+        model = load_tuning(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
+    else:
+        model = tuning.merged()  # what is exported is what is scored
+        after = measure_held_out(model, work, blocks)
+    metrics = score_model(before, after, blocks, work.by_tasks, work.weights)
+    progress(2, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        if rank() == 0:
+            record = {"added_layers": list(tuning.added), "source_layers": list(work.layers), **about}
+            tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
+            export(model, Path(folder) / "model", tokenizer, record)
+        report(metrics, Path(folder) if rank() == 0 else None)
