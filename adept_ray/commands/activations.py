@@ -86,10 +86,10 @@ def draw_activations(args: ActivationsRun) -> str:
         replays = training.replay > 0
         made = prepare(run, sources, display, board, best["k_max"], training.tokens, replays, fit=fit)
         tests = load_test_blocks(run, made.sets)
-        if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.workers):
+        if (fewest := min(map(len, tests.values()))) < max(FEWEST, run.machine.workers):
             raise UserError(
                 f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few for densities, "
-                f"at least {max(FEWEST, run.workers)} of {run.seq_len} tokens are needed"
+                f"at least {max(FEWEST, run.machine.workers)} of {run.seq_len} tokens are needed"
             )
         work = build_work(run, made, training, tuple(best["layers"]), ScoreWeights())
         work = replace(work, fit=fit)
@@ -131,10 +131,10 @@ def measure_separations(
             work = ProbeWork(
                 source,
                 revision,
-                run.micro_batch,
+                run.machine.micro_batch,
                 importance=False,
                 separation=True,
-                dtype=run.dtype,
+                dtype=run.machine.dtype,
                 trusted=backbone.trusted,
             )
             measured = run_job(board, Job(f"activations of {name}", "probe", work, blocks))["separation"]

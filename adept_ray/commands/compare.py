@@ -110,11 +110,11 @@ def build_field(
         work = ProbeWork(
             backbone.source,
             backbone.revision,
-            run.micro_batch,
+            run.machine.micro_batch,
             importance=False,
             held_out=SIDES,
             items=items["test"],
-            dtype=run.dtype,
+            dtype=run.machine.dtype,
             fit=fit,
             trusted=backbone.trusted,
         )

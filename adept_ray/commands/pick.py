@@ -87,9 +87,7 @@ def open_finished(args: PickRun) -> tuple[SearchRun, Results]:
 
 def override_machine(run: SearchRun, args: PickRun) -> SearchRun:
     """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
-    changes = {name: getattr(args, name) for name in ("workers", "gpus_per_worker", "micro_batch", "cache")}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return apply_changes(run, changes | {"concurrent": 1, "min_workers": 0})
+    return apply_changes(run, args.list_overrides() | {"concurrent": 1, "min_workers": 0})
 
 
 def find_kept_weights(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:

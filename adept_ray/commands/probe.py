@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adept_ray.config.specs import ProbeRun, TrainingSpec
+from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.specs import ProbeRun, RunSpec, TrainingSpec
 from adept_ray.config.validation import refuse_flags
 from adept_ray.engine import cluster as launch
 from adept_ray.report.figures import draw_importance
@@ -20,18 +21,6 @@ from adept_ray.run.training import plan_fit
 from adept_ray.storage.checkpoints import NO_STEP as NO_STEP
 from adept_ray.storage.results import Results
 
-# Settings of a run that nothing in a probe goes by.
-UNPROBED = (
-    "domain",
-    "general_tasks",
-    "domain_tasks",
-    "task_items",
-    "score",
-    "remeasure_tokens",
-    "test_tokens",
-    "compile",
-)
-
 
 def probe_layers(run: ProbeRun) -> str:
     """Run stage 1 alone; write importance.json and importance.png; returns the results' place.
@@ -39,7 +28,9 @@ def probe_layers(run: ProbeRun) -> str:
     Raises :class:`UserError` for bad input.
     """
     display = Display(run.json_lines)
-    refuse_flags(run, UNPROBED, "is for models that are trained: there is none in a probe")
+    refuse_flags(
+        run, list_fields(RunSpec, Mark.UNPROBED), "is for models that are trained: there is none in a probe"
+    )
     run = resolve_settings(run, "probe")
     results = Results(run.storage, run.name)
     results.open(resume=False)
@@ -49,7 +40,9 @@ def probe_layers(run: ProbeRun) -> str:
     with open_context(run, results, display, trains=False) as (board, memory):
         fit = plan_fit(run, sources, TrainingSpec(k=0), memory, display, what="probe")
         # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
-        fit = replace(fit, recompute=run.activation_checkpointing == "on" or run.gpus_per_worker > 0)
+        fit = replace(
+            fit, recompute=run.machine.activation_checkpointing == "on" or run.machine.gpus_per_worker > 0
+        )
         made = prepare(run, sources, display, board, run.k_max, fit=fit)
     results.write_json("importance.json", made.importance)
     draw_importance(made.importance, (), results.folder / "importance.png")

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.search_space import SearchSpace, load_search_space
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint, refuse_flags, validate_spec
@@ -147,8 +148,7 @@ def rewrite_report(run: SearchRun) -> str:
 
     Raises :class:`UserError` when there is none, or when something in it isn't as it should be.
     """
-    taken = ("name", "storage", "report_only", "comparison", "json_lines")
-    others = [name for name in SearchRun.model_fields if name not in taken]
+    others = set(SearchRun.flat_fields()).difference(list_fields(SearchRun, Mark.REPORT))
     refuse_flags(run, others, "is for a search: leave it out with --report-only, where nothing is searched")
     results = Results(run.storage, run.name)
     if not run.name or not results.exists():
@@ -293,4 +293,6 @@ def name_question(run: SearchRun, space: SearchSpace, made: Prepared) -> str:
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
     wanted = (run.pareto, run.min_gain_per_layer or 0.0)
-    return f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.dtype, wanted)}"
+    return (
+        f"adept_ray {fingerprint(made.fingerprints, sizes, probed, tasks, asked, run.machine.dtype, wanted)}"
+    )

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.config.validation import Spec, apply_changes, describe_line, load_yaml, validate_spec
 
@@ -124,20 +125,10 @@ class Range(Spec):
 
 
 FORMS = ("int_", "float_", "log", "choice", "fixed")
-# Set by the run, or by a compared method.
-UNSEARCHED = ("tokens", "reports", "tunes", "text", "lora_rank", "layers")
-SEARCHABLE = tuple(n for n in TrainingSpec.model_fields if n not in UNSEARCHED)
-# What a search space may say about a run: how much, never on what and where.
-SIZES = (
-    "trials",
-    "tokens_per_trial",
-    "reports",
-    "seq_len",
-    "probe_tokens",
-    "remeasure_tokens",
-    "validation_tokens",
-    "test_tokens",
+SEARCHABLE = tuple(
+    n for n in TrainingSpec.model_fields if n not in list_fields(TrainingSpec, Mark.UNSEARCHED)
 )
+SIZES = list_fields(SearchRun, Mark.SIZE)  # what a search space may say about a run: how much, never on what
 
 
 class SearchSpace(Spec):

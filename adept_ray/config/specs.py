@@ -16,7 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from adept_ray.config.places import Cache, Place, default_cache
+from adept_ray.config.fields import Mark, list_fields, setting
+from adept_ray.config.machine import FollowingSpec, Machine, MachineSpec
+from adept_ray.config.places import Place, default_cache
 from adept_ray.config.validation import Spec
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
@@ -27,8 +29,6 @@ Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
 ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Switch = Literal["auto", "on", "off"]
 
 
 def split_at_commas(names: Any) -> Any:
@@ -41,7 +41,7 @@ def split_at_commas(names: Any) -> Any:
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 
 
-class RunSpec(Spec):
+class RunSpec(MachineSpec):
     """What a run works on and where: backbone, corpora, sizes of the held-out pieces, machine."""
 
     backbone: str = "smollm2-135m"
@@ -50,90 +50,54 @@ class RunSpec(Spec):
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: str = "boolq"
     """Text that must not get worse: preset, file, folder or hub dataset id."""
-    domain: str = "medical"
+    domain: str = setting("medical", Mark.UNPROBED)
     """Text to learn: preset, file, folder or hub dataset id."""
     text_column: str = "text"
     """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
-    seq_len: int = Field(128, ge=8)
+    seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
-    probe_tokens: int = Field(2048, ge=16)
+    probe_tokens: int = setting(2048, Mark.SIZE, ge=16)
     """General tokens on which stage 1 measures layer and unit importance."""
     probe: ProbeKind = "exhaustive"
     """Measure every layer on the whole probe, or give up early those that can't be chosen."""
     probe_confidence: float = Field(0.95, gt=0, lt=1)
     """Probability that no two layers are in the wrong order where their order is called certain."""
-    remeasure_tokens: int = Field(128, ge=16)
+    remeasure_tokens: int = setting(128, Mark.UNPROBED, Mark.SIZE, ge=16)
     """General tokens (the first of the probe) on which unit importance is measured again."""
-    validation_tokens: int = Field(1536, ge=16)
+    validation_tokens: int = setting(1536, Mark.SIZE, ge=16)
     """Tokens of each validation split that a trial is scored on."""
-    test_tokens: int = Field(4096, ge=16)
+    test_tokens: int = setting(4096, Mark.UNPROBED, Mark.SIZE, ge=16)
     """Tokens of each test split, looked at once, for the chosen trial."""
-    general_tasks: Tasks = ()
+    general_tasks: Tasks = setting((), Mark.UNPROBED)
     """lm-eval tasks, groups or .yaml definitions that judge the general side, such as mmlu cmmlu."""
-    domain_tasks: Tasks = ()
+    domain_tasks: Tasks = setting((), Mark.UNPROBED)
     """lm-eval tasks, groups or .yaml definitions that judge the domain side, such as medqa_4options."""
-    task_items: int = Field(200, ge=1)
+    task_items: int = setting(200, Mark.UNPROBED, ge=1)
     """Items of each task or group (at least one a task) for validation, and as many for the test."""
-    score: Measure = "tasks"
+    score: Measure = setting("tasks", Mark.UNPROBED)
     """What counts on a side: accuracy on its tasks if it has any, or bits per byte whatever it has."""
-    micro_batch: int = Field(8, ge=1)
-    """Blocks per forward pass on one worker; changes speed and memory, not what is computed."""
-    workers: int = Field(1, ge=1)
-    """Ray Train workers per trial."""
-    min_workers: int = Field(0, ge=0)
-    """Fewest workers to go on with when nodes are lost and none replaces them; 0: all of --workers."""
-    gpus_per_worker: float = Field(0, ge=0)
-    """GPUs each worker gets; 0 trains on CPUs."""
-    precision: Precision = "auto"
-    """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
-    activation_checkpointing: Switch = "auto"
-    """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
-    sharding: Switch = "auto"
-    """Share the model out over the workers (FSDP2); auto: where a worker's memory can't hold it whole."""
-    compile: Switch = "auto"
-    """Train with layers by torch.compile; auto: if it pays, in tune_k.py and train.py, of many steps."""
-    dashboard: bool = True
-    """Start the Ray dashboard with a local cluster."""
-    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
     seed: int = Field(0, ge=0)
     """Seed of the split, the order of blocks and the search."""
-    cache: Cache = Field(default_factory=lambda: str(default_cache()))
-    """Folder or URI for token blocks and probes, shared by all runs; a folder also holds downloads."""
-    storage: Place = "results"
+    storage: Place = setting("results", Mark.RESULTS, Mark.PLACE, Mark.REPORT)
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
-    name: str = ""
+    name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
 
     @model_validator(mode="after")
     def _check_workers(self) -> RunSpec:
-        going_on = getattr(self, "resume", False) or getattr(self, "more_trials", 0) > 0
-        known = "workers" in self.model_fields_set or not going_on  # else it is as the run began
-        if known and self.min_workers > self.workers:
-            raise ValueError(f"min_workers is {self.min_workers}, more than workers, {self.workers}")
+        continues = getattr(self, "resume", False) or getattr(self, "more_trials", 0) > 0
+        known = "workers" in self.given or not continues  # else it is what the run began with
+        fewest, most = self.machine.min_workers, self.machine.workers
+        if known and fewest > most:
+            raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
         return self
-
-    @property
-    def local_cache(self) -> Path:
-        """Folder of this machine for what is downloaded or converted, and for copies out of the cache."""
-        return default_cache() if "://" in self.cache else Path(self.cache)
-
-    @property
-    def fewest_workers(self) -> int:
-        """Workers without which a task can't go on."""
-        return self.min_workers or self.workers
 
     @property
     def crews(self) -> int:
         """Groups of that many workers that work at the same time (at least, where that isn't known yet)."""
         return 1
-
-    @property
-    def dtype(self) -> str:
-        """Name of the torch type in which the backbone is held."""
-        if self.precision == "auto":
-            return "bfloat16" if self.gpus_per_worker else "float32"
-        return self.precision
 
 
 class ProbeRun(RunSpec):
@@ -148,17 +112,17 @@ class TrainingSpec(Spec):
 
     k: int = Field(4, ge=0)
     """Expansion depth: how many layers are added."""
-    tunes: Tunes = "copies"
+    tunes: Tunes = setting("copies", Mark.UNSEARCHED)
     """What is trained: copies of the placed layers, those layers themselves, all parameters, or LoRA."""
     placement: Placement = "guided"
     """Which layers are copied (see adept_ray.method.placement)."""
     offset: int = Field(0, ge=0)
     """Layers by which a placement is moved or that it leaves out (see adept_ray.method.placement)."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = setting((), Mark.UNSEARCHED)
     """The k layers to copy or tune, named (from 0); without any they are placed."""
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = setting(8, Mark.UNSEARCHED, ge=1)
     """Rank of the LoRA matrices; alpha is twice that."""
-    text: Text = "domain"
+    text: Text = setting("domain", Mark.UNSEARCHED)
     """Corpus to train on; ``general`` is the control that shows what any plain text would do."""
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of general text mixed into the training text."""
@@ -172,7 +136,7 @@ class TrainingSpec(Spec):
     """What shares a rate: each tensor's module, or a layer's attention, its mlp, its norms."""
     sign: Sign = "protect"
     """``protect`` slows the units that matter to general text, as the paper does; ``reverse`` doesn't."""
-    tokens: int = Field(6144, ge=1)
+    tokens: int = setting(6144, Mark.UNSEARCHED, ge=1)
     """Domain tokens to train on."""
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
@@ -184,7 +148,7 @@ class TrainingSpec(Spec):
     """Decoupled weight decay of matrices (never of norms and biases)."""
     clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
-    reports: int = Field(3, ge=1)
+    reports: int = setting(3, Mark.UNSEARCHED, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
 
     @model_validator(mode="after")
@@ -201,33 +165,33 @@ class SearchRun(RunSpec):
     """File with the ranges, the score weights and the first trials."""
     range: tuple[str, ...] = ()
     """Other ends for ranges of the search space: NAME=LOW:HIGH, such as k=1:16."""
-    trials: int = Field(8, ge=1, json_schema_extra={"aliases": ["--max-trials"]})
+    trials: int = setting(8, Mark.SIZE, ge=1, aliases=("--max-trials",))
     """Number of trials; fewer where --max-hours is over first."""
-    max_hours: float | None = Field(None, gt=0)
+    max_hours: float | None = setting(None, Mark.CHANGEABLE, Mark.TRIALS, gt=0)
     """Begin no trial that, as long as the longest so far, would end after so many hours of search in all."""
     max_new_params: str = ""
     """Most parameters to add: a share of the backbone's (10%) or a number (15M, 1.5B, 2e7)."""
     strategy: Literal["trials", "grow"] = "trials"
     """Independent trials, or one model that is given the next layer again and again."""
-    tokens_per_trial: int = Field(6144, ge=1)
+    tokens_per_trial: int = setting(6144, Mark.SIZE, ge=1)
     """Domain tokens that a trial trains on unless it is stopped early."""
-    reports: int = Field(3, ge=1)
+    reports: int = setting(3, Mark.SIZE, ge=1)
     """How often a trial is scored on the validation splits; from the second time on it may be stopped."""
-    concurrent: int | Literal["auto"] = 1
+    concurrent: int | Literal["auto"] = setting(1, Mark.CHANGEABLE, Mark.TRIALS)
     """Trials at once, each on --workers of its own; auto: as many as the cluster has room for."""
-    pareto: bool = False
+    pareto: bool = setting(False, Mark.TRIALS)
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)
     """Points of score that every added layer has to earn."""
-    study: str = ""
+    study: str = setting("", Mark.PLACE, Mark.TRIALS)
     """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""
-    resume: bool = False
+    resume: bool = setting(False, Mark.COMMAND)
     """Continue the search of that NAME, with the settings it began with."""
-    more_trials: int = Field(0, ge=0)
+    more_trials: int = setting(0, Mark.COMMAND, Mark.TRIALS, ge=0)
     """Extend the finished search of that NAME by so many trials."""
-    report_only: bool = False
+    report_only: bool = setting(False, Mark.COMMAND, Mark.REPORT)
     """Write report and model card of that NAME again, a search or a training, and do nothing else."""
-    comparison: Place = ""
+    comparison: Place = setting("", Mark.COMMAND, Mark.REPORT)
     """With --report-only: results folder or URI of compare.py, whose rivals the report shows from then on."""
 
     @model_validator(mode="after")
@@ -236,10 +200,10 @@ class SearchRun(RunSpec):
             raise ValueError(f"concurrent must be at least 1, or auto, not {self.concurrent}")
         if self.comparison and not self.report_only:
             raise ValueError("--comparison is for --report-only")
-        others = ("pareto", "study", "more_trials", "max_hours", "concurrent")
-        given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
-        if self.strategy == "grow" and given:
-            flag = given[0].replace("_", "-")
+        fields = type(self).model_fields
+        others = [n for n in list_fields(SearchRun, Mark.TRIALS) if getattr(self, n) != fields[n].default]
+        if self.strategy == "grow" and others:
+            flag = others[0].replace("_", "-")
             raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
         return self
 
@@ -248,31 +212,27 @@ class SearchRun(RunSpec):
         return 1 if self.concurrent == "auto" else min(self.concurrent, self.trials)
 
 
-class PickRun(Spec):
+class PickRun(FollowingSpec):
     """What ``pick.py`` takes: a finished search, and what counts now."""
 
-    results: Place = Field(json_schema_extra={"positional": True})
+    MACHINE_FLAGS = ("workers", "gpus_per_worker", "micro_batch", "cache")
+
+    results: Place = setting(..., positional=True)
     """Results folder of a search, or its URI."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
-    general: float = Field(0.5, ge=0, le=1)
+    general: float = setting(0.5, Mark.PICK, ge=0, le=1)
     """Weight of the general side; the domain side has the rest of 1."""
-    min_gain_per_layer: float | None = Field(None, ge=0)
+    min_gain_per_layer: float | None = setting(None, Mark.PICK, ge=0)
     """Points of score that every added layer has to earn."""
-    workers: int | None = Field(None, ge=1)
-    """Ray Train workers; default: as the search had."""
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs each worker gets; default: as the search had."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Blocks per forward pass on one worker; default: as the search had."""
-    cache: Cache | None = None
-    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
-    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
 
-class TrainRun(Spec):
+class TrainRun(FollowingSpec):
     """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""
+
+    MACHINE_FLAGS = tuple(name for name in Machine.model_fields if name != "dashboard")
 
     config: Place
     """File ``best.yaml`` of a results folder, or its URI."""
@@ -282,31 +242,13 @@ class TrainRun(Spec):
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     reports: int = Field(10, ge=1)
     """How often to score on the validation splits and write a checkpoint."""
-    workers: int | None = Field(None, ge=1)
-    """Ray Train workers; default: as the search had."""
-    min_workers: int | None = Field(None, ge=0)
-    """Fewest workers to go on with when nodes are lost; 0: all of them; default: as the search had."""
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs each worker gets; default: as the search had."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Blocks per forward pass on one worker; default: as the search had."""
-    precision: Precision | None = None
-    """Of frozen weights and of what is computed; default: as the search had."""
-    activation_checkpointing: Switch | None = None
-    """Compute activations again for the gradient; default: as the search had."""
-    sharding: Switch | None = None
-    """Share the model out over the workers (FSDP2); default: as the search had."""
-    compile: Switch | None = None
-    """Train with layers by torch.compile; default: as the search had."""
-    cache: Cache | None = None
-    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
-    storage: Place = "results"
+    storage: Place = setting("results", Mark.RESULTS, Mark.PLACE, Mark.REPORT)
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
-    name: str = ""
+    name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
-    resume: bool = False
+    resume: bool = setting(False, Mark.COMMAND)
     """Continue the training of that NAME from its last checkpoint."""
-    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
 
@@ -333,7 +275,7 @@ class CompareRun(RunSpec):
     """Share of general text that the method ``replay`` mixes in."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the LoRA matrices of ``lora`` and ``tasl``."""
-    resume: bool = False
+    resume: bool = setting(False, Mark.COMMAND)
     """Continue the comparison of that NAME; trainings that ended aren't run again."""
 
     @model_validator(mode="after")
@@ -348,8 +290,10 @@ class CompareRun(RunSpec):
         return self
 
 
-class ActivationsRun(Spec):
+class ActivationsRun(FollowingSpec):
     """What ``activations.py`` takes: what a search found, and how to train the same without expansion."""
+
+    MACHINE_FLAGS = tuple(name for name in Machine.model_fields if name not in ("dashboard", "min_workers"))
 
     config: Place
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""
@@ -359,34 +303,18 @@ class ActivationsRun(Spec):
     """Base learning rate of the chosen layers when they are tuned themselves, without expansion."""
     test_tokens: int | None = Field(None, ge=64)
     """Tokens of each test split to look at; default: as the search had."""
-    workers: int | None = Field(None, ge=1)
-    """Ray Train workers; default: as the search had."""
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs each worker gets; default: as the search had."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Blocks per forward pass on one worker; default: as the search had."""
-    precision: Precision | None = None
-    """Of frozen weights and of what is computed; default: as the search had."""
-    activation_checkpointing: Switch | None = None
-    """Compute activations again for the gradient; default: as the search had."""
-    sharding: Switch | None = None
-    """Share the model out over the workers (FSDP2); default: as the search had."""
-    compile: Switch | None = None
-    """Train with layers by torch.compile; default: as the search had."""
-    cache: Cache | None = None
-    """Folder or URI for token blocks, probes and downloads; default: as the search had."""
-    storage: Place = "results"
+    storage: Place = setting("results", Mark.RESULTS, Mark.PLACE, Mark.REPORT)
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
-    name: str = ""
+    name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
-    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
 
 class EvaluateRun(Spec):
     """What ``evaluate.py`` takes: a model and the benchmarks to score it on."""
 
-    model: str = Field(json_schema_extra={"positional": True})
+    model: str = setting(..., positional=True)
     """Results folder's model, any folder, hub id, preset or GGUF file."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
@@ -402,7 +330,7 @@ class EvaluateRun(Spec):
     """Folder for assets, token blocks and probes, shared by all runs."""
     output: Path | None = None
     """File to write the table to as JSON, too."""
-    json_lines: bool = Field(False, json_schema_extra={"flag": "json"})
+    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
 

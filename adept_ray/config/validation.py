@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from adept_ray.config.errors import UserError, suggest_names
 
@@ -23,6 +20,20 @@ class Spec(BaseModel):
     """Base of all specifications: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def flat_fields(cls) -> dict[str, FieldInfo]:
+        """Its fields as files and flags name them."""
+        return dict(cls.model_fields)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the fields that somebody gave, of those in :meth:`flat_fields`."""
+        return frozenset(self.model_fields_set)
+
+    def read_field(self, name: str) -> Any:
+        """The value of one of :meth:`flat_fields`."""
+        return getattr(self, name)
 
 
 S = TypeVar("S", bound=Spec)
@@ -45,12 +56,14 @@ def validate_spec(
         return spec.model_validate(dict(values))
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        path = [part for part in first["loc"] if part != "machine"]  # whose fields stand beside the others
+        key = ".".join(map(str, path))
         if callable(where):
             cause = first.get("ctx", {}).get("error")
             where = where((*first["loc"], *getattr(cause, "at", ())))
         if first["type"] == "extra_forbidden":
-            message = f"unknown key '{key}': {suggest_names(str(first['loc'][-1]), _list_keys(spec, first['loc'][:-1]))}"
+            known = suggest_names(str(path[-1]), _list_keys(spec, path[:-1]))
+            message = f"unknown key '{key}': {known}"
         else:
             text = first["msg"].removeprefix("Value error, ")
             text = text[0].lower() + text[1:] if text.startswith("Input") else text
@@ -66,13 +79,13 @@ def _list_keys(spec: Any, path: Iterable[Any]) -> list[str]:
     for part in path:
         fields = getattr(spec, "model_fields", None)
         spec = fields[part].annotation if fields else get_args(spec)[-1]
-    return [field.alias or name for name, field in spec.model_fields.items()]
+    return [field.alias or name for name, field in spec.flat_fields().items()]
 
 
 def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") -> S:
     """A validated copy of `spec` with `changes` applied; keys may be dotted to reach into sub-specs.
 
-    Its `model_fields_set` is that of `spec`: what somebody gave, whatever it has become since.
+    Its :attr:`Spec.given` is that of `spec`: what somebody gave, whatever it has become since.
     Raises :class:`UserError` for an unknown key or a bad value.
     """
     values = spec.model_dump()
@@ -88,16 +101,16 @@ def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") 
                 target = target[part]
         target[last] = value
     made = validate_spec(type(spec), values, where)
-    return cast("S", type(spec).model_construct(spec.model_fields_set, **dict(made)))
+    return cast("S", type(spec).model_construct(set(spec.given), **dict(made)))
 
 
-def refuse_flags(given: Spec, unused: Collection[str], why: str) -> None:
-    """Refuse the first of the `unused` flags that was given (is in the `model_fields_set` of `given`).
+def refuse_flags(spec: Spec, unused: Collection[str], why: str) -> None:
+    """Refuse the first of the `unused` flags that was given.
 
     Raises :class:`UserError`: the flag and `why` nothing would come of it.
     """
-    for name in type(given).model_fields:
-        if name in unused and name in given.model_fields_set:
+    for name in type(spec).flat_fields():
+        if name in unused and name in spec.given:
             raise UserError(f"--{name.replace('_', '-')} {why}")
 
 

@@ -52,10 +52,11 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
             "address": "local",
             "num_cpus": max(
                 count_cpus(),
-                run.workers * resolve_crews(run, local_resources(run)).crews * CPUS_PER_WORKER + SPARE_CPUS,
+                run.machine.workers * resolve_crews(run, local_resources(run)).crews * CPUS_PER_WORKER
+                + SPARE_CPUS,
             ),
             "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": run.dashboard,
+            "include_dashboard": run.machine.dashboard,
         }
     try:
         if address:
@@ -91,19 +92,19 @@ def check_workers(run: RunSpec) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    if run.workers * run.crews > count_cpus():
+    if run.machine.workers * run.crews > count_cpus():
         raise UserError(
-            f"--workers {run.workers}{format_concurrent(run)}: this machine has {count_cpus()} CPUs, so at most "
+            f"--workers {run.machine.workers}{format_concurrent(run)}: this machine has {count_cpus()} CPUs, so at most "
             f"{count_cpus()} workers"
         )
-    if run.gpus_per_worker:
+    if run.machine.gpus_per_worker:
         check_cluster(run, {**local_resources(run), "CPU": math.inf})
 
 
 def local_resources(run: RunSpec) -> dict[str, float]:
     """Logical CPUs and, if `run` wants any, GPUs that a cluster on this machine would have."""
     have: dict[str, float] = {"CPU": count_cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
-    if run.gpus_per_worker:
+    if run.machine.gpus_per_worker:
         import torch
 
         have["GPU"] = torch.cuda.device_count()
@@ -121,9 +122,9 @@ def resolve_crews(run: R, have: Mapping[str, float] | None = None) -> R:
         import ray
 
         have = ray.available_resources()
-    room = (have.get("CPU", 0) - SPARE_CPUS) // (run.workers * CPUS_PER_WORKER)
-    if run.gpus_per_worker:
-        room = min(room, have.get("GPU", 0) // (run.workers * run.gpus_per_worker))
+    room = (have.get("CPU", 0) - SPARE_CPUS) // (run.machine.workers * CPUS_PER_WORKER)
+    if run.machine.gpus_per_worker:
+        room = min(room, have.get("GPU", 0) // (run.machine.workers * run.machine.gpus_per_worker))
     return apply_changes(run, {"concurrent": max(1, min(int(room), run.trials))})
 
 
@@ -134,14 +135,18 @@ def count_cpus() -> int:
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     """Refuse what the cluster can never schedule; without this the run would wait for ever."""
-    fewest = f"--min-workers {run.min_workers}" if run.min_workers else f"--workers {run.workers}"
-    gpus = run.fewest_workers * run.crews * run.gpus_per_worker
+    fewest = (
+        f"--min-workers {run.machine.min_workers}"
+        if run.machine.min_workers
+        else f"--workers {run.machine.workers}"
+    )
+    gpus = run.machine.fewest_workers * run.crews * run.machine.gpus_per_worker
     if gpus > have.get("GPU", 0):
         raise UserError(
-            f"{fewest}{format_concurrent(run)} with --gpus-per-worker {run.gpus_per_worker:g} needs {gpus:g} GPUs "
+            f"{fewest}{format_concurrent(run)} with --gpus-per-worker {run.machine.gpus_per_worker:g} needs {gpus:g} GPUs "
             f"and the cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
         )
-    needed = run.fewest_workers * run.crews * CPUS_PER_WORKER + SPARE_CPUS
+    needed = run.machine.fewest_workers * run.crews * CPUS_PER_WORKER + SPARE_CPUS
     if needed > have.get("CPU", 0):
         raise UserError(
             f"{fewest}{format_concurrent(run)} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
@@ -158,13 +163,13 @@ def measure_worker_memory(run: RunSpec) -> int:
     """Bytes that one worker may use: of its GPU, or its share of a machine's memory. Needs a running Ray."""
     import ray
 
-    if run.gpus_per_worker:
-        ask = ray.remote(num_cpus=0, num_gpus=run.gpus_per_worker)(measure_gpu_memory)
-        return int(ray.get(ask.remote()) * min(1.0, run.gpus_per_worker))
+    if run.machine.gpus_per_worker:
+        ask = ray.remote(num_cpus=0, num_gpus=run.machine.gpus_per_worker)(measure_gpu_memory)
+        return int(ray.get(ask.remote()) * min(1.0, run.machine.gpus_per_worker))
     shares = []
     for resources in (node["Resources"] for node in ray.nodes()):
         fit = int(resources.get("CPU", 0)) // CPUS_PER_WORKER
-        most = min(run.workers * run.crews, fit)  # all of them on one machine, at worst
+        most = min(run.machine.workers * run.crews, fit)  # all of them on one machine, at worst
         if most and "memory" in resources:
             shares.append(resources["memory"] // most)
     return int(min(shares, default=UNKNOWN))
@@ -182,12 +187,12 @@ def check_compiler(run: RunSpec) -> None:
 
     Else the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
     """
-    if run.compile != "on":
+    if run.machine.compile != "on":
         return
     import ray
 
-    ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.gpus_per_worker)(find_compiler_fault)
-    if why := ray.get(ask.remote("cuda" if run.gpus_per_worker else "cpu")):
+    ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.machine.gpus_per_worker)(find_compiler_fault)
+    if why := ray.get(ask.remote("cuda" if run.machine.gpus_per_worker else "cpu")):
         raise UserError(
             f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
             "such as g++, and Python's headers there, or give --compile off"

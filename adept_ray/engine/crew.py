@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine.cluster import CPUS_PER_WORKER, count_logical_cpus, read_thread_request, share_threads
 from adept_ray.engine.memory import Memory, count_kernel_kills, read_peak_memory, reset_peak_memory
@@ -52,16 +53,6 @@ KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
 KERNEL_TIMEOUT_S = 10  # seconds that a machine has to say so
 LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of the last one
 MEMORY_LIMIT = "limit.json"  # beside a search's other memory
-# Settings that decide whether a k fits into the workers, most of which a resumed search may be given anew.
-DECISIVE = (
-    "micro_batch",
-    "activation_checkpointing",
-    "sharding",
-    "compile",
-    "workers",
-    "min_workers",
-    "gpus_per_worker",
-)
 MUCH_LARGER = 1.1  # times the memory: what a machine has free varies by less
 
 
@@ -111,7 +102,7 @@ class WorkerMemory:
     """What decides whether a k fits into the workers."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Those of DECISIVE."""
+    """Those that decide whether a k fits, by name."""
     memory: int = 0
     """Bytes that a worker may use."""
 
@@ -373,7 +364,7 @@ def start_crews(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(Board)
-    room = WorkerMemory({name: getattr(run, name) for name in DECISIVE}, memory)
+    room = WorkerMemory({name: run.read_field(name) for name in list_fields(RunSpec, Mark.FITTING)}, memory)
     board = actor.options(name=board_name(run), scheduling_strategy=here).remote(storage, room)
     leading = board.lead.remote(board, run, storage, read_thread_request())
     said = 0
@@ -422,22 +413,25 @@ def build_trainer(board: Any, run: RunSpec, storage: str, number: int, threads: 
     from ray.train.torch import TorchTrainer
 
     resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
-    if run.gpus_per_worker:
-        resources["GPU"] = run.gpus_per_worker
-    numbers: Any = (run.fewest_workers, run.workers)  # Ray Train changes the number between these
+    if run.machine.gpus_per_worker:
+        resources["GPU"] = run.machine.gpus_per_worker
+    numbers: Any = (
+        run.machine.fewest_workers,
+        run.machine.workers,
+    )  # Ray Train changes the number between these
     return TorchTrainer(
         work_from_board,
         train_loop_config={
             "board": board,
             "crew": number,
-            "workers": run.workers,
+            "workers": run.machine.workers,
             "crews": run.crews,
             "threads": threads,
         },
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
-            num_workers=numbers if run.fewest_workers < run.workers else run.workers,
+            num_workers=numbers if run.machine.fewest_workers < run.machine.workers else run.machine.workers,
             elastic_resize_monitor_interval_s=RESIZE_EVERY,
-            use_gpu=run.gpus_per_worker > 0,
+            use_gpu=run.machine.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(

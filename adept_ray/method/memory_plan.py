@@ -83,7 +83,7 @@ class MemoryPlan:
 
     def peak(self, run: RunSpec, sequences: int, fit: Fit) -> int:
         """The same at the worse of the numbers of workers that the run may have."""
-        numbers, on_gpus = (run.fewest_workers, run.workers), run.gpus_per_worker > 0
+        numbers, on_gpus = (run.machine.fewest_workers, run.machine.workers), run.machine.gpus_per_worker > 0
         return max(self.memory(sequences, fit, workers, on_gpus) for workers in numbers)
 
     def least(self, run: RunSpec, sequences: int) -> int:
@@ -199,18 +199,18 @@ def choose_fit(needs: MemoryPlan, run: RunSpec, memory: int, what: str) -> Fit:
     Plain where that fits, else with activations computed again, else shared out over the workers, as far as
     the run allows it. Raises :class:`UserError` for what doesn't fit, with what would.
     """
-    if run.sharding == "on" and run.fewest_workers < 2:
+    if run.machine.sharding == "on" and run.machine.fewest_workers < 2:
         raise UserError(
             "--sharding on shares a model out over workers, so give it at least --workers 2"
-            + (" and --min-workers 2" if run.min_workers else "")
+            + (" and --min-workers 2" if run.machine.min_workers else "")
         )
     ways = allowed_fits(run)
     for fit in ways:
-        if needs.peak(run, run.micro_batch, fit) <= SLACK * memory:
+        if needs.peak(run, run.machine.micro_batch, fit) <= SLACK * memory:
             return fit
-    takes = min(needs.peak(run, run.micro_batch, fit) for fit in ways) / SLACK / GIB
+    takes = min(needs.peak(run, run.machine.micro_batch, fit) for fit in ways) / SLACK / GIB
     raise UserError(
-        f"{what} with --micro-batch {run.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
+        f"{what} with --micro-batch {run.machine.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
         f"{memory / GIB:.1f} GiB: {advise_size(needs, run, memory)}"
     )
 
@@ -218,24 +218,26 @@ def choose_fit(needs: MemoryPlan, run: RunSpec, memory: int, what: str) -> Fit:
 def allowed_fits(run: RunSpec) -> list[Fit]:
     """The ways to make a training fit that the run allows, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    shared = switches[run.sharding] if run.fewest_workers > 1 else (False,)
-    again = switches[run.activation_checkpointing]
-    return [Fit(each, sharded, run.compile == "on") for sharded in shared for each in again]
+    shared = switches[run.machine.sharding] if run.machine.fewest_workers > 1 else (False,)
+    again = switches[run.machine.activation_checkpointing]
+    return [Fit(each, sharded, run.machine.compile == "on") for sharded in shared for each in again]
 
 
 def advise_size(needs: MemoryPlan, run: RunSpec, memory: int) -> str:
     """What would make fit what doesn't: the smallest change that does."""
-    usable, on_gpus = SLACK * memory, run.gpus_per_worker > 0
-    sequences = range(run.micro_batch, 0, -1)
+    usable, on_gpus = SLACK * memory, run.machine.gpus_per_worker > 0
+    sequences = range(run.machine.micro_batch, 0, -1)
     fewer = next((n for n in sequences if needs.least(run, n) <= usable), 0)
-    if fewer == run.micro_batch:
+    if fewer == run.machine.micro_batch:
         return "drop --activation-checkpointing off"
     if fewer:
         return f"use --micro-batch {fewer}"
     shared = Fit(recompute=True, sharded=True)
-    wider = [n for n in WIDTHS if n > run.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable]
-    if wider and run.sharding != "off":
-        fewest = f" --min-workers {wider[0]}" if run.min_workers else ""
+    wider = [
+        n for n in WIDTHS if n > run.machine.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable
+    ]
+    if wider and run.machine.sharding != "off":
+        fewest = f" --min-workers {wider[0]}" if run.machine.min_workers else ""
         return f"use --workers {wider[0]}{fewest}, over which the model is shared out, with --micro-batch 1"
     size = needs.least(run, 1) / SLACK / GIB
     return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

@@ -105,7 +105,7 @@ class Tuning:
                     parameter.copy_(master)
 
     def shard(self, whole: nn.Module | None, device: torch.device) -> None:
-        """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard_model_model`)."""
+        """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard_model`)."""
         shard_model(self.model, whole, device)
         self.parameters = trainable_parameters(self.model)
 

@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import SIZES
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.config.validation import Spec, apply_changes, load_yaml, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import RECORD
@@ -38,9 +39,9 @@ FILES = (
     f"model/{RECORD}",
 )
 # Settings of a search that say how it goes on, and those that say where it lies, not what it does.
-GOING_ON = ("name", "resume", "more_trials", "report_only", "comparison", "json_lines")
-PICKED = ("general", "min_gain_per_layer")  # settings of pick.py that say what is picked
-ELSEWHERE = (*GOING_ON, "storage", "cache", "study")
+GOING_ON = ("name", *list_fields(SearchRun, Mark.COMMAND))
+ELSEWHERE = (*GOING_ON, *list_fields(SearchRun, Mark.PLACE))
+PICKED = list_fields(PickRun, Mark.PICK)  # what of pick.py's settings says what is picked
 
 
 class Record(Spec):
@@ -313,7 +314,7 @@ class RunRecord(Record):
         """
         if self.training is not None or not self.run:
             return self.command
-        settings = {name: value for name, value in self.run.items() if name in SearchRun.model_fields}
+        settings = {name: value for name, value in self.run.items() if name in SearchRun.flat_fields()}
         run = validate_spec(SearchRun, settings, "run.json: run")
         search = f"python scripts/tune_k.py {format_flags(run, ELSEWHERE)}".strip()
         if not self.pick:
@@ -331,11 +332,11 @@ def format_flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")
     brought = set(preset.sizes if preset else ())  # by something else, if no flag says what they are
     if run.search_space != SearchRun().search_space:
         brought |= set(SIZES)
-    usual, words = SearchRun(gpus_per_worker=run.gpus_per_worker), []
-    usual = apply_changes(usual, {"precision": usual.dtype, "gpus_per_worker": 0})
-    for name in SearchRun.model_fields:
-        value = mask_password(run.study) if name == "study" else getattr(run, name)
-        if name in without or (value == getattr(usual, name) and name not in brought):
+    on_such = run.machine.model_copy(update={"precision": "auto"})
+    usual, words = apply_changes(SearchRun(), {"precision": on_such.dtype}), []
+    for name in SearchRun.flat_fields():
+        value = mask_password(run.study) if name == "study" else run.read_field(name)
+        if name in without or (value == usual.read_field(name) and name not in brought):
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):

@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn, TypedDict
 import tyro
 
 from adept_ray.config.errors import InterruptedRun, UserError
+from adept_ray.config.fields import read_extra
+from adept_ray.config.machine import FollowingSpec, Machine
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -64,10 +66,10 @@ def parse_flags(spec: type[Spec], description: str | None, args: list[str] | Non
                 again = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=words))
                 sizes = {**sizes, **load_search_space(again["search_space"]).run}
     values = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args))
-    # Its `model_fields_set` says what was given; sizes that a preset or a search space brought weren't.
-    told = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
-    known = {n: v for n, v in values.items() if n in {*told, *sizes}}
-    return spec.model_construct(told, **dict(validate_spec(spec, known, where="command line")))
+    # What was given counts as given; sizes that a preset or a search space brought don't.
+    given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
+    known = {n: v for n, v in values.items() if n in {*given, *sizes}}
+    return spec.model_construct(given, **dict(validate_spec(spec, known, where="command line")))
 
 
 def make_flag_class(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
@@ -77,9 +79,9 @@ def make_flag_class(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
     """
     fields = []
     for name, kind in list_arguments(spec).items():
-        field, default = spec.model_fields[name], dataclasses.field()
+        field, default = spec.flat_fields()[name], dataclasses.field()
         if not field.is_required():
-            usual = field.get_default(call_default_factory=True)
+            usual = None if follows(spec, name) else field.get_default(call_default_factory=True)
             default = dataclasses.field(default=defaults.get(name, usual))
         fields.append((name, kind, default))
     return dataclasses.make_dataclass(spec.__name__, fields)
@@ -88,11 +90,18 @@ def make_flag_class(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
 def list_arguments(spec: type[Spec]) -> dict[str, Any]:
     """Field of `spec` → its type as tyro takes it, with its help."""
     found = {}
-    for name, field in spec.model_fields.items():
-        extra: Any = field.json_schema_extra or {}
-        arg = tyro.conf.arg(name=extra.get("flag"), help=field.description, aliases=extra.get("aliases"))
-        marks = [arg]
-        if extra.get("positional"):
+    for name, field in spec.flat_fields().items():
+        kind, text = field.annotation, field.description or ""
+        if follows(spec, name):
+            kind, text = kind | None, f"{text.rstrip('.')}; default: as the search had."  # type: ignore
+        names = {"name": read_extra(field, "flag"), "aliases": read_extra(field, "aliases")}
+        marks = [tyro.conf.arg(help=text, **names)]
+        if read_extra(field, "positional"):
             marks.append(tyro.conf.Positional)
-        found[name] = Annotated[(field.annotation, *marks)]  # type: ignore[name-defined, valid-type]
+        found[name] = Annotated[(kind, *marks)]  # type: ignore[name-defined, valid-type]
     return found
+
+
+def follows(spec: type[Spec], name: str) -> bool:
+    """Whether a field of `spec` is what the search had, unless it is given."""
+    return issubclass(spec, FollowingSpec) and name in Machine.model_fields

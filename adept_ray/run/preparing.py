@@ -143,8 +143,8 @@ def token_blocks(
     `update` hears of the bytes that are done, `say` of half a set in the cache.
     """
     backbone = sources.backbone
-    common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.local_cache)
-    shared = run.cache if "://" in run.cache else ""
+    common = (backbone.source, backbone.revision, run.seq_len, run.seed, run.machine.local_cache)
+    shared = run.machine.cache if "://" in run.machine.cache else ""
     build = functools.partial(build_blocks, shared=shared, say=say, trusted=backbone.trusted)
     sizes = [
         sum(file.stat().st_size for file in corpus.files)
@@ -200,7 +200,7 @@ def measure_stage_one(
 
     `found` reads a file of the cache, None if it isn't there.
     """
-    model = (PROBE_VERSION, sources.backbone.fingerprint, run.dtype, run.seq_len)
+    model = (PROBE_VERSION, sources.backbone.fingerprint, run.machine.dtype, run.seq_len)
     race = k_max if run.probe == "raced" else None  # an exhaustive probe serves every depth
     how = (run.probe_tokens, race, run.probe_confidence)
     probe_file = cache_place(run, "probes", *model, sets["general"].fingerprint, *how)
@@ -224,14 +224,14 @@ def measure_stage_one(
         work = ProbeWork(
             sources.backbone.source,
             sources.backbone.revision,
-            run.micro_batch,
+            run.machine.micro_batch,
             importance=importance is None,
             raced=race is not None,
             k_max=race,
             confidence=run.probe_confidence,
             held_out=tuple(missing),
             items=unanswered,
-            dtype=run.dtype,
+            dtype=run.machine.dtype,
             fit=fit,
             trusted=sources.backbone.trusted,
         )
@@ -270,7 +270,7 @@ def measure_reception(
     """Reception of every layer, on as much training text as the probe has of general text."""
     named = (
         sources.backbone.fingerprint,
-        run.dtype,
+        run.machine.dtype,
         run.seq_len,
         sets["domain"].fingerprint,
         run.probe_tokens,
@@ -285,10 +285,10 @@ def measure_reception(
         work = ProbeWork(
             source,
             revision,
-            run.micro_batch,
+            run.machine.micro_batch,
             importance=False,
             reception=True,
-            dtype=run.dtype,
+            dtype=run.machine.dtype,
             fit=fit,
             trusted=sources.backbone.trusted,
         )
@@ -300,7 +300,7 @@ def measure_reception(
 
 def cache_place(run: RunSpec, kind: str, *parts: Any) -> str:
     """Path or URI at which the cache keeps a result of that kind made from `parts`."""
-    return f"{run.cache}/{kind}/{fingerprint(*parts)}.json"
+    return f"{run.machine.cache}/{kind}/{fingerprint(*parts)}.json"
 
 
 def load_test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:

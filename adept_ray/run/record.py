@@ -35,7 +35,7 @@ def record_best(
     k_max: int,
 ) -> None:
     """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
-    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.model_fields}
+    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.flat_fields()}
     best = {
         "run": spec,
         "training": work.training.model_dump(mode="json"),

@@ -8,33 +8,19 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
+from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.machine import Machine
 from adept_ray.config.places import mask_password
-from adept_ray.config.specs import RunSpec, TrainingSpec, TrainRun
+from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, overrides_from, resolve_settings
 from adept_ray.run.terminal import Display
-from adept_ray.storage.files import (
-    describe_full_disk,
-    is_disk_full,
-)
+from adept_ray.storage.files import describe_full_disk, is_disk_full
 from adept_ray.storage.results import Results
 
 Begun = TypeVar("Begun", bound=RunSpec)
-# Of a command that goes on with a run: what is its own, and what it may change, since no loss depends on it.
-OWN = ("resume", "more_trials", "storage", "name", "json_lines")
-CHANGEABLE = (
-    "workers",
-    "min_workers",
-    "concurrent",
-    "micro_batch",
-    "activation_checkpointing",
-    "sharding",
-    "compile",
-    "dashboard",
-    "cache",
-    "max_hours",
-)
+OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that continues a run
 
 
 @contextmanager
@@ -81,17 +67,18 @@ def format_resume_command(command: str, run: RunSpec) -> str:
 def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    What no result depends on (see CHANGEABLE) may be given anew; what isn't given (is not in the
-    `model_fields_set` of `run`) stays as it was.
+    What no result depends on (see :class:`~adept_ray.config.fields.Mark`) may be given anew. What isn't given
+    stays as it was.
     """
     saved = validate_spec(type(run), begun, "run.json")
     check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
-    changes = {name: getattr(run, name) for name in OWN if hasattr(run, name)}
-    for name in (n for n in type(run).model_fields if n in run.model_fields_set and n not in OWN):
-        asked, had = getattr(run, name), getattr(saved, name)
+    fields = type(run).flat_fields()
+    changes = {name: getattr(run, name) for name in OWN if name in fields}
+    for name in (n for n in fields if n in run.given and n not in OWN):
+        asked, had = run.read_field(name), saved.read_field(name)
         if asked == had:
             continue
-        if name not in CHANGEABLE:
+        if name not in list_fields(type(run), Mark.CHANGEABLE):
             flag = "--" + name.replace("_", "-")
             if name == "study":
                 asked, had = mask_password(asked), mask_password(had)
@@ -110,15 +97,18 @@ def resume_training(
     """
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
-    run = resolve_settings(resume_settings(RunSpec.model_construct(**overrides_from(args)), begun["run"]))
+    overrides = overrides_from(args)
+    machine = Machine.model_construct(**args.list_overrides())
+    given = RunSpec.model_construct(set(overrides), **{**overrides, "machine": machine})
+    run = resolve_settings(resume_settings(given, begun["run"]))
     file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
-    for name in (name for name in RunSpec.model_fields if name not in TrainRun.model_fields):
-        if (asked := getattr(file, name)) != (had := getattr(run, name)):
+    for name in (name for name in RunSpec.flat_fields() if name not in TrainRun.flat_fields()):
+        if (asked := file.read_field(name)) != (had := run.read_field(name)):
             raise UserError(
                 f"{args.config}: {name} is {asked}, but the training to be resumed began with {had}"
             )
     training = validate_spec(TrainingSpec, begun["training"], "run.json")
-    reports = args.reports if "reports" in args.model_fields_set else training.reports
+    reports = args.reports if "reports" in args.given else training.reports
     wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
     check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun["training"])
     return run, training

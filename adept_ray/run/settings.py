@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adept_ray.config import errors
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.specs import ActivationsRun, TrainRun
 from adept_ray.config.validation import apply_changes, load_yaml
 from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.corpora import CORPORA
 from adept_ray.run.context import R
-from adept_ray.storage.files import (
-    fetch_temporarily,
-)
+from adept_ray.storage.files import fetch_temporarily
 from adept_ray.storage.results import make_run_name
 
 
@@ -24,7 +21,7 @@ def resolve_settings(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
     changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
-        changes["precision"] = run.dtype  # whatever a later command of this run has for GPUs
+        changes["precision"] = run.machine.dtype  # whatever a later command of this run has for GPUs
     presets = {*BACKBONES, *CORPORA}
     for field in ("backbone", "general", "domain", "search_space"):
         value = getattr(run, field, "")
@@ -64,7 +61,7 @@ def load_best(place: str | Path) -> dict[str, Any]:
             with fetch_temporarily(parent, [name]) as folder:
                 best = load_yaml(folder / name)
         except OSError as problem:
-            raise UserError(f"{place}: can't be read: {errors.first_line(problem)}") from problem
+            raise UserError(f"{place}: can't be read: {first_line(problem)}") from problem
     else:
         best = load_yaml(Path(place))
     for part in ("run", "training", "layers", "score", "k_max"):
@@ -80,15 +77,5 @@ def known_fingerprints(best: Mapping[str, Any]) -> dict[str, str]:
 
 def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, Any]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
-    machine = (
-        "workers",
-        "min_workers",
-        "gpus_per_worker",
-        "micro_batch",
-        "precision",
-        "activation_checkpointing",
-        "sharding",
-        "compile",
-    )
-    names = (*machine, "trust_remote_code", "cache", "storage", "name", "json_lines")
-    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    own = ("trust_remote_code", "storage", "name", "json_lines")
+    return args.list_overrides() | {name: getattr(args, name) for name in own}

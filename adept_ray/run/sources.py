@@ -59,19 +59,21 @@ def find_sources(
     backbone is run before that is known.
     """
     began = made_from or {}
-    if str(run.local_cache) != run.cache:
-        display.say(f"downloads and copies out of {run.cache} are kept in {run.local_cache}, here alone")
-    if "://" in run.cache:
-        check_place(run.cache, "--cache")
+    if str(run.machine.local_cache) != run.machine.cache:
+        display.say(
+            f"downloads and copies out of {run.machine.cache} are kept in {run.machine.local_cache}, here alone"
+        )
+    if "://" in run.machine.cache:
+        check_place(run.machine.cache, "--cache")
     with display.stage("assets", "backbone and corpora") as update:
-        backbone = resolve_backbone(run.backbone, run.local_cache, run.trust_remote_code)
+        backbone = resolve_backbone(run.backbone, run.machine.local_cache, run.trust_remote_code)
         check_unchanged("backbone", backbone, began)
         config = load_checked_config(backbone, run.seq_len)
         update(1, 2 + with_domain)
-        general = resolve_corpus(run.general, run.text_column, run.local_cache)
+        general = resolve_corpus(run.general, run.text_column, run.machine.local_cache)
         check_unchanged("general corpus", general, began)
         update(2, 2 + with_domain)
-        domain = resolve_corpus(run.domain, run.text_column, run.local_cache) if with_domain else None
+        domain = resolve_corpus(run.domain, run.text_column, run.machine.local_cache) if with_domain else None
         if domain:
             check_unchanged("domain corpus", domain, began)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
@@ -80,7 +82,7 @@ def find_sources(
         with display.stage("tasks", "benchmark tasks") as update:
             for number, (side, names) in enumerate(tasks.items(), 1):
                 if names:
-                    items[side] = draw_items(names, run.task_items, run.seed, run.local_cache)
+                    items[side] = draw_items(names, run.task_items, run.seed, run.machine.local_cache)
                 update(number, len(tasks))
     return Sources(backbone, config, general, domain, items)
 

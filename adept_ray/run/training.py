@@ -44,11 +44,11 @@ def build_work(
         before=made.before,
         weights=weights,
         seq_len=run.seq_len,
-        micro_batch=run.micro_batch,
+        micro_batch=run.machine.micro_batch,
         seed=run.seed,
         items=made.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
-        dtype=run.dtype,
+        dtype=run.machine.dtype,
         trusted=backbone.trusted,
     )
 
@@ -67,22 +67,26 @@ def plan_fit(
     As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
     Raises :class:`UserError` for what doesn't fit.
     """
-    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.workers:
+    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.machine.workers:
         display.warn(
             f"a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
-            f"{run.workers - sequences} of {run.workers} workers have nothing to train on: raise "
+            f"{run.machine.workers - sequences} of {run.machine.workers} workers have nothing to train on: raise "
             "tokens_per_step"
         )
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
         code = sources.backbone.trusted, sources.backbone.revision
-        needs = plan_memory(sources.config, training, lowest, run.seq_len, run.dtype, *code)
+        needs = plan_memory(sources.config, training, lowest, run.seq_len, run.machine.dtype, *code)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
         display.say(f"{what}: what it will take can't be said beforehand ({errors.first_line(problem)})")
-        return Fit(run.activation_checkpointing == "on", run.sharding == "on", run.compile == "on")
+        return Fit(
+            run.machine.activation_checkpointing == "on",
+            run.machine.sharding == "on",
+            run.machine.compile == "on",
+        )
     fit = choose_fit(needs, run, memory, what)
     display.plan(needs, run, fit, memory, what)
     return fit
@@ -95,7 +99,7 @@ def choose_compiling(
 
     Each command asks its own workers: those that go on with a run may be others. `display` is told.
     """
-    if run.compile != "auto" or steps < WORTH_ASKING or not work.layers:
+    if run.machine.compile != "auto" or steps < WORTH_ASKING or not work.layers:
         return work
     try:
         with show_jobs(display, board, "pace", "steps with and without torch.compile", "pace"):

@@ -299,7 +299,9 @@ def test_fingerprint_goes_by_content():
 
 def test_fingerprint_is_the_same_in_another_process():
     """It names files that later runs look for, so it can't depend on the process's hash seed."""
-    code = "from adept_ray.config.specs import *; print(fingerprint({'b': 'ü', 'a': [1, 2.5, None]}, 'x'))"
+    code = (
+        "from adept_ray.config.validation import *; print(fingerprint({'b': 'ü', 'a': [1, 2.5, None]}, 'x'))"
+    )
     root = str(Path(__file__).parents[2])
     processes = ({"PYTHONHASHSEED": seed, "PYTHONPATH": root} for seed in ("1", "2"))
     found = {subprocess.check_output([sys.executable, "-c", code], env=env) for env in processes}

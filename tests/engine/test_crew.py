@@ -8,11 +8,11 @@ import pytest
 import ray
 from common import one_document_each, save_backbone_with_code, save_tiny_backbone
 
+from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import (
     ATTEMPTS,
-    DECISIVE,
     KERNEL_KILL,
     NO_MORE,
     Board,
@@ -264,7 +264,9 @@ def test_a_k_that_was_too_large_is_tried_again_with_what_may_cure_it(tmp_path, s
 
     def room(memory, **settings):
         run = RunSpec(**{"compile": "on", **settings})
-        return WorkerMemory({name: getattr(run, name) for name in DECISIVE}, memory)
+        return WorkerMemory(
+            {name: run.read_field(name) for name in list_fields(RunSpec, Mark.FITTING)}, memory
+        )
 
     async def scene(board, start):
         await Board(str(tmp_path), room(100)).exceeded(6)

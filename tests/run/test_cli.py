@@ -8,22 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from adept_ray.commands.searching import flags
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
-from adept_ray.commands import probe
-from adept_ray.commands import searching as commands
+from adept_ray.commands import probe, train, tune_k
 from adept_ray.commands.tune_k import rerun_command
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun
 from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
 from adept_ray.data.corpus_texts import BOOLQ
+from adept_ray.report.evidence import format_flags
 from adept_ray.run.flags import parse_flags, run_command
 from adept_ray.run.settings import resolve_settings
 from adept_ray.storage.files import write_text
 
-COMMANDS = {"find_k": SearchRun, "probe_only": ProbeRun, "train_full": TrainRun}
+COMMANDS = {"find_k": SearchRun, "probe_layers": ProbeRun, "train_model": TrainRun}
+MODULES = {"find_k": tune_k, "probe_layers": probe, "train_model": train}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def refusal(room, tmp_path, monkeypatch, capsys):
 
     def run(command="find_k", **flags):
         given = {"cache": tmp_path / "cache", "storage": tmp_path / "results"}
-        if command != "train_full":
+        if command != "train_model":
             given |= {
                 "backbone": room / "backbone",
                 "general": room / "general.jsonl",
@@ -59,7 +59,7 @@ def refusal(room, tmp_path, monkeypatch, capsys):
             "adept_ray.data.assets._pip_download", lambda *_: pytest.fail("something was fetched")
         )
         with pytest.raises(SystemExit) as exit_:
-            run_command(COMMANDS[command], f"commands.{command}", "")
+            run_command(COMMANDS[command], f"{MODULES[command].__name__.rpartition('.')[2]}.{command}", "")
         printed = capsys.readouterr().err.strip()
         assert exit_.value.code == 2
         assert printed.startswith("error: ") and "Traceback" not in printed
@@ -161,12 +161,12 @@ def test_no_file_can_ask_for_trust(refusal, tmp_path, monkeypatch, capsys):
     """A best.yaml or a results folder of somebody else can name a backbone; only the flag runs its code."""
     path = tmp_path / "best.yaml"
     path.write_text("{run: {trust_remote_code: true}, training: {}, layers: [], score: {}, k_max: 1}")
-    assert "was made with --trust-remote-code" in refusal("train_full", config=path, tokens=1000)
+    assert "was made with --trust-remote-code" in refusal("train_model", config=path, tokens=1000)
     (tmp_path / "run.json").write_text('{"run": {"trust_remote_code": true}, "seconds": {}}')
     (tmp_path / "trials.json").write_text('{"trials": []}')
     monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path)])
     with pytest.raises(SystemExit):
-        run_command(PickRun, "commands.pick", "")
+        run_command(PickRun, "pick.pick_trial", "")
     assert "was made with --trust-remote-code" in capsys.readouterr().err
 
 
@@ -224,7 +224,7 @@ def test_there_is_nothing_to_pick_from(tmp_path, monkeypatch, capsys, files, wor
     (tmp_path / "best.yaml").write_text("{run: {}, training: {}, layers: [], score: {}, k_max: 1}")
     monkeypatch.setattr(sys, "argv", ["pick.py", str(tmp_path), "--general", "0.7"])
     with pytest.raises(SystemExit) as exit_:
-        run_command(PickRun, "commands.pick", "")
+        run_command(PickRun, "pick.pick_trial", "")
     assert exit_.value.code == 2 and words in capsys.readouterr().err
 
 
@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
     monkeypatch.setattr(probe, "probe_layers", lambda run: write_text(small / "run.json", 200_000 * "x"))
     monkeypatch.setattr(sys, "argv", ["probe.py"])
     with pytest.raises(SystemExit) as exit_:
-        run_command(RunSpec, "commands.probe_only", "")
+        run_command(RunSpec, "probe.probe_layers", "")
     said = f"error: no space left for {small}/run.json: make room and give the command again\n"
     assert exit_.value.code == 2 and capsys.readouterr().err == said
 
@@ -245,32 +245,33 @@ def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
         ("find_k", "--name x --report-only --min-gain-per-layer 0.5", "--min-gain-per-layer is for a search"),
         ("find_k", "--name x --report-only --pareto", "--pareto is for a search: leave it out with --report"),
         ("find_k", "--name x --report-only --resume", "--resume is for a search"),
-        ("probe_only", "--score bpb", "--score is for models that are trained: there is none in a probe"),
-        ("probe_only", "--domain-tasks offline_piqa", "--domain-tasks is for models that are trained"),
-        ("probe_only", "--task-items 200", "--task-items is for"),
-        ("probe_only", "--test-tokens 4096", "--test-tokens is for"),
-        ("probe_only", "--remeasure-tokens 64", "--remeasure-tokens is for"),
-        ("probe_only", "--domain medical", "--domain is for"),
-        ("probe_only", "--compile on", "--compile is for"),
+        ("probe_layers", "--score bpb", "--score is for models that are trained: there is none in a probe"),
+        ("probe_layers", "--domain-tasks offline_piqa", "--domain-tasks is for models that are trained"),
+        ("probe_layers", "--task-items 200", "--task-items is for"),
+        ("probe_layers", "--test-tokens 4096", "--test-tokens is for"),
+        ("probe_layers", "--remeasure-tokens 64", "--remeasure-tokens is for"),
+        ("probe_layers", "--domain medical", "--domain is for"),
+        ("probe_layers", "--compile on", "--compile is for"),
     ],
 )
 def test_a_flag_that_nothing_goes_by_is_refused(monkeypatch, command, words, sentence):
     """Though it may be at its usual value: who gives it expects something of it."""
-    monkeypatch.setattr(commands, "resolve_settings", lambda *_: pytest.fail("it was taken"))
+    monkeypatch.setattr(MODULES[command], "resolve_settings", lambda *_: pytest.fail("it was taken"))
     with pytest.raises(UserError, match=sentence):
-        getattr(commands, command)(parse_flags(COMMANDS[command], "", words.split()))
+        getattr(MODULES[command], command)(parse_flags(COMMANDS[command], "", words.split()))
 
 
 def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
     """So a growth takes a space that says how many trials, and a probe a preset with its sizes."""
-    monkeypatch.setattr(commands, "resolve_settings", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    for module in MODULES.values():
+        monkeypatch.setattr(module, "resolve_settings", lambda *_: (_ for _ in ()).throw(InterruptedError))
     for command, words in (
         ("find_k", f"--strategy grow --search-space {SPACES / 'quick.yaml'}"),
-        ("probe_only", "--backbone qwen3-8b"),
+        ("probe_layers", "--backbone qwen3-8b"),
     ):
         with pytest.raises(InterruptedError):
-            getattr(commands, command)(parse_flags(COMMANDS[command], "", words.split()))
-    assert parse_flags(SearchRun, "", ["--backbone", "qwen3-8b"]).model_fields_set == {"backbone"}
+            getattr(MODULES[command], command)(parse_flags(COMMANDS[command], "", words.split()))
+    assert parse_flags(SearchRun, "", ["--backbone", "qwen3-8b"]).given == {"backbone"}
 
 
 def test_every_training_of_a_comparison_needs_a_block():
@@ -302,7 +303,7 @@ def test_a_configuration_without_its_parts_is_refused(refusal, tmp_path):
     """train.py wants the best.yaml of a search."""
     path = tmp_path / "best.yaml"
     path.write_text("run: {}\n")
-    assert "no 'training' in it" in refusal("train_full", config=path, tokens=1000)
+    assert "no 'training' in it" in refusal("train_model", config=path, tokens=1000)
 
 
 # --- presets --------------------------------------------------------------------------------------
@@ -312,8 +313,8 @@ def test_a_configuration_without_its_parts_is_refused(refusal, tmp_path):
 def test_a_preset_brings_its_sizes(name):
     """Blocks of 4,096 tokens on a GPU, the paper's interval first; what the command line gives holds."""
     run = parse_flags(SearchRun, "", ["--backbone", name, "--validation-tokens", "8192"])
-    assert (run.seq_len, run.gpus_per_worker, run.validation_tokens) == (4096, 1, 8192)
-    assert run.dtype == "bfloat16" and run.micro_batch in (1, 2, 4)
+    assert (run.seq_len, run.machine.gpus_per_worker, run.validation_tokens) == (4096, 1, 8192)
+    assert run.machine.dtype == "bfloat16" and run.machine.micro_batch in (1, 2, 4)
     space = load_search_space(run.search_space)
     (first,) = space.first
     assert first["k"] == 4 and first["recompute_every"] == 500
@@ -341,17 +342,17 @@ def test_a_flag_of_its_usual_value_beats_the_preset():
 def test_a_run_knows_which_flags_were_given(words, given):
     """Those at their usual value among them; a run that goes on changes nothing else."""
     run = parse_flags(SearchRun, "", ["--name", "x", "--resume", *words])
-    assert run.model_fields_set == resolve_settings(run).model_fields_set == given | {"name", "resume"}
+    assert run.given == resolve_settings(run).model_fields_set == given | {"name", "resume"}
 
 
 def test_a_given_place_is_among_them():
-    assert parse_flags(PickRun, "", ["results/x"]).model_fields_set == {"results"}
+    assert parse_flags(PickRun, "", ["results/x"]).given == {"results"}
 
 
 def test_other_backbones_keep_the_usual_defaults():
     assert parse_flags(SearchRun, "", ["--backbone", "smollm2-135m"]) == SearchRun()
     assert parse_flags(SearchRun, "", ["--backbone", "Qwen/Qwen3-8B-Base"]).seq_len == SearchRun().seq_len
-    assert set(ON_GPUS) <= set(SearchRun.model_fields) | set(CompareRun.model_fields)
+    assert set(ON_GPUS) <= set(SearchRun.flat_fields()) | set(CompareRun.flat_fields())
 
 
 def test_a_search_space_brings_its_sizes():
@@ -377,7 +378,7 @@ def test_a_search_space_brings_its_sizes():
 def test_a_search_can_say_with_which_flags_it_began(words):
     """They make the same settings again, but for its name."""
     run = resolve_settings(parse_flags(SearchRun, "", words))
-    again = resolve_settings(parse_flags(SearchRun, "", shlex.split(flags(run))))
+    again = resolve_settings(parse_flags(SearchRun, "", shlex.split(format_flags(run))))
     assert again.model_copy(update={"name": run.name}) == run
 
 

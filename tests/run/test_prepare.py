@@ -62,8 +62,8 @@ def test_items_count_where_a_side_is_judged_by_them():
 def test_another_backbone_than_before_is_refused_before_its_code_runs(monkeypatch):
     """What a run goes on with is what it began with: reading a config may already run code of a backbone."""
     found = Backbone("mine", "mine", None, "now", "", trusted=True)
-    monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: found)
-    monkeypatch.setattr(prepare, "load_config", lambda *_: pytest.fail("its code ran"))
+    monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: found)
+    monkeypatch.setattr(sources_module, "load_config", lambda *_: pytest.fail("its code ran"))
     with pytest.raises(UserError, match="the backbone 'mine' has changed since"):
         find_sources(RunSpec(), Display(), made_from={"backbone": "then"})
 
@@ -73,9 +73,9 @@ def test_another_text_than_before_is_refused(monkeypatch, side):
     """One line more in a file is another corpus; one about which nothing is known from before will do."""
     files = {name: SimpleNamespace(name=name, fingerprint=f"{name} now") for name in ("boolq", "medical")}
     backbone = Backbone("mine", "mine", None, "now", "")
-    monkeypatch.setattr(prepare, "resolve_backbone", lambda *_: backbone)
+    monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(sources_module, "load_checked_config", lambda *_: None)
-    monkeypatch.setattr(prepare, "resolve_corpus", lambda name, *_: files[name])
+    monkeypatch.setattr(sources_module, "resolve_corpus", lambda name, *_: files[name])
     now = find_sources(RunSpec(), Display()).fingerprints
     assert find_sources(RunSpec(), Display(), made_from=now).fingerprints == now
     with pytest.raises(UserError, match=f"the {side} corpus '{getattr(RunSpec(), side)}' has changed"):
@@ -103,7 +103,8 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, truste
         heard[task.name] = task.work.trusted
         return {"importance": {}, "nats": {}, "correct": {}, "reception": [0.0]}
 
-    for name, instead in (("load_config", load_config), ("build_blocks", build_blocks), ("do", do)):
+    monkeypatch.setattr(sources_module, "load_config", load_config)
+    for name, instead in (("build_blocks", build_blocks), ("run_job", do)):
         monkeypatch.setattr(prepare, name, instead)
     monkeypatch.setattr(ray, "put", lambda value: value)
     sources_module.load_checked_config(backbone, 8)

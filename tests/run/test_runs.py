@@ -24,8 +24,10 @@ from adept_ray.config.specs import (
     TrainRun,
 )
 from adept_ray.engine.crew import CrewLost, JobFailed, JobRefused
+from adept_ray.engine.memory import Memory
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.run import context as runs
+from adept_ray.run import training as training_module
 from adept_ray.run.context import open_context
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.record import has_ended, record_run, show_summary
@@ -64,9 +66,9 @@ SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(t
 
 def test_precision_is_definite_from_the_beginning():
     """A training on GPUs that goes on from a search on CPUs keeps the search's precision."""
-    assert resolve_settings(RunSpec()).precision == "float32"
-    assert resolve_settings(RunSpec(gpus_per_worker=1)).precision == "bfloat16"
-    assert resolve_settings(RunSpec(gpus_per_worker=1, precision="float32")).precision == "float32"
+    assert resolve_settings(RunSpec()).machine.precision == "float32"
+    assert resolve_settings(RunSpec(gpus_per_worker=1)).machine.precision == "bfloat16"
+    assert resolve_settings(RunSpec(gpus_per_worker=1, precision="float32")).machine.precision == "float32"
 
 
 def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(monkeypatch, said):
@@ -116,7 +118,7 @@ def test_what_cannot_be_planned_goes_on_without(monkeypatch, said):
     def fails(*_):
         raise RuntimeError("data-dependent\nbranch")
 
-    monkeypatch.setattr(runs, "plan_memory", fails)
+    monkeypatch.setattr(training_module, "plan_memory", fails)
     assert plan_fit(RunSpec(), SOURCES, TrainingSpec(), GIB, said) == PLAIN
     every = RunSpec(activation_checkpointing="on", sharding="on", compile="on", workers=2)
     assert plan_fit(every, SOURCES, TrainingSpec(tokens_per_step=256), GIB, said) == Fit(True, True, True)
@@ -145,9 +147,9 @@ def paced_by(monkeypatch, said, answer, steps=1000, work=JOB, **settings):
             raise answer
         return answer
 
-    monkeypatch.setattr(runs, "run_job", do)
+    monkeypatch.setattr(training_module, "run_job", do)
     monkeypatch.setattr(training_module, "store_blocks", lambda blocks: blocks)
-    monkeypatch.setattr(runs, "show_jobs", lambda *_: nullcontext())
+    monkeypatch.setattr(training_module, "show_jobs", lambda *_: nullcontext())
     return choose_compiling(
         RunSpec(**settings), work, steps, SimpleNamespace(blocks="blocks"), said, None
     ).fit
@@ -201,14 +203,16 @@ def test_places_are_the_same_from_every_folder(tmp_path):
     """A cluster's workers are in others. A cache that isn't given stays as the run began with it."""
     home, here = str(Path("~").expanduser()), str(Path().absolute())
     for run in (RunSpec, partial(PickRun, results="x")):
-        assert run(cache="not/there").cache == f"{here}/not/there"
-    assert RunSpec(cache="s3://b/c").cache == "s3://b/c"
+        assert run(cache="not/there").machine.cache == f"{here}/not/there"
+    assert RunSpec(cache="s3://b/c").machine.cache == "s3://b/c"
     assert (
-        resume_settings(resolve_settings(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}).cache
+        resume_settings(
+            resolve_settings(SearchRun(name="x", resume=True)), {"cache": "/elsewhere"}
+        ).machine.cache
         == "/elsewhere"
     )
     homely = RunSpec(storage="~/results/", cache="~/cache", general_tasks=["~/task.yaml"])
-    assert (homely.storage, homely.cache) == (f"{home}/results", f"{home}/cache")
+    assert (homely.storage, homely.machine.cache) == (f"{home}/results", f"{home}/cache")
     assert homely.general_tasks == (f"{home}/task.yaml",)
     for study, kept in (
         ("study.db", f"{here}/study.db"),
@@ -251,7 +255,11 @@ def test_a_resumed_search_may_save_memory():
     begun = SearchRun(name="x", seq_len=64).model_dump(mode="json")
     asked = SearchRun(name="x", resume=True, activation_checkpointing="on", micro_batch=1)
     resumed = resume_settings(asked, begun)
-    assert (resumed.seq_len, resumed.activation_checkpointing, resumed.micro_batch) == (64, "on", 1)
+    assert (resumed.seq_len, resumed.machine.activation_checkpointing, resumed.machine.micro_batch) == (
+        64,
+        "on",
+        1,
+    )
     with pytest.raises(UserError, match="--trials 9: the run 'x' began with 8"):
         resume_settings(SearchRun(name="x", resume=True, trials=9), begun)
 
@@ -261,17 +269,17 @@ def test_a_run_on_gpus_is_resumed_without_saying_so_again():
     asked = SearchRun(name="x", gpus_per_worker=1, min_gain_per_layer=0.5, max_hours=2, cache="s3://b/c/")
     begun = resolve_settings(asked).model_dump(mode="json")
     resumed = resume_settings(resolve_settings(SearchRun(name="x", resume=True)), begun)
-    assert (resumed.dtype, resumed.gpus_per_worker) == ("bfloat16", 1)
-    assert (resumed.min_gain_per_layer, resumed.max_hours, resumed.cache) == (0.5, 2, "s3://b/c")
+    assert (resumed.machine.dtype, resumed.machine.gpus_per_worker) == ("bfloat16", 1)
+    assert (resumed.min_gain_per_layer, resumed.max_hours, resumed.machine.cache) == (0.5, 2, "s3://b/c")
 
 
 def test_a_resumed_search_may_have_other_workers():
     """A smaller cluster can end what a larger one began; without a flag it is as wide as before."""
     begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
     same = resume_settings(SearchRun(name="x", resume=True), begun)
-    assert (same.workers, same.min_workers, same.concurrent) == (4, 2, 3)
+    assert (same.machine.workers, same.machine.min_workers, same.concurrent) == (4, 2, 3)
     other = resume_settings(SearchRun(name="x", resume=True, workers=2, concurrent="auto"), begun)
-    assert (other.workers, other.min_workers, other.concurrent) == (2, 2, "auto")
+    assert (other.machine.workers, other.machine.min_workers, other.concurrent) == (2, 2, "auto")
 
 
 def test_a_budget_that_ends_k_comes_with_the_command_of_twice_that():
@@ -306,7 +314,7 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
     begun = SearchRun(name="x", workers=4, min_workers=2, concurrent=3).model_dump(mode="json")
     asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
     narrow = resume_settings(resolve_settings(asked), begun)
-    assert (narrow.workers, narrow.min_workers, narrow.concurrent) == (1, 0, 1)
+    assert (narrow.machine.workers, narrow.machine.min_workers, narrow.concurrent) == (1, 0, 1)
     with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
         resume_settings(SearchRun(name="x", resume=True, workers=1), begun)
 
@@ -327,7 +335,7 @@ def test_a_resumed_run_may_go_on_with_fewer_of_the_workers_that_it_began_with():
     begun = SearchRun(name="x", workers=4).model_dump(mode="json")
     for further in ({"resume": True}, {"more_trials": 2}):
         elastic = resume_settings(SearchRun(name="x", min_workers=2, **further), begun)
-        assert (elastic.workers, elastic.min_workers) == (4, 2)
+        assert (elastic.machine.workers, elastic.machine.min_workers) == (4, 2)
         with pytest.raises(UserError, match="resuming 'x': min_workers is 5, more than workers, 4"):
             resume_settings(SearchRun(name="x", min_workers=5, **further), begun)
 
@@ -405,7 +413,7 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     """One that was stopped, one that came to the end, one that extended it; and the most memory of all."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
     peaks = iter([3.0, 5.0, 2.0])
-    monkeypatch.setattr(runs.launch.Memory, "peak_gib", lambda: next(peaks))
+    monkeypatch.setattr(Memory, "peak_gib", lambda: next(peaks))
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--trials", "2"])
     record_run(results, run, at(1), MADE_UP)
     with pytest.raises(InterruptedRun), explain_stops("", run, results, at(20, probe=10, search=5)):
@@ -492,11 +500,21 @@ def test_the_printed_command_goes_on_with_the_training_that_was_interrupted():
     begun = going("--tokens 1000 --workers 8 --min-workers 2 --precision bfloat16 --cache /c --reports 20")
     run, training = resumed(begun)
     assert run.model_dump(mode="json") == begun["run"] and training == TrainingSpec(**begun["training"])
-    assert (run.workers, run.precision, run.cache, training.reports) == (8, "bfloat16", "/c", 20)
+    assert (run.machine.workers, run.machine.precision, run.machine.cache, training.reports) == (
+        8,
+        "bfloat16",
+        "/c",
+        20,
+    )
     fewer, _ = resumed(begun, "--workers", "3", "--cache", "/d", "--json")
-    assert (fewer.workers, fewer.min_workers, fewer.cache, fewer.json_lines) == (3, 2, "/d", True)
+    assert (fewer.machine.workers, fewer.machine.min_workers, fewer.machine.cache, fewer.json_lines) == (
+        3,
+        2,
+        "/d",
+        True,
+    )
     wide, _ = resumed(begun, "--min-workers", "5")
-    assert (wide.workers, wide.min_workers) == (8, 5)
+    assert (wide.machine.workers, wide.machine.min_workers) == (8, 5)
 
 
 @pytest.mark.parametrize(
@@ -538,11 +556,16 @@ def test_what_goes_on_from_a_search_has_its_cache():
     assert "cache" not in overrides_from(parse_flags(ActivationsRun, "", ["--config", "best.yaml"]))
     searched = SearchRun(cache="s3://b/c", workers=2, min_workers=1, concurrent=3)
     same = override_machine(searched, parse_flags(PickRun, "", ["results/x"]))
-    assert (same.cache, same.workers, same.min_workers, same.concurrent) == ("s3://b/c", 2, 0, 1)
+    assert (same.machine.cache, same.machine.workers, same.machine.min_workers, same.concurrent) == (
+        "s3://b/c",
+        2,
+        0,
+        1,
+    )
     other = override_machine(
         searched, parse_flags(PickRun, "", ["results/x", "--cache", "/d/", "--workers", "1"])
     )
-    assert (other.cache, other.workers) == ("/d", 1)
+    assert (other.machine.cache, other.machine.workers) == ("/d", 1)
 
 
 def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
