@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec, TrainingSpec
+from adept_ray.config.machine import Machine
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.fit import Fit
 from adept_ray.method.importance import UNIT_BYTES
@@ -81,15 +82,15 @@ class MemoryPlan:
         """
         return 0 if on_gpus else self.weights
 
-    def peak(self, run: RunSpec, sequences: int, fit: Fit) -> int:
-        """The same at the worse of the numbers of workers that the run may have."""
-        numbers, on_gpus = (run.machine.fewest_workers, run.machine.workers), run.machine.gpus_per_worker > 0
+    def peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
+        """The same at the worse of the numbers of workers that the machine may have."""
+        numbers, on_gpus = (machine.fewest_workers, machine.workers), machine.on_gpus
         return max(self.memory(sequences, fit, workers, on_gpus) for workers in numbers)
 
-    def least(self, run: RunSpec, sequences: int) -> int:
+    def least(self, machine: Machine, sequences: int) -> int:
         """The same in the way that takes least, where activations are computed again."""
-        ways = (replace(fit, recompute=True) for fit in allowed_fits(run))
-        return min(self.peak(run, sequences, fit) for fit in ways)
+        ways = (replace(fit, recompute=True) for fit in allowed_fits(machine))
+        return min(self.peak(machine, sequences, fit) for fit in ways)
 
     @property
     def share(self) -> float:
@@ -193,51 +194,51 @@ def count_scalars(parameters: Any) -> int:
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())
 
 
-def choose_fit(needs: MemoryPlan, run: RunSpec, memory: int, what: str) -> Fit:
+def choose_fit(needs: MemoryPlan, machine: Machine, memory: int, what: str) -> Fit:
     """How a training that `needs` so much is made to fit into workers of `memory` bytes.
 
     Plain where that fits, else with activations computed again, else shared out over the workers, as far as
-    the run allows it. Raises :class:`UserError` for what doesn't fit, with what would.
+    its settings allow it. Raises :class:`UserError` for what doesn't fit, with what would.
     """
-    if run.machine.sharding == "on" and run.machine.fewest_workers < 2:
+    if machine.sharding == "on" and machine.fewest_workers < 2:
         raise UserError(
             "--sharding on shares a model out over workers, so give it at least --workers 2"
-            + (" and --min-workers 2" if run.machine.min_workers else "")
+            + (" and --min-workers 2" if machine.min_workers else "")
         )
-    ways = allowed_fits(run)
+    ways = allowed_fits(machine)
     for fit in ways:
-        if needs.peak(run, run.machine.micro_batch, fit) <= SLACK * memory:
+        if needs.peak(machine, machine.micro_batch, fit) <= SLACK * memory:
             return fit
-    takes = min(needs.peak(run, run.machine.micro_batch, fit) for fit in ways) / SLACK / GIB
+    takes = min(needs.peak(machine, machine.micro_batch, fit) for fit in ways) / SLACK / GIB
     raise UserError(
-        f"{what} with --micro-batch {run.machine.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
-        f"{memory / GIB:.1f} GiB: {advise_size(needs, run, memory)}"
+        f"{what} with --micro-batch {machine.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
+        f"{memory / GIB:.1f} GiB: {advise_size(needs, machine, memory)}"
     )
 
 
-def allowed_fits(run: RunSpec) -> list[Fit]:
-    """The ways to make a training fit that the run allows, the fastest first."""
+def allowed_fits(machine: Machine) -> list[Fit]:
+    """The ways to make a training fit that the machine's settings allow, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    shared = switches[run.machine.sharding] if run.machine.fewest_workers > 1 else (False,)
-    again = switches[run.machine.activation_checkpointing]
-    return [Fit(each, sharded, run.machine.compile == "on") for sharded in shared for each in again]
+    shared = switches[machine.sharding] if machine.fewest_workers > 1 else (False,)
+    again = switches[machine.activation_checkpointing]
+    return [Fit(each, sharded, machine.compile == "on") for sharded in shared for each in again]
 
 
-def advise_size(needs: MemoryPlan, run: RunSpec, memory: int) -> str:
+def advise_size(needs: MemoryPlan, machine: Machine, memory: int) -> str:
     """What would make fit what doesn't: the smallest change that does."""
-    usable, on_gpus = SLACK * memory, run.machine.gpus_per_worker > 0
-    sequences = range(run.machine.micro_batch, 0, -1)
-    fewer = next((n for n in sequences if needs.least(run, n) <= usable), 0)
-    if fewer == run.machine.micro_batch:
+    usable, on_gpus = SLACK * memory, machine.on_gpus
+    sequences = range(machine.micro_batch, 0, -1)
+    fewer = next((n for n in sequences if needs.least(machine, n) <= usable), 0)
+    if fewer == machine.micro_batch:
         return "drop --activation-checkpointing off"
     if fewer:
         return f"use --micro-batch {fewer}"
     shared = Fit(recompute=True, sharded=True)
     wider = [
-        n for n in WIDTHS if n > run.machine.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable
+        n for n in WIDTHS if n > machine.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable
     ]
-    if wider and run.machine.sharding != "off":
-        fewest = f" --min-workers {wider[0]}" if run.machine.min_workers else ""
+    if wider and machine.sharding != "off":
+        fewest = f" --min-workers {wider[0]}" if machine.min_workers else ""
         return f"use --workers {wider[0]}{fewest}, over which the model is shared out, with --micro-batch 1"
-    size = needs.least(run, 1) / SLACK / GIB
+    size = needs.least(machine, 1) / SLACK / GIB
     return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

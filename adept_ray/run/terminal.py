@@ -30,7 +30,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from adept_ray.config.specs import RunSpec
+    from adept_ray.config.machine import Machine
     from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
 
@@ -131,22 +131,22 @@ class Display:
         self.show(f"{what}: {self.seconds[name]:.1f} s")
         self.event("stage_ended", stage=name, seconds=self.seconds[name])
 
-    def plan(self, needs: MemoryPlan, run: RunSpec, fit: Fit, memory: int, what: str) -> None:
+    def plan(self, needs: MemoryPlan, machine: Machine, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
-        share = run.machine.fewest_workers if fit.sharded else 1
+        share = machine.fewest_workers if fit.sharded else 1
         parts = {
             "weights": needs.weights // share,
             "gradients": needs.gradients // share,
             "optimizer": needs.optimizer // share,
             "activations" + (", computed again" if fit.recompute else ""): needs.casts
-            + needs.activations(run.machine.micro_batch, fit),
+            + needs.activations(machine.micro_batch, fit),
         }
         if fit.sharded:
             parts["layers put together"] = needs.gathered
-            if whole := needs.dealt_from(run.machine.gpus_per_worker > 0):
+            if whole := needs.dealt_from(machine.on_gpus):
                 parts["the first one's whole model"] = whole
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        total = needs.peak(run, run.machine.micro_batch, fit) / 2**30
+        total = needs.peak(machine, machine.micro_batch, fit) / 2**30
         sizes_of = ("parameters", "added", "trained", "flops")
         facts = {name: getattr(needs, name) for name in sizes_of}
         facts |= {"gib": total, "of_gib": memory / 2**30, **asdict(fit)}

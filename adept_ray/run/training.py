@@ -87,8 +87,8 @@ def plan_fit(
             run.machine.sharding == "on",
             run.machine.compile == "on",
         )
-    fit = choose_fit(needs, run, memory, what)
-    display.plan(needs, run, fit, memory, what)
+    fit = choose_fit(needs, run.machine, memory, what)
+    display.plan(needs, run.machine, fit, memory, what)
     return fit
 
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.machine import Machine
 from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
@@ -184,7 +185,7 @@ AGAIN = Fit(recompute=True)
 def asked(memory, switch, needs=NEEDS, **run):
     """How eight sequences are made to fit, in a memory, of a GPU by default, that just holds so many GiB."""
     spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **{"gpus_per_worker": 1, **run})
-    return choose_fit(needs, spec, int(memory * GIB / SLACK) + 1, "k = 4")
+    return choose_fit(needs, spec.machine, int(memory * GIB / SLACK) + 1, "k = 4")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_more_workers_are_advised_where_they_help(memory, run, words):
 
 @pytest.mark.parametrize("asked", ["on", "off"])
 def test_every_way_is_compiled_if_that_was_asked_for(asked):
-    ways = allowed_fits(RunSpec(compile=asked, workers=2))
+    ways = allowed_fits(Machine(compile=asked, workers=2))
     assert len(ways) == 4 and {fit.compiled for fit in ways} == {asked == "on"}
 
 
