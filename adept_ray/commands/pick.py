@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from adept_ray.commands.tune_k import choose_trial, limit_k, limit_space, load_space
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import PickRun, SearchRun, TrainingSpec
+from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.config.validation import apply_changes, validate_spec
-from adept_ray.engine import cluster as launch
 from adept_ray.report.evidence import PICKED
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.context import open_context
-from adept_ray.run.preparing import prepare
+from adept_ray.run.context import Session, open_context
+from adept_ray.run.preparing import Needs, prepare
+from adept_ray.run.question import load_space, pose_question
 from adept_ray.run.record import record_best, show_summary
-from adept_ray.run.settings import (
-    check_trust,
-    load_best,
-)
+from adept_ray.run.settings import check_trust, load_best
 from adept_ray.run.sources import find_sources
 from adept_ray.run.terminal import Display
 from adept_ray.run.training import build_work, plan_fit, test_and_export
+from adept_ray.run.trials import choose_trial
 from adept_ray.search.choice import choice_table, rescore
-from adept_ray.search.trials import (
-    training_from_row,
-    write_trials,
-)
-from adept_ray.storage.checkpoints import NO_STEP as NO_STEP
-from adept_ray.storage.checkpoints import checkpoint_place, find_last_checkpoint
+from adept_ray.search.trials import training_from_row, write_trials
+from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
 from adept_ray.storage.results import TRIALS, Results
 
 
@@ -39,33 +32,29 @@ def pick_trial(args: PickRun) -> str:
 
     Nothing is trained: of each candidate the weights were kept. Raises :class:`UserError` for bad input.
     """
-    display = Display(args.json_lines)
     searched, results = open_finished(args)
-    run = override_machine(searched, args)
+    session = Session(override_machine(searched, args), results, Display(args.json_lines))
     best = load_best(results.folder / "best.yaml")
-    space = load_space(searched, results.about())
     weights = {"score.general": args.general, "score.domain": 1 - args.general}
-    space = apply_changes(space, weights, where=f"--general {args.general}")
-    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    rows = rescore(rows, space.weights)
+    space = apply_changes(load_space(searched, results.about()), weights, where=f"--general {args.general}")
+    rows = rescore(json.loads((results.folder / "trials.json").read_text())["trials"], space.weights)
     candidates = find_kept_weights(rows, results)
-    launch.check_workers(run)
-    sources = find_sources(run, display, made_from=results.about()["fingerprints"])
-    space, most = limit_space(searched, space, sources)
-    choice, row = choose_trial(searched, space, rows, limit_k(searched, sources, most), candidates)
-    training = apply_changes(training_from_row(row, TrainingSpec()), {"tokens": row["tokens"]})
+    sources = find_sources(session)
+    question = pose_question(searched, space, sources)
+    choice, row = choose_trial(searched, question, rows, candidates)
+    training = apply_changes(training_from_row(row, question.base), {"tokens": row["tokens"]})
     layers = [int(layer) for layer in row["layers"].split()]
-    with open_context(run, results, display, trains=False) as (board, memory):
-        fit = plan_fit(run, sources, training, memory, display, layers)
-        made = prepare(run, sources, display, board, best["k_max"], run.tokens_per_trial, fit=fit)
-        work = replace(build_work(run, made, training, layers, space.weights), fit=fit)
-        test = test_and_export(run, work, made, results, display, board, row["saved"])
+    with open_context(session, trains=False) as context:
+        fit = plan_fit(context, sources, training, layers)
+        prepared = prepare(context, sources, Needs(best["k_max"], searched.tokens_per_trial, fit=fit))
+        work = build_work(session.run, prepared, training, layers, space.weights)
+        test = test_and_export(context, prepared, work, row["saved"])
     write_trials(results, rows)
-    record_best(results, run, made, work, test, asdict(choice), best["k_max"])
+    record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     results.write_json("run.json", results.about() | {"pick": {name: getattr(args, name) for name in PICKED}})
     write_pages(results)
-    display.say(choice_table(choice))
-    show_summary(display, choice.reason, test, work, made, results, choice.advised_k)
+    session.display.say(choice_table(choice))
+    show_summary(session, prepared, work, test, choice.reason, choice.advised_k)
     return results.publish()
 
 

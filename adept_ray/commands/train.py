@@ -9,11 +9,10 @@ from typing import Any
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
-from adept_ray.engine import cluster as launch
 from adept_ray.engine.crew import Job, run_job
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.context import open_context
-from adept_ray.run.preparing import prepare, show_jobs
+from adept_ray.run.context import Session, open_context, open_session
+from adept_ray.run.preparing import Needs, prepare, store_blocks
 from adept_ray.run.record import record_best, record_run, show_summary
 from adept_ray.run.resuming import explain_stops, resume_training
 from adept_ray.run.settings import (
@@ -24,13 +23,8 @@ from adept_ray.run.settings import (
     resolve_settings,
 )
 from adept_ray.run.sources import find_sources
-from adept_ray.run.terminal import Display
-from adept_ray.run.training import build_work, choose_compiling, plan_fit, store_blocks, test_and_export
-from adept_ray.search.trials import (
-    write_curves,
-)
-from adept_ray.storage.checkpoints import NO_STEP as NO_STEP
-from adept_ray.storage.results import Results
+from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
+from adept_ray.search.trials import write_curves
 
 
 def train_model(args: TrainRun) -> str:
@@ -38,49 +32,47 @@ def train_model(args: TrainRun) -> str:
 
     Raises :class:`UserError` for bad input.
     """
-    display = Display(args.json_lines)
     best = load_best(args.config)
     check_trust(args.trust_remote_code, best["run"], args.config)
-    run, training, results = resolve_training(args, best)
-    launch.check_workers(run)
-    began = results.about().get("fingerprints", known_fingerprints(best))  # text may have come since a search
-    sources = find_sources(run, display, made_from=began)
-    record_run(results, run, display, sources, training=training)
-    command = f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
-    with explain_stops(command, run, results, display):
-        with open_context(run, results, display) as (board, memory):
-            fit = plan_fit(run, sources, training, memory, display, best["layers"])
-            replays = training.replay > 0
-            made = prepare(run, sources, display, board, best["k_max"], args.tokens, replays, fit=fit)
-            results.write_json("importance.json", made.importance)
+    session, training = open_training(args, best)
+    run, results = session.run, session.results
+    sources = find_sources(session, made_from=known_fingerprints(best))  # a search may have had less text
+    record_run(session, sources, training=training)
+    with explain_stops(
+        session, f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
+    ):
+        with open_context(session) as context:
+            fit = plan_fit(context, sources, training, best["layers"])
+            needs = Needs(best["k_max"], args.tokens, replay=training.replay > 0, fit=fit)
+            prepared = prepare(context, sources, needs)
+            results.write_json("importance.json", prepared.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)
-            work = replace(build_work(run, made, training, tuple(best["layers"]), weights), fit=fit)
-            work = choose_compiling(run, work, work.steps, made, display, board)
-            with show_jobs(display, board, "train", f"stage 2, {work.steps} steps", "train"):
-                last = run_job(board, Job("train", "train", work, store_blocks(made.blocks), results.ray))
-            test = test_and_export(run, work, made, results, display, board, last["saved"])
+            work = build_work(run, prepared, training, best["layers"], weights)
+            work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
+            with context.show_jobs("train", f"stage 2, {work.steps} steps", "train"):
+                job = Job("train", "train", work, store_blocks(prepared.blocks), results.ray)
+                last = run_job(context.board, job)
+            test = test_and_export(context, prepared, work, last["saved"])
         write_curves(results, [{"trial": "training", "curve": last["curve"]}])
-        record_best(results, run, made, work, test, best.get("choice", {}), best["k_max"])
-        record_run(results, run, display, sources, made, training)
+        record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
+        record_run(session, sources, prepared, training)
         write_pages(results)
-    show_summary(display, f"Trained with the configuration of {args.config}.", test, work, made, results)
+    show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
     return results.publish()
 
 
-def resolve_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec, Results]:
-    """The settings of a training with what a best.yaml holds, new or resumed, and its folder, which is made.
+def open_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[Session[RunSpec], TrainingSpec]:
+    """The session of a training with what a best.yaml holds, new or resumed, and the training's settings.
 
     Raises :class:`UserError` for settings that can't be.
     """
     if args.resume:
-        results = Results(args.storage, args.name)
-        results.open(resume=True)
-        return *resume_training(args, best, results.about()), results
-    run = resolve_settings(
-        validate_spec(RunSpec, {**best["run"], **overrides_from(args)}, args.config), "train"
-    )
+        named = RunSpec(storage=args.storage, name=args.name, json_lines=args.json_lines)
+        session = open_session(named, continues=True)
+        run, training = resume_training(args, best, session.results.about())
+        return replace(session, run=run), training
+    wanted = {**best["run"], **overrides_from(args)}
     sizes = {"tokens": args.tokens, "reports": args.reports}
+    run = resolve_settings(validate_spec(RunSpec, wanted, args.config), "train")
     training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
-    results = Results(run.storage, run.name)
-    results.open(resume=False)
-    return run, training, results
+    return open_session(run), training

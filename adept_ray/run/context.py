@@ -1,15 +1,16 @@
-"""What the commands share: settings made definite, a crew at work, resuming, files of a results folder."""
+"""A command at work: its run, results folder and terminal, and the workers that take its jobs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TextIO, TypeVar
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import start_crews
+from adept_ray.engine import cluster
+from adept_ray.engine.crew import Progress, start_crews, watch_board
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
 
@@ -17,26 +18,70 @@ OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
 
 
-@contextmanager
-def open_context(
-    run: RunSpec, results: Results, display: Display, trains: bool = True
-) -> Iterator[tuple[Any, int]]:
-    """A cluster and a crew on it; yields the board that takes tasks, and the memory of a worker in bytes.
+@dataclass(frozen=True)
+class Session(Generic[R]):
+    """What a command has from its beginning."""
 
-    Where nothing `trains` nothing is compiled either. Raises :class:`UserError` for what can't be.
+    run: R
+    """Its settings."""
+    results: Results
+    """The folder that it writes."""
+    display: Display
+    """The terminal."""
+
+
+@dataclass(frozen=True)
+class Context(Session[R]):
+    """A session with workers."""
+
+    board: Any
+    """Takes jobs for the workers."""
+    memory: int
+    """Bytes that a worker may use."""
+
+    @contextmanager
+    def show_jobs(self, stage: str, what: str, *jobs: str) -> Iterator[None]:
+        """Show a stage with the progress of the `jobs` that the crew does in it one after the other."""
+        with self.display.stage(stage, what) as update:
+
+            def show(progress: Progress, _: object) -> None:
+                shares = [done / of for done, of in (progress.get(job, (0, 1)) for job in jobs)]
+                update(round(1000 * sum(shares)), 1000 * len(jobs))
+
+            with watch_board(self.board, show):
+                yield
+
+
+def open_session(run: R, continues: bool = False) -> Session[R]:
+    """Open the results folder of a run: a new one, or that of a run that it `continues`.
+
+    Raises :class:`UserError` for a folder that is there already, that is missing, or that can't be written to.
     """
-    with redirect_output(results), launch.connect_cluster(run) as dashboard:
-        enter = launch.explain_dashboard_token() if dashboard else ""
-        display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{enter}")
-        display.event("results", place=results.place, dashboard=dashboard, enter=enter.strip(" ()"))
-        asked, run = run, launch.resolve_crews(run)
-        if run != asked:
+    results = Results(run.storage, run.name)
+    results.open(continues)
+    return Session(run, results, Display(run.json_lines))
+
+
+@contextmanager
+def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R]]:
+    """Connect to a cluster, start crews on it and yield the session with them.
+
+    Where nothing `trains`, nothing is compiled and no compiler is asked for. Raises :class:`UserError` for
+    what the cluster can't do.
+    """
+    results, display = session.results, session.display
+    with redirect_output(results), cluster.connect_cluster(session.run) as dashboard:
+        token = cluster.explain_dashboard_token() if dashboard else ""
+        display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
+        display.event("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
+        run = cluster.resolve_crews(session.run)
+        if run != session.run:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
         if trains:
-            launch.check_compiler(run)
-        memory = launch.measure_worker_memory(run)  # asked now: the crew may take every GPU there is
+            cluster.check_compiler(run)
+        memory = cluster.measure_worker_memory(run)  # asked now: the crew may take every GPU there is
         with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
-            yield board, memory
+            yield Context(session.run, results, display, board, memory)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.engine import memory
 from adept_ray.method.scores import SIDES
 from adept_ray.report.evidence import Importance, Side, check_record
+from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
-from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
@@ -26,16 +26,15 @@ PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "
 
 
 def record_best(
-    results: Results,
-    run: RunSpec,
-    made: Prepared,
+    session: Session[Any],
+    prepared: Prepared,
     work: TrainWork,
     test: Mapping[str, Any],
     choice: Mapping[str, Any],
     k_max: int,
 ) -> None:
     """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
-    spec = {n: v for n, v in run.model_dump(mode="json").items() if n in RunSpec.flat_fields()}
+    spec = {n: v for n, v in session.run.model_dump(mode="json").items() if n in RunSpec.flat_fields()}
     best = {
         "run": spec,
         "training": work.training.model_dump(mode="json"),
@@ -44,38 +43,37 @@ def record_best(
         "score": work.weights.model_dump(),
         "choice": dict(choice),
         "test": dict(test),
-        "backbone": made.sources.backbone.fingerprint,
+        "backbone": prepared.sources.backbone.fingerprint,
     }
-    results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+    session.results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
 
 
 def record_run(
-    results: Results,
-    run: RunSpec,
-    display: Display,
+    session: Session[Any],
     sources: Sources,
-    made: Prepared | None = None,
+    prepared: Prepared | None = None,
     training: TrainingSpec | None = None,
     space: SearchSpace | None = None,
 ) -> None:
-    """Write run.json: the settings, and, when `made` is given, versions, fingerprints and wall clock.
+    """Write run.json: the settings, and, when `prepared` is given, versions, fingerprints and wall clock.
 
-    What an earlier command of the same run wrote holds until this one has ended, so that one which is cut
-    off leaves results that can be read; what the commands spent adds up.
+    What an earlier command of the same run wrote holds until this one has ended. So a command that is cut off
+    leaves results that can be read. What the commands spent adds up.
     """
-    had = results.about()
+    run, had = session.run, session.results.about()
     about = {"command": shlex.join(["python", *sys.argv]), **had}
     about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
     about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
-    about["ended"] = made is not None
+    about["ended"] = prepared is not None
     if training:
         about["training"] = training.model_dump(mode="json")
     if space:
         about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    if made:
-        about |= {"versions": list_versions(), "fingerprints": made.fingerprints, **sum_spent(had, display)}
+    if prepared:
+        about |= {"versions": list_versions(), "fingerprints": prepared.fingerprints}
+        about |= sum_spent(had, session.display)
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
-    results.write_json("run.json", about)
+    session.results.write_json("run.json", about)
 
 
 def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
@@ -113,20 +111,20 @@ def list_versions() -> dict[str, str]:
 
 
 def show_summary(
-    display: Display,
-    why: str,
-    test: Mapping[str, Any],
+    session: Session[Any],
+    prepared: Prepared,
     work: TrainWork,
-    made: Prepared,
-    results: Results,
+    test: Mapping[str, Any],
+    reason: str,
     advised_k: int | None = None,
 ) -> None:
-    """The last lines of a run: k, the advised one where it is another, why, what it gained, its files."""
+    """Show the last lines of a run: k, the advised k where it differs, why, what it gained, its files."""
+    display, results = session.display, session.results
     layers, k = " ".join(map(str, work.layers)) or "none", work.training.k
     advised_k = k if advised_k is None else advised_k
     head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
-    display.show(f"\n{head}   layers copied: {layers}\n{why}")
-    doubt = check_record(Importance, made.importance, "importance").doubt(work.layers)
+    display.show(f"\n{head}   layers copied: {layers}\n{reason}")
+    doubt = check_record(Importance, prepared.importance, "importance").doubt(work.layers)
     if doubt:
         display.show(doubt)
     for side in SIDES:
@@ -138,5 +136,5 @@ def show_summary(
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
-    facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": why, "doubt": doubt}
+    facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": reason, "doubt": doubt}
     display.event("summary", **facts, test=test, files=files, seconds=display.seconds)

@@ -13,47 +13,46 @@ from adept_ray.config.machine import Machine
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.run.context import Session
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, overrides_from, resolve_settings
-from adept_ray.run.terminal import Display
 from adept_ray.storage.files import describe_full_disk, is_disk_full
-from adept_ray.storage.results import Results
 
 Begun = TypeVar("Begun", bound=RunSpec)
 OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that continues a run
 
 
 @contextmanager
-def explain_stops(command: str, run: RunSpec, results: Results, display: Display) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`InterruptedRun`, a full disk into :class:`UserError`: both name what goes on.
+def explain_stops(session: Session[Any], command: str) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    What a run that stops half-way has spent is kept in run.json, for the one that goes on to add to.
+    Both name the command that continues the run. What a run has spent when it stops half-way is kept in
+    run.json, and the run that continues it adds to that.
     """
+    continued = format_resume_command(command, session.run)
     try:
-        with keep_spent_time(results, display):
+        with keep_spent_time(session):
             yield
     except KeyboardInterrupt:
-        raise InterruptedRun(format_resume_command(command, run)) from None
+        raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
-        told = f"{problem}; what is finished is kept: go on with {format_resume_command(command, run)}"
-        raise UserError(told) from problem
+        raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
     except Exception as problem:
         if isinstance(problem, UserError) or not is_disk_full(problem):
             raise
-        raise UserError(
-            f"{describe_full_disk(problem)} go on with {format_resume_command(command, run)}"
-        ) from problem
+        raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
 
 
 @contextmanager
-def keep_spent_time(results: Results, display: Display) -> Iterator[None]:
+def keep_spent_time(session: Session[Any]) -> Iterator[None]:
     """Write to run.json what was spent, if what is done here stops half-way."""
     try:
         yield
     except BaseException:
-        if not has_ended(about := results.about()):
+        if not has_ended(about := session.results.about()):
             with suppress(OSError):  # the disk may be full
-                results.write_json("run.json", about | {"spent": sum_spent(about, display)})
+                spent = sum_spent(about, session.display)
+                session.results.write_json("run.json", about | {"spent": spent})
         raise
 
 

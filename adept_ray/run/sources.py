@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
 from adept_ray.data.loading import Backbone, load_config
+from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.scores import SIDES
-from adept_ray.run.terminal import Display
+from adept_ray.run.context import Session
 from adept_ray.storage.files import check_place
 
 
@@ -47,22 +47,20 @@ class Sources:
 
 
 def find_sources(
-    run: RunSpec,
-    display: Display,
-    with_domain: bool = True,
-    made_from: Mapping[str, str] | None = None,
+    session: Session[Any], with_domain: bool = True, made_from: Mapping[str, str] | None = None
 ) -> Sources:
     """Fetch and check backbone and corpora.
 
-    `made_from` are fingerprints of what the results that this goes on from were made from, as far as known.
-    Raises :class:`UserError` for what can't be used and for what has changed since; no code that comes with a
-    backbone is run before that is known.
+    Where the results folder says what they were, they must be the same, else as far as `made_from` says it.
+    Raises :class:`UserError` for what can't be used, for what has changed since, and for more workers than
+    this machine has. No code that comes with a backbone is run before that is known.
     """
-    began = made_from or {}
+    run, display = session.run, session.display
+    check_workers(run)
+    began = session.results.about().get("fingerprints", made_from or {})
     if str(run.machine.local_cache) != run.machine.cache:
-        display.say(
-            f"downloads and copies out of {run.machine.cache} are kept in {run.machine.local_cache}, here alone"
-        )
+        kept = run.machine.local_cache
+        display.say(f"downloads and copies out of {run.machine.cache} are kept in {kept}, here alone")
     if "://" in run.machine.cache:
         check_place(run.machine.cache, "--cache")
     with display.stage("assets", "backbone and corpora") as update:

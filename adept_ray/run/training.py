@@ -7,22 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adept_ray.config import errors
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine.crew import CrewLost, Job, JobFailed, JobRefused, run_job
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import choose_fit, plan_memory
 from adept_ray.method.scores import SIDES
-from adept_ray.run.preparing import Prepared, load_test_blocks, show_jobs
+from adept_ray.run.context import Context
+from adept_ray.run.preparing import Prepared, load_test_blocks, store_blocks
 from adept_ray.run.sources import Sources
-from adept_ray.run.terminal import Display
-from adept_ray.storage.files import (
-    delete_folder,
-    fetch_temporarily,
-    measure_size,
-)
-from adept_ray.storage.results import Results
+from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
 from adept_ray.training.pace import compiling_pays
 from adept_ray.training.state import STATE
 from adept_ray.training.work import TrainWork
@@ -31,87 +25,84 @@ WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers ar
 
 
 def build_work(
-    run: RunSpec, made: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
+    run: RunSpec, prepared: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
 ) -> TrainWork:
     """The training of `layers` with `training` on what was prepared."""
-    backbone = made.sources.backbone
+    backbone = prepared.sources.backbone
     return TrainWork(
         source=backbone.source,
         revision=backbone.revision,
         training=training,
         layers=tuple(layers),
-        units=made.importance["units"],
-        before=made.before,
+        units=prepared.importance["units"],
+        before=prepared.before,
         weights=weights,
         seq_len=run.seq_len,
         micro_batch=run.machine.micro_batch,
         seed=run.seed,
-        items=made.sources.items_of("validation"),
+        items=prepared.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
         dtype=run.machine.dtype,
+        fit=prepared.fit,
         trusted=backbone.trusted,
     )
 
 
 def plan_fit(
-    run: RunSpec,
+    context: Context[Any],
     sources: Sources,
     training: TrainingSpec,
-    memory: int,
-    display: Display,
     layers: Sequence[int] | None = None,
     what: str = "",
 ) -> Fit:
-    """Show what `training` will take of a worker's `memory`; returns how it is made to fit.
+    """Show what `training` will take of a worker's memory; returns how it is made to fit.
 
     As long as `layers` aren't known they are taken for the lowest ones, where a gradient passes the most.
     Raises :class:`UserError` for what doesn't fit.
     """
-    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < run.machine.workers:
+    run, machine, display = context.run, context.run.machine, context.display
+    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < machine.workers:
         display.warn(
             f"a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
-            f"{run.machine.workers - sequences} of {run.machine.workers} workers have nothing to train on: raise "
+            f"{machine.workers - sequences} of {machine.workers} workers have nothing to train on: raise "
             "tokens_per_step"
         )
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
         code = sources.backbone.trusted, sources.backbone.revision
-        needs = plan_memory(sources.config, training, lowest, run.seq_len, run.machine.dtype, *code)
+        needs = plan_memory(sources.config, training, lowest, run.seq_len, machine.dtype, *code)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
-        display.say(f"{what}: what it will take can't be said beforehand ({errors.first_line(problem)})")
-        return Fit(
-            run.machine.activation_checkpointing == "on",
-            run.machine.sharding == "on",
-            run.machine.compile == "on",
-        )
-    fit = choose_fit(needs, run.machine, memory, what)
-    display.plan(needs, run.machine, fit, memory, what)
+        display.say(f"{what}: what it will take can't be said beforehand ({first_line(problem)})")
+        switches = machine.activation_checkpointing, machine.sharding, machine.compile
+        return Fit(*(switch == "on" for switch in switches))
+    fit = choose_fit(needs, machine, context.memory, what)
+    display.plan(needs, machine, fit, context.memory, what)
     return fit
 
 
-def choose_compiling(
-    run: RunSpec, work: TrainWork, steps: int, made: Prepared, display: Display, board: Any
-) -> TrainWork:
-    """`work` with compiled layers where `run` leaves that open and it pays over so many `steps`.
+def choose_compiling(context: Context[Any], prepared: Prepared, work: TrainWork, steps: int) -> Fit:
+    """How `work` is made to fit, with compiled layers where the run leaves that open and it pays.
 
-    Each command asks its own workers: those that go on with a run may be others. `display` is told.
+    It pays, or not, over so many `steps`. Each command asks its own workers, since a resumed run may have
+    others. The display says what came of it.
     """
-    if run.machine.compile != "auto" or steps < WORTH_ASKING or not work.layers:
-        return work
+    display = context.display
+    if context.run.machine.compile != "auto" or steps < WORTH_ASKING or not work.layers:
+        return work.fit
     try:
-        with show_jobs(display, board, "pace", "steps with and without torch.compile", "pace"):
-            found = run_job(board, Job("pace", "pace", work, store_blocks(made.blocks)))
+        with context.show_jobs("pace", "steps with and without torch.compile", "pace"):
+            found = run_job(context.board, Job("pace", "pace", work, store_blocks(prepared.blocks)))
     except (CrewLost, JobRefused):
         raise
     except JobFailed as problem:
-        display.say(f"trained without torch.compile: timing it failed ({errors.find_cause(problem)})")
-        return work
+        display.say(f"trained without torch.compile: timing it failed ({find_cause(problem)})")
+        return work.fit
     if found["fault"]:
         display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
-        return work
+        return work.fit
     compiled = compiling_pays(found, steps)
     times = {name: found[name] for name in ("plain", "compiled", "compiling")}
     display.event("pace", **times, steps=steps, compile=compiled)
@@ -119,33 +110,21 @@ def choose_compiling(
         f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
         f"{found['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
     )
-    return replace(work, fit=replace(work.fit, compiled=compiled))
-
-
-def store_blocks(blocks: Any) -> Any:
-    """A reference to `blocks` in the object store, read once by every process that needs them."""
-    import ray
-
-    return ray.put(blocks)
+    return replace(work.fit, compiled=compiled)
 
 
 def test_and_export(
-    run: RunSpec,
-    work: TrainWork,
-    made: Prepared,
-    results: Results,
-    display: Display,
-    board: Any,
-    checkpoint: str,
+    context: Context[Any], prepared: Prepared, work: TrainWork, checkpoint: str
 ) -> dict[str, Any]:
     """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
-    backbone = made.sources.backbone
+    run, results, display = context.run, context.results, context.display
+    backbone = prepared.sources.backbone
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
-    with show_jobs(display, board, "test", "test splits and export", "conclude"):
-        blocks = store_blocks(load_test_blocks(run, made.sets))
-        work = replace(work, items=made.sources.items_of("test"))
+    with context.show_jobs("test", "test splits and export", "conclude"):
+        blocks = store_blocks(load_test_blocks(run, prepared.sets))
+        work = replace(work, items=prepared.sources.items_of("test"))
         extra = {"checkpoint": checkpoint, "about": about}
-        found = run_job(board, Job("conclude", "conclude", work, blocks, results.ray, extra=extra))
+        found = run_job(context.board, Job("conclude", "conclude", work, blocks, results.ray, extra=extra))
         kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
         results.adopt(f"{found['saved']}/model", "model")
         delete_folder(f"{results.ray}/conclude")
