@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,11 @@ from adept_ray.config.specs import (
     TrainingSpec,
 )
 from adept_ray.config.validation import validate_spec
-from adept_ray.engine.crew import Job, run_job
 from adept_ray.method.expansion import RECORD
-from adept_ray.method.fit import PLAIN
-from adept_ray.report.figures import save_figure, separation_figure
-from adept_ray.rivals.comparison import (
-    format_csv,
-)
-from adept_ray.run.context import Context, open_context, open_session
-from adept_ray.run.preparing import Needs, Prepared, describe_probe, load_test_blocks, prepare, store_blocks
+from adept_ray.run.context import open_context, open_session
+from adept_ray.run.preparing import Prepared, load_test_blocks, prepare
 from adept_ray.run.record import record_run
+from adept_ray.run.separation import measure_separations, tune_originals, write_activations
 from adept_ray.run.settings import (
     check_trust,
     known_fingerprints,
@@ -33,16 +26,10 @@ from adept_ray.run.settings import (
     overrides_from,
     resolve_settings,
 )
-from adept_ray.run.sources import find_sources
-from adept_ray.run.terminal import Update
-from adept_ray.run.training import build_work, plan_fit, test_and_export
-from adept_ray.storage.files import fetch_temporarily
-from adept_ray.storage.results import Results
-from adept_ray.training.work import TrainWork
+from adept_ray.run.sources import Needs, find_sources
+from adept_ray.run.training import build_work, plan_fit
 
-Models = dict[str, list[dict[str, Any]]]
 FEWEST = 8  # blocks of a kind of text that a density is drawn of
-SHOWN = 4  # layers whose densities are drawn
 
 
 def draw_activations(args: ActivationsRun) -> str:
@@ -110,51 +97,3 @@ def check_blocks(run: RunSpec, prepared: Prepared) -> None:
             f"--test-tokens {run.test_tokens}: {fewest} blocks of a side are too few for densities, "
             f"at least {needed} of {run.seq_len} tokens are needed"
         )
-
-
-def tune_originals(context: Context[RunSpec], prepared: Prepared, work: TrainWork) -> None:
-    """Tune the chosen layers themselves, and export the model to the results."""
-    job = Job("without", "train", work, store_blocks(prepared.blocks), context.results.ray)
-    with context.show_jobs("train", f"tuning without expansion, {work.steps} steps", "without"):
-        last = run_job(context.board, job)
-    test_and_export(context, prepared, work, last["saved"])
-
-
-def measure_separations(
-    context: Context[RunSpec], prepared: Prepared, expanded: Path, update: Update
-) -> Models:
-    """Name of a model → a row a layer (see :func:`adept_ray.report.figures.separation_figure`)."""
-    run, backbone = context.run, prepared.sources.backbone
-    added = json.loads((expanded / RECORD).read_text())["added_layers"]
-    blocks = store_blocks(load_test_blocks(run, prepared.sets))
-    probe = describe_probe(run, prepared.sources, PLAIN, importance=False, separation=True)
-    found = {}
-    with fetch_temporarily(f"{context.results.place}/model") as without:
-        folders = {
-            "untouched": (backbone.source, backbone.revision),
-            "without expansion": (str(without), None),
-            "expanded": (str(expanded.resolve()), None),
-        }
-        for name, (source, revision) in folders.items():
-            work = replace(probe, source=source, revision=revision)
-            measured = run_job(context.board, Job(f"activations of {name}", "probe", work, blocks))
-            copies = added if name == "expanded" else []
-            found[name] = [
-                {"layer": at - sum(a <= at for a in copies), "copy": at in copies, **row}
-                for at, row in enumerate(measured["separation"])
-            ]
-            update(len(found), len(folders))
-    return found
-
-
-def write_activations(results: Results, models: Models, layers: Sequence[int]) -> None:
-    """Write activations.json, activations.csv and activations.png."""
-    results.write_json("activations.json", {"layers": layers, "models": models})
-    columns = ("layer", "copy", "overlap")
-    rows = [
-        {"model": name, **{column: row[column] for column in columns}}
-        for name, model in models.items()
-        for row in model
-    ]
-    results.write("activations.csv", format_csv(rows))
-    save_figure(separation_figure(models, layers[:SHOWN]), results.folder / "activations.png")

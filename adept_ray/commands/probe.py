@@ -9,10 +9,10 @@ from adept_ray.config.specs import ProbeRun, RunSpec, TrainingSpec
 from adept_ray.config.validation import refuse_flags
 from adept_ray.report.figures import draw_importance
 from adept_ray.run.context import open_context, open_session
-from adept_ray.run.preparing import Needs, prepare
+from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
 from adept_ray.run.settings import resolve_settings
-from adept_ray.run.sources import find_sources
+from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.training import plan_fit
 
 

@@ -12,7 +12,7 @@ from adept_ray.config.validation import validate_spec
 from adept_ray.engine.crew import Job, run_job
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
-from adept_ray.run.preparing import Needs, prepare, store_blocks
+from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_best, record_run, show_summary
 from adept_ray.run.resuming import explain_stops, resume_training
 from adept_ray.run.settings import (
@@ -22,7 +22,8 @@ from adept_ray.run.settings import (
     overrides_from,
     resolve_settings,
 )
-from adept_ray.run.sources import find_sources
+from adept_ray.run.sources import Needs, find_sources
+from adept_ray.run.stage_one import store_blocks
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
 from adept_ray.search.trials import write_curves
 

@@ -228,6 +228,10 @@ class PickRun(FollowingSpec):
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
+    def list_picked(self) -> dict[str, float | None]:
+        """The settings that say what is picked, with their values."""
+        return {name: getattr(self, name) for name in list_fields(PickRun, Mark.PICK)}
+
 
 class TrainRun(FollowingSpec):
     """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""

@@ -55,7 +55,7 @@ class Context(Session[R]):
 def open_session(run: R, continues: bool = False) -> Session[R]:
     """Open the results folder of a run: a new one, or that of a run that it `continues`.
 
-    Raises :class:`UserError` for a folder that is there already, that is missing, or that can't be written to.
+    Raises :class:`UserError` for a folder that is there already, is missing, or can't be written to.
     """
     results = Results(run.storage, run.name)
     results.open(continues)

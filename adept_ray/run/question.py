@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from adept_ray.config.errors import UserError
-from adept_ray.config.search_space import SearchSpace, load_search_space
+from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
-from adept_ray.config.validation import apply_changes, fingerprint, validate_spec
+from adept_ray.config.validation import apply_changes, fingerprint
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.report.evidence import format_flags
 from adept_ray.run.preparing import Prepared
-from adept_ray.run.record import has_ended
-from adept_ray.run.resuming import resume_settings
 from adept_ray.run.sources import Sources
-from adept_ray.search.choice import UNTOUCHED
 from adept_ray.search.edges import DepthLimit
 from adept_ray.search.ranges import (
     check_space,
     double_amount,
     limit_depths,
-    override_ranges,
     parse_amount,
     put_paper_first,
 )
-from adept_ray.storage.results import Results
 
 Say = Callable[[str], None]
 
@@ -66,47 +58,6 @@ def pose_question(
     return Question(space, limit_k(run, sources, most), base, deepest, k_max)
 
 
-def continue_search(run: SearchRun, results: Results) -> SearchRun:
-    """The settings of a search that goes on, or of a finished one that is extended.
-
-    Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
-    """
-    about = results.about()
-    begun = resume_settings(run, about["run"])
-    if not run.more_trials:
-        return begun
-    if not has_ended(about):
-        raise UserError(
-            f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
-            "--resume first"
-        )
-    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
-    changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
-    return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")
-
-
-def load_space(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
-    """The space that a search began with; that of its file, with the run's ranges, where none is kept.
-
-    `about` is the run.json, and `say` hears of a file that has another one by now. Raises
-    :class:`UserError` for a file that is needed and can't be used.
-    """
-    if "space" not in about:
-        return override_ranges(load_search_space(run.search_space), run.range)
-    kept = validate_spec(SearchSpace, about["space"], "run.json: space")
-    try:
-        same = kept == override_ranges(load_search_space(run.search_space), run.range)
-    except UserError:
-        same = False
-    if not same:
-        say(
-            f"{run.search_space} isn't what the search '{run.name}' began with any more: it goes on with "
-            "what it was, and another --name begins one with what it is now"
-        )
-    return kept
-
-
 def limit_space(
     run: SearchRun, space: SearchSpace, sources: Sources, say: Say = lambda text: None
 ) -> tuple[SearchSpace, int]:
@@ -134,8 +85,8 @@ def limit_k(run: SearchRun, sources: Sources, most: int) -> DepthLimit:
     """How large k may be in such a search, `most` by its budget, and the command with twice that."""
     if not run.max_new_params:
         return DepthLimit(sources.layers, most)
-    dearer = apply_changes(run, {"max_new_params": double_amount(run.max_new_params)})
-    return DepthLimit(sources.layers, most, f"--max-new-params {run.max_new_params}", rerun_command(dearer))
+    twice = apply_changes(run, {"max_new_params": double_amount(run.max_new_params)})
+    return DepthLimit(sources.layers, most, f"--max-new-params {run.max_new_params}", rerun_command(twice))
 
 
 def rerun_command(run: SearchRun) -> str:
@@ -150,4 +101,5 @@ def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str
     tasks = (run.general_tasks, run.domain_tasks)
     asked = space.model_dump(exclude={"run", "first", "judge_after"})
     wanted = (run.pareto, run.min_gain_per_layer or 0.0)
-    return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, asked, run.machine.dtype, wanted)}"
+    dtype = run.machine.dtype
+    return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, asked, dtype, wanted)}"

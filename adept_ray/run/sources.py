@@ -13,6 +13,7 @@ from adept_ray.data.corpora import CorpusFiles, resolve_corpus
 from adept_ray.data.loading import Backbone, load_config
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Session
 from adept_ray.storage.files import check_place
@@ -44,6 +45,23 @@ class Sources:
     def items_of(self, split: str) -> dict[str, TaskItems]:
         """Side → its items of that split."""
         return {side: splits[split] for side, splits in self.items.items()}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command needs before it trains."""
+
+    k_max: int
+    """Largest depth of interest, which a raced probe goes by."""
+    train_tokens: int = 0
+    """Tokens of training text, at most. Documents lie in their split in the order of a hash, so the first
+    ones are a fair sample. A smaller split is gone through several times."""
+    replay: bool = False
+    """General text to train on, too."""
+    reception: bool = False
+    """Every layer's reception, measured on training text."""
+    fit: Fit = PLAIN
+    """How the model is made to fit into the workers' memories."""
 
 
 def find_sources(

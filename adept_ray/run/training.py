@@ -14,8 +14,9 @@ from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import choose_fit, plan_memory
 from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Context
-from adept_ray.run.preparing import Prepared, load_test_blocks, store_blocks
+from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Sources
+from adept_ray.run.stage_one import store_blocks
 from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
 from adept_ray.training.pace import compiling_pays
 from adept_ray.training.state import STATE

@@ -1,24 +1,23 @@
-"""The trials of a search under a live table, and the one that is chosen."""
+"""The trials of a search, under a live table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.crew import Progress, watch_board
 from adept_ray.run.context import Context
-from adept_ray.run.preparing import Prepared, store_blocks
-from adept_ray.run.question import Question, name_question, rerun_command
+from adept_ray.run.preparing import Prepared
+from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import seconds_before
-from adept_ray.search.choice import RELIABLE, UNTOUCHED, Choice, choose_k, find_front
-from adept_ray.search.edges import find_edges
+from adept_ray.run.stage_one import store_blocks
+from adept_ray.search.choice import UNTOUCHED
 from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
-from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import delete_weights, untouched_row, write_trials
 from adept_ray.search.tune import run_search
 from adept_ray.storage.results import TRIALS, Results
@@ -113,26 +112,3 @@ def search_trials(
     spent = seconds_before(context.results.about()).get("search", 0.0)
     blocks = store_blocks(prepared.blocks)
     return run_search(run, question.space, work, prepared.layer_importance, blocks, storage, study, spent)
-
-
-def choose_trial(
-    run: SearchRun,
-    question: Question,
-    rows: Sequence[Mapping[str, Any]],
-    among: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Choice, Mapping[str, Any]]:
-    """What a search that is over says, with all that it leaves open; and the row of the chosen trial.
-
-    The trial is chosen `among` some of the rows where not all of them can be had any more.
-    """
-    among, weights = among or rows, question.space.weights
-    choice = choose_k(among, weights, run.min_gain_per_layer)
-    row = next(row for row in among if row["trial"] == choice.trial)
-    choice = replace(
-        choice,
-        edges=find_edges(row, question.space, question.limit, rerun_command(run), run.range),
-        hyperparameters=rank_hyperparameters(question.space, rows) if run.strategy == "trials" else {},
-        hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
-        front=find_front(rows, weights) if run.pareto else (),
-    )
-    return choice, row

@@ -1,0 +1,128 @@
+"""The trainings of a comparison: what they need, what they share, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+from adept_ray.config.specs import (
+    CompareRun,
+    ScoreWeights,
+    TrainingSpec,
+)
+from adept_ray.data.blocks import Blocks
+from adept_ray.engine.crew import Job, Progress, run_job, watch_board
+from adept_ray.method.fit import PLAIN, Fit
+from adept_ray.method.placement import count_ranks_needed
+from adept_ray.method.scores import SIDES
+from adept_ray.rivals.comparison import (
+    ComparedTraining,
+    ComparisonField,
+    compare_entrants,
+    count_trainings,
+    format_csv,
+    parse_runs,
+    trains_anything,
+)
+from adept_ray.rivals.methods import Entrant
+from adept_ray.run.context import Context
+from adept_ray.run.preparing import Prepared, load_test_blocks
+from adept_ray.run.sources import Needs, Sources
+from adept_ray.run.stage_one import describe_probe, store_blocks
+from adept_ray.run.training import build_work, plan_fit
+from adept_ray.training.scoring import tasks_key
+
+
+def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:
+    """What all the rivals need together: of each measurement and of memory the most that one of them does."""
+    return Needs(
+        max(count_ranks_needed(rival.training, sources.layers) for rival in rivals),
+        run.tokens // run.passes * (run.seeds + 1),
+        replay=True,
+        reception=any(rival.training.placement == "receptive" for rival in rivals),
+        fit=Fit(any(rival.fit.recompute for rival in rivals), any(rival.fit.sharded for rival in rivals)),
+    )
+
+
+def plan_rivals(context: Context[CompareRun], sources: Sources, rivals: Sequence[Entrant]) -> list[Entrant]:
+    """The rivals with how they are made to fit; those of the same size are planned once."""
+    found: dict[tuple[str, int, int], Fit] = {}
+    planned = []
+    for rival in rivals:
+        spec = rival.training
+        size = (spec.tunes, spec.k, spec.lora_rank)
+        if trains_anything(spec) and size not in found:
+            found[size] = plan_fit(context, sources, spec, what=rival.label)
+        planned.append(replace(rival, fit=found.get(size, PLAIN)))
+    return planned
+
+
+def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonField:
+    """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
+    run, sources, tests = context.run, prepared.sources, load_test_blocks(context.run, prepared.sets)
+    items = {"rate": sources.items_of("validation"), "test": sources.items_of("test")}
+    asked = {"importance": False, "held_out": SIDES, "items": items["test"]}
+    work = describe_probe(run, sources, prepared.fit, **asked)
+    with context.show_jobs("untouched", "the untouched backbone on the test splits", "untouched"):
+        found = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
+    answers = {tasks_key(side): right for side, right in found["correct"].items()}
+    judged = {"rate": {side: prepared.blocks[side] for side in SIDES}, "test": tests}
+    return ComparisonField(
+        board=context.board,
+        work=replace(build_work(run, prepared, TrainingSpec(), (), ScoreWeights()), fit=PLAIN),
+        importance=prepared.layer_importance,
+        references=[
+            store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"]))
+            for number in range(run.seeds + 1)
+        ],
+        before={"rate": prepared.before, "test": found["nats"] | answers},
+        judged=judged,
+        items=items,
+        storage=f"{context.results.ray}/trainings",
+    )
+
+
+def split_blocks(
+    run: CompareRun, prepared: Prepared, number: int, judged: Mapping[str, Blocks]
+) -> dict[str, Blocks]:
+    """The blocks of one seed: no two seeds train on a common one, unless there are too few.
+
+    Then all train on all of them, each in an order of its own. What a seed has is gone through as often as
+    the training is long.
+    """
+    blocks = {**prepared.blocks, **judged}
+    needed = run.tokens // run.passes * (run.seeds + 1) // run.seq_len
+    for name in ("train", "replay"):
+        if len(blocks[name]) >= needed:
+            blocks[name] = blocks[name].piece(number, run.seeds + 1)
+    return blocks
+
+
+def run_comparison(
+    context: Context[CompareRun], rivals: Sequence[Entrant], field: ComparisonField
+) -> list[ComparedTraining]:
+    """Run the trainings under a progress bar; runs.csv is written as they end."""
+    run, results, display = context.run, context.results, context.display
+    file = results.folder / "runs.csv"
+    known = parse_runs(file.read_text()) if file.exists() else []
+    total = count_trainings(rivals, run.rate_trials, run.seeds)
+    now = ("", 0)  # the job that runs, and how many are over
+
+    def record(rows: list[ComparedTraining], name: str) -> None:
+        nonlocal now
+        now = (name, len(rows))
+        if rows:
+            # Those of an earlier attempt that are still to come stay in the file.
+            later = [row for row in known if row.key not in {r.key for r in rows}]
+            results.write("runs.csv", format_csv([asdict(row) for row in [*rows, *later]]))
+            display.training(asdict(rows[-1]))
+
+    with display.stage("compare", f"{total} trainings") as update:
+
+        def show(progress: Progress, _: object) -> None:
+            name, over = now
+            done, of = progress.get(name, (0, 1))
+            update(round(1000 * (over + done / of)), 1000 * total)
+
+        with watch_board(field.board, show):
+            return compare_entrants(rivals, field, run.rate_trials, run.seeds, known, record)

@@ -1,0 +1,106 @@
+"""The settings of a search that begins, is resumed, is extended or is picked from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.search_space import SearchSpace, load_search_space
+from adept_ray.config.specs import PickRun, SearchRun
+from adept_ray.config.validation import apply_changes, refuse_flags, validate_spec
+from adept_ray.run.context import Session, open_session
+from adept_ray.run.record import has_ended
+from adept_ray.run.resuming import resume_settings
+from adept_ray.run.settings import check_trust, resolve_settings
+from adept_ray.run.terminal import Display
+from adept_ray.search.choice import UNTOUCHED
+from adept_ray.search.ranges import override_ranges
+from adept_ray.search.study import open_study
+from adept_ray.storage.results import Results
+
+Say = Callable[[str], None]
+
+
+def open_search(run: SearchRun) -> Session[SearchRun]:
+    """The session of a search that begins, is resumed or is extended; what can't be is refused here.
+
+    Raises :class:`UserError`.
+    """
+    if run.strategy == "grow":
+        reason = "is for independent trials: leave it out with --strategy grow"
+        refuse_flags(run, ("trials", "reports"), reason)
+    continues = run.resume or run.more_trials > 0
+    session = open_session(resolve_settings(run), continues)
+    if continues:
+        session = replace(session, run=continue_search(session.run, session.results))
+    open_study(session.run.study)
+    return session
+
+
+def continue_search(run: SearchRun, results: Results) -> SearchRun:
+    """The settings of a search that goes on, or of a finished one that is extended.
+
+    Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
+    """
+    about = results.about()
+    begun = resume_settings(run, about["run"])
+    if not run.more_trials:
+        return begun
+    if not has_ended(about):
+        raise UserError(
+            f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
+            "--resume first"
+        )
+    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
+    changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
+    return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")
+
+
+def load_space(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
+    """The space that a search began with; that of its file, with the run's ranges, where none is kept.
+
+    `about` is the run.json, and `say` hears of a file that has another one by now. Raises
+    :class:`UserError` for a file that is needed and can't be used.
+    """
+    if "space" not in about:
+        return override_ranges(load_search_space(run.search_space), run.range)
+    kept = validate_spec(SearchSpace, about["space"], "run.json: space")
+    try:
+        same = kept == override_ranges(load_search_space(run.search_space), run.range)
+    except UserError:
+        same = False
+    if not same:
+        say(
+            f"{run.search_space} isn't what the search '{run.name}' began with any more: it goes on with "
+            "what it was, and another --name begins one with what it is now"
+        )
+    return kept
+
+
+def open_finished(args: PickRun) -> tuple[SearchRun, Session[SearchRun]]:
+    """A finished search with its own settings, and the session in which it is picked from.
+
+    Raises :class:`UserError` for anything else.
+    """
+    storage, _, name = args.results.rpartition("/")
+    results = Results(storage or ".", name)
+    if not results.exists():
+        raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
+    results.open(resume=True)
+    about = results.about()
+    if "seconds" not in about or not (results.folder / "trials.json").exists():
+        raise UserError(f"{args.results} holds no finished search to choose from")
+    run = validate_spec(SearchRun, about["run"], f"{args.results}/run.json")
+    check_trust(args.trust_remote_code, about["run"], args.results)
+    here = {"storage": storage or ".", "name": name, "min_gain_per_layer": args.min_gain_per_layer}
+    searched = apply_changes(run, here)
+    return searched, Session(override_machine(searched, args), results, Display(args.json_lines))
+
+
+def override_machine(run: SearchRun, args: PickRun) -> SearchRun:
+    """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
+    return apply_changes(run, args.list_overrides() | {"concurrent": 1, "min_workers": 0})
