@@ -9,7 +9,8 @@ from typing import Any
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
-from adept_ray.engine.crew import Job, run_job
+from adept_ray.engine.client import run_job
+from adept_ray.engine.job import Job
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
 from adept_ray.run.preparing import prepare

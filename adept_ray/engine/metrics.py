@@ -1,16 +1,17 @@
 """A run's own numbers as Ray application metrics, which Ray's agents serve to Prometheus as ``ray_…``.
 
-The process of the board says them all: it lives as long as the run, and workers, trials and the command tell
-it what they know. Ray forgets a gauge that isn't set again within two of its export intervals (10 s each),
-so all are set every few seconds: a run that is gone vanishes, and so do the speed and the step of a trial
-that has ended, while what it reached stays readable.
+The board's process sets them all: it lives as long as the run, and workers, trials and the command send it
+what they know. Ray forgets a gauge that isn't set again within two of its export intervals (10 s each), so
+every number that still holds is set every few seconds. A run that is gone vanishes; so do speed and step of a
+trial that has ended. What the trial reached stays readable.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from adept_ray.engine.job import Metrics
 
 SET_EVERY = 2.0  # seconds
 SIDES = ("general", "domain")
@@ -29,36 +30,36 @@ SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "adept_scale": ("Mean scale of the units of a kind, 0 to 2", (*TRIAL, "unit")),
     "adept_stage_seconds": ("Wall clock of a stage", ("run", "stage")),
 }
-Reading = tuple[str, float, dict[str, str]]  # series, value, tags
+SeriesValue = tuple[str, float, dict[str, str]]  # series, value, tags
 
 
 class RunNumbers:
     """What is known of a run's trainings and stages now."""
 
     def __init__(self) -> None:
-        self._trials: dict[str, dict[str, Any]] = {}
+        self._trainings: dict[str, Metrics] = {}
         self._stages: dict[str, float] = {}
 
-    def of(self, trial: str, numbers: Mapping[str, Any]) -> None:
+    def record_training(self, name: str, numbers: Mapping[str, object]) -> None:
         """Keep the latest numbers of a training: ``k``, ``running``, ``step``, what a report has."""
-        self._trials.setdefault(trial, {}).update(numbers)
+        self._trainings.setdefault(name, {}).update(numbers)
 
-    def stages(self, seconds: Mapping[str, float]) -> None:
+    def record_stages(self, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of every stage so far."""
         self._stages = dict(seconds)
 
-    def readings(self, run: str) -> Iterator[Reading]:
-        """Everything that is to be said now."""
-        for trial, numbers in self._trials.items():
+    def list_values(self, run: str) -> Iterator[SeriesValue]:
+        """Every value that holds now."""
+        for name, numbers in self._trainings.items():
             if "k" in numbers:  # else it is no training, or hasn't begun
-                tags = {"run": run, "trial": trial, "k": str(numbers["k"])}
-                yield from training_readings(numbers, tags)
+                tags = {"run": run, "trial": name, "k": str(numbers["k"])}
+                yield from list_training_values(numbers, tags)
         for stage, seconds in self._stages.items():
             yield "adept_stage_seconds", seconds, {"run": run, "stage": stage}
 
 
-def training_readings(numbers: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Reading]:
-    """What is to be said of one training."""
+def list_training_values(numbers: Metrics, tags: dict[str, str]) -> Iterator[SeriesValue]:
+    """Every value of one training that holds now."""
     running = bool(numbers.get("running"))
     yield "adept_running", float(running), tags
     for name in ("k", "score", *(("step", "tokens_per_second") if running else ())):
@@ -77,6 +78,6 @@ async def serve_metrics(numbers: RunNumbers, run: str) -> None:
 
     gauges = {name: Gauge(name, about, tags) for name, (about, tags) in SERIES.items()}
     while True:
-        for name, value, tags in numbers.readings(run):
+        for name, value, tags in numbers.list_values(run):
             gauges[name].set(value, tags)
         await asyncio.sleep(SET_EVERY)

@@ -20,7 +20,8 @@ from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
 from adept_ray.data.blocks import Blocks
-from adept_ray.engine.crew import CrewLost, Job, JobFailed, run_job
+from adept_ray.engine.client import BoardClient, run_job
+from adept_ray.engine.job import CrewLost, Job, JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.rivals.methods import Entrant
@@ -100,7 +101,7 @@ def round_rate(rate: float) -> float:
 class ComparisonField:
     """What all trainings of a comparison share."""
 
-    board: Any
+    board: BoardClient
     work: TrainWork
     """Settings; its training, layers and seed are replaced."""
     importance: LayerImportance

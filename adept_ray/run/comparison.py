@@ -11,7 +11,9 @@ from adept_ray.config.specs import (
     TrainingSpec,
 )
 from adept_ray.data.blocks import Blocks
-from adept_ray.engine.crew import Job, Progress, run_job, watch_board
+from adept_ray.engine.client import run_job, watch_board
+from adept_ray.engine.job import Job
+from adept_ray.engine.notices import JobProgress
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
 from adept_ray.method.scores import SIDES
@@ -119,7 +121,7 @@ def run_comparison(
 
     with display.stage("compare", f"{total} trainings") as update:
 
-        def show(progress: Progress, _: object) -> None:
+        def show(progress: JobProgress, _: object) -> None:
             name, over = now
             done, of = progress.get(name, (0, 1))
             update(round(1000 * (over + done / of)), 1000 * total)

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Generic, TextIO, TypeVar
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine import cluster
-from adept_ray.engine.crew import Progress, start_crews, watch_board
+from adept_ray.engine.client import BoardClient, watch_board
+from adept_ray.engine.crew import start_crews
+from adept_ray.engine.notices import JobProgress
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
 
@@ -34,7 +36,7 @@ class Session(Generic[R]):
 class Context(Session[R]):
     """A session with workers."""
 
-    board: Any
+    board: BoardClient
     """Takes jobs for the workers."""
     memory: int
     """Bytes that a worker may use."""
@@ -44,7 +46,7 @@ class Context(Session[R]):
         """Show a stage with the progress of the `jobs` that the crew does in it one after the other."""
         with self.display.stage(stage, what) as update:
 
-            def show(progress: Progress, _: object) -> None:
+            def show(progress: JobProgress, _: object) -> None:
                 shares = [done / of for done, of in (progress.get(job, (0, 1)) for job in jobs)]
                 update(round(1000 * sum(shares)), 1000 * len(jobs))
 
@@ -122,12 +124,12 @@ def redirect_logging(log: TextIO) -> Iterator[None]:
 
 
 @contextmanager
-def report_stage_times(display: Display, board: Any) -> Iterator[None]:
+def report_stage_times(display: Display, board: BoardClient) -> Iterator[None]:
     """Tell the board the seconds of every stage, those that are over already too."""
 
     def tell(event: str, _: object = None) -> None:
         if event == "stage_ended":
-            board.timed.remote(display.seconds)
+            board.record_stage_times(display.seconds)
 
     tell("stage_ended")
     display.listeners.append(tell)

@@ -11,7 +11,8 @@ from typing import Any
 from adept_ray.config.specs import (
     RunSpec,
 )
-from adept_ray.engine.crew import Job, run_job
+from adept_ray.engine.client import run_job
+from adept_ray.engine.job import Job
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.fit import PLAIN
 from adept_ray.report.figures import save_figure, separation_figure

@@ -11,7 +11,8 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.benchmark_tasks import TaskItems
 from adept_ray.data.blocks import Blocks, BlockSet
-from adept_ray.engine.crew import Job, run_job
+from adept_ray.engine.client import run_job
+from adept_ray.engine.job import Job
 from adept_ray.method.fit import Fit
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources

@@ -9,7 +9,8 @@ from typing import Any
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.engine.crew import CrewLost, Job, JobFailed, JobRefused, run_job
+from adept_ray.engine.client import run_job
+from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import choose_fit, plan_memory
 from adept_ray.method.scores import SIDES
@@ -95,7 +96,7 @@ def choose_compiling(context: Context[Any], prepared: Prepared, work: TrainWork,
         return work.fit
     try:
         with context.show_jobs("pace", "steps with and without torch.compile", "pace"):
-            found = run_job(context.board, Job("pace", "pace", work, store_blocks(prepared.blocks)))
+            found = run_job(context.board, Job("pace", "time_compiling", work, store_blocks(prepared.blocks)))
     except (CrewLost, JobRefused):
         raise
     except JobFailed as problem:
@@ -124,8 +125,8 @@ def test_and_export(
     with context.show_jobs("test", "test splits and export", "conclude"):
         blocks = store_blocks(load_test_blocks(run, prepared.sets))
         work = replace(work, items=prepared.sources.items_of("test"))
-        extra = {"checkpoint": checkpoint, "about": about}
-        found = run_job(context.board, Job("conclude", "conclude", work, blocks, results.ray, extra=extra))
+        job = Job("conclude", "conclude", work, blocks, results.ray, checkpoint=checkpoint, about=about)
+        found = run_job(context.board, job)
         kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
         results.adopt(f"{found['saved']}/model", "model")
         delete_folder(f"{results.ray}/conclude")

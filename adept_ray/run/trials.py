@@ -10,7 +10,8 @@ from typing import Any
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
-from adept_ray.engine.crew import Progress, watch_board
+from adept_ray.engine.client import watch_board
+from adept_ray.engine.notices import JobProgress
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, name_question
@@ -28,14 +29,12 @@ Row = dict[str, Any]
 
 def count_trials_left(context: Context[SearchRun]) -> int:
     """Trials that each crew of a search, which may have begun before, still has to do."""
-    import ray
-
     run, results = context.run, context.results
     if run.strategy == "grow":
         return 1
     over = json.loads(file.read_text())["trials"] if (file := results.folder / "trials.json").exists() else ()
     had = sum(row["state"] != UNTOUCHED for row in over)
-    return math.ceil((run.trials - had) / ray.get(context.board.crews.remote()))
+    return math.ceil((run.trials - had) / context.board.count_crews())
 
 
 @dataclass
@@ -78,7 +77,7 @@ def run_trials(
     growing = run.strategy == "grow"
     plan = plan_growth(run, question.space, work, prepared.layer_importance) if growing else []
 
-    def watch(progress: Progress, rows: list[Row]) -> None:
+    def watch(progress: JobProgress, rows: list[Row]) -> None:
         show(progress, rows)
         files.update(rows)
 
@@ -100,7 +99,7 @@ def grow_trials(context: Context[SearchRun], prepared: Prepared, plan: Sequence[
     """The depths of one growing model, a row each."""
     blocks, storage = store_blocks(prepared.blocks), f"{context.results.ray}/{TRIALS}"
     price = context.run.min_gain_per_layer or 0.0
-    return grow_model(plan, blocks, storage, context.board, context.board.note.remote, price)
+    return grow_model(plan, blocks, storage, context.board, context.board.record_row, price)
 
 
 def search_trials(

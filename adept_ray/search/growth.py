@@ -17,7 +17,8 @@ from adept_ray.config.errors import UserError, find_cause
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.config.validation import apply_changes
-from adept_ray.engine.crew import CrewLost, DiskFull, Job, JobFailed, follow_job
+from adept_ray.engine.client import BoardClient, follow_job
+from adept_ray.engine.job import CrewLost, DiskFull, Job, JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.method.scores import difference_error
@@ -89,7 +90,7 @@ def grow_model(
     plan: Sequence[GrowthStage],
     blocks: Any,
     storage: str,
-    board: Any,
+    board: BoardClient,
     note: Callable[[Row], None] = lambda row: None,
     price: float = 0.0,
 ) -> list[Row]:
@@ -102,10 +103,10 @@ def grow_model(
     rows: list[Row] = []
     for stage in plan:
         note(stage.row({}, "running"))
-        start = {"grown_from": rows[-1]["saved"]} if rows else {}
+        start = rows[-1]["saved"] if rows else ""
         try:
             title = title_trial(stage.name, stage.setting)
-            job = Job(stage.name, "train", stage.work, blocks, storage, title=title, extra=start)
+            job = Job(stage.name, "train", stage.work, blocks, storage, title=title, grown_from=start)
             *_, metrics = follow_job(board, job)
         except (CrewLost, DiskFull):
             raise

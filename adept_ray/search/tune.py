@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import ray
 from pyarrow import fs
 from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -17,7 +16,8 @@ from adept_ray.config.errors import UnfinishedRun, find_cause
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.config.validation import apply_changes
-from adept_ray.engine.crew import DiskFull, Job, JobFailed, board_name, follow_job, is_out_of_memory
+from adept_ray.engine.client import find_board, follow_job
+from adept_ray.engine.job import DiskFull, Job, JobFailed, is_out_of_memory
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
@@ -50,9 +50,9 @@ class Verdicts(FIFOScheduler):
     and read back when a search is resumed.
     """
 
-    def __init__(self, board: str, memory: str, judge_after: float, weights: ScoreWeights) -> None:
+    def __init__(self, run: str, memory: str, judge_after: float, weights: ScoreWeights) -> None:
         super().__init__()
-        self._board, self._memory, self._judge_after = board, memory, judge_after
+        self._run, self._memory, self._judge_after = run, memory, judge_after
         self._weights = weights
         self._decided: dict[str, bool] = {}  # "trial/report" → stop
         self._behind: dict[str, bool] = {}  # "trial/report" → beyond chance below the best
@@ -68,8 +68,7 @@ class Verdicts(FIFOScheduler):
             hopeless = self._behind[key] and self._behind.get(before, False)
             self._decided[key] = hopeless and others >= self._judge_after
             self._remember()
-        board = ray.get_actor(self._board)
-        board.decide.remote(name, report, self._decided[key])
+        find_board(self._run).give_verdict(name, report, self._decided[key])
         return TrialScheduler.CONTINUE
 
     def _beyond_noise(self, report: str, found: dict[str, Any]) -> bool:
@@ -102,12 +101,12 @@ def pick_measures(result: Mapping[str, Any]) -> dict[str, Any]:
 class Rows(tune.Callback):
     """Posts each trial's latest row to the board."""
 
-    def __init__(self, board: str, describe: Any) -> None:
-        self._board, self._describe = board, describe
+    def __init__(self, run: str, describe: Any) -> None:
+        self._run, self._describe = run, describe
 
     def _post(self, trial: Any, state: str) -> None:
         row = self._describe(trial_name(trial), trial.config, trial.last_result or {}, state)
-        ray.get_actor(self._board).note.remote(row)
+        find_board(self._run).record_row(row)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._post(trial, "running")
@@ -116,7 +115,7 @@ class Rows(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         row = self._describe(trial_name(trial), trial.config, result, "running")
-        ray.get_actor(self._board).note.remote(row)
+        find_board(self._run).record_row(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._post(trial, final_state(trial.last_result))
@@ -149,8 +148,8 @@ def run_trial(
     Raises :class:`JobFailed`, without trying, for a k at which or below which a worker ran out of memory.
     """
     training = apply_changes(work.training, config)
-    board: Any = ray.get_actor(board_name(run))
-    limit = ray.get(board.limit.remote())
+    board = find_board(run.name)
+    limit = board.read_limit()
     if limit is not None and training.k >= limit:
         raise JobFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
     layers = resolve_layers(importance, training, work.seed)
@@ -169,11 +168,11 @@ def run_trial(
         ):
             tune.report({**metrics, "worth": metrics["score"] - price * training.k})
     except DiskFull as problem:
-        ray.get(board.close.remote(str(problem)))
+        board.close(str(problem))
         raise
     except JobFailed as problem:
         if is_out_of_memory(str(problem)):
-            ray.get(board.exceeded.remote(training.k))
+            board.lower_limit(training.k)
         raise
 
 
@@ -212,9 +211,9 @@ def run_search(
 
     experiment = f"{storage}/{EXPERIMENT}"
     Proposals.clock = SearchClock(run.max_hours, spent)
-    board: Any = ray.get_actor(board_name(run))
-    Proposals.too_large = staticmethod(lambda: ray.get(board.limit.remote()))
-    crews = ray.get(board.crews.remote())
+    board = find_board(run.name)
+    Proposals.too_large = staticmethod(board.read_limit)
+    crews = board.count_crews()
     if run.resume and tune.Tuner.can_restore(experiment):
         earlier = read_rows(experiment, layers_for)
         forget_trials(storage, {row["trial"] for row in earlier})
@@ -222,12 +221,12 @@ def run_search(
         for row in earlier:
             if row["state"] != "interrupted":
                 Proposals.clock.took(row["seconds"] or 0.0)
-                board.note.remote(row)
+                board.record_row(row)
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:
         tuner = build_tuner(run, space, work, layers_for, trainable, storage, study, crews)
     tuner.fit()
-    if why := ray.get(board.closed.remote()):
+    if why := board.explain_closing():
         raise UnfinishedRun(why)
     rows = read_rows(experiment, layers_for)
     interrupted = any(row["state"] == "interrupted" for row in rows)
@@ -289,7 +288,6 @@ def build_tuner(
 
     With ``--pareto`` no trial is stopped early: one that is poor by the weights may be the best for others.
     """
-    board = board_name(run)
     objectives: dict[str, Any] = {"metric": "worth", "mode": "max"}
     if run.pareto:
         objectives = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
@@ -310,7 +308,7 @@ def build_tuner(
                 **objectives,
             ),
             scheduler=Verdicts(
-                board,
+                run.name,
                 memory=f"{storage}/{VERDICTS}",
                 judge_after=math.inf if run.pareto else space.judge_after,
                 weights=work.weights,
@@ -322,7 +320,7 @@ def build_tuner(
             name=EXPERIMENT,
             storage_path=storage,
             verbose=0,
-            callbacks=[Rows(board, functools.partial(describe_trial, layers_for=layers_for))],
+            callbacks=[Rows(run.name, functools.partial(describe_trial, layers_for=layers_for))],
             # A trial's process that died is started again and hears all reports; one that failed, its end.
             failure_config=tune.FailureConfig(max_failures=1),
         ),

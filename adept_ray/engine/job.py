@@ -1,0 +1,116 @@
+"""A job: a piece of work for a crew of workers; and how it may end."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from adept_ray.config.errors import UserError
+from adept_ray.storage.files import is_disk_full
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+    from adept_ray.training.work import ProbeWork, TrainWork
+
+KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
+# What torch, Ray and we say when a memory, a GPU's or a machine's, was too small.
+MEMORY_SIGNS = (
+    "OutOfMemoryError",
+    "can't allocate memory",
+    "out of memory issue",
+    "running low on memory",
+    KERNEL_KILL,
+)
+
+Metrics = dict[str, Any]
+"""What a loop reports: name → number, text or list."""
+
+
+class JobFailed(RuntimeError):
+    """A job ended with an error; the message is the worker's traceback."""
+
+
+class CrewLost(JobFailed):
+    """There are no workers any more; the message says why. It is no job's fault."""
+
+
+class JobRefused(JobFailed, UserError):
+    """A job ended with an error that a person can do something about; the message is one sentence."""
+
+
+class DiskFull(JobRefused):
+    """A disk is full, for this job and for every other one."""
+
+
+class LeavingNodes(Exception):
+    """This worker group has saved what it has and leaves its nodes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work for a whole crew."""
+
+    name: str
+    """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
+    kind: Literal["probe", "time_compiling", "train", "conclude"]
+    """Which function of :mod:`adept_ray.training` does it; ``conclude`` scores on the tests and exports."""
+    work: ProbeWork | TrainWork
+    blocks: ObjectRef
+    """Reference to what that function takes as its blocks."""
+    storage: str = ""
+    """Path or URI; a training that saved something there goes on from it."""
+    judged: bool = False
+    """Wait for a verdict on every report but the last."""
+    title: str = ""
+    """What a person who watches the cluster reads; the name if empty."""
+    grown_from: str = ""
+    """Place of the checkpoint that a training with fewer layers left, if this one continues it."""
+    checkpoint: str = ""
+    """Place of the trained model that ``conclude`` takes."""
+    about: Mapping[str, str | None] = field(default_factory=dict)
+    """What ``conclude`` writes beside the model: the names of the backbone and of the run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: well, unless it has an error."""
+
+    error: str = ""
+    """A worker's traceback, or one sentence."""
+    kind: type[JobFailed] = JobFailed
+    """What to raise of that error."""
+
+    def raise_error(self) -> None:
+        """Raise the error, if there is one."""
+        if self.error:
+            raise self.kind(self.error)
+
+    @property
+    def would_repeat(self) -> bool:
+        """Whether the job would end so again: what was too large for a memory or a disk still is."""
+        return self.kind is not JobFailed or is_out_of_memory(self.error)
+
+
+DONE = Outcome()
+
+
+def describe_error(problem: Exception, job: Job | None) -> Outcome:
+    """How a job ends in which a worker raised `problem`; `job` is None where it couldn't be read."""
+    if isinstance(problem, UserError):
+        return Outcome(str(problem), JobRefused)
+    if job and is_disk_full(problem):
+        sentence = (
+            f"no space left for a checkpoint of {job.name} under {job.storage} (it is made in "
+            f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
+        )
+        return Outcome(sentence, DiskFull)
+    return Outcome("".join(traceback.format_exception(problem)))
+
+
+def is_out_of_memory(error: str) -> bool:
+    """Whether an error says that a memory, a GPU's or a machine's, was too small."""
+    return any(sign in error for sign in MEMORY_SIGNS)
