@@ -1,22 +1,18 @@
-"""Ray: the cluster a run works on, what fits on it, and the memory that all its processes take."""
+"""Ray: the cluster that a run works on, and what fits on it."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
-
-if TYPE_CHECKING:
-    pass
-
-from adept_ray.config.errors import first_line
 from adept_ray.method.compiling import find_compiler_fault
 
 R = TypeVar("R", bound=RunSpec)
@@ -36,8 +32,9 @@ QUIET_ENVIRONMENT = {
 def connect_cluster(run: RunSpec) -> Iterator[str]:
     """Connect to the cluster in ``RAY_ADDRESS``, else start one on this machine; yields the dashboard's URL.
 
-    A local cluster gets logical CPUs for the workers and for what Ray needs on top, so that two real
-    CPUs are enough. It is shut down on the way out. Raises :class:`UserError` when the workers don't fit.
+    A local cluster gets logical CPUs for the workers and for what Ray needs on top, so that two real CPUs are
+    enough. On the way out this process leaves the cluster, which ends a local one. Raises :class:`UserError`
+    when the workers don't fit.
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -46,22 +43,18 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
     check_workers(run)
     address = os.environ.get("RAY_ADDRESS")
     about = ray.job_config.JobConfig(metadata={"job_name": run.name})
-    options: dict[str, Any] = {"namespace": "adept_ray", "job_config": about}
-    if address is None:
-        options |= {
-            "address": "local",
-            "num_cpus": max(
-                count_cpus(),
-                run.machine.workers * resolve_crews(run, local_resources(run)).crews * CPUS_PER_WORKER
-                + SPARE_CPUS,
-            ),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": run.machine.dashboard,
-        }
+    join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
     try:
-        if address:
+        if address is None:
+            context = join(
+                "local",
+                num_cpus=count_local_cpus(run),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=run.machine.dashboard,
+            )
+        else:
             check_address(address)
-        context = ray.init(**options)
+            context = join()
     except (ConnectionError, OSError) as problem:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
     try:
@@ -69,6 +62,12 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def count_local_cpus(run: RunSpec) -> int:
+    """Logical CPUs of a cluster that is started here for `run`."""
+    crews = resolve_crews(run, list_local_resources(run)).crews
+    return max(count_cpus(), run.machine.workers * crews * CPUS_PER_WORKER + SPARE_CPUS)
 
 
 def explain_dashboard_token() -> str:
@@ -92,16 +91,15 @@ def check_workers(run: RunSpec) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    if run.machine.workers * run.crews > count_cpus():
-        raise UserError(
-            f"--workers {run.machine.workers}{format_concurrent(run)}: this machine has {count_cpus()} CPUs, so at most "
-            f"{count_cpus()} workers"
-        )
+    cpus = count_cpus()
+    if run.machine.workers * run.crews > cpus:
+        asked = f"--workers {run.machine.workers}{format_concurrent(run)}"
+        raise UserError(f"{asked}: this machine has {cpus} CPUs, so at most {cpus} workers")
     if run.machine.gpus_per_worker:
-        check_cluster(run, {**local_resources(run), "CPU": math.inf})
+        check_cluster(run, {**list_local_resources(run), "CPU": math.inf})
 
 
-def local_resources(run: RunSpec) -> dict[str, float]:
+def list_local_resources(run: RunSpec) -> dict[str, float]:
     """Logical CPUs and, if `run` wants any, GPUs that a cluster on this machine would have."""
     have: dict[str, float] = {"CPU": count_cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
     if run.machine.gpus_per_worker:
@@ -134,23 +132,22 @@ def count_cpus() -> int:
 
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
-    """Refuse what the cluster can never schedule; without this the run would wait for ever."""
-    fewest = (
-        f"--min-workers {run.machine.min_workers}"
-        if run.machine.min_workers
-        else f"--workers {run.machine.workers}"
-    )
-    gpus = run.machine.fewest_workers * run.crews * run.machine.gpus_per_worker
+    """Refuse what the cluster can never schedule: without this the run would wait for ever."""
+    machine = run.machine
+    fewest = f"--min-workers {machine.min_workers}" if machine.min_workers else f"--workers {machine.workers}"
+    fewest += format_concurrent(run)
+    workers = machine.fewest_workers * run.crews
+    gpus = workers * machine.gpus_per_worker
     if gpus > have.get("GPU", 0):
         raise UserError(
-            f"{fewest}{format_concurrent(run)} with --gpus-per-worker {run.machine.gpus_per_worker:g} needs {gpus:g} GPUs "
-            f"and the cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
+            f"{fewest} with --gpus-per-worker {machine.gpus_per_worker:g} needs {gpus:g} GPUs and the "
+            f"cluster has {have.get('GPU', 0):g} (--gpus-per-worker 0 trains on CPUs)"
         )
-    needed = run.machine.fewest_workers * run.crews * CPUS_PER_WORKER + SPARE_CPUS
+    needed = workers * CPUS_PER_WORKER + SPARE_CPUS
     if needed > have.get("CPU", 0):
         raise UserError(
-            f"{fewest}{format_concurrent(run)} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) "
-            f"and the cluster has {have.get('CPU', 0):g}"
+            f"{fewest} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) and the cluster has "
+            f"{have.get('CPU', 0):g}"
         )
 
 
@@ -183,9 +180,9 @@ def measure_gpu_memory() -> int:
 
 
 def check_compiler(run: RunSpec) -> None:
-    """See that torch.compile works where a worker of a run with ``--compile on`` runs. Needs a running Ray.
+    """Try torch.compile where a worker of a run with ``--compile on`` runs. Needs a running Ray.
 
-    Else the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
+    Without this the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
     """
     if run.machine.compile != "on":
         return
@@ -200,9 +197,9 @@ def check_compiler(run: RunSpec) -> None:
 
 
 def read_thread_request() -> int:
-    """Torch threads that a worker was asked to take by ``OMP_NUM_THREADS`` of this process; 0 for none.
+    """Torch threads that ``OMP_NUM_THREADS`` of this process asks each worker to take; 0 for none.
 
-    It has to be asked for where the command runs: in workers Ray sets it.
+    Call it where the command runs: in workers Ray sets the variable.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() else 0
@@ -211,7 +208,7 @@ def read_thread_request() -> int:
 def share_threads(mates: int, logical: float) -> int:
     """Torch threads of one of `mates` workers on this machine: busy threads beyond the CPUs only spin.
 
-    `logical` are the CPUs that Ray counts here: where that is less than there are, others have the rest.
+    `logical` are the CPUs that Ray counts here. Where they are fewer than there are, others have the rest.
     """
     mates = max(1, min(mates, int(logical) // CPUS_PER_WORKER))
     return max(1, int(min(count_cpus(), logical)) // mates)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """Memory of this process and all that it started; files that they map are left to the page cache."""
+    """Memory of this process and of all that it started; files that they map are left to the page cache."""
 
     _peak = 0
 
     @classmethod
     def sample(cls) -> None:
-        """Measure now. A no-op where there is no /proc."""
+        """Measure now. Does nothing where there is no /proc."""
         own, shared, waiting = 0, 0, [os.getpid()]
         while waiting:
             pid = waiting.pop()
@@ -37,7 +37,7 @@ class Memory:
 
     @classmethod
     def peak_gib(cls) -> float | None:
-        """Largest sample so far, GiB."""
+        """The largest sample so far, GiB."""
         return round(cls._peak / 2**20, 2) or None
 
 
@@ -58,7 +58,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier tasks left with the allocator
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier jobs left with the allocator
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
 
 
