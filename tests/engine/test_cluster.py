@@ -1,302 +1,129 @@
-"""Several nodes: the same losses at every width, and the same weights whatever is lost on the way."""
+"""What fits on a cluster is known before a run."""
 
-import itertools
-import os
-import signal
-import threading
-import time
-from dataclasses import replace
-from pathlib import Path
+import traceback
+from functools import partial
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import ray
 import torch
-from common import one_document_each, save_tiny_backbone
-from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
-from safetensors.torch import load_file
 
+from adept_ray.config import errors
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
-from adept_ray.method.fit import Fit
-from adept_ray.storage.checkpoints import find_last_checkpoint
-from adept_ray.training.stage1 import run_probe
-from adept_ray.training.stage2 import train
-from adept_ray.training.state import WEIGHTS
-from adept_ray.training.work import ProbeWork, TrainWork
-
-SEQ_LEN, STEPS, REPORTS = 16, 400, 4
-EVERY = STEPS // REPORTS  # steps between two reports
-# What Ray's processes of the test read: a notice is looked for often, and what can't start isn't waited for.
-HASTE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
-STORE = 100 * 2**20  # bytes of a node's object store
-SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}  # a lost node is noticed
-HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": SOON}
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+from adept_ray.config.specs import RunSpec, SearchRun
+from adept_ray.engine import cluster as launch
 
 
-def blocks(number, seed):
-    return one_document_each(3 + np.random.default_rng(seed).integers(0, 300, (number, SEQ_LEN)))
+def test_more_gpus_than_the_cluster_has_are_refused():
+    """The sentence says what was asked, what it needs and what there is."""
+    run = RunSpec(workers=4, gpus_per_worker=2)
+    with pytest.raises(UserError, match=r"--workers 4 with --gpus-per-worker 2 needs 8 GPUs .* has 1"):
+        launch.check_cluster(run, {"CPU": 64, "GPU": 1})
 
 
-BLOCKS = {name: blocks(4, seed) for seed, name in enumerate(("probe", "remeasure", "general", "domain"))}
-BLOCKS["train"] = blocks(16, 9)
+def test_cpus_for_ray_itself_are_counted():
+    """A cluster with just the workers' CPUs would wait for ever, so it is refused."""
+    with pytest.raises(UserError, match=r"--workers 2 needs 4 logical CPUs .* has 3"):
+        launch.check_cluster(RunSpec(workers=2), {"CPU": 3})
+    launch.check_cluster(RunSpec(workers=2), {"CPU": 4})
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A training of many short steps of four blocks."""
-    backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
-    asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
-    measured = run_probe(asked, BLOCKS, torch.device("cpu"))
-    step = 4 * SEQ_LEN
-    training = TrainingSpec(
-        k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=90
-    )
-    return TrainWork(
-        source=backbone,
-        revision=None,
-        training=training,
-        layers=(1,),
-        units=measured["importance"]["units"],
-        before=measured["nats"],
-        weights=ScoreWeights(),
-        seq_len=SEQ_LEN,
-        micro_batch=4,
-        seed=0,
-    )
+def test_workers_of_all_trials_at_once_are_counted(monkeypatch):
+    """What doesn't fit is refused with both flags; no more crews are counted than there are trials."""
+    run = SearchRun(workers=2, concurrent=3)
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3 needs 8 logical CPUs .* has 7"):
+        launch.check_cluster(run, {"CPU": 7})
+    launch.check_cluster(run, {"CPU": 8})
+    launch.check_cluster(SearchRun(concurrent=9, trials=2), {"CPU": 4})
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3 with --gpus-per-worker 1 needs 6"):
+        launch.check_cluster(SearchRun(workers=2, concurrent=3, gpus_per_worker=1), {"CPU": 99, "GPU": 5})
+    monkeypatch.setattr(launch, "count_cpus", lambda: 4)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3: this machine has 4 CPUs"):
+        launch.check_workers(run)
 
 
-def undisturbed(work):
-    """The last metrics and the final weights of a training in this process."""
-    last = {}
-
-    def report(metrics, folder):
-        last.update(metrics, weights=load_file(folder / WEIGHTS))
-
-    train(work, BLOCKS, torch.device("cpu"), report)
-    return last
+def test_fewer_workers_are_enough_where_that_is_allowed():
+    """With --min-workers a cluster that holds so many is taken, and the flag is named where it doesn't."""
+    run = RunSpec(workers=8, min_workers=2)
+    launch.check_cluster(run, {"CPU": 4})
+    with pytest.raises(UserError, match=r"--min-workers 2 needs 4 logical CPUs .* has 3"):
+        launch.check_cluster(run, {"CPU": 3})
 
 
-@pytest.fixture(scope="module")
-def alone(work):
-    return undisturbed(work)
+@pytest.mark.parametrize(
+    ("run", "have", "crews"),
+    [
+        (SearchRun(concurrent="auto"), {"CPU": 6}, 4),
+        (SearchRun(concurrent="auto", workers=3), {"CPU": 9}, 2),
+        (SearchRun(concurrent="auto", trials=5), {"CPU": 99}, 5),
+        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=0.5), {"CPU": 99, "GPU": 3}, 3),
+        (SearchRun(concurrent="auto"), {"CPU": 2}, 1),  # a busy cluster: one waits for its turn
+        (SearchRun(concurrent=2), {"CPU": 99}, 2),
+        (RunSpec(), {"CPU": 99}, 1),
+    ],
+)
+def test_as_many_trials_at_once_as_there_is_room_for(run, have, crews):
+    """`auto` fills what is free, Ray's own CPUs left out, with no more crews than trials; a number stays."""
+    assert launch.resolve_crews(run, have).crews == crews
 
 
-def short(work):
-    """A tenth of a training."""
-    tokens = work.training.tokens // 10
-    return replace(work, training=work.training.model_copy(update={"tokens": tokens}))
+def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
+    """RAY_ADDRESS that nobody answers ends in a sentence that names it."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
+    with refused, launch.connect_cluster(RunSpec(name="x")):
+        pass
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without CPUs, and no node yet, so that a test says where its workers can be."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in HASTE.items():
-            patch.setenv(name, value)
-        made = Cluster(initialize_head=True, head_node_args=HEAD)
-        ray.init(address=made.address, namespace="adept_ray", log_to_driver=False, logging_level="ERROR")
-        try:
-            yield made
-        finally:
-            ray.shutdown()
-            made.shutdown()
+def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
+    """Before anything is made: what torch says, and what to install or to leave out."""
+    asked = []
+
+    def remote(**options):
+        asked.append(options)
+        return lambda function: SimpleNamespace(remote=function)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
+    run = RunSpec(compile="on")
+    with pytest.raises(UserError, match=r"\(InvalidCxxCompiler: No working C\+\+ .*g\+\+.*--compile off$"):
+        launch.check_compiler(run)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    launch.check_compiler(run)
+    launch.check_compiler(RunSpec())
+    assert asked == 2 * [{"num_cpus": 1, "num_gpus": 0}]
 
 
-def nodes(cluster, *cpus):
-    """Make the cluster's nodes these."""
-    for node in list(cluster.worker_nodes):
-        cluster.remove_node(node)
-    made = [cluster.add_node(num_cpus=number, object_store_memory=STORE) for number in cpus]
-    look()
-    return made
+def test_the_cause_of_an_error_comes_before_torchs_advice(monkeypatch):
+    """The last line of a failed compilation says how to look for the cause and not what it is."""
+
+    def broken(*_):
+        raise RuntimeError("there is no such machine")
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as problem:
+        torch.compile(torch.sin, backend=broken)(torch.ones(2))
+    text = "".join(traceback.format_exception(problem.value))
+    assert "TORCHDYNAMO_VERBOSE" in text.strip().splitlines()[-1]
+    assert errors.find_cause(text).endswith("there is no such machine")
+    assert errors.find_cause("\n") == "an error without a message"
 
 
-def look():
-    """Have Ray look now at which nodes there are, as it does every 20 seconds, where it has begun to."""
-    try:
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-    except ValueError:
-        return
-    ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
+def test_threads_never_exceed_the_cpus(monkeypatch):
+    """Busy threads beyond the CPUs spin: each worker gets its share, and at least one."""
+    monkeypatch.setattr(launch, "count_cpus", lambda: 6)
+    assert [launch.share_threads(n, n + 2) for n in (4, 6)] == [1, 1]
+    assert [launch.share_threads(n, 6) for n in (1, 2, 3)] == [6, 3, 2]
+    assert launch.share_threads(1, 2) == 2  # Ray was told to leave the rest to others
+    assert launch.share_threads(8, 2) == 1  # no more of them than two can be here
 
 
-def workers():
-    """What Ray knows of the workers that are alive."""
-    actors = ray._private.state.actors().values()
-    return [a for a in actors if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE"]
-
-
-def working():
-    """Ids of the nodes on which workers are, one for each worker."""
-    return [worker["Address"]["NodeID"] for worker in workers()]
-
-
-def nothing_reserved():
-    """Wait until every CPU is free again."""
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0) != ray.cluster_resources().get("CPU", 0):
-        assert time.monotonic() < deadline, (ray.available_resources(), ray.cluster_resources())
-        time.sleep(0.5)
-
-
-def same_weights(metrics, alone):
-    found = load_file(Path(metrics["saved"]) / WEIGHTS)
-    return all(torch.equal(found[name], alone["weights"][name]) for name in alone["weights"])
-
-
-def test_four_workers_on_three_nodes_give_the_losses_of_one(cluster, work, tmp_path):
-    """As two on two nodes do, which the tests below compare."""
-    brief, cpus = short(work), (1, 1, 2)
-    nodes(cluster, *cpus)
-    with start_crews(RunSpec(name="wide", workers=4), str(tmp_path)) as board:
-        for metrics in follow_job(board, Job("wide", "train", brief, ray.put(BLOCKS), str(tmp_path))):
-            assert len(set(working())) == len(cpus) and len(working()) == 4
-            found = metrics
-    one = undisturbed(brief)
-    for name in ("general_bpb", "domain_bpb", "loss"):
-        assert found[name] == pytest.approx(one[name], rel=1e-4)
-    nothing_reserved()
-
-
-def test_a_node_is_lost_while_two_trials_run(cluster, work, alone, tmp_path):
-    """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is.
-
-    Both wait for the verdict on their first report until the node is lost.
-    """
-    made = nodes(cluster, 1, 1, 1)
-    found = {}
-
-    def follow(board, name):
-        found[name] = []
-        task = Job(name, "train", work, ray.put(BLOCKS), str(tmp_path), judged=True)
-        for metrics in follow_job(board, task):
-            found[name].append(metrics)
-
-    with start_crews(SearchRun(name="two", concurrent=2), str(tmp_path)) as board:
-        while len(working()) < 2:  # else the first crew might do both
-            time.sleep(0.1)
-        threads = [threading.Thread(target=follow, args=(board, name)) for name in ("one", "other")]
-        for thread in threads:
-            thread.start()
-        while len(found) < 2 or not all(found.values()):
-            time.sleep(0.1)
-        lost = next(node for node in made if node.node_id in working())
-        assert len(set(working())) == 2
-        cluster.remove_node(lost, allow_graceful=False)
-        for name, report in itertools.product(found, range(1, REPORTS)):
-            board.decide.remote(name, report, False)
-        for thread in threads:
-            thread.join()
-    said = {name: [metrics["report"] for metrics in each] for name, each in found.items()}
-    assert sorted(map(len, said.values())) == [REPORTS, REPORTS + 1]  # who goes on says its last report again
-    assert all(same_weights(each[-1], alone) for each in found.values())
-    nothing_reserved()
-
-
-def test_a_notice_is_answered_by_a_checkpoint(cluster, work, alone, tmp_path):
-    """One of two nodes is drained in mid-training: both workers go on at the step at which they heard it."""
-    nodes(cluster, 1, 1, 1)
-    lines, places = [], []
-    with start_crews(RunSpec(name="drained", workers=2), str(tmp_path), lines.append) as board:
-        seen = []
-        for metrics in follow_job(board, Job("drained", "train", work, ray.put(BLOCKS), str(tmp_path))):
-            seen.append(metrics)
-            places.append(set(working()))
-            if len(seen) == 1:
-                going, stays = working()
-                drain(cluster, going)
-    assert len(places[0]) == len(places[-1]) == 2 and places[0] & places[-1] == {stays}
-    said = [metrics["report"] for metrics in seen]
-    last = next(before for before, after in itertools.pairwise(said) if before == after)
-    assert said == [*range(1, last + 1), *range(last, REPORTS + 1)]
-    step = int(Path(seen[last]["saved"]).name.removeprefix("step-"))  # where the last report was repeated
-    assert EVERY * last < step < EVERY * (last + 1)
-    assert any(f"leaves a node that will be taken away; saved at step {step}" in line for line in lines)
-    for name in ("general_bpb", "domain_bpb", "loss"):
-        assert metrics[name] == pytest.approx(alone[name], rel=1e-4)
-    nothing_reserved()
-
-
-def drain(cluster, node):
-    """Announce that a node will be taken away in two minutes, as a cloud's autoscaler does."""
-    client = ray._raylet.GcsClient(address=cluster.gcs_address)
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline = int(time.time() + 120) * 1000
-    accepted, why = client.drain_node(node, reason, "spot node reclaimed", deadline)
-    assert accepted, why
-
-
-def test_workers_may_become_fewer_and_more(cluster, work, alone, tmp_path):
-    """Two workers lose a node: one goes on, until there is room for another one; the losses stay the same.
-
-    Each waits for the verdict on the first report, and says it again when it goes on. The model is shared
-    out over as many as there are.
-    """
-    made = nodes(cluster, 1, 1)
-    lines, widths = [], []
-    wide = RunSpec(name="elastic", workers=2, min_workers=1)
-    elastic = replace(work, fit=Fit(sharded=True))
-    with start_crews(wide, str(tmp_path), lines.append) as board:
-        task = Job("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
-        for metrics in follow_job(board, task):
-            widths.append(len(working()))
-            found = metrics
-            if len(widths) == 1:
-                cluster.remove_node(made[1], allow_graceful=False)
-                while len([node for node in ray.nodes() if node["Alive"]]) > 2:  # the head and the other one
-                    time.sleep(0.1)
-            elif len(widths) == 2:
-                cluster.add_node(num_cpus=1, object_store_memory=STORE)
-            elif len(widths) == 3:
-                for report in range(1, REPORTS):
-                    board.decide.remote("elastic", report, False)
-            look()
-    assert widths == [2, 1, *[2] * REPORTS]
-    changes = [line for line in lines if "goes on with" in line]
-    assert changes == [f"elastic goes on with {width} of 2 workers" for width in (1, 2)]
-    for name in ("general_bpb", "domain_bpb", "loss"):
-        assert found[name] == pytest.approx(alone[name], rel=1e-4)
-    nothing_reserved()
-
-
-@pytest.fixture(scope="module")
-def lone(cluster, tmp_path_factory):
-    """A crew of one worker on a node of its own."""
-    nodes(cluster, 1)
-    with start_crews(RunSpec(name="lone"), str(tmp_path_factory.mktemp("ray"))) as board:
-        yield board
-    nothing_reserved()
-
-
-def test_a_kill_in_mid_step_costs_nothing(lone, work, alone, tmp_path):
-    """SIGKILL of the only worker between two reports: it goes on at the last one, and no bit differs."""
-    killer = threading.Thread(target=kill_at, args=(lone, "killed", EVERY + EVERY // 2))
-    killer.start()
-    found = list(follow_job(lone, Job("killed", "train", work, ray.put(BLOCKS), str(tmp_path))))
-    killer.join()
-    assert len(found) == REPORTS + 1  # who goes on says its last report again
-    assert same_weights(found[-1], alone)
-
-
-def kill_at(board, name, step):
-    """SIGKILL a task's worker once it has done so many steps."""
-    while ray.get(board.read.remote())[0].get(name, (0, 0))[0] < step:
-        time.sleep(0.05)
-    (worker,) = workers()
-    os.kill(worker["Pid"], signal.SIGKILL)
-
-
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, work, small):
-    """The second checkpoint doesn't fit beside the first: that one stays whole, and the workers go on."""
-    place = f"{small}/full"
-    with pytest.raises(UserError, match=f"no space left for a checkpoint of full under {small} ") as told:
-        run_job(lone, Job("full", "train", work, ray.put(BLOCKS), str(small)))
-    assert "\n" not in str(told.value) and "--resume" in str(told.value)
-    assert find_last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
-    after = run_job(lone, Job("after", "probe", ProbeWork(work.source, None, 4), ray.put(BLOCKS)))
-    assert after["importance"]["units"] == pytest.approx(work.units)
+@pytest.mark.parametrize(("given", "asked"), [(None, 0), ("", 0), ("3", 3), ("all", 0)])
+def test_threads_are_those_that_were_asked_for(monkeypatch, given, asked):
+    """By the variable that other programs take, too."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert launch.read_thread_request() == asked

@@ -22,8 +22,10 @@ from test_crew import BLOCKS, SEQ_LEN
 import adept_ray
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine import cluster as launch
-from adept_ray.engine.crew import Job, follow_job, run_job, start_crews
-from adept_ray.engine.metrics import SERIES, RunNumbers
+from adept_ray.engine.client import follow_job, run_job
+from adept_ray.engine.crew import start_crews
+from adept_ray.engine.job import Job
+from adept_ray.engine.metrics import SERIES
 from adept_ray.search.trials import title_trial
 from adept_ray.training.work import ProbeWork, TrainWork
 
@@ -53,23 +55,6 @@ def test_every_panel_queries_what_is_exported():
     assert shown == set(SERIES)
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(GRAFANA)))
     assert used - {"__all"} == set(variables) and {"datasource", "run"} <= set(variables)
-
-
-def test_a_trial_that_is_over_keeps_what_it_reached_and_moves_no_more():
-    """Speed and step are said of running trainings alone; before its k is known nothing is said of one."""
-    numbers = RunNumbers()
-    numbers.of(TRIAL, {"step": 3})
-    assert list(numbers.readings(RUN)) == []
-    numbers.of(TRIAL, {"k": 1, "running": True, "score": 2.5, "tokens_per_second": 7.0, "domain_bpb": None})
-    assert {name for name, *_ in numbers.readings(RUN)} == {
-        f"adept_{name}" for name in ("running", "k", "score", "step", "tokens_per_second")
-    }
-    numbers.of(TRIAL, {"running": False})
-    assert {name: value for name, value, _ in numbers.readings(RUN)} == {
-        "adept_running": 0.0,
-        "adept_k": 1.0,
-        "adept_score": 2.5,
-    }
 
 
 # --- with Ray -------------------------------------------------------------------------------------
@@ -113,8 +98,8 @@ def watched(tmp_path_factory):
             spec = TrainingSpec(k=1, base_lr=3e-4, tokens=20 * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=2)
             units, before = measured["importance"]["units"], measured["nats"]
             work = TrainWork(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
-            task = Job(TRIAL, "train", work, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
-            said = follow_job(board, task)
+            job = Job(TRIAL, "train", work, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
+            said = follow_job(board, job)
             yield dashboard, board, said, next(said)  # its worker waits for the verdict
 
 
@@ -167,7 +152,7 @@ def prometheus(watched, tmp_path):
 @pytest.mark.timeout(300)
 def test_prometheus_has_what_every_panel_asks_for(watched, prometheus):
     """Found by Ray's service discovery; so has it what the dashboard's two variables choose from."""
-    ray.get(watched[1].timed.remote({"probe": 1.25}))
+    watched[1].record_stage_times({"probe": 1.25})
     targets = [target["expr"] for panel in GRAFANA["panels"] for target in panel["targets"]]
     queries = {text.replace("$run", RUN).replace("$trial", ".*") for text in targets}
 
@@ -187,7 +172,7 @@ def test_prometheus_has_what_every_panel_asks_for(watched, prometheus):
 def test_the_metrics_endpoint_serves_what_the_reports_say(watched):
     """Every series, with the values of the report; once it is over the trial is seen to stand still."""
     _, board, said, report = watched
-    ray.get(board.timed.remote({"probe": 1.25}))
+    board.record_stage_times({"probe": 1.25})
     trial = {"run": RUN, "trial": TRIAL, "k": "1"}
     expected = {("adept_stage_seconds", (("run", RUN), ("stage", "probe"))): 1.25}
 
@@ -205,7 +190,7 @@ def test_the_metrics_endpoint_serves_what_the_reports_say(watched):
     assert {"q_proj", "down_proj", "norm"} <= set(report["scales"])
     assert {name for name, _ in expected} == set(SERIES)
     wait_until(lambda: served() == expected)
-    ray.get(board.decide.remote(TRIAL, 1, False))
+    board.give_verdict(TRIAL, 1, False)
     (last,) = said
     running, step, score = (f"adept_{name}" for name in ("running", "step", "score"))
     at = tuple(trial.items())
