@@ -23,7 +23,7 @@ from adept_ray.config.specs import (
     TrainingSpec,
     TrainRun,
 )
-from adept_ray.engine.crew import CrewLost, JobFailed, JobRefused
+from adept_ray.engine.job import CrewLost, JobFailed, JobRefused
 from adept_ray.engine.memory import Memory
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.run import context as runs
@@ -141,8 +141,8 @@ TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gi
 def paced_by(monkeypatch, said, answer, steps=1000, work=JOB, **settings):
     """How a run is compiled whose workers answer that to the question whether it is faster."""
 
-    def do(board, task):
-        assert (task.loop, task.work, task.blocks) == ("pace", work, "blocks")
+    def do(board, job):
+        assert (job.kind, job.work, job.blocks) == ("time_compiling", work, "blocks")
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -194,8 +194,7 @@ def test_what_is_over_is_not_to_come(monkeypatch, tmp_path, settings, over, crew
     if over:
         rows = [{"state": state} for state in ("untouched", *["finished"] * over)]
         results.write_json("trials.json", {"trials": rows})
-    board = SimpleNamespace(crews=SimpleNamespace(remote=lambda: crews))
-    monkeypatch.setattr("ray.get", lambda value: value)
+    board = SimpleNamespace(count_crews=lambda: crews)
     assert count_trials_left(SearchRun(name="x", **settings), results, board) == each
 
 

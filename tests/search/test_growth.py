@@ -12,7 +12,7 @@ from common import one_document_each, save_tiny_backbone
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.engine.crew import JobFailed
+from adept_ray.engine.job import JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
 from adept_ray.search.choice import choose_k
@@ -68,19 +68,19 @@ def run_of(steps):
 
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
-    """Tasks are done here and now, as a worker does them; returns what was begun."""
+    """Jobs are done here and now, as a worker does them; returns what was begun."""
     begun = []
 
-    def reports(board, task):
-        begun.append(task)
+    def reports(board, job):
+        begun.append(job)
         found = []
 
         def report(metrics, folder):
-            saved = str(shutil.copytree(folder, tmp_path / task.name))
+            saved = str(shutil.copytree(folder, tmp_path / job.name))
             found.append({**metrics, "saved": saved})
 
-        start = task.extra.get("grown_from")
-        train(task.work, task.blocks, CPU, report, grown_from=Path(start) if start else None)
+        start = Path(job.grown_from) if job.grown_from else None
+        train(job.work, job.blocks, CPU, report, grown_from=start)
         return found
 
     monkeypatch.setattr(growth, "follow_job", reports)
@@ -102,8 +102,8 @@ def test_the_curve_is_read_along_one_training(work, alone):
     assert [row["tokens"] for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
     assert [row["layers"] for row in rows] == ["1", "1 2", "0 1 2"]
     assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
-    starts = [task.extra.get("grown_from") for task in alone]
-    assert starts == [None, rows[0]["saved"], rows[1]["saved"]]
+    starts = [job.grown_from for job in alone]
+    assert starts == ["", rows[0]["saved"], rows[1]["saved"]]
     assert choose_k(rows).k == 3
 
 
@@ -157,12 +157,12 @@ def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(work, alone):
 
 def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(work, alone, monkeypatch):
     """It is a row with its error, and the choice is made among those before it."""
-    done = growth.reports
+    done = growth.follow_job
 
-    def fails_at_two(board, task):
-        if task.name == "grow-02":
+    def fails_at_two(board, job):
+        if job.name == "grow-02":
             raise JobFailed("Traceback …\nMemoryError: too large")
-        return done(board, task)
+        return done(board, job)
 
     monkeypatch.setattr(growth, "follow_job", fails_at_two)
     rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)

@@ -24,7 +24,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
-from adept_ray.engine.crew import JobFailed, is_out_of_memory
+from adept_ray.engine.job import JobFailed, is_out_of_memory
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.search import study
@@ -580,14 +580,10 @@ def test_what_matters_is_said_of_enough_trials():
 
 @pytest.fixture
 def board(monkeypatch):
-    """A stand-in for the actor: what was posted to it, by method."""
-    posted = {"decide": [], "note": []}
-
-    def method(name):
-        return SimpleNamespace(remote=lambda *args: posted[name].append(args))
-
-    actor = SimpleNamespace(decide=method("decide"), note=method("note"))
-    monkeypatch.setattr(search.ray, "get_actor", lambda name: {"board x": actor}[name])
+    """A stand-in for the board of run x: what was posted to it, by method."""
+    posted = {"give_verdict": [], "record_row": []}
+    methods = {name: lambda *given, name=name: posted[name].append(given) for name in posted}
+    monkeypatch.setattr(search, "find_board", lambda run: {"x": SimpleNamespace(**methods)}[run])
     return posted
 
 
@@ -599,7 +595,7 @@ def fake_trial(number, **fields):
 
 def new_scheduler(folder, judge_after=1):
     """A scheduler as a search has it, with its memory in `folder`."""
-    return Verdicts("board x", f"{folder}/verdicts.json", judge_after, ScoreWeights())
+    return Verdicts("x", f"{folder}/verdicts.json", judge_after, ScoreWeights())
 
 
 def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
@@ -607,8 +603,8 @@ def test_no_trial_is_stopped_before_enough_others_came_as_far(board, tmp_path):
     scheduler = new_scheduler(tmp_path, judge_after=3)
     for number, score in enumerate([5.0, 1.0, 2.0, 1.5], 1):
         report_twice(scheduler, number, read(score, 0.0, 0.0))
-    assert [stop for _, _, stop in board["decide"][1::2]] == [False, False, False, True]
-    assert not any(stop for _, _, stop in board["decide"][::2])
+    assert [stop for _, _, stop in board["give_verdict"][1::2]] == [False, False, False, True]
+    assert not any(stop for _, _, stop in board["give_verdict"][::2])
 
 
 def report_twice(scheduler, number, *readings):
@@ -644,7 +640,7 @@ def test_only_what_lies_behind_beyond_chance_is_stopped(board, tmp_path, reading
     scheduler = new_scheduler(tmp_path)
     for number, result in enumerate([read(*BEST), reading], 1):
         report_twice(scheduler, number, result)
-    assert [stop for _, _, stop in board["decide"]] == [False, False, False, stopped]
+    assert [stop for _, _, stop in board["give_verdict"]] == [False, False, False, stopped]
 
 
 def test_no_single_reading_ends_a_trial(board, tmp_path):
@@ -655,7 +651,7 @@ def test_no_single_reading_ends_a_trial(board, tmp_path):
     report_twice(scheduler, 2, behind, level)
     report_twice(scheduler, 3, level, behind)
     report_twice(scheduler, 4, behind, behind)
-    assert [stop for _, _, stop in board["decide"]] == [False] * 7 + [True]
+    assert [stop for _, _, stop in board["give_verdict"]] == [False] * 7 + [True]
 
 
 def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
@@ -671,7 +667,7 @@ def test_a_restored_scheduler_judges_as_the_lost_one(board, tmp_path):
         trial = fake_trial(number, trial_id=f"proposed again {number}")  # by Tune, which had lost it
         restored.on_trial_add(None, trial)
         restored.on_trial_result(None, trial, read(score, 0.0, 0.0, report=2))
-    second = [(name, stop) for name, report, stop in board["decide"] if report == 2]
+    second = [(name, stop) for name, report, stop in board["give_verdict"] if report == 2]
     assert second == [("trial-001", False), *[("trial-002", True)] * 2, ("trial-003", True)]
 
 
@@ -688,7 +684,7 @@ def test_nothing_is_left_of_a_trial_that_was_lost_in_a_kill(board, tmp_path, los
     restored = pickle.loads(beginning)
     report_twice(restored, 1, read(1.0, 0.0, 0.0))  # as before, whatever is said now
     report_twice(restored, 2, read(4.0, 0.0, 0.0), read(6.0, 0.0, 0.0))  # better than all others in the end
-    stops = [(name, stop) for name, _, stop in board["decide"][4:]]
+    stops = [(name, stop) for name, _, stop in board["give_verdict"][4:]]
     assert stops == [("trial-001", False)] * 2 + [("trial-002", False)] * 2
     forget_trials(str(tmp_path / "of no search"), set())
 
@@ -703,11 +699,11 @@ def judged(board, scores, reports=3):
             for report in range(1, reports + 1):
                 result = read(score, 0.0, 0.0, report=report)
                 assert scheduler.on_trial_result(None, trial, result) == Verdicts.CONTINUE
-                if board["decide"][-1][2]:
+                if board["give_verdict"][-1][2]:
                     break
             scheduler.on_trial_complete(None, trial, result)
     verdicts = {}
-    for name, report, stop in board["decide"]:
+    for name, report, stop in board["give_verdict"]:
         verdicts.setdefault(name, []).append((report, stop))
     return verdicts
 
@@ -725,10 +721,10 @@ def test_the_worst_trial_is_told_to_stop(board):
 @given(scores=st.lists(st.integers(-5, 5).map(float) | st.just(math.nan), min_size=1, max_size=8))
 def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
     """Workers wait for a verdict on each report: none is missing; a trial that nothing beats goes on."""
-    posted = {"decide": [], "note": []}
-    actor = SimpleNamespace(decide=SimpleNamespace(remote=lambda *args: posted["decide"].append(args)))
+    posted = {"give_verdict": []}
+    board = SimpleNamespace(give_verdict=lambda *given: posted["give_verdict"].append(given))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.ray, "get_actor", lambda name: actor)
+        patch.setattr(search, "find_board", lambda run: board)
         verdicts = judged(posted, scores)
     for found in verdicts.values():
         assert [report for report, _ in found] == list(range(1, len(found) + 1))
@@ -743,9 +739,9 @@ def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
 def test_trials_at_once_wait_for_nobody(order, fails):
     """In whatever order trials report and end, each report is judged when it comes, by those before it."""
     decided = []
-    actor = SimpleNamespace(decide=SimpleNamespace(remote=lambda *args: decided.append(args)))
+    board = SimpleNamespace(give_verdict=lambda *given: decided.append(given))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(search.ray, "get_actor", lambda name: actor)
+        patch.setattr(search, "find_board", lambda run: board)
         scheduler = new_scheduler(folder, judge_after=2)
         running = {number: fake_trial(number) for number in (1, 2, 3, 4)}
         for one in running.values():
@@ -767,7 +763,7 @@ def test_trials_at_once_wait_for_nobody(order, fails):
 
 def test_rows_follow_a_trial_from_start_to_end(board):
     """The board hears a trial's row when it starts, reports and ends; a stopped one isn't called finished."""
-    rows = Rows("board x", lambda *args: describe_trial(*args, layers_for=layers_for))
+    rows = Rows("x", lambda *args: describe_trial(*args, layers_for=layers_for))
     trial = fake_trial(7)
     rows.on_trial_start(0, [], trial)
     rows.on_trial_result(0, [], trial, {"score": 2.5, "complete": False})
@@ -775,7 +771,7 @@ def test_rows_follow_a_trial_from_start_to_end(board):
         trial.last_result = {"score": 3.5, "complete": complete}
         rows.on_trial_complete(0, [], trial)
     rows.on_trial_error(0, [], trial)
-    found = [row for (row,) in board["note"]]
+    found = [row for (row,) in board["record_row"]]
     assert [(row["state"], row["score"]) for row in found] == [
         ("running", None), ("running", 2.5), ("stopped", 3.5), ("finished", 3.5), ("failed", 3.5)
     ]  # fmt: skip
@@ -825,16 +821,15 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     """The trial fails alone; the same k and larger ones fail at once, smaller ones are trained."""
     begun = []
 
-    def train(board, task):
-        begun.append(task.work.training.k)
-        if task.work.training.k >= 5:
+    def train(board, job):
+        begun.append(job.work.training.k)
+        if job.work.training.k >= 5:
             raise JobFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
         yield {"score": 1.0}
 
     board = BoardHere()
     monkeypatch.setattr(search, "follow_job", train)
-    monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
-    monkeypatch.setattr(search.ray, "get", lambda value: value)
+    monkeypatch.setattr(search, "find_board", lambda run: board)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", lambda _: None)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
@@ -854,18 +849,21 @@ class BoardHere:
     """The board's word on memory, in this process."""
 
     def __init__(self):
-        self.limit = SimpleNamespace(remote=lambda: self.least)
-        self.exceeded = SimpleNamespace(remote=lambda k: setattr(self, "least", k))
         self.least = None
+
+    def read_limit(self):
+        return self.least
+
+    def lower_limit(self, k):
+        self.least = k
 
 
 def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
     """With a price on layers Tune and Optuna hear the score less that, and nothing of the score changes."""
     heard, board = [], BoardHere()
     said = {"score": 9.0, "report": 1}
-    monkeypatch.setattr(search, "follow_job", lambda board, task: iter([said]))
-    monkeypatch.setattr(search.ray, "get_actor", lambda _: board)
-    monkeypatch.setattr(search.ray, "get", lambda value: value)
+    monkeypatch.setattr(search, "follow_job", lambda board, job: iter([said]))
+    monkeypatch.setattr(search, "find_board", lambda run: board)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", heard.append)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
