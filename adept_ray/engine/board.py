@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from adept_ray.engine.health import CrewHealth, MemoryLimit, WorkerMemory
-from adept_ray.engine.job import Metrics, Outcome
+from adept_ray.engine.job import JobProgress, Metrics, Outcome
 from adept_ray.engine.job_queue import JobQueue
 from adept_ray.engine.metrics import serve_metrics
-from adept_ray.engine.notices import JobProgress, Notices, Row
+from adept_ray.engine.notices import Notices, Row
 from adept_ray.engine.verdicts import TrialVerdicts
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from adept_ray.engine.job import Job, Metrics, Outcome
+from adept_ray.engine.job import Job, JobProgress, Metrics, Outcome
 from adept_ray.engine.memory import Memory
-from adept_ray.engine.notices import JobProgress, Row
+from adept_ray.engine.notices import Row
 from adept_ray.storage.files import is_disk_full
 
 if TYPE_CHECKING:

@@ -28,6 +28,8 @@ MEMORY_SIGNS = (
 
 Metrics = dict[str, Any]
 """What a loop reports: name → number, text or list."""
+JobProgress = dict[str, tuple[int, int]]
+"""Name of a job → how much of it is done, of how much."""
 
 
 class JobFailed(RuntimeError):

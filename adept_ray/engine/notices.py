@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adept_ray.engine.job import Metrics
+from adept_ray.engine.job import JobProgress, Metrics
 from adept_ray.engine.metrics import RunNumbers
 
-JobProgress = dict[str, tuple[int, int]]
-"""Name of a job → how much of it is done, of how much."""
 Row = Metrics
 """A trial as the live table and trials.csv show it."""
 

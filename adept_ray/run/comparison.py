@@ -12,8 +12,7 @@ from adept_ray.config.specs import (
 )
 from adept_ray.data.blocks import Blocks
 from adept_ray.engine.client import run_job, watch_board
-from adept_ray.engine.job import Job
-from adept_ray.engine.notices import JobProgress
+from adept_ray.engine.job import Job, JobProgress
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
 from adept_ray.method.scores import SIDES

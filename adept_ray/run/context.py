@@ -12,7 +12,7 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.engine import cluster
 from adept_ray.engine.client import BoardClient, watch_board
 from adept_ray.engine.crew import start_crews
-from adept_ray.engine.notices import JobProgress
+from adept_ray.engine.job import JobProgress
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
 

@@ -11,7 +11,7 @@ from typing import Any
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.client import watch_board
-from adept_ray.engine.notices import JobProgress
+from adept_ray.engine.job import JobProgress
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, name_question
