@@ -92,14 +92,14 @@ class Board:
         await self._wait_until(lambda: self._queue.has_next(crew, done))
         return self._queue.claim_next(crew, done)
 
-    async def begin_job(self, crew: int, place: int, node: str = "", kills: int = 0) -> tuple[int, object]:
-        """Number and slip of the job at a place of a crew, to begin with it.
+    async def begin_job(self, crew: int, turn: int, node: str = "", kills: int = 0) -> tuple[int, object]:
+        """Number and slip of the job of a crew's turn, to begin with it.
 
         The kernel has killed so many processes on that node before.
         """
         if node:
             self._health.record_kills(crew, node, kills)
-        return self._queue.read_claim(crew, place)
+        return self._queue.read_claim(crew, turn)
 
     async def give_back_jobs(self, crew: int) -> None:
         """Free what a crew had claimed: it has no workers."""

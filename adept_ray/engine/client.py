@@ -65,9 +65,9 @@ class BoardClient:
         """Wait for a crew's next job: see :meth:`JobQueue.claim_next`."""
         return _fetch(self._actor.claim_job.remote(crew, done))
 
-    def begin_job(self, crew: int, place: int, node: str, kills: int) -> tuple[int, ObjectRef]:
-        """Number of the job at a place of a crew, and the reference to it: see :meth:`Board.begin_job`."""
-        number, (reference,) = _fetch(self._actor.begin_job.remote(crew, place, node, kills))
+    def begin_job(self, crew: int, turn: int, node: str, kills: int) -> tuple[int, ObjectRef]:
+        """Number of the job of a crew's turn, and the reference to it: see :meth:`Board.begin_job`."""
+        number, (reference,) = _fetch(self._actor.begin_job.remote(crew, turn, node, kills))
         return number, reference
 
     def give_back_jobs(self, crew: int) -> None:

@@ -22,7 +22,7 @@ from adept_ray.engine.cluster import CPUS_PER_WORKER, read_thread_request
 from adept_ray.engine.health import describe_worker_memory
 from adept_ray.engine.job import KERNEL_KILL, is_out_of_memory
 from adept_ray.engine.memory import count_kernel_kills
-from adept_ray.engine.worker import CrewPlace, work_from_board
+from adept_ray.engine.worker import CrewSettings, work_from_board
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -103,7 +103,7 @@ def build_trainer(board: BoardClient, run: RunSpec, storage: str, threads: int, 
     fewest, most = machine.fewest_workers, machine.workers  # Ray Train changes the number between these
     return TorchTrainer(
         work_from_board,
-        train_loop_config={"place": CrewPlace(board, number, most, run.crews, threads)},
+        train_loop_config={"settings": CrewSettings(board, number, most, run.crews, threads)},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_EVERY,

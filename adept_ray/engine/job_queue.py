@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adept_ray.engine.job import CrewLost, Metrics, Outcome
 
-NO_MORE = 2**31 - 1  # number of no job: there will be no more
+NO_MORE = 2**31 - 1  # turn without a job: there will be no more
 
 
 @dataclass
@@ -30,8 +30,8 @@ class QueuedJob:
 class JobQueue:
     """Jobs in the order in which they came; each is claimed by one crew, and by all workers of that crew.
 
-    A job goes by its number. A crew counts the jobs that it claimed, and asks by the place in that count:
-    workers that were started anew count from the beginning and so find the job that the lost ones were at.
+    A job goes by its number. A crew counts the jobs that it claimed as its turns, from 0. Workers that were
+    started anew count from the beginning, and so find the job that the lost ones were at.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class JobQueue:
         return bool(self.closed) or self._find_next(crew, done) is not None
 
     def claim_next(self, crew: int, done: int) -> int:
-        """Claim a crew's next job; returns its place among those of the crew, above `done`, or NO_MORE.
+        """Claim a crew's next job; returns its turn, above the turn `done`, or NO_MORE.
 
         A job that the crew has claimed and that isn't over comes first, then one that nobody has claimed.
         """
@@ -79,9 +79,9 @@ class JobQueue:
     def _is_over(self, number: int) -> bool:
         return self._jobs[number].outcome is not None
 
-    def read_claim(self, crew: int, place: int) -> tuple[int, object]:
-        """Number and slip of the job at that place of a crew."""
-        number = self._claims[crew][place]
+    def read_claim(self, crew: int, turn: int) -> tuple[int, object]:
+        """Number and slip of the job of a crew's turn."""
+        number = self._claims[crew][turn]
         return number, self._jobs[number].slip
 
     def find_current(self, crew: int) -> int | None:

@@ -30,8 +30,8 @@ LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of
 
 
 @dataclass(frozen=True)
-class CrewPlace:
-    """Where a worker belongs."""
+class CrewSettings:
+    """What every worker of a crew is told."""
 
     board: BoardClient
     crew: int
@@ -43,52 +43,53 @@ class CrewPlace:
     """Torch threads that each worker was asked to take, 0 for its share of its machine."""
 
 
-def work_from_board(config: Mapping[str, CrewPlace]) -> None:
+def work_from_board(config: Mapping[str, CrewSettings]) -> None:
     """What Ray Train starts on every worker: take jobs from the board until the run is over.
 
-    `config` has one entry, ``place``.
+    `config` has one entry, ``settings``.
     """
     import ray
     import ray.train
     import ray.train.torch
     import torch
 
-    at, context = config["place"], ray.train.get_context()
-    mates = context.get_local_world_size() * at.crews  # all of them here, at worst
-    torch.set_num_threads(at.threads or share_threads(mates, count_logical_cpus()))
+    settings, context = config["settings"], ray.train.get_context()
+    board, crew = settings.board, settings.crew
+    mates = context.get_local_world_size() * settings.crews  # all of them here, at worst
+    torch.set_num_threads(settings.threads or share_threads(mates, count_logical_cpus()))
     device = ray.train.torch.get_device()
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
-    place = -1
-    while (place := agree_on_largest(at.board.claim_job(at.crew, place), device)) != NO_MORE:
-        number, reference = at.board.begin_job(at.crew, place, node, count_kernel_kills())
+    turn = -1
+    while (turn := agree_on_largest(board.claim_job(crew, turn), device)) != NO_MORE:
+        number, reference = board.begin_job(crew, turn, node, count_kernel_kills())
         job: Job | None = None
         try:
             job = ray.get(reference)
             if first:
-                at.board.record_size(at.crew, job.name, size, at.workers)
-            perform_job(job, JobVoice(at.board, number, first, device), device)
+                board.record_size(crew, job.name, size, settings.workers)
+            perform_job(job, JobVoice(board, number, first, device), device)
         except LeavingNodes:
             return  # Ray Train's run ends well, and the crew's leader begins another one
         except FloatingPointError:  # raised on every worker alike
-            at.board.end_job(number, Outcome(traceback.format_exc()))
+            board.end_job(number, Outcome(traceback.format_exc()))
         except Exception as problem:
             # Other workers may wait for this one in a collective, or it may have failed because another one
             # died: let Ray Train start the whole group anew. A worker without others is itself to blame.
             outcome = describe_error(problem, job)
             if size == 1 or outcome.would_repeat:
-                at.board.end_job(number, outcome)
+                board.end_job(number, outcome)
             else:
-                at.board.record_fault(number, outcome.error)
+                board.record_fault(number, outcome.error)
             raise
         if first:
-            at.board.end_job(number, DONE)
+            board.end_job(number, DONE)
 
 
 def agree_on_largest(number: int, device: torch.device) -> int:
     """The largest `number` that any worker has.
 
-    Of jobs: a worker that asked before a job was given up and one that asked afterwards got different ones.
+    Of turns: a worker that asked before a job was given up and one that asked afterwards got different ones.
     """
     import torch
 
