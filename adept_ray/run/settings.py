@@ -23,9 +23,8 @@ def resolve_settings(run: R, what: str = "") -> R:
     changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.machine.dtype  # whatever a later command of this run has for GPUs
-    corpora = dict.fromkeys(("general", "domain"), CORPORA)
-    named = {"backbone": BACKBONES, **corpora, "search_space": list_search_spaces()}
-    for field, names in named.items():
+    named = {"backbone": {*BACKBONES}, "general": {*CORPORA}, "domain": {*CORPORA}}
+    for field, names in (named | {"search_space": {*list_search_spaces()}}).items():
         value = getattr(run, field, "")
         if value and str(value) not in names and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
