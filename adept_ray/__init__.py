@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adept_ray.method.expansion import expand, export, select_layers
+    from adept_ray.method.expansion import expand, export, select_layers, source_importance
     from adept_ray.method.importance import LayerImportance, layer_importance, unit_importance
-    from adept_ray.method.rates import unit_rates
+    from adept_ray.method.rates import parameter_groups, set_rates, unit_rates, unit_scales
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,9 +20,13 @@ __all__ = [
     "expand",
     "export",
     "layer_importance",
+    "parameter_groups",
     "select_layers",
+    "set_rates",
+    "source_importance",
     "unit_importance",
     "unit_rates",
+    "unit_scales",
 ]
 
 _HOMES = {
@@ -32,7 +36,11 @@ _HOMES = {
     "expand": "method.expansion",
     "export": "method.expansion",
     "select_layers": "method.expansion",
+    "source_importance": "method.expansion",
+    "parameter_groups": "method.rates",
+    "set_rates": "method.rates",
     "unit_rates": "method.rates",
+    "unit_scales": "method.rates",
 }
 
 

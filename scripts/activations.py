@@ -4,8 +4,7 @@ python scripts/activations.py --config results/NAME/best.yaml
 python scripts/activations.py --config results/NAME/best.yaml --test-tokens 16384 --originals-lr 0.0003
 """
 
-from adept_ray.config.specs import ActivationsRun
-from adept_ray.run.flags import run_command
+from adept_ray.commands.main import call_command
 
 if __name__ == "__main__":
-    run_command(ActivationsRun, "activations.draw_activations", __doc__)
+    call_command("activations")

@@ -6,8 +6,7 @@ python scripts/compare.py --methods adept adept:placement=stratified adept:norma
 python scripts/compare.py --name NAME --resume                        # after Ctrl-C or a crash
 """
 
-from adept_ray.config.specs import CompareRun
-from adept_ray.run.flags import run_command
+from adept_ray.commands.main import call_command
 
 if __name__ == "__main__":
-    run_command(CompareRun, "compare.compare_methods", __doc__)
+    call_command("compare")

@@ -5,8 +5,7 @@ python scripts/evaluate.py qwen3-1.7b --tasks mmlu,cmmlu,gsm8k --items 500
 python scripts/evaluate.py smollm2-135m --tasks offline_piqa --output piqa.json
 """
 
-from adept_ray.config.specs import EvaluateRun
-from adept_ray.run.flags import run_command
+from adept_ray.commands.main import call_command
 
 if __name__ == "__main__":
-    run_command(EvaluateRun, "evaluate.evaluate_model", __doc__)
+    call_command("evaluate")

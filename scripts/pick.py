@@ -4,8 +4,7 @@ python scripts/pick.py results/NAME --general 0.7
 python scripts/pick.py results/NAME --general 0.7 --min-gain-per-layer 0.5
 """
 
-from adept_ray.config.specs import PickRun
-from adept_ray.run.flags import run_command
+from adept_ray.commands.main import call_command
 
 if __name__ == "__main__":
-    run_command(PickRun, "pick.pick_trial", __doc__)
+    call_command("pick")

@@ -6,8 +6,7 @@ python scripts/tune_k.py --name NAME --resume                         # after Ct
 python scripts/tune_k.py --name NAME --report-only                    # its report and model card again
 """
 
-from adept_ray.config.specs import SearchRun
-from adept_ray.run.flags import run_command
+from adept_ray.commands.main import call_command
 
 if __name__ == "__main__":
-    run_command(SearchRun, "tune_k.find_k", __doc__)
+    call_command("tune-k")

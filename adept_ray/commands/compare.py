@@ -36,7 +36,7 @@ def compare_methods(run: CompareRun) -> str:
     for rival in rivals:
         check_placement(rival.training, sources.layers)
     record_run(session, sources)
-    with explain_stops(session, "scripts/compare.py"):
+    with explain_stops(session, "compare"):
         with open_context(session) as context:
             rivals = plan_rivals(context, sources, rivals)
             prepared = prepare(context, sources, list_needs(run, rivals, sources))

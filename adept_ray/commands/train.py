@@ -40,9 +40,7 @@ def train_model(args: TrainRun) -> str:
     run, results = session.run, session.results
     sources = find_sources(session, made_from=known_fingerprints(best))  # a search may have had less text
     record_run(session, sources, training=training)
-    with explain_stops(
-        session, f"scripts/train.py --config {shlex.quote(args.config)} --tokens {args.tokens}"
-    ):
+    with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
         with open_context(session) as context:
             fit = plan_fit(context, sources, training, best["layers"])
             needs = Needs(best["k_max"], args.tokens, replay=training.replay > 0, fit=fit)

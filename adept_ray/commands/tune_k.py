@@ -34,7 +34,7 @@ def find_k(run: SearchRun) -> str:
     sources = find_sources(session)
     question = pose_question(run, begun_with, sources, display.say)
     record_run(session, sources, space=begun_with)
-    with explain_stops(session, "scripts/tune_k.py"):
+    with explain_stops(session, "tune-k"):
         with open_context(session) as context:
             prepared, work = prepare_search(context, sources, question)
             rows = run_trials(context, prepared, work, question)

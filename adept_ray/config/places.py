@@ -1,4 +1,4 @@
-"""Paths and URIs as they are given: made absolute, without secrets."""
+"""Paths and URIs as they are given, made absolute, without secrets; where the search spaces are that ship."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from pydantic import (
     BeforeValidator,
 )
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, suggest_names
+
+PACKAGE = Path(__file__).parents[1]
+# A wheel holds them inside the package; a checkout has them beside it.
+SEARCH_SPACES = next(
+    (home / "search_spaces" for home in (PACKAGE, PACKAGE.parent) if (home / "search_spaces").is_dir()),
+    PACKAGE / "search_spaces",
+)
 
 
 def refuse_secret(place: Any) -> str:
@@ -53,3 +60,22 @@ def mask_password(study: str) -> str:
     """
     named = re.sub(r"(:/{1,2}[^:/@]*):.*@", r"\1:***@", study)  # up to the last @: some passwords have one
     return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)
+
+
+def list_search_spaces() -> dict[str, Path]:
+    """Name → file of the search spaces that ship, such as ``quick``."""
+    return {file.stem: file for file in sorted(SEARCH_SPACES.glob("*.yaml"))}
+
+
+def find_search_space(given: str | Path) -> Path:
+    """The file of a search space: one that ships by its bare name, any other by its path.
+
+    Raises :class:`UserError` for a bare name that is neither.
+    """
+    name, path, shipped = str(given), Path(given).expanduser(), list_search_spaces()
+    if name in shipped:
+        return shipped[name]
+    if path.name == name and not path.exists():
+        known = suggest_names(name, shipped)
+        raise UserError(f"unknown search space '{name}': {known} (a path to a .yaml file will do as well)")
+    return path

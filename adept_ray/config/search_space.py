@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.places import find_search_space
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.config.validation import Spec, apply_changes, describe_line, load_yaml, validate_spec
 
@@ -251,8 +252,12 @@ def _read_as_number(text: str) -> float | None:
         return None
 
 
-def load_search_space(path: Path) -> SearchSpace:
-    """Read and check a search-space file. Raises :class:`UserError` that names the mistake and its line."""
+def load_search_space(given: Path) -> SearchSpace:
+    """Read and check a search space, by its path or the name of one that ships.
+
+    Raises :class:`UserError` that names the mistake and its line.
+    """
+    path = find_search_space(given)
     values = load_yaml(path)
     document = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     refuse_repeated_keys(document, path)

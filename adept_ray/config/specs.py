@@ -161,8 +161,8 @@ class TrainingSpec(Spec):
 class SearchRun(RunSpec):
     """What ``tune_k.py`` takes: a run and how to search it."""
 
-    search_space: Path = Path(__file__).parents[2] / "search_spaces" / "default.yaml"
-    """File with the ranges, the score weights and the first trials."""
+    search_space: Path = Path("default")
+    """Ranges, score weights and first trials: the name of one that ships, such as quick, or a file."""
     range: tuple[str, ...] = ()
     """Other ends for ranges of the search space: NAME=LOW:HIGH, such as k=1:16."""
     trials: int = setting(8, Mark.SIZE, ge=1, aliases=("--max-trials",))

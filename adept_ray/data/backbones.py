@@ -38,7 +38,6 @@ class BackbonePreset:
     """Flags whose defaults are others for this backbone."""
 
 
-SPACES = Path(__file__).parents[2] / "search_spaces"
 # One GPU of 80 GB or more. Held-out pieces are as large as the corpora that need no hub allow.
 ON_GPUS: dict[str, Any] = {
     "seq_len": 4096,
@@ -52,7 +51,7 @@ ON_GPUS: dict[str, Any] = {
     "tokens": 20_971_520,
     "tokens_per_step": 16_384,
     "recompute_every": 500,
-    "search_space": SPACES / "qwen3-8b.yaml",
+    "search_space": Path("qwen3-8b"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from adept_ray.config.calls import format_command
 from adept_ray.config.errors import UserError
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.places import mask_password
@@ -316,14 +317,15 @@ class RunRecord(Record):
             return self.command
         settings = {name: value for name, value in self.run.items() if name in SearchRun.flat_fields()}
         run = validate_spec(SearchRun, settings, "run.json: run")
-        search = f"python scripts/tune_k.py {format_flags(run, ELSEWHERE)}".strip()
+        search = format_command(f"tune-k {format_flags(run, ELSEWHERE)}".strip(), self.command)
         if not self.pick:
             return search
         name = f"{run.name}-again"
         given = {f"--{n.replace('_', '-')}": str(v) for n, v in self.pick.items() if v is not None}
         trust = ["--trust-remote-code"] if run.trust_remote_code else []
         words = [f"{SearchRun().storage}/{name}", *(word for pair in given.items() for word in pair), *trust]
-        return f"{search} {shlex.join(['--name', name])}\npython scripts/pick.py {shlex.join(words)}"
+        pick = format_command(f"pick {shlex.join(words)}", self.command)
+        return f"{search} {shlex.join(['--name', name])}\n{pick}"
 
 
 def format_flags(run: SearchRun, without: Collection[str] = (*GOING_ON, "range")) -> str:

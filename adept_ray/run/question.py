@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from adept_ray.config.calls import format_command
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint
@@ -91,7 +92,7 @@ def limit_k(run: SearchRun, sources: Sources, most: int) -> DepthLimit:
 
 def rerun_command(run: SearchRun) -> str:
     """The command that starts such a search again."""
-    return f"python scripts/tune_k.py {format_flags(run)}".strip()
+    return format_command(f"tune-k {format_flags(run)}".strip())
 
 
 def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.engine import memory
@@ -62,7 +62,7 @@ def record_run(
     leaves results that can be read. What the commands spent adds up.
     """
     run, had = session.run, session.results.about()
-    about = {"command": shlex.join(["python", *sys.argv]), **had}
+    about = {"command": format_own_call(), **had}
     about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
     about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
     about["ended"] = prepared is not None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.machine import Machine
@@ -57,10 +58,10 @@ def keep_spent_time(session: Session[Any]) -> Iterator[None]:
 
 
 def format_resume_command(command: str, run: RunSpec) -> str:
-    """The command line that goes on with a run."""
+    """The command line that goes on with a run; `command` is as in ``tune-k`` or ``train --config FILE``."""
     trust = " --trust-remote-code" if run.trust_remote_code else ""
     elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
-    return f"python {command} --name {run.name} --resume{trust}{elsewhere}"
+    return format_command(f"{command} --name {run.name} --resume{trust}{elsewhere}")
 
 
 def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:

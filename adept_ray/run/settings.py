@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_ray.config.errors import UserError, first_line
+from adept_ray.config.places import list_search_spaces
 from adept_ray.config.specs import ActivationsRun, TrainRun
 from adept_ray.config.validation import apply_changes, load_yaml
 from adept_ray.data.backbones import PRESETS as BACKBONES
@@ -22,10 +23,10 @@ def resolve_settings(run: R, what: str = "") -> R:
     changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.machine.dtype  # whatever a later command of this run has for GPUs
-    presets = {*BACKBONES, *CORPORA}
-    for field in ("backbone", "general", "domain", "search_space"):
+    named = {"backbone": {*BACKBONES}, "general": {*CORPORA}, "domain": {*CORPORA}}
+    for field, names in (named | {"search_space": {*list_search_spaces()}}).items():
         value = getattr(run, field, "")
-        if value and str(value) not in presets and Path(value).expanduser().exists():
+        if value and str(value) not in names and Path(value).expanduser().exists():
             changes[field] = str(Path(value).expanduser().resolve())
     if study := getattr(run, "study", ""):
         changes["study"] = resolve_study(study)

@@ -9,12 +9,13 @@ import yaml
 from pydantic import ValidationError
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.places import SEARCH_SPACES, find_search_space
 from adept_ray.config.search_space import SearchSpace, load_search_space
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint, load_yaml, validate_spec
 from adept_ray.search.ranges import check_space, put_paper_first
 
-SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+SPACES = sorted(SEARCH_SPACES.glob("*.yaml"))
 
 
 def space(text, tmp_path):
@@ -55,6 +56,25 @@ def test_every_shipped_search_space_loads(path):
                 assert value in searched.values
             else:
                 assert searched.values[0] <= value <= searched.values[1]
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_a_search_space_that_ships_goes_by_its_name(path, tmp_path, monkeypatch):
+    """From any folder, even one with a file of that name; a path is a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.stem).mkdir()
+    assert find_search_space(path.stem) == path and find_search_space(path) == path
+    assert load_search_space(Path(path.stem)) == load_search_space(path)
+    assert find_search_space(f"./{path.stem}") == Path(path.stem)
+
+
+def test_an_unknown_search_space_is_refused_with_the_nearest(tmp_path, monkeypatch):
+    """Whether somebody types a name that doesn't ship, or a file's name where it isn't."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("quik", "quick.yaml"):
+        refused(lambda name=name: find_search_space(name), f"'{name}'", "did you mean quick", "a path")
+    (tmp_path / "quick.yaml").touch()
+    assert find_search_space("quick.yaml") == Path("quick.yaml")
 
 
 def test_numbers_of_workers_that_make_no_sense_are_refused():

@@ -15,7 +15,7 @@ from adept_ray.commands.tune_k import rerun_command
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun
-from adept_ray.data.backbones import ON_GPUS, PRESETS, SPACES
+from adept_ray.data.backbones import ON_GPUS, PRESETS
 from adept_ray.data.corpus_texts import BOOLQ
 from adept_ray.report.evidence import format_flags
 from adept_ray.run.flags import parse_flags, run_command
@@ -99,6 +99,7 @@ def space_file(folder, text):
         ({"max_hours": 0}, ["max_hours", "greater than 0"]),
         ({"more_trials": 3, "name": "unknown"}, ["holds no run to resume"]),
         ({"search_space": "/no/such/space.yaml"}, ["/no/such/space.yaml", "no such file"]),
+        ({"search_space": "quik"}, ["unknown search space 'quik'", "did you mean quick"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -266,7 +267,7 @@ def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setattr(module, "resolve_settings", lambda *_: (_ for _ in ()).throw(InterruptedError))
     for command, words in (
-        ("find_k", f"--strategy grow --search-space {SPACES / 'quick.yaml'}"),
+        ("find_k", "--strategy grow --search-space quick"),
         ("probe_layers", "--backbone qwen3-8b"),
     ):
         with pytest.raises(InterruptedError):
@@ -357,7 +358,7 @@ def test_other_backbones_keep_the_usual_defaults():
 
 def test_a_search_space_brings_its_sizes():
     """Over the preset's; a flag holds against both, and what goes on keeps what it began with."""
-    quick = ["--search-space", str(SPACES / "quick.yaml")]
+    quick = ["--search-space", "quick"]
     usual = SearchRun()
     found = parse_flags(SearchRun, "", quick)
     assert (found.trials, found.tokens_per_trial, found.seq_len) == (4, 2048, usual.seq_len)

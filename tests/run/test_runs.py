@@ -357,7 +357,7 @@ def test_trust_is_said_on_every_command_line():
             resume_settings(SearchRun(name="x", resume=True, trust_remote_code=not trusted), begun)
         again = SearchRun(name="x", resume=True, trust_remote_code=trusted)
         assert resume_settings(again, begun).trust_remote_code is trusted
-        assert ("--trust-remote-code" in format_resume_command("scripts/tune_k.py", again)) is trusted
+        assert ("--trust-remote-code" in format_resume_command("tune-k", again)) is trusted
 
 
 def test_what_was_found_is_read_from_a_bucket(s3, tmp_path):
@@ -375,13 +375,13 @@ def test_a_full_disk_says_how_to_go_on(small):
     """One sentence: which file, what to do, the command; other errors stay what they are."""
     run = SearchRun(name="x", storage=str(small))
     results = Results(run.storage, run.name)
-    with pytest.raises(UserError) as told, explain_stops("scripts/tune_k.py", run, results, Display()):
+    with pytest.raises(UserError) as told, explain_stops("tune-k", run, results, Display()):
         results.write_json("importance.json", {"layers": list(range(100_000))})
     assert str(told.value) == (
         f"no space left for {small}/x/importance.json: make room and go on with "
         f"python scripts/tune_k.py --name x --resume --storage {small}"
     )
-    with pytest.raises(UserError) as told, explain_stops("scripts/tune_k.py", run, results, Display()):
+    with pytest.raises(UserError) as told, explain_stops("tune-k", run, results, Display()):
         raise UnfinishedRun("its workers are gone")
     assert str(told.value) == (
         "its workers are gone; what is finished is kept: go on with "
@@ -389,7 +389,7 @@ def test_a_full_disk_says_how_to_go_on(small):
     )
     with (
         pytest.raises(OSError, match="another fault"),
-        explain_stops("scripts/tune_k.py", run, results, Display()),
+        explain_stops("tune-k", run, results, Display()),
     ):
         raise OSError("another fault")
 
@@ -488,9 +488,7 @@ def going(text="--tokens 1000 --workers 8 --micro-batch 2 --cache /c --reports 2
 
 def resumed(begun, *words, best=FOUND):
     """The settings of the command that a training prints when it is interrupted, with more `words`."""
-    printed = format_resume_command(
-        "scripts/train.py --config best.yaml --tokens 1000", RunSpec(**begun["run"])
-    )
+    printed = format_resume_command("train --config best.yaml --tokens 1000", RunSpec(**begun["run"]))
     return resume_training(parse_flags(TrainRun, "", [*shlex.split(printed)[2:], *words]), best, begun)
 
 
