@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import tempfile
 from collections.abc import Iterator
 
 import pandas
@@ -20,29 +21,32 @@ from rich.progress import Progress
 from rivals import prepare_torch
 from scipy.stats import kendalltau
 
+from adept_ray.config.machine import Machine
 from adept_ray.config.specs import RunSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.data.blocks import Blocks, make_micro_batches
-from adept_ray.data.loading import load_model
-from adept_ray.engine import cluster as launch
+from adept_ray.data.loading import Backbone, load_model
 from adept_ray.method.importance import measure_bypass_losses
-from adept_ray.run.preparing import token_blocks
+from adept_ray.run.context import open_context, open_session
+from adept_ray.run.preparing import build_block_sets
 from adept_ray.run.sources import find_sources
-from adept_ray.run.terminal import Display
 
 SHORTEST = 256
 
 
-def probe_blocks(run: RunSpec) -> tuple[str, Blocks]:
-    """Folder of the backbone, and the run's own probe split."""
-    sources = find_sources(run, Display(), with_domain=False)
-    with launch.connect_cluster(run):
-        sets = token_blocks(run, sources)
-    return sources.backbone.source, sets["general"].load("probe", run.probe_tokens, run.seq_len, run.general)
+def probe_blocks(run: RunSpec) -> tuple[Backbone, Blocks]:
+    """The backbone, and the run's own probe split."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(apply_changes(run, {"storage": folder, "name": "sensitivity"}))
+        sources = find_sources(session, with_domain=False)
+        with open_context(session, trains=False) as context:
+            sets = build_block_sets(context, sources, lambda *_: None)
+    return sources.backbone, sets["general"].load("probe", run.probe_tokens, run.seq_len, run.general)
 
 
-def increases(source: str, blocks: Blocks, micro_batch: int) -> torch.Tensor:
+def increases(backbone: Backbone, blocks: Blocks, micro_batch: int) -> torch.Tensor:
     """Loss increase without each layer on each sequence, nats, [layers, sequences]."""
-    model, device = load_model(source), torch.device("cpu")
+    model, device = load_model(backbone), torch.device("cpu")
     layers = range(model.config.num_hidden_layers)
     found = []
     with Progress() as bar:
@@ -78,11 +82,11 @@ def main() -> None:
         general=args.general,
         seq_len=args.seq_len,
         probe_tokens=args.tokens,
-        dashboard=False,
+        machine=Machine(dashboard=False),
     )
-    source, blocks = probe_blocks(run)
+    backbone, blocks = probe_blocks(run)
     prepare_torch(args.threads)
-    nats = increases(source, blocks.first(args.tokens), args.micro_batch)
+    nats = increases(backbone, blocks.first(args.tokens), args.micro_batch)
     longest = order(nats)
     rows, tokens = [], max(SHORTEST, args.seq_len)
     while tokens <= args.tokens:
