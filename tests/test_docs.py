@@ -10,30 +10,13 @@ from typing import get_args
 import pytest
 from common import random_ids, tiny_model, tiny_tokenizer
 
-from adept_ray.config.specs import (
-    ActivationsRun,
-    CompareRun,
-    EvaluateRun,
-    PickRun,
-    ProbeRun,
-    SearchRun,
-    TrainRun,
-)
+from adept_ray.commands.main import COMMANDS as CONSOLE
 from adept_ray.run.flags import parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
-SPECS = {
-    "tune_k.py": SearchRun,
-    "pick.py": PickRun,
-    "probe.py": ProbeRun,
-    "train.py": TrainRun,
-    "compare.py": CompareRun,
-    "evaluate.py": EvaluateRun,
-    "activations.py": ActivationsRun,
-}
 # A command ends where its line, its `code` or what a comment says of it does.
 COMMAND = re.compile(r"python scripts/(\w+\.py)([^\n`#]*)|(?:^|(?<=[\s`]))adept-ray ([a-z][a-z-]*)([^\n`#]*)")
 MODULE = re.compile(r"\b(?:import|from) (adept_ray(?:\.\w+)*)")
@@ -50,9 +33,9 @@ CHOICES = {
 
 
 def commands_in(text: str) -> set[tuple[str, str]]:
-    """Script and flags of every command in a text; ``adept-ray tune-k`` is the script ``tune_k.py``."""
+    """Name and flags of every command in a text; the script ``tune_k.py`` is ``adept-ray tune-k``."""
     found = COMMAND.findall(text.replace("\\\n", " "))
-    return {(script or f"{name.replace('-', '_')}.py", flags or more) for script, flags, name, more in found}
+    return {(name or script[:-3].replace("_", "-"), flags or more) for script, flags, name, more in found}
 
 
 def snippets_in(page: Path) -> list[str]:
@@ -67,7 +50,8 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-TEXTS = [page.read_text() for page in [*PAGES, *sorted((ROOT / "scripts").glob("*.py"))]]
+PROGRAMS = sorted(path for folder in ("scripts", "examples") for path in (ROOT / folder).glob("*.py"))
+TEXTS = [page.read_text() for page in [*PAGES, *PROGRAMS]]
 COMMANDS = sorted(set().union(*map(commands_in, TEXTS)))
 LINKS = [
     (page, target)
@@ -77,23 +61,19 @@ LINKS = [
 ]
 
 
-@pytest.mark.parametrize(("script", "flags"), COMMANDS)
-def test_a_documented_command_parses(script, flags):
-    """The script exists and its flags are understood."""
-    assert (ROOT / "scripts" / script).exists()
-    assert parse_flags(SPECS[script], "", shlex.split(flags))
+@pytest.mark.parametrize(("name", "flags"), COMMANDS)
+def test_a_documented_command_parses(name, flags):
+    """The console command knows it, there is a script of that name, and its flags are understood."""
+    assert (ROOT / "scripts" / f"{name.replace('-', '_')}.py").exists()
+    assert parse_flags(CONSOLE[name].spec, "", shlex.split(flags))
 
 
 def test_both_spellings_of_a_command_are_found():
     """A command is read to the end of its line, its code or its words, whichever way it is spelled."""
     text = "`adept-ray tune-k --name a` and\npython scripts/tune_k.py --trials 2  # few"
     text += "\nadept-ray probe \\\n --seed 1"
-    found = {(script, *shlex.split(flags)) for script, flags in commands_in(text)}
-    assert found == {
-        ("tune_k.py", "--name", "a"),
-        ("tune_k.py", "--trials", "2"),
-        ("probe.py", "--seed", "1"),
-    }
+    found = {(name, *shlex.split(flags)) for name, flags in commands_in(text)}
+    assert found == {("tune-k", "--name", "a"), ("tune-k", "--trials", "2"), ("probe", "--seed", "1")}
     assert not commands_in("metadata: {name: adept-ray}")
 
 
