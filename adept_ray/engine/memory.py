@@ -36,7 +36,7 @@ class Memory:
         cls._peak = max(cls._peak, own + shared)
 
     @classmethod
-    def peak_gib(cls) -> float | None:
+    def read_peak(cls) -> float | None:
         """The largest sample so far, GiB."""
         return round(cls._peak / 2**20, 2) or None
 

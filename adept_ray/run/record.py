@@ -86,7 +86,7 @@ def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
     before, now = seconds_before(about), {**display.seconds, "total": display.total()}
     stages = [name for name in dict.fromkeys([*before, *now]) if name != "total"]
     seconds = {name: round(before.get(name, 0.0) + now.get(name, 0.0), 1) for name in (*stages, "total")}
-    peaks = [peak for peak in (had.get("peak_memory_gib"), memory.Memory.peak_gib()) if peak is not None]
+    peaks = [peak for peak in (had.get("peak_memory_gib"), memory.Memory.read_peak()) if peak is not None]
     return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
 
 

@@ -12,13 +12,13 @@ def test_memory_counts_the_processes_that_were_started():
     """A child that fills 200 MiB raises the peak by about that much."""
     memory.Memory._peak = 0
     memory.Memory.sample()
-    before = memory.Memory.peak_gib()
+    before = memory.Memory.read_peak()
     code = "x = bytearray(b'1') * (200 * 2**20); print('full', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"full\n"
     memory.Memory.sample()
     child.communicate(b"\n")
-    assert memory.Memory.peak_gib() - before == pytest.approx(0.2, abs=0.03)
+    assert memory.Memory.read_peak() - before == pytest.approx(0.2, abs=0.03)
 
 
 EVENTS = "low 0\nhigh 3\nmax 12\noom 2\noom_kill 2\noom_group_kill 0\n"
