@@ -43,12 +43,13 @@ def draw_activations(args: ActivationsRun) -> str:
         what = f"--config {args.config}: activations are drawn beside a model"
         raise UserError(f"{what}: copy that folder here")
     best = load_best(args.config)
-    run, training = resolve_tuning(args, best)
+    run = resolve_run(args, best)
     expanded = find_expanded(args.config, best)
     session = open_session(run)
     results, display = session.results, session.display
     sources = find_sources(session, made_from=known_fingerprints(best))
     record_run(session, sources)
+    training = describe_tuning(args, best)
     with open_context(session) as context:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
@@ -67,15 +68,19 @@ def draw_activations(args: ActivationsRun) -> str:
     return place
 
 
-def resolve_tuning(args: ActivationsRun, best: Mapping[str, Any]) -> tuple[RunSpec, TrainingSpec]:
-    """The settings of the run and of the training without expansion. Raises :class:`UserError`."""
+def resolve_run(args: ActivationsRun, best: Mapping[str, Any]) -> RunSpec:
+    """The settings of the run. Raises :class:`UserError`."""
     check_trust(args.trust_remote_code, best["run"], args.config)
     changes = {**overrides_from(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
     if args.test_tokens:
         changes["test_tokens"] = args.test_tokens
-    run = resolve_settings(validate_spec(RunSpec, {**best["run"], **changes}, args.config), "activations")
+    return resolve_settings(validate_spec(RunSpec, {**best["run"], **changes}, args.config), "activations")
+
+
+def describe_tuning(args: ActivationsRun, best: Mapping[str, Any]) -> TrainingSpec:
+    """The training without expansion. Raises :class:`UserError`."""
     tuned = best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1}
-    return run, validate_spec(TrainingSpec, tuned, args.config)
+    return validate_spec(TrainingSpec, tuned, args.config)
 
 
 def find_expanded(config: str, best: Mapping[str, Any]) -> Path:

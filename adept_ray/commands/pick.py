@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from adept_ray.config.specs import PickRun
+from adept_ray.config.specs import PickRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
@@ -34,7 +34,7 @@ def pick_trial(args: PickRun) -> str:
     sources = find_sources(session)
     question = pose_question(searched, space, sources)
     choice, row = choose_trial(searched, question, rows, candidates)
-    training = apply_changes(training_from_row(row, question.base), {"tokens": row["tokens"]})
+    training = apply_changes(training_from_row(row, TrainingSpec()), {"tokens": row["tokens"]})
     layers = [int(layer) for layer in row["layers"].split()]
     with open_context(session, trains=False) as context:
         fit = plan_fit(context, sources, training, layers)

@@ -42,14 +42,14 @@ def setting(
     `default` may be a function that makes the value, or ``...`` for a field that must be given. `flag` is the
     flag's name where that isn't the field's; `aliases` are others, with their dashes.
     """
-    about: Any = {"marks": marks, "flag": flag or None, "aliases": aliases or None, "positional": positional}
+    extra: Any = {"marks": marks, "flag": flag or None, "aliases": aliases or None, "positional": positional}
     if callable(default):
-        return Field(default_factory=default, json_schema_extra=about, **constraints)
-    return Field(default, json_schema_extra=about, **constraints)
+        return Field(default_factory=default, json_schema_extra=extra, **constraints)
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def read_extra(field: FieldInfo, name: str) -> Any:
-    """What :func:`setting` said of a field under that name; None where it said nothing."""
+    """What :func:`setting` says of a field under that name; None where it says nothing."""
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
 

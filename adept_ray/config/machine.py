@@ -15,7 +15,7 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from adept_ray.config.fields import Mark, setting
 from adept_ray.config.places import Cache, default_cache
-from adept_ray.config.validation import Spec
+from adept_ray.config.validation import Key, Spec
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
@@ -28,9 +28,9 @@ class Machine(Spec):
     micro_batch: int = setting(8, CHANGEABLE, FITTING, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, not what is computed."""
     workers: int = setting(1, CHANGEABLE, FITTING, ge=1)
-    """Ray Train workers per trial."""
+    """Ray Train workers; each trial of a search has so many."""
     min_workers: int = setting(0, CHANGEABLE, FITTING, ge=0)
-    """Fewest workers to go on with when nodes are lost and none replaces them; 0: all of --workers."""
+    """Fewest workers to go on with (0: all of them) when nodes are lost and none replaces them."""
     gpus_per_worker: float = setting(0, FITTING, ge=0)
     """GPUs each worker gets; 0 trains on CPUs."""
     precision: Precision = "auto"
@@ -77,57 +77,76 @@ class Machine(Spec):
 class MachineSpec(Spec):
     """A specification with a machine in it, whose fields stand beside its own in files and flags."""
 
+    MACHINE_AFTER: ClassVar[str] = ""
+    """The field after which those of the machine stand; empty: before all others."""
+
     machine: Machine = Field(default_factory=Machine)
     """Workers, what each of them has, and how it computes."""
 
     @classmethod
+    def machine_fields(cls) -> dict[str, FieldInfo]:
+        """The fields of the machine that this specification takes."""
+        return dict(Machine.model_fields)
+
+    @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:
         own = {name: field for name, field in cls.model_fields.items() if name != "machine"}
-        return own | Machine.model_fields
+        end = list(own).index(cls.MACHINE_AFTER) + 1 if cls.MACHINE_AFTER else 0
+        before = dict(list(own.items())[:end])
+        return before | cls.machine_fields() | own
+
+    @classmethod
+    def flat_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
+        return path[1:] if len(path) > 1 and path[0] == "machine" else path
 
     @property
     def given(self) -> frozenset[str]:
         names = self.model_fields_set
-        return frozenset(
-            names - {"machine"} | (self.machine.model_fields_set if "machine" in names else set())
-        )
+        of_machine = self.machine.model_fields_set if "machine" in names else set()
+        return frozenset(names - {"machine"} | of_machine)
 
     def read_field(self, name: str) -> Any:
         return getattr(self.machine if name in Machine.model_fields else self, name)
 
     @model_validator(mode="before")
     @classmethod
-    def _gather(cls, values: Any) -> Any:
+    def _gather(cls, values: object) -> object:
         """Take the machine's fields from beside the others."""
         if not isinstance(values, dict):
             return values
-        own = {name: value for name, value in values.items() if name in Machine.model_fields}
-        rest = {name: value for name, value in values.items() if name not in own}
-        had = rest.get("machine", {})
-        had = had.model_dump(exclude_unset=True) if isinstance(had, Machine) else had
-        return {**rest, "machine": {**had, **own}} if own else rest
+        beside = {name: value for name, value in values.items() if name in cls.machine_fields()}
+        others = {name: value for name, value in values.items() if name not in beside}
+        nested = others.get("machine", {})
+        nested = nested.model_dump(exclude_unset=True) if isinstance(nested, Machine) else nested
+        if not beside or not isinstance(nested, dict):
+            return others
+        return {**others, "machine": {**nested, **beside}}
 
     @model_serializer(mode="wrap")
-    def _spread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _spread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Put the machine's fields beside the others."""
         values = serialize(self)
-        return {**values, **values.pop("machine", {})}
+        values |= values.pop("machine", {})
+        return {name: values[name] for name in self.flat_fields() if name in values}
 
 
 class FollowingSpec(MachineSpec):
-    """A command that goes on from what a search wrote: of its machine only what is given counts."""
+    """A command that continues from what a search wrote: only what is given of the machine counts."""
 
     MACHINE_FLAGS: ClassVar[tuple[str, ...]] = ()
-    """The fields of the machine that it takes."""
+    """The fields of the machine that it takes, in the order of ``--help``."""
 
     @classmethod
-    def flat_fields(cls) -> dict[str, FieldInfo]:
-        return {
-            n: f
-            for n, f in super().flat_fields().items()
-            if n not in Machine.model_fields or n in cls.MACHINE_FLAGS
-        }
+    def machine_fields(cls) -> dict[str, FieldInfo]:
+        return {name: Machine.model_fields[name] for name in cls.MACHINE_FLAGS}
 
-    def list_overrides(self) -> dict[str, Any]:
+    def list_overrides(self) -> dict[str, object]:
         """The machine's fields that were given, with their values."""
-        return {name: getattr(self.machine, name) for name in Machine.model_fields if name in self.given}
+        return {name: getattr(self.machine, name) for name in self.machine_fields() if name in self.given}
+
+    @model_validator(mode="after")
+    def _check_machine(self) -> FollowingSpec:
+        others = sorted(self.machine.model_fields_set - set(self.MACHINE_FLAGS))
+        if others:
+            raise ValueError(f"machine.{others[0]} can't be given here: it stays as the search had it")
+        return self

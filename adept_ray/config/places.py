@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,7 @@ SEARCH_SPACES = next(
 )
 
 
-def refuse_secret(place: Any) -> str:
+def refuse_secret(place: object) -> str:
     """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
     text = os.path.expanduser(str(place))
     if re.search(r"://[^/@:]*:(?!\d+/).*@", text):  # but for HOST:PORT/, whose path may have an @

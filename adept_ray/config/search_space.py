@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -15,20 +16,23 @@ from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.places import find_search_space
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.config.validation import Spec, apply_changes, describe_line, load_yaml, validate_spec
+from adept_ray.config.validation import Key, Spec, apply_changes, describe_line, load_yaml, validate_spec
 
+Values = tuple[Any, ...]
+"""Of a searched parameter: numbers or words, which only :meth:`Range.check` tells apart."""
 Number = int | float
+KINDS: Mapping[str, type | UnionType] = {"int": int, "float": Number, "log": Number}
 
 
-def wrap_in_list(value: Any) -> Any:
+def wrap_in_list(value: object) -> Sequence[object]:
     """One value as a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 
 class MisplacedError(ValueError):
-    """A mistake that is found when a whole specification is looked at; `at` is the path of keys to it."""
+    """A mistake that shows only in a whole specification; `at` is the path of keys to it."""
 
-    def __init__(self, message: str, *at: Any) -> None:
+    def __init__(self, message: str, *at: Key) -> None:
         super().__init__(message)
         self.at = at
 
@@ -43,12 +47,12 @@ class Range(Spec):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    int_: tuple[Any, ...] | None = Field(None, alias="int")
-    float_: tuple[Any, ...] | None = Field(None, alias="float")
-    log: tuple[Any, ...] | None = None
-    choice: tuple[Any, ...] | None = None
-    fixed: Any = None
-    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(wrap_in_list)]] = Field(default_factory=dict)
+    int_: Values | None = Field(None, alias="int")
+    float_: Values | None = Field(None, alias="float")
+    log: Values | None = None
+    choice: Values | None = None
+    fixed: object = None
+    when: dict[str, Annotated[Values, BeforeValidator(wrap_in_list)]] = Field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -56,17 +60,17 @@ class Range(Spec):
         return self._given()[0].rstrip("_")
 
     @property
-    def values(self) -> tuple[Any, ...]:
+    def values(self) -> Values:
         """``(low, high)``, the choices, or the one fixed value."""
         value = getattr(self, self._given()[0])
         return (value,) if self.kind == "fixed" else tuple(value)
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         if self.kind in ("choice", "fixed"):
             return value in self.values
         return self.values[0] <= value <= self.values[1]
 
-    def check(self, value: Any) -> None:
+    def check(self, value: object) -> None:
         """Refuse what no range of this form takes, wherever its ends are. Raises ValueError."""
         number = _read_as_number(value) if isinstance(value, str) else value
         if isinstance(number, float) and not math.isfinite(number):
@@ -77,8 +81,7 @@ class Range(Spec):
             raise ValueError(f"'{value}' is a string; write {fix} without quotes")
         if isinstance(value, bool):
             raise ValueError(f"'{self.kind}' takes no true or false, not {value!r}")
-        wanted: Any = {"int": int, "float": Number, "log": Number}.get(self.kind, object)
-        if not isinstance(value, wanted):
+        if not isinstance(value, KINDS.get(self.kind, object)):
             raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
 
     def clipped(self, value: Any) -> Any:
@@ -116,7 +119,7 @@ class Range(Spec):
             self._check_ends(values)
         return self
 
-    def _check_ends(self, values: tuple[Any, ...]) -> None:
+    def _check_ends(self, values: Values) -> None:
         if len(values) != 2:
             raise ValueError(f"'{self.kind}' takes two numbers, [low, high], not {list(values)}")
         if values[0] > values[1]:
@@ -153,13 +156,13 @@ class SearchSpace(Spec):
         """The weights with what counts on the general side."""
         return apply_changes(self.score, {"retain": self.general == "retain"})
 
-    def active(self, setting: Mapping[str, Any]) -> list[str]:
+    def active(self, setting: Mapping[str, object]) -> list[str]:
         """The parameters that are there, given the values of those that others depend on."""
-        found: list[str] = []
+        names: list[str] = []
         for name, searched in self.parameters.items():
-            if all(on in found and setting.get(on) in values for on, values in searched.when.items()):
-                found.append(name)
-        return found
+            if all(on in names and setting.get(on) in values for on, values in searched.when.items()):
+                names.append(name)
+        return names
 
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:
@@ -197,13 +200,13 @@ class SearchSpace(Spec):
         for value in searched.values:
             self._check_value(name, value, *at)
 
-    def _check_value(self, name: str, value: Any, *at: Any) -> None:
+    def _check_value(self, name: str, value: object, *at: Key) -> None:
         try:
             validate_spec(TrainingSpec, {name: value}, where=f"parameter '{name}'", error=ValueError)
         except ValueError as problem:
             raise MisplacedError(str(problem), *at) from None
 
-    def _check_form(self, name: str, value: Any, where: str, *at: Any) -> None:
+    def _check_form(self, name: str, value: object, where: str, *at: Key) -> None:
         try:
             self.parameters[name].check(value)
         except ValueError as problem:
@@ -230,7 +233,7 @@ class SearchSpace(Spec):
                         on,
                     )
 
-    def _check_first(self, number: int, setting: Mapping[str, Any]) -> None:
+    def _check_first(self, number: int, setting: Mapping[str, object]) -> None:
         at = ("first", number)
         for name in (name for name in setting if name in self.parameters):
             self._check_form(name, setting[name], "first", *at, name)
@@ -266,7 +269,7 @@ def load_search_space(given: Path) -> SearchSpace:
     )
 
 
-def refuse_repeated_keys(node: Any, path: Path) -> None:
+def refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
     """Refuse a key that a mapping has twice: YAML would take the last one. Raises :class:`UserError`."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -282,7 +285,7 @@ def refuse_repeated_keys(node: Any, path: Path) -> None:
             refuse_repeated_keys(value, path)
 
 
-def find_mark(node: Any, at: Iterable[Any]) -> Any:
+def find_mark(node: yaml.Node, at: Iterable[Key]) -> yaml.Mark:
     """Where in a YAML document the path of keys `at` leads, as far as it goes."""
     mark = node.start_mark
     for part in at:

@@ -7,8 +7,9 @@ under a field is its ``--help``. A change makes a new, validated copy: see :func
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -17,7 +18,7 @@ from pydantic import (
 )
 
 from adept_ray.config.fields import Mark, list_fields, setting
-from adept_ray.config.machine import FollowingSpec, Machine, MachineSpec
+from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.places import Place, default_cache
 from adept_ray.config.validation import Spec
 
@@ -31,10 +32,10 @@ ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 
 
-def split_at_commas(names: Any) -> Any:
+def split_at_commas(names: str | Iterable[object]) -> list[str]:
     """Names given as one text with commas, or as several, or both."""
-    names = [names] if isinstance(names, str) else names
-    parts = (part.strip() for name in names for part in str(name).split(","))
+    several = [names] if isinstance(names, str) else names
+    parts = (part.strip() for name in several for part in str(name).split(","))
     return [os.path.expanduser(part) for part in parts if part]
 
 
@@ -43,6 +44,8 @@ Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 
 class RunSpec(MachineSpec):
     """What a run works on and where: backbone, corpora, sizes of the held-out pieces, machine."""
+
+    MACHINE_AFTER = "score"
 
     backbone: str = "smollm2-135m"
     """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
@@ -215,6 +218,7 @@ class SearchRun(RunSpec):
 class PickRun(FollowingSpec):
     """What ``pick.py`` takes: a finished search, and what counts now."""
 
+    MACHINE_AFTER = "min_gain_per_layer"
     MACHINE_FLAGS = ("workers", "gpus_per_worker", "micro_batch", "cache")
 
     results: Place = setting(..., positional=True)
@@ -236,7 +240,18 @@ class PickRun(FollowingSpec):
 class TrainRun(FollowingSpec):
     """What ``train.py`` takes: the configuration that a search found, and how long to train with it."""
 
-    MACHINE_FLAGS = tuple(name for name in Machine.model_fields if name != "dashboard")
+    MACHINE_AFTER = "reports"
+    MACHINE_FLAGS = (
+        "workers",
+        "min_workers",
+        "gpus_per_worker",
+        "micro_batch",
+        "precision",
+        "activation_checkpointing",
+        "sharding",
+        "compile",
+        "cache",
+    )
 
     config: Place
     """File ``best.yaml`` of a results folder, or its URI."""
@@ -297,7 +312,8 @@ class CompareRun(RunSpec):
 class ActivationsRun(FollowingSpec):
     """What ``activations.py`` takes: what a search found, and how to train the same without expansion."""
 
-    MACHINE_FLAGS = tuple(name for name in Machine.model_fields if name not in ("dashboard", "min_workers"))
+    MACHINE_AFTER = "test_tokens"
+    MACHINE_FLAGS = tuple(name for name in TrainRun.MACHINE_FLAGS if name != "min_workers")
 
     config: Place
     """File ``best.yaml`` of a results folder, beside which the expanded ``model`` lies."""

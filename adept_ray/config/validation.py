@@ -26,6 +26,11 @@ class Spec(BaseModel):
         """Its fields as files and flags name them."""
         return dict(cls.model_fields)
 
+    @classmethod
+    def flat_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
+        """A path of keys into a specification, as files and flags name it."""
+        return path
+
     @property
     def given(self) -> frozenset[str]:
         """Names of the fields that somebody gave, of those in :meth:`flat_fields`."""
@@ -37,6 +42,7 @@ class Spec(BaseModel):
 
 
 S = TypeVar("S", bound=Spec)
+Key = int | str  # of a mapping or a list, in a path of keys
 # pydantic's words for what YAML calls otherwise → ours
 PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
 
@@ -44,7 +50,7 @@ PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple
 def validate_spec(
     spec: type[S],
     values: Mapping[str, Any],
-    where: str | Callable[[Sequence[Any]], str],
+    where: str | Callable[[Sequence[Key]], str],
     error: type[Exception] = UserError,
 ) -> S:
     """Build `spec` from `values`, turning pydantic's report into one sentence.
@@ -56,7 +62,7 @@ def validate_spec(
         return spec.model_validate(dict(values))
     except ValidationError as problem:
         first = problem.errors()[0]
-        path = [part for part in first["loc"] if part != "machine"]  # whose fields stand beside the others
+        path = spec.flat_path(first["loc"])
         key = ".".join(map(str, path))
         if callable(where):
             cause = first.get("ctx", {}).get("error")
@@ -74,7 +80,7 @@ def validate_spec(
         raise error(f"{where}: {message}") from None
 
 
-def _list_keys(spec: Any, path: Iterable[Any]) -> list[str]:
+def _list_keys(spec: Any, path: Iterable[Key]) -> list[str]:
     """The keys that the sub-spec at `path` of `spec` knows."""
     for part in path:
         fields = getattr(spec, "model_fields", None)
@@ -100,14 +106,14 @@ def apply_changes(spec: S, changes: Mapping[str, Any], where: str = "override") 
             if depth < len(path):
                 target = target[part]
         target[last] = value
-    made = validate_spec(type(spec), values, where)
-    return cast("S", type(spec).model_construct(set(spec.given), **dict(made)))
+    changed = validate_spec(type(spec), values, where)
+    return cast("S", type(spec).model_construct(set(spec.given), **dict(changed)))
 
 
 def refuse_flags(spec: Spec, unused: Collection[str], why: str) -> None:
     """Refuse the first of the `unused` flags that was given.
 
-    Raises :class:`UserError`: the flag and `why` nothing would come of it.
+    Raises :class:`UserError` with the flag and `why` it would change nothing.
     """
     for name in type(spec).flat_fields():
         if name in unused and name in spec.given:
@@ -122,19 +128,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
         mark = getattr(problem, "problem_mark", None)
-        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
-        raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {said}") from None
+        fault = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {fault}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
     return data
 
 
-def describe_line(mark: Any) -> str:
+def describe_line(mark: yaml.Mark | None) -> str:
     """A place that PyYAML marked, in words, to follow a file's name."""
     return f", line {mark.line + 1}" if mark else ""
 
 
-def fingerprint(*parts: Any) -> str:
-    """16 hex digits that name what `parts` (JSON-able values) describe."""
+def fingerprint(*parts: object) -> str:
+    """16 hex digits that name what `parts` (values that JSON knows) describe."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

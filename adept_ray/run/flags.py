@@ -68,6 +68,7 @@ def parse_flags(spec: type[Spec], description: str | None, args: list[str] | Non
     values = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args))
     # What was given counts as given; sizes that a preset or a search space brought don't.
     given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
+    given -= {name for name in given if follows(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
     return spec.model_construct(given, **dict(validate_spec(spec, known, where="command line")))
 
@@ -93,7 +94,8 @@ def list_arguments(spec: type[Spec]) -> dict[str, Any]:
     for name, field in spec.flat_fields().items():
         kind, text = field.annotation, field.description or ""
         if follows(spec, name):
-            kind, text = kind | None, f"{text.rstrip('.')}; default: as the search had."  # type: ignore
+            what = text.partition(";")[0].rstrip(".")
+            kind, text = kind | None, f"{what}; default: as the search had."  # type: ignore
         names = {"name": read_extra(field, "flag"), "aliases": read_extra(field, "aliases")}
         marks = [tyro.conf.arg(help=text, **names)]
         if read_extra(field, "positional"):

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields
-from adept_ray.config.machine import Machine
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
@@ -98,8 +97,7 @@ def resume_training(
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
     overrides = overrides_from(args)
-    machine = Machine.model_construct(**args.list_overrides())
-    given = RunSpec.model_construct(set(overrides), **{**overrides, "machine": machine})
+    given = RunSpec.model_construct(set(overrides), **{**overrides, "machine": args.machine})
     run = resolve_settings(resume_settings(given, begun["run"]))
     file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.flat_fields() if name not in TrainRun.flat_fields()):
