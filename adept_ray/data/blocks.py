@@ -110,7 +110,7 @@ class BlockOrder:
     share: float = 0.0
     """Share of the `replayed` blocks, 0…1."""
 
-    def batch(self, step: int, size: int) -> list[int]:
+    def list_batch(self, step: int, size: int) -> list[int]:
         """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
         return [self._block(place) for place in range(step * size, (step + 1) * size)]
 

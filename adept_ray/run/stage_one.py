@@ -144,16 +144,7 @@ def measure_reception(stage: StageOne) -> list[float]:
 
 def describe_probe(run: RunSpec, sources: Sources, fit: Fit, **asked: Any) -> ProbeWork:
     """The work that measures what is `asked` (fields of :class:`ProbeWork`) of a run's backbone."""
-    backbone = sources.backbone
-    return ProbeWork(
-        backbone.source,
-        backbone.revision,
-        run.machine.micro_batch,
-        dtype=run.machine.dtype,
-        fit=fit,
-        trusted=backbone.trusted,
-        **asked,
-    )
+    return ProbeWork(sources.backbone, run.machine.micro_batch, fit=fit, **asked)
 
 
 def store_blocks(blocks: Mapping[str, Blocks]) -> Any:

@@ -51,7 +51,7 @@ class Results:
         filesystem, path = self.filesystem()
         return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
 
-    def about(self) -> dict[str, Any]:
+    def read_record(self) -> dict[str, Any]:
         """Content of run.json; empty as long as the run hasn't begun."""
         file = self.folder / "run.json"
         return json.loads(file.read_text()) if file.exists() else {}
@@ -110,7 +110,7 @@ class Results:
         except (ValueError, OSError) as problem:
             raise UserError(f"{self.place} is not a URI that storage can be reached by: {problem}") from None
 
-    def adopt(self, place: str, name: str) -> None:
+    def adopt_folder(self, place: str, name: str) -> None:
         """Move a folder that a worker saved at `place` to `name` in the results."""
         filesystem, source = open_filesystem(place)
         if not self._remote:
@@ -125,7 +125,7 @@ class Results:
         fs.copy_files(source, target, filesystem, filesystem)
         filesystem.delete_dir(source)
 
-    def holds(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether a file or folder of that name is among the results, here or in its place already."""
         from pyarrow import fs
 
