@@ -199,7 +199,7 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
     if job.kind == "probe":
         from adept_ray.training.stage1 import run_probe
 
-        report(run_probe(cast("ProbeWork", job.work), blocks, device, progress), None)
+        report({**run_probe(cast("ProbeWork", job.work), blocks, device, progress)}, None)
     elif job.kind == "time_compiling":
         from adept_ray.training.pace import time_compiling
 

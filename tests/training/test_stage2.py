@@ -13,7 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from common import of_one_document, one_document_each, random_ids, save_tiny_backbone, tiny_model
+from common import (
+    local_backbone,
+    of_one_document,
+    one_document_each,
+    random_ids,
+    save_tiny_backbone,
+    tiny_model,
+)
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
@@ -35,7 +42,8 @@ from adept_ray.method.loss import (
     set_compute_policy,
 )
 from adept_ray.training import pace as pace_module
-from adept_ray.training import stage2 as train_module
+from adept_ray.training import stage2 as stage2_module
+from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.export import score_and_export
 from adept_ray.training.pace import compiling_pays, time_compiling
 from adept_ray.training.stage1 import run_probe
@@ -67,14 +75,14 @@ BLOCKS |= {side: one_document_each(BLOCKS[side].tokens) for side in ("general", 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    return local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
 
 
 @pytest.fixture(scope="module")
 def measured(backbone):
     """What stage 1 says, as it comes back from the cache, and the progress it told."""
     told = []
-    work = ProbeWork(backbone, None, 2, held_out=("general", "domain"))
+    work = ProbeWork(backbone, 2, held_out=("general", "domain"))
     result = run_probe(work, BLOCKS, CPU, lambda done, of: told.append((done, of)))
     return json.loads(json.dumps(result)), told
 
@@ -84,8 +92,7 @@ def work(backbone, measured):
     """A training of eight steps that measures again at steps 3 and 6 and reports four times."""
     tokens = PER_STEP * SEQ_LEN
     return TrainWork(
-        source=backbone,
-        revision=None,
+        backbone=backbone,
         training=TrainingSpec(
             k=2, base_lr=1e-2, recompute_every=3, tokens=STEPS * tokens, tokens_per_step=tokens, reports=4
         ),
@@ -100,7 +107,9 @@ def work(backbone, measured):
 
 
 def changed(work, **fields):
-    """`work` with other fields, of itself or of its training."""
+    """`work` with other fields, of itself, of its training or, `dtype`, of its backbone."""
+    if dtype := fields.pop("dtype", None):
+        work = replace(work, backbone=replace(work.backbone, dtype=dtype))
     own = {name: fields.pop(name) for name in list(fields) if hasattr(work, name)}
     return replace(work, training=work.training.model_copy(update=fields), **own)
 
@@ -110,13 +119,19 @@ def keeping(folder):
     return lambda _, saved: shutil.copytree(saved, folder)
 
 
+def split_options(report, options):
+    """What train() takes: the callbacks, and where it begins (`resume` is the folder of a checkpoint)."""
+    start = ResumePoint(options.pop("resume", None), options.pop("grown_from", None))
+    return Callbacks(report, **options), start
+
+
 class Run:
     """A training and all that it reported: the metrics, and a checkpoint folder for each report."""
 
     def __init__(self, folder, work, **options):
         self.metrics, self.folders = [], []
         self._folder = folder
-        train(work, BLOCKS, CPU, self.report, **options)
+        train(work, BLOCKS, CPU, *split_options(self.report, options))
 
     def report(self, metrics, folder):
         self.metrics.append({name: value for name, value in metrics.items() if "second" not in name})
@@ -155,7 +170,7 @@ def caught(monkeypatch, spoil=lambda model: None):
         spoil(models[-1])
         return models[-1]
 
-    monkeypatch.setattr(train_module, "borrow", lend)
+    monkeypatch.setattr(stage2_module, "borrow", lend)
     return models
 
 
@@ -180,7 +195,7 @@ def test_only_the_copies_move(work, tmp_path, monkeypatch):
     models = caught(monkeypatch)
     run = Run(tmp_path, changed(work, reports=1, weight_decay=0.1))
     (trained,) = models
-    fresh = load_model(work.source)
+    fresh = load_model(work.backbone)
     added = expand(fresh, work.layers)
     copies = layer_parameters(fresh, added)
     for (name, before), (_, after) in zip(fresh.named_parameters(), trained.named_parameters(), strict=True):
@@ -201,9 +216,9 @@ def test_training_learns(whole):
 
 def test_the_loss_is_nats_per_token_of_the_global_batch(work, every_step):
     """The first loss reported is the untouched backbone's mean over the blocks of step 0."""
-    ids = BlockOrder(len(BLOCKS["train"]), work.seed).batch(0, PER_STEP)
+    ids = BlockOrder(len(BLOCKS["train"]), work.seed).list_batch(0, PER_STEP)
     batch = taken(BLOCKS["train"], ids)
-    per_token = plain_bpb(load_model(work.source), batch) * batch.bytes.mean() * math.log(2)
+    per_token = plain_bpb(load_model(work.backbone), batch) * batch.bytes.mean() * math.log(2)
     assert every_step.metrics[0]["loss"] == pytest.approx(per_token, rel=1e-5)
 
 
@@ -294,7 +309,9 @@ def test_without_layers_the_score_is_exactly_zero(work, tmp_path):
     assert [(m["score"], m["score_se"]) for m in run.metrics] == [(0, 0)] * 4
     assert run.metrics[-1]["complete"] and run.metrics[-1]["loss"] is None
     results = []
-    score_and_export(nothing, BLOCKS, CPU, lambda metrics, _: results.append(metrics), run.folders[-1], {})
+    score_and_export(
+        nothing, BLOCKS, CPU, run.folders[-1], {}, Callbacks(lambda metrics, _: results.append(metrics))
+    )
     assert results[0]["score"] == 0
 
 
@@ -329,7 +346,7 @@ def test_an_infinite_gradient_is_an_error_too(work, tmp_path, monkeypatch):
         parameters[0].grad = torch.full_like(parameters[0], math.inf)
         return 1.0
 
-    monkeypatch.setattr(train_module, "compute_gradients", infinite)
+    monkeypatch.setattr(stage2_module, "compute_gradients", infinite)
     with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
         Run(tmp_path, work)
 
@@ -376,7 +393,7 @@ def test_every_method_learns_resumes_and_concludes(work, method, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    score_and_export(work, BLOCKS, CPU, keep, straight.folders[-1], {})
+    score_and_export(work, BLOCKS, CPU, straight.folders[-1], {}, Callbacks(keep))
     assert results[0]["domain_bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert plain_bpb(loaded, BLOCKS["domain"]) == pytest.approx(results[0]["domain_bpb"], rel=1e-4)
@@ -384,7 +401,7 @@ def test_every_method_learns_resumes_and_concludes(work, method, tmp_path):
 
 def test_one_rate_asks_the_probe_nothing(work, tmp_path, monkeypatch):
     """Without unit-wise rates the probe isn't measured again, so the method doesn't pay for it."""
-    monkeypatch.setattr(train_module, "unit_importance", None)
+    monkeypatch.setattr(stage2_module, "unit_importance", None)
     run = Run(tmp_path, changed(work, normalization="none", reports=1))
     assert {row["scale"] for row in run.state()["rates"]} == {1.0}
 
@@ -427,7 +444,7 @@ def test_first_rates_come_from_the_source_layers(work, whole):
 def test_later_rates_come_from_the_copies(work, every_step):
     """At a later measurement a row is the importance of that unit, as it then is, on the general text."""
     for step in (3, 6):
-        model = load_model(work.source)
+        model = load_model(work.backbone)
         added = expand(model, work.layers)
         TrainState.load(every_step.folders[step - 1], model)
         batches = list(make_micro_batches(BLOCKS["remeasure"], range(3), 2, CPU))
@@ -486,9 +503,9 @@ def train_as_rank(rank, store, folder, work, workers):
             if checkpoint and metrics["complete"]:
                 shutil.copytree(checkpoint, f"{folder}/{name}")
 
-        train(replace(work, fit=fit), BLOCKS, CPU, report)
+        train(replace(work, fit=fit), BLOCKS, CPU, Callbacks(report))
         assert (counters["stats"]["unique_graphs"] > 0) == fit.compiled
-        measured = run_probe(ProbeWork(work.source, None, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
+        measured = run_probe(ProbeWork(work.backbone, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
         measured["importance"].pop("seconds")
         found.append((reports, measured))
     torch.save(found, f"{folder}/{rank}")
@@ -540,8 +557,8 @@ def train_sharded(rank, store, folder, work):
     torch.set_num_threads(1)
     shared = replace(work, fit=Fit(sharded=True))
     fused = torch.device("cuda")  # only whether it is one is asked there
-    optimizer_of = train_module.build_optimizer
-    train_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
+    optimizer_of = stage2_module.build_optimizer
+    stage2_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
     for name in SHARDED:
         own, seen = Path(folder) / name / "sharded", []
 
@@ -551,9 +568,11 @@ def train_sharded(rank, store, folder, work):
                 shutil.copytree(saved, own / str(len(seen)))
 
         variant = sharded_variant(shared, name)
-        train(variant, BLOCKS, CPU, report)
-        train(variant, BLOCKS, CPU, report, resume=own / "1")  # reports once more, then goes on
-        score_and_export(variant, BLOCKS, CPU, report, own / "2", {})
+        train(variant, BLOCKS, CPU, Callbacks(report))
+        train(
+            variant, BLOCKS, CPU, Callbacks(report), ResumePoint(own / "1")
+        )  # reports once more, then goes on
+        score_and_export(variant, BLOCKS, CPU, own / "2", {}, Callbacks(report))
         dist.barrier()
         if rank == 0:
             (own / "bpb").write_text(json.dumps(seen))
@@ -578,7 +597,9 @@ def test_whatever_is_trained_can_be_shared_out(work, tmp_path):
         weights, resumed = (load_file(sharded / number / WEIGHTS) for number in ("2", "4"))
         assert all(torch.allclose(weights[n], resumed[n], atol=1e-6) for n in weights)
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-        score_and_export(plain, BLOCKS, CPU, keeping(tmp_path / name / "plain"), one.folders[-1], {})
+        score_and_export(
+            plain, BLOCKS, CPU, one.folders[-1], {}, Callbacks(keeping(tmp_path / name / "plain"))
+        )
         ours, theirs = (
             load_file(f / "model" / "model.safetensors") for f in (sharded / "5", tmp_path / name / "plain")
         )
@@ -600,10 +621,12 @@ def test_the_exported_model_is_the_one_scored(work, whole, tmp_path):
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    score_and_export(work, BLOCKS, CPU, report, whole.folders[-1], {"backbone": "tiny", "run": "a run"})
+    score_and_export(
+        work, BLOCKS, CPU, whole.folders[-1], {"backbone": "tiny", "run": "a run"}, Callbacks(report)
+    )
     (result,) = results
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    plain = load_model(work.source)
+    plain = load_model(work.backbone)
     for side in ("general", "domain"):
         assert result[f"{side}_bpb"] == pytest.approx(plain_bpb(exported, BLOCKS[side]), rel=1e-5)
         assert result[f"{side}_bpb_before"] == pytest.approx(plain_bpb(plain, BLOCKS[side]), rel=1e-5)
@@ -616,8 +639,8 @@ def test_the_exported_model_is_the_one_scored(work, whole, tmp_path):
 
 def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(work, whole, tmp_path):
     """bfloat16 throughout but for what is trained: it learns, resumes, and is scored as it is exported."""
-    low = replace(work, dtype="bfloat16")
-    asked = ProbeWork(work.source, None, 2, held_out=("general", "domain"), dtype="bfloat16")
+    low = replace(work, backbone=replace(work.backbone, dtype="bfloat16"))
+    asked = ProbeWork(low.backbone, 2, held_out=("general", "domain"))
     found = run_probe(asked, BLOCKS, CPU)
     low = replace(low, before=found["nats"], units=found["importance"]["units"])
     run = Run(tmp_path / "run", low)
@@ -631,10 +654,11 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(work, whole, t
         results.append(metrics)
         shutil.copytree(folder / "model", tmp_path / "model")
 
-    score_and_export(low, BLOCKS, CPU, report, run.folders[-1], {})
+    score_and_export(low, BLOCKS, CPU, run.folders[-1], {}, Callbacks(report))
     exported = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
-    asked = replace(asked, source=str(tmp_path / "model"), importance=False)
+    exported_low = replace(low.backbone, source=str(tmp_path / "model"))
+    asked = replace(asked, backbone=exported_low, importance=False)
     nats = run_probe(asked, BLOCKS, CPU)["nats"]["domain"]
     bits = sum(nats) / math.log(2) / BLOCKS["domain"].bytes.sum()
     assert results[0]["domain_bpb"] == pytest.approx(bits, rel=1e-9)
@@ -679,7 +703,7 @@ def test_compiled_layers_train_alike(work, tmp_path, monkeypatch, tunes, recompu
     models = []
     for made, folder in ((plain, "plain"), (compiled, "compiled")):
         saved = run.folders[-1]
-        score_and_export(made, BLOCKS, CPU, keeping(tmp_path / folder / "end"), saved, {})
+        score_and_export(made, BLOCKS, CPU, saved, {}, Callbacks(keeping(tmp_path / folder / "end")))
         models.append(load_file(tmp_path / folder / "end" / "model" / "model.safetensors"))
     assert same(*models) and done["unique_graphs"] == codes
 
@@ -688,7 +712,7 @@ def test_steps_are_timed_with_and_without_compiled_layers(work, whole, tmp_path,
     """Those without compile nothing; of what was trained nothing is left, the text is that of a training."""
     done, told, texts = compiling(monkeypatch), [], []
     monkeypatch.setattr(pace_module, "find_compiler_fault", lambda device: "")
-    monkeypatch.setattr(pace_module, "take_step", lambda *args: texts.append(args[6]) or take_step(*args))
+    monkeypatch.setattr(pace_module, "take_step", lambda *args: texts.append(args[3]) or take_step(*args))
     found = time_compiling(
         work, BLOCKS, CPU, lambda at, of: told.append((at, of, bool(done["unique_graphs"])))
     )
@@ -696,7 +720,7 @@ def test_steps_are_timed_with_and_without_compiled_layers(work, whole, tmp_path,
     assert not found.pop("fault") and min(found.values()) > 0
     order = BlockOrder(len(BLOCKS["train"]), work.seed)
     steps = pace_module.FIRST + pace_module.TIMED
-    assert texts == 2 * [order.batch(step, work.blocks_per_step) for step in range(steps)]
+    assert texts == 2 * [order.list_batch(step, work.blocks_per_step) for step in range(steps)]
     assert same(Run(tmp_path, work).weights(), whole.weights())
 
 
@@ -747,7 +771,7 @@ def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(work
         spec = work.training.model_copy(update={"tunes": tunes, "k": 2 if tunes == "originals" else 0})
         other = replace(work, training=spec, layers=LAYERS if tunes == "originals" else ())
         run = Run(tmp_path / tunes, other)
-        score_and_export(other, BLOCKS, CPU, lambda *_: None, run.folders[-1], {})
+        score_and_export(other, BLOCKS, CPU, run.folders[-1], {}, Callbacks(lambda *_: None))
         assert same(Run(tmp_path / f"after {tunes}", work).weights(), whole.weights())
 
 
@@ -768,7 +792,7 @@ doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """)
     items = draw_items([str(tmp_path / "task.yaml")], 4, 0, tmp_path)
-    asked = ProbeWork(work.source, None, 2, importance=False, items={"domain": items["validation"]})
+    asked = ProbeWork(work.backbone, 2, importance=False, items={"domain": items["validation"]})
     found = run_probe(asked, {}, CPU)
     before = {**work.before, "domain tasks": found["correct"]["domain"]}
     tested = replace(work, items={"domain": items["validation"]}, before=before)
@@ -780,7 +804,9 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     assert by_tasks["score"] == pytest.approx(0.5 * plain["general_delta"] + 0.5 * 100 * moved)
     results = []
     ended = replace(tested, items={"domain": items["test"]}, by_tasks=False)
-    score_and_export(ended, BLOCKS, CPU, lambda metrics, _: results.append(metrics), whole.folders[-1], {})
+    score_and_export(
+        ended, BLOCKS, CPU, whole.folders[-1], {}, Callbacks(lambda metrics, _: results.append(metrics))
+    )
     assert results[0]["score"] == pytest.approx(plain["score"]) and "domain_accuracy" in results[0]
 
 
@@ -806,7 +832,7 @@ def test_stage_one_says_all_that_stage_two_needs(backbone, measured):
 
 def test_stage_one_can_race(backbone, measured):
     """On as few sequences as one look takes, a race is the exhaustive probe; its settings are recorded."""
-    work = ProbeWork(backbone, None, 2, raced=True, k_max=1, confidence=0.9)
+    work = ProbeWork(backbone, 2, raced=True, k_max=1, confidence=0.9)
     raced, whole = run_probe(work, BLOCKS, CPU)["importance"], measured[0]["importance"]
     assert (raced["probe"], raced["confidence"], whole["probe"]) == ("raced", 0.9, "exhaustive")
     means = [[row["mean"] for row in found["layers"]] for found in (raced, whole)]
@@ -835,7 +861,7 @@ def test_nothing_frozen_gets_a_gradient_or_a_state(work, tmp_path, monkeypatch):
 
 def test_stage_one_measures_only_what_is_missing(backbone, measured):
     """Asked for one side's losses alone, it measures no importance and gets the same losses."""
-    result = run_probe(ProbeWork(backbone, None, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
+    result = run_probe(ProbeWork(backbone, 2, importance=False, held_out=("domain",)), BLOCKS, CPU)
     assert result == {"nats": {"domain": measured[0]["nats"]["domain"]}, "correct": {}}
 
 
@@ -864,10 +890,11 @@ def test_a_grown_model_goes_on_in_the_text(work, whole, tmp_path):
     """Its first step takes the blocks that would have come next."""
     start = changed(work, tokens=PER_STEP * SEQ_LEN, reports=1)
     ahead = Run(tmp_path / "ahead", replace(start, steps_before=STEPS), grown_from=whole.folders[-1])
-    ids = BlockOrder(len(BLOCKS["train"]), work.seed).batch(STEPS, PER_STEP)
+    ids = BlockOrder(len(BLOCKS["train"]), work.seed).list_batch(STEPS, PER_STEP)
     swapped = {**BLOCKS, "train": taken(BLOCKS["train"], ids)}
     seen = []
-    train(start, swapped, CPU, lambda metrics, _: seen.append(metrics), grown_from=whole.folders[-1])
+    callbacks = Callbacks(lambda metrics, _: seen.append(metrics))
+    train(start, swapped, CPU, callbacks, ResumePoint(grown_from=whole.folders[-1]))
     assert ahead.metrics[0]["loss"] == pytest.approx(seen[0]["loss"], rel=1e-6)
 
 
