@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.validation import fingerprint
@@ -30,12 +29,12 @@ class BackbonePreset:
     """Its id on the Hugging Face hub."""
     license: str = ""
     """The hub's name of its licence."""
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
     """Flags whose defaults are others for this backbone."""
 
 
 # One GPU of 80 GB or more. Held-out pieces are as large as the corpora that need no hub allow.
-ON_GPUS: dict[str, Any] = {
+ON_GPUS: dict[str, object] = {
     "seq_len": 4096,
     "gpus_per_worker": 1.0,
     "probe_tokens": 32_768,

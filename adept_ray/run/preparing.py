@@ -127,7 +127,7 @@ def select_blocks(
     texts = {"train": "domain", "replay": "general"} if needs.replay else {"train": "domain"}
     for name, side in texts.items():
         train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
-        blocks[name] = train.first(max(needs.train_tokens, run.seq_len))
+        blocks[name] = train.take_first(max(needs.train_tokens, run.seq_len))
     return blocks
 
 
@@ -136,7 +136,7 @@ def load_held_out(
 ) -> dict[str, Blocks]:
     """The first blocks of splits: name → (side, split, tokens)."""
     return {
-        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).first(tokens)
+        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).take_first(tokens)
         for name, (side, split, tokens) in wanted.items()
     }
 

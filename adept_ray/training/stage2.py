@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
 from adept_ray.training.scoring import measure_document_nats, score_model, tasks_key
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def train(
@@ -312,7 +316,7 @@ def count_progress(state: TrainState, work: TrainWork) -> Metrics:
 
 
 def measure_held_out(
-    model: nn.Module, work: TrainWork, blocks: Mapping[str, Blocks]
+    model: PreTrainedModel, work: TrainWork, blocks: Mapping[str, Blocks]
 ) -> dict[str, np.ndarray]:
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
     found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}

@@ -16,7 +16,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
 from adept_ray.data import corpora, documents, hub_corpora
 from adept_ray.data.corpora import CORPORA, resolve_corpus
-from adept_ray.data.corpus_texts import hpo_definitions, load_generators
+from adept_ray.data.corpus_texts import parse_hpo, load_generators
 from adept_ray.data.documents import write_corpus
 from adept_ray.data.hub_corpora import HubSource, stream_documents
 
@@ -173,7 +173,7 @@ def test_an_unknown_name_gets_the_nearest(source, hint, tmp_path):
 # --- presets --------------------------------------------------------------------------------------
 
 
-def test_hpo_definitions_are_unescaped_and_obsolete_terms_left_out():
+def test_parse_hpo_are_unescaped_and_obsolete_terms_left_out():
     """Quotes come out as written, and only living terms with a definition count."""
     obo = (
         'format-version: 1.2\n\n[Term]\nid: 1\nname: Cough\ndef: "A \\"barking\\" one\\: loud." [x:1]\n\n'
@@ -182,7 +182,7 @@ def test_hpo_definitions_are_unescaped_and_obsolete_terms_left_out():
         '[Term]\nid: 4\nname: Last\ndef: "The last." []\n\n'
         '[Typedef]\nid: t\nname: part\ndef: "Not a term." []\n'
     )
-    assert list(hpo_definitions(obo)) == ['Cough: A "barking" one: loud.', "Last: The last."]
+    assert list(parse_hpo(obo)) == ['Cough: A "barking" one: loud.', "Last: The last."]
 
 
 def test_generators_are_loaded_without_the_package(tmp_path):

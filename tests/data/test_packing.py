@@ -144,7 +144,7 @@ def test_every_block_is_full(general, domain):
             assert (
                 blocks.tokens.shape == (counts["blocks"], SEQ_LEN) and len(blocks.bytes) == counts["blocks"]
             )
-            assert len(blocks.first(3 * SEQ_LEN - 5)) == 3
+            assert len(blocks.take_first(3 * SEQ_LEN - 5)) == 3
 
 
 def test_no_document_in_two_splits(general, domain):

@@ -24,7 +24,7 @@ def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
 
 def test_every_task_of_the_paper_has_a_definition():
     """lm-eval or we define each, so that its groups can be named like any task."""
-    manager = benchmark_tasks.task_manager(benchmark_tasks.TASKS, True, CACHE)
+    manager = benchmark_tasks.build_task_manager(benchmark_tasks.TASKS, True, CACHE)
     for group in benchmark_tasks.PAPER:
         members = yaml.safe_load((benchmark_tasks.TASKS / f"{group}.yaml").read_text())["task"]
         assert {group, *members} <= set(manager.all_tasks)
@@ -78,4 +78,6 @@ def test_cmb_keeps_questions_with_one_right_answer():
     """Null and blank options go, and the answer is counted among those that stay."""
     option = {"A": "甲", "B": " ", "C": "丙", "D": None}
     rows = [{"question": "问", "answer": answer, "option": option} for answer in ("C", "AC", "B")]
-    assert list(questions.cmb_rows(rows)) == [{"question": "问", "choices": ["甲", "丙"], "answer": 1}]
+    assert list(questions.convert_cmb_rows(rows)) == [
+        {"question": "问", "choices": ["甲", "丙"], "answer": 1}
+    ]
