@@ -104,10 +104,11 @@ def report(
     """One line, and what the plan said of the memory."""
     speed = tokens / seconds
     memory = needs.count_memory(args.sequences, Fit(args.recompute)) / GIB
+    peak = read_peak_memory(args.device)
     print(
         f"{name:8} {speed:10,.0f} tokens/s   {speed * needs.flops / 1e12:8.2f} TFLOP/s   "
         f"{speed * needs.flops / rate:6.1%} of the product's rate   "
-        f"{needs.trained / 1e6:8.1f} M trained   peak {read_peak_memory(args.device)} GiB, planned {memory:.1f}",
+        f"{needs.trained / 1e6:8.1f} M trained   peak {peak} GiB, planned {memory:.1f}",
         flush=True,
     )
 

@@ -100,8 +100,8 @@ class BlockOrder:
     step number, and every number of workers shares out the same batches.
 
     There may be `replayed` blocks of other text behind the first `blocks`. Then every place goes to the side
-    that has fallen behind its share. That is the rule of Ray Data's ``Dataset.mix``, in a form in which any step
-    can be looked up.
+    that has fallen behind its share. That is the rule of Ray Data's ``Dataset.mix``, in a form in which any
+    step can be looked up.
     """
 
     blocks: int

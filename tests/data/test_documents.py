@@ -16,7 +16,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
 from adept_ray.data import corpora, documents, hub_corpora
 from adept_ray.data.corpora import CORPORA, resolve_corpus
-from adept_ray.data.corpus_texts import parse_hpo, load_generators
+from adept_ray.data.corpus_texts import load_generators, parse_hpo
 from adept_ray.data.documents import write_corpus
 from adept_ray.data.hub_corpora import HubSource, stream_documents
 
