@@ -158,7 +158,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatc
     place = str(tmp_path / "trial")
     save_checkpoint(made, place, 1)
     monkeypatch.setattr(
-        "adept_ray.storage.checkpoints._checkpoints", lambda *_: []
+        "adept_ray.storage.checkpoints._list_steps", lambda *_: []
     )  # killed before the older one went
     save_checkpoint(made, place, 2)
     monkeypatch.undo()
