@@ -81,9 +81,9 @@ def training(
     units = dict.fromkeys(layer_parameters(model, layers), 1.0)
     tuning = build_tuning(model, spec, layers, units, seed=0)
     if args.recompute:
-        tuning.recompute()
+        tuning.recompute_activations()
     if args.compile:
-        tuning.compile()
+        tuning.compile_layers()
     parameters = list(tuning.parameters.values())
     optimizer = torch.optim.AdamW(parameter_groups(model), fused=args.device.type == "cuda")
     scales = tuning.compute_scales(tuning.importance, spec)

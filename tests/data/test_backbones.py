@@ -357,7 +357,7 @@ def test_an_interrupted_conversion_is_never_believed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(backbones, "dequantize_gguf", interrupted)
         resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
-    folder = Path(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache"))
+    folder = Path(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
     (folder / MANIFEST).unlink()
     (folder / "config.json").unlink()

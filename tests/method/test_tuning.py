@@ -98,7 +98,7 @@ def test_activations_can_be_computed_again(tunes):
     for again in (False, True):
         model, tuning = ready(tunes)
         if again:
-            tuning.recompute()
+            tuning.recompute_activations()
         kept = 0
 
         def count(tensor):
@@ -119,10 +119,10 @@ def test_activations_can_be_computed_again(tunes):
 def test_layers_that_no_gradient_passes_are_not_computed_again():
     """Below the first copy nothing is kept anyway; what trains nothing computes nothing again."""
     model, tuning = ready("copies")
-    tuning.recompute()
+    tuning.recompute_activations()
     assert get_compute_policy(model).recomputed == tuple(model.model.layers[1:])
     empty = tiny_model()
-    build_tuning(empty, TrainingSpec(k=0), (), {}, seed=3).recompute()
+    build_tuning(empty, TrainingSpec(k=0), (), {}, seed=3).recompute_activations()
     assert get_compute_policy(empty).recomputed == ()
 
 
