@@ -29,6 +29,7 @@ from adept_ray.method.fit import Fit
 from adept_ray.method.importance import measure_bypass_losses
 from adept_ray.method.memory_plan import GIB, MemoryPlan, plan_memory
 from adept_ray.method.rates import parameter_groups, set_rates
+from adept_ray.method.sharding import build_skeleton
 from adept_ray.method.tuning import build_tuning
 from adept_ray.training.stage2 import clip_gradients, compute_gradients
 
@@ -80,12 +81,12 @@ def training(
     units = dict.fromkeys(layer_parameters(model, layers), 1.0)
     tuning = build_tuning(model, spec, layers, units, seed=0)
     if args.recompute:
-        tuning.recompute()
+        tuning.recompute_activations()
     if args.compile:
-        tuning.compile()
+        tuning.compile_layers()
     parameters = list(tuning.parameters.values())
     optimizer = torch.optim.AdamW(parameter_groups(model), fused=args.device.type == "cuda")
-    scales = tuning.scales(tuning.importance, spec)
+    scales = tuning.compute_scales(tuning.importance, spec)
 
     def step() -> None:
         set_rates(optimizer, 1e-5, 1.0, scales)
@@ -102,11 +103,12 @@ def report(
 ) -> None:
     """One line, and what the plan said of the memory."""
     speed = tokens / seconds
-    memory = needs.memory(args.sequences, Fit(args.recompute)) / GIB
+    memory = needs.count_memory(args.sequences, Fit(args.recompute)) / GIB
+    peak = read_peak_memory(args.device)
     print(
         f"{name:8} {speed:10,.0f} tokens/s   {speed * needs.flops / 1e12:8.2f} TFLOP/s   "
         f"{speed * needs.flops / rate:6.1%} of the product's rate   "
-        f"{needs.trained / 1e6:8.1f} M trained   peak {read_peak_memory(args.device)} GiB, planned {memory:.1f}",
+        f"{needs.trained / 1e6:8.1f} M trained   peak {peak} GiB, planned {memory:.1f}",
         flush=True,
     )
 
@@ -134,7 +136,7 @@ def main() -> None:
     for name in args.rivals:
         spec = SPECS[name].model_copy(update={"k": len(args.layers)} if name == "adept" else {})
         layers = args.layers if spec.k else []
-        needs = plan_memory(config, spec, layers, args.seq_len, dtype)
+        needs = plan_memory(build_skeleton(config, dtype), spec, layers, args.seq_len)
         reset_peak_memory(args.device)
         model = random_model(config_of(args.shapes), args.device, getattr(torch, dtype))
         step = training(model, spec, layers, blocks, args)

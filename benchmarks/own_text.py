@@ -54,8 +54,8 @@ def drawn(model: Any, tokenizer: Any, opened: str, tokens: int, count: int) -> l
 
 def texts(args: argparse.Namespace) -> Iterator[str]:
     backbone = resolve_backbone(args.backbone, default_cache())
-    model = load_model(backbone.source, backbone.revision)
-    tokenizer = load_tokenizer(backbone.source, backbone.revision)
+    model = load_model(backbone)
+    tokenizer = load_tokenizer(backbone)
     opened = opening(tokenizer)
     torch.manual_seed(args.seed)
     for _ in track(range(-(-args.conversations // args.at_once)), "drawing"):

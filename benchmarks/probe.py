@@ -14,7 +14,7 @@ from torch import nn
 
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import max_sequences
-from adept_ray.method.race import rank_layers
+from adept_ray.method.race import RaceRules, rank_layers
 
 
 class Skipped(nn.Module):
@@ -57,9 +57,8 @@ def main() -> None:
     print(f"{len(ids)} sequences of {args.seq_len}; within its memory the probe may take {most} at once")
 
     def ranked(raced: bool):
-        return rank_layers(
-            model, {"input_ids": ids}, args.k_max, raced=raced, micro_batch=min(most, args.micro_batch)
-        )
+        rules = RaceRules(raced, micro_batch=min(most, args.micro_batch))
+        return rank_layers(model, {"input_ids": ids}, args.k_max, rules)
 
     rivals = {
         "L+1 whole passes": lambda: whole_passes(model, ids, args.micro_batch),

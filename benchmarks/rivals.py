@@ -75,7 +75,7 @@ def cpu_name() -> str:
 def smollm2() -> PreTrainedModel:
     """The default backbone, from the cache."""
     backbone = resolve_backbone("smollm2-135m", default_cache())
-    return load_model(backbone.source, backbone.revision)
+    return load_model(backbone)
 
 
 def boolq(tokens: int, seq_len: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def boolq(tokens: int, seq_len: int) -> torch.Tensor:
     import pyarrow.parquet as pq
 
     backbone = resolve_backbone("smollm2-135m", default_cache())
-    tokenizer = load_tokenizer(backbone.source, backbone.revision)
+    tokenizer = load_tokenizer(backbone)
     (file,) = resolve_corpus("boolq", "text", default_cache()).files
     ids: list[int] = []
     for text in pq.read_table(file)["text"].to_pylist():

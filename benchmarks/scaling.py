@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from rivals import prepare_torch, random_llama
 from step import adept, step
 
-from adept_ray.method.race import head_cost, rank_layers, sequence_cost
+from adept_ray.method.race import Costs, RaceRules, estimate_head_cost, rank_layers
 
 LAYERS, TOKENS, SEQ_LEN = (8, 16, 32), (256, 512, 1024), 64
 BASE = 512  # tokens where layers or workers vary
@@ -47,7 +47,7 @@ def median(run: Callable[[], object], repeats: int) -> float:
 def probe_seconds(layers: int, tokens: int, repeats: int) -> float:
     """Seconds of the exhaustive probe on this rank's share."""
     model, probe = random_llama(layers), {"input_ids": ids(tokens)}
-    return median(lambda: rank_layers(model, probe, 8, raced=False), repeats)
+    return median(lambda: rank_layers(model, probe, 8, RaceRules(raced=False)), repeats)
 
 
 def as_rank(rank: int, world: int, store: str, layers: int, repeats: int) -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     flags.add_argument("--repeats", type=int, default=3)
     args = flags.parse_args()
     prepare_torch(1)
-    passes = {n: sequence_cost(range(n), n, head_cost(random_llama(n))) for n in LAYERS}
+    passes = {n: Costs(n, estimate_head_cost(random_llama(n))).estimate_sequence(range(n)) for n in LAYERS}
     print(
         f"\n{'layers':>8}{'tokens':>8}{'workers':>9}{'probe s':>10}{'µs/token/layer pass':>22}{'step s':>9}"
     )

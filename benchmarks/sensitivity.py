@@ -86,7 +86,7 @@ def main() -> None:
     )
     backbone, blocks = probe_blocks(run)
     prepare_torch(args.threads)
-    nats = increases(backbone, blocks.first(args.tokens), args.micro_batch)
+    nats = increases(backbone, blocks.take_first(args.tokens), args.micro_batch)
     longest = order(nats)
     rows, tokens = [], max(SHORTEST, args.seq_len)
     while tokens <= args.tokens:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from adept_ray.data.blocks import Blocks
+from adept_ray.data.loading import Backbone
 
 SIZES = dict(
     vocab_size=128,
@@ -113,6 +114,11 @@ def save_tiny_backbone(folder: Path | str, family: str = "llama", layers: int = 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def local_backbone(folder: Path | str, **fields: Any) -> Backbone:
+    """The backbone in a folder, with other fields."""
+    return Backbone(Path(folder).name, str(folder), **fields)
 
 
 OWN_CODE = """

@@ -26,7 +26,7 @@ settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
 COMMANDS = "test_end_to_end"  # start Ray in processes of their own
-RAY = {"test_corpus", "test_crew", "test_crew_memory", "test_crew_nodes", "test_monitoring"}
+RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):

@@ -29,7 +29,7 @@ def compare_methods(run: CompareRun) -> str:
     session = open_session(resolve_settings(run, "compare"), run.resume)
     results, display = session.results, session.display
     if run.resume:
-        session = replace(session, run=resume_settings(session.run, results.about()["run"]))
+        session = replace(session, run=resume_settings(session.run, results.read_record()["run"]))
     run = session.run
     rivals = list_entrants(run)
     sources = find_sources(session)

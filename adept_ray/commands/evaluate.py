@@ -27,11 +27,9 @@ def evaluate_model(run: EvaluateRun) -> None:
     with display.stage("tasks", "benchmark tasks"):
         items = draw_items(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
     with display.stage("model", run.model):
-        trusted = run.trust_remote_code
-        backbone = resolve_backbone(run.model, run.cache, trusted)
         device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-        model = load_model(backbone.source, backbone.revision, dtype, device=device, trusted=trusted)
-        tokenizer = load_tokenizer(backbone.source, backbone.revision, trusted)
+        backbone = resolve_backbone(run.model, run.cache, run.trust_remote_code, dtype)
+        model, tokenizer = load_model(backbone, device), load_tokenizer(backbone)
     with display.stage("items", f"{len(items)} items"):
         right = answer_items(model, tokenizer, items, run.micro_batch, quiet=not display.live)
     rows = summarise_accuracies(items, right)

@@ -28,7 +28,9 @@ def pick_trial(args: PickRun) -> str:
     results = session.results
     best = load_best(results.folder / "best.yaml")
     weights = {"score.general": args.general, "score.domain": 1 - args.general}
-    space = apply_changes(load_space(searched, results.about()), weights, where=f"--general {args.general}")
+    space = apply_changes(
+        load_space(searched, results.read_record()), weights, where=f"--general {args.general}"
+    )
     rows = load_trials(results, space.weights)
     candidates = find_kept_weights(rows, results)
     sources = find_sources(session)
@@ -44,7 +46,7 @@ def pick_trial(args: PickRun) -> str:
     write_trials(results, rows)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     picked = args.list_picked()
-    results.write_json("run.json", results.about() | {"pick": picked})
+    results.write_json("run.json", results.read_record() | {"pick": picked})
     write_pages(results)
     show_choice(session, prepared, work, test, choice)
     return results.publish()

@@ -69,7 +69,7 @@ def open_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[Session[RunS
     if args.resume:
         named = RunSpec(storage=args.storage, name=args.name, json_lines=args.json_lines)
         session = open_session(named, continues=True)
-        run, training = resume_training(args, best, session.results.about())
+        run, training = resume_training(args, best, session.results.read_record())
         return replace(session, run=run), training
     wanted = {**best["run"], **overrides_from(args)}
     sizes = {"tokens": args.tokens, "reports": args.reports}

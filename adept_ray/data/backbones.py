@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import SMOLLM2, Asset, fetch_asset, hash_file, show_progress
+from adept_ray.data.gguf import MANIFEST, check_gguf, dequantize_gguf, locate_gguf_folder, move_gguf_folder
 from adept_ray.data.hub import HUB_ID, find_hub_revision
-
-if TYPE_CHECKING:
-    pass
-
-from adept_ray.data.gguf import MANIFEST, _check_gguf, _dequantize, _gguf_folder, _move_folder
 from adept_ray.data.loading import Backbone
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -34,12 +29,12 @@ class BackbonePreset:
     """Its id on the Hugging Face hub."""
     license: str = ""
     """The hub's name of its licence."""
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
     """Flags whose defaults are others for this backbone."""
 
 
 # One GPU of 80 GB or more. Held-out pieces are as large as the corpora that need no hub allow.
-ON_GPUS: dict[str, Any] = {
+ON_GPUS: dict[str, object] = {
     "seq_len": 4096,
     "gpus_per_worker": 1.0,
     "probe_tokens": 32_768,
@@ -77,36 +72,36 @@ PRESETS: dict[str, BackbonePreset] = {
 }
 
 
-def resolve_backbone(name: str, cache: Path, trusted: bool = False) -> Backbone:
+def resolve_backbone(name: str, cache: Path, trusted: bool = False, dtype: str = "float32") -> Backbone:
     """Find the backbone `name`: a name of :data:`PRESETS`, an existing folder or .gguf file, or a hub id.
 
     A GGUF file is dequantized once into ``cache/backbones``. A folder is fingerprinted by content,
-    a hub id by its commit; without network, by the commit in the Hugging Face cache. One whose code is
-    `trusted` has another fingerprint, in which that code is.
+    a hub id by its commit; without network, by the commit in the Hugging Face cache. If its code is
+    `trusted`, that goes into the fingerprint, too. `dtype` is the torch type that it will be held in.
 
     Raises :class:`UserError` for an unknown name and for a folder or file that can't be loaded.
     """
-    path = Path(name).expanduser()
+    path, asked = Path(name).expanduser(), Backbone(name, name, trusted=trusted, dtype=dtype)
     if name in PRESETS:
         preset = PRESETS[name]
         if isinstance(preset.source, Asset):
-            return _from_asset(name, preset.source, cache)
-        return _from_hub(name, preset.source, preset.note, trusted)
+            return _find_asset(asked, preset.source, cache)
+        return _find_on_hub(asked, preset.source, preset.note)
     if name and path.is_dir():
-        return _from_folder(path, trusted)
+        return _find_folder(asked, path)
     if name and path.exists():
-        return _from_gguf(path.name, path, hash_file(_check_gguf(path)), cache, str(path))
+        return _find_gguf(replace(asked, name=path.name, note=str(path)), path, cache)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"{name}: no such folder or file")
     if HUB_ID.fullmatch(name) and ":" not in name:
-        return _from_hub(name, name, "", trusted)
+        return _find_on_hub(asked, name, "")
     raise UserError(
-        f"unknown backbone '{name}': {suggest_names(name, PRESETS)} (a folder, a .gguf file or a hub id owner/name "
-        "will do as well)"
+        f"unknown backbone '{name}': {suggest_names(name, PRESETS)} (a folder, a .gguf file or a hub id "
+        "owner/name will do as well)"
     )
 
 
-def _from_hub(name: str, repo: str, note: str, trusted: bool) -> Backbone:
+def _find_on_hub(asked: Backbone, repo: str, note: str) -> Backbone:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -118,20 +113,22 @@ def _from_hub(name: str, repo: str, note: str, trusted: bool) -> Backbone:
             raise
         revision = Path(kept).parent.name  # …/snapshots/COMMIT/config.json
     where = f"{repo}@{revision[:12]}"
-    made_of = fingerprint("hub", repo, revision, *(["trusted"] if trusted else []))
-    return Backbone(name, repo, revision, made_of, f"{where}, {note}" if note else where, trusted)
+    made_of = fingerprint("hub", repo, revision, *(["trusted"] if asked.trusted else []))
+    note = f"{where}, {note}" if note else where
+    return replace(asked, source=repo, revision=revision, fingerprint=made_of, note=note)
 
 
-def _from_folder(folder: Path, trusted: bool) -> Backbone:
-    files = _model_files(folder)
-    if trusted:
+def _find_folder(asked: Backbone, folder: Path) -> Backbone:
+    files = _list_model_files(folder)
+    if asked.trusted:
         files += sorted(folder.rglob("*.py"))
     hashing = show_progress(files, f"reading {folder}", len(files))
     made_of = fingerprint("folder", [(file.name, hash_file(file)) for file in hashing])
-    return Backbone(folder.resolve().name, str(folder.resolve()), None, made_of, str(folder), trusted)
+    where = folder.resolve()
+    return replace(asked, name=where.name, source=str(where), fingerprint=made_of, note=str(folder))
 
 
-def _model_files(folder: Path) -> list[Path]:
+def _list_model_files(folder: Path) -> list[Path]:
     """Config, weight and tokenizer files, checked as far as can be without loading them."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; give a folder made with save_pretrained")
@@ -178,26 +175,29 @@ def _check_safetensors(path: Path) -> None:
         raise UserError(f"{path}: truncated or damaged safetensors file; copy or download it again") from None
 
 
-def _from_asset(name: str, asset: Asset, cache: Path) -> Backbone:
+def _find_asset(asked: Backbone, asset: Asset, cache: Path) -> Backbone:
     note = f"{asset.note} (package {asset.package} {asset.version})"
-    folder = _gguf_folder(Path(asset.member), asset.member_sha256, cache)
-    # once converted, neither the wheel nor the GGUF file is needed any more
+    folder = locate_gguf_folder(Path(asset.member), asset.member_sha256, cache)
+    # after the conversion nobody needs the wheel or the GGUF file any more
     path = folder if (folder / MANIFEST).exists() else fetch_asset(asset, cache)
-    return _from_gguf(name, path, asset.member_sha256, cache, note, folder)
+    return _convert_gguf(replace(asked, note=note), path, asset.member_sha256, folder)
 
 
-def _from_gguf(
-    name: str, path: Path, sha256: str, cache: Path, note: str, folder: Path | None = None
-) -> Backbone:
-    folder = folder or _gguf_folder(path, sha256, cache)
+def _find_gguf(asked: Backbone, path: Path, cache: Path) -> Backbone:
+    sha256 = hash_file(check_gguf(path))
+    return _convert_gguf(asked, path, sha256, locate_gguf_folder(path, sha256, cache))
+
+
+def _convert_gguf(asked: Backbone, path: Path, sha256: str, folder: Path) -> Backbone:
+    """The GGUF file `path` as a plain `folder`, made now unless it is there; it comes without code."""
     made_of = fingerprint("gguf", sha256)
     if not (folder / MANIFEST).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
             made = Path(making) / folder.name
-            _dequantize(path, made)
+            dequantize_gguf(path, made)
             (made / MANIFEST).write_text(
-                json.dumps({"source": path.name, "sha256": sha256, "note": note}, indent=1)
+                json.dumps({"source": path.name, "sha256": sha256, "note": asked.note}, indent=1)
             )
-            _move_folder(made, folder)
-    return Backbone(name, str(folder), None, made_of, note)
+            move_gguf_folder(made, folder)
+    return replace(asked, source=str(folder), fingerprint=made_of, trusted=False)

@@ -17,11 +17,10 @@ from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from torch import nn
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.places import default_cache
@@ -29,6 +28,12 @@ from adept_ray.config.validation import fingerprint, load_yaml
 from adept_ray.method.loss import get_compute_policy
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TASKS = Path(__file__).parent / "tasks"
 PAPER = ("paper_general", "paper_math", "paper_medical")
@@ -39,7 +44,7 @@ OFFLINE = tuple(sorted(name for name in OWN if name.startswith("offline_")))
 FILES = (".yaml", ".yml")
 METRICS = ("acc", "exact_match")
 """What counts as right, the first of them that a task has."""
-ERRORS = 2.0  # standard errors above chance from which on a task says something
+ERRORS = 2.0  # standard errors above chance that a task needs to say something
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,38 @@ class TaskItems:
     def __len__(self) -> int:
         return sum(map(len, self.numbers.values()))
 
-    def by_task(self, values: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
-        """Values of all items [N] apart by lm-eval task."""
+    def split_by_task(self, values: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
+        """lm-eval task → its part of the values of all items, [N]."""
         pieces = np.split(np.asarray(values), np.cumsum([len(each) for each in self.numbers.values()])[:-1])
         return dict(zip(self.numbers, pieces, strict=True))
+
+
+Sample = Mapping[str, Any]
+"""An answer as lm-eval gives it: ``doc_id``, ``filter``, ``metrics``, and a number for each metric's name."""
+
+
+class AccuracyRow(TypedDict):
+    """Accuracy on a task or group."""
+
+    task: str
+    items: int
+    accuracy: float
+    """Over all items."""
+    standard_error: float | None
+    """None with a single item."""
+    chance: float | None
+    """Accuracy that takes no knowledge; None where a task has no such number."""
+    tasks: NotRequired[dict[str, float]]
+    """Of a group: task → accuracy."""
 
 
 def draw_items(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, TaskItems]:
     """``validation`` and ``test`` → about `most` items of each named task or group, none in both.
 
-    The items of a task fall into two halves that are the same for every seed, so that what one run chooses by
-    never tests another; `seed` draws within the halves. A group's items are spread evenly over its tasks, at
-    least one of each. Raises :class:`UserError` for an unknown task, for one whose data can't be had and for
-    one that isn't scored by right and wrong answers.
+    The items of a task fall into two halves that are the same for every seed, so that no run is tested on
+    items by which another one chose; `seed` draws within the halves. A group's items are spread evenly over
+    its tasks, at least one of each. Raises :class:`UserError` for an unknown task, for one whose data can't
+    be had and for one that isn't scored by right and wrong answers.
     """
     found = load_tasks(tuple(names), cache)
     numbers: dict[str, dict[str, tuple[int, ...]]] = {"validation": {}, "test": {}}
@@ -96,9 +120,9 @@ def draw_items(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[
     }
 
 
-def fingerprint_items(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int, ...]]) -> str:
+def fingerprint_items(tasks: Mapping[str, Task], numbers: Mapping[str, tuple[int, ...]]) -> str:
     """Fingerprint of items as they are put to a model, in order."""
-    rows: list[Any] = []
+    rows: list[list[object]] = []
     for name, drawn in numbers.items():
         task = tasks[name]
         rows.append([name, *drawn, task.get_config("num_fewshot"), task.get_config("target_delimiter")])
@@ -109,10 +133,10 @@ def fingerprint_items(tasks: Mapping[str, Any], numbers: Mapping[str, tuple[int,
     return fingerprint(rows)
 
 
-def guess_accuracy(task: Any, most: int = 1000) -> float | None:
+def guess_accuracy(task: Task, most: int = 1000) -> float | None:
     """Accuracy of a loaded task, on its first items, that takes no knowledge; None where text is generated.
 
-    Where the options are the same in each item it is that of the commonest answer, given always.
+    Where all items have the same options, it is that of the commonest answer, given always.
     """
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
@@ -126,17 +150,19 @@ def guess_accuracy(task: Any, most: int = 1000) -> float | None:
 
 
 def answer_items(
-    model: nn.Module, tokenizer: Any, items: TaskItems, batch: int, quiet: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: TaskItems,
+    batch: int,
+    quiet: bool = True,
 ) -> np.ndarray:
     """Whether `model` is right on each item, float64 [N]: 0 or 1. Ranks share the work and get it all.
 
-    All ranks work on each item of a `model` that is shared out over them, since each of its passes is theirs.
+    Where ranks hold pieces of the `model`, all of them work on each item, since each pass needs them all.
 
-    `batch` is the number of sequences of a forward pass; `quiet` keeps lm-eval's bars of progress back.
+    `batch` is the number of sequences of a forward pass; `quiet` hides lm-eval's progress bars.
     Raises :class:`UserError` as :func:`draw_items` does.
     """
-    from lm_eval.evaluator import evaluate
-
     every = [(task, number) for task, numbers in items.numbers.items() for number in numbers]
     mine: dict[str, list[int]] = {}
     apart = not is_sharded(model)
@@ -145,19 +171,11 @@ def answer_items(
     right = torch.zeros(len(every), dtype=torch.float64)
     if mine:
         training = model.training
-        with quiet_lm_eval(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
-            cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
-            groups = load_tasks(tuple(items.members), cache).values()
-            found = {task: each for tasks in groups for task, each in tasks.items()}
-            scores: Any = evaluate(
-                wrap_language_model(model, tokenizer, batch),
-                {"tasks": {task: found[task] for task in mine}},
-                samples=mine,
-                bootstrap_iters=0,
-            )
+        with silence_lm_eval(), redirect_stderr(io.StringIO()) if quiet else nullcontext():
+            answers = ask_model(model, tokenizer, items, mine, batch)
         model.train(training)
         place = {item: at for at, item in enumerate(every)}
-        for task, samples in scores["samples"].items():
+        for task, samples in answers.items():
             metric, first = metric_of(samples), samples[0]["filter"]
             for sample in samples:
                 if sample["filter"] == first:
@@ -165,12 +183,34 @@ def answer_items(
     return (sum_over_ranks(right, next(model.parameters()).device) if apart else right).numpy()
 
 
-def metric_of(samples: Sequence[Mapping[str, Any]]) -> str:
+def ask_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: TaskItems,
+    numbers: Mapping[str, list[int]],
+    batch: int,
+) -> dict[str, list[Sample]]:
+    """Task → lm-eval's samples of the items with these `numbers`."""
+    from lm_eval.evaluator import evaluate
+
+    cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
+    groups = load_tasks(tuple(items.members), cache).values()
+    found = {task: each for tasks in groups for task, each in tasks.items()}
+    scores: Any = evaluate(
+        wrap_language_model(model, tokenizer, batch),
+        {"tasks": {task: found[task] for task in numbers}},
+        samples=numbers,
+        bootstrap_iters=0,
+    )
+    return scores["samples"]
+
+
+def metric_of(samples: Sequence[Sample]) -> str:
     """The metric that says whether an answer is right."""
     return next(metric for metric in METRICS if metric in samples[0]["metrics"])
 
 
-def wrap_language_model(model: Any, tokenizer: Any, batch: int) -> Any:
+def wrap_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int) -> HFLM:
     """lm-eval's view of a model that is in memory already."""
     from lm_eval.models.huggingface import HFLM
 
@@ -179,15 +219,15 @@ def wrap_language_model(model: Any, tokenizer: Any, batch: int) -> Any:
 
 
 @lru_cache(maxsize=4)  # a worker scores with the same tasks again and again
-def load_tasks(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Any]]:
+def load_tasks(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Task]]:
     """Name → its lm-eval tasks by name (a group has several). Raises as :func:`draw_items` does."""
-    with quiet_lm_eval():
+    with silence_lm_eval():
         files = {name for name in names if name.endswith(FILES)}
         if missing := sorted(name for name in files if not is_task_file(name)):
             raise UserError(f"task {missing[0]}: no such file")
         others = set(names) - files - OWN
         groups = any("group" in load_yaml(Path(name)) for name in files)  # of tasks that may be lm-eval's own
-        manager = task_manager(TASKS, bool(others) or groups, cache)
+        manager = build_task_manager(TASKS, bool(others) or groups, cache)
         if unknown := sorted(others.difference(manager.all_tasks)):
             raise UserError(f"unknown task '{unknown[0]}': {suggest_names(unknown[0], manager.all_tasks)}")
         return {name: load_task(manager, name) for name in names}
@@ -199,16 +239,16 @@ def is_task_file(name: str) -> bool:
 
 
 @lru_cache(maxsize=4)
-def task_manager(folder: Path, defaults: bool, cache: Path) -> Any:
-    """lm-eval's register of the tasks in a folder and, which takes some seconds, of its own ten thousand."""
+def build_task_manager(folder: Path, defaults: bool, cache: Path) -> TaskManager:
+    """lm-eval's register of the tasks in a folder and, with `defaults`, of its own ten thousand (seconds)."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=folder, include_defaults=defaults, metadata={"cache": str(cache)})
 
 
-def load_task(manager: Any, name: str) -> dict[str, Any]:
-    """The lm-eval tasks of a name, few-shot settings made definite. Raises as :func:`draw_items` does."""
-    # Workers are in folders of their own, so files that a definition names are looked for beside it.
+def load_task(manager: TaskManager, name: str) -> dict[str, Task]:
+    """The lm-eval tasks of a name, with definite few-shot settings. Raises as :func:`draw_items` does."""
+    # Workers run in folders of their own, so look beside a definition for the files that it names.
     beside = chdir(Path(name).parent) if is_task_file(name) else nullcontext()
     try:
         with beside:
@@ -235,23 +275,23 @@ def load_task(manager: Any, name: str) -> dict[str, Any]:
     return tasks
 
 
-def fix_examples(task: Any) -> None:
+def fix_examples(task: Task) -> None:
     """Let the examples before a question depend on the question alone.
 
-    lm-eval draws them one question after the other from one generator: the same question would come with
-    others before and after training, and with another number of workers.
+    lm-eval draws them one question after the other from one generator. So the same question would come with
+    other examples after training, or with another number of workers.
     """
     plain = task.fewshot_context
 
-    def seeded(doc: Any, *rest: Any, **named: Any) -> Any:
+    def draw_by_question(doc: object, *rest: Any, **named: Any) -> Any:
         task.set_fewshot_seed(seed=int(fingerprint(doc), 16))
         return plain(doc, *rest, **named)
 
-    task.fewshot_context = seeded
+    task.fewshot_context = draw_by_question
 
 
 @contextmanager
-def quiet_lm_eval() -> Iterator[None]:
+def silence_lm_eval() -> Iterator[None]:
     """Keep lm-eval, which warns of all it is told, to its errors."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
@@ -262,18 +302,14 @@ def quiet_lm_eval() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def summarise_accuracies(items: TaskItems, right: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
-    """A row for each task or group asked for, `right` being [N].
-
-    ``items``, ``accuracy`` over all of them with its ``standard_error``, ``chance`` (what takes no knowledge,
-    None where a task has no such number), and for a group ``tasks``: task → accuracy.
-    """
-    apart, rows = items.by_task(right), []
+def summarise_accuracies(items: TaskItems, right: Sequence[float] | np.ndarray) -> list[AccuracyRow]:
+    """A row for each task or group asked for; `right` is [N]."""
+    apart, rows = items.split_by_task(right), []
     for name, tasks in items.members.items():
         values = np.concatenate([apart[task] for task in tasks])
         chances = [(items.chance[task], len(apart[task])) for task in tasks]
         known = [chance * count for chance, count in chances if chance is not None]
-        row = {
+        row: AccuracyRow = {
             "task": name if len(tasks) > 1 else tasks[0],  # a file of one task goes by the name in it
             "items": len(values),
             "accuracy": float(values.mean()),

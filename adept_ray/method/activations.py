@@ -9,7 +9,7 @@ and applied to the other, so that neither many features nor a document in many b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -17,10 +17,24 @@ from torch import nn
 
 from adept_ray.method.loss import Batch
 
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
 GRID = 512  # points on which two densities are compared
 MARGIN = 0.5  # how far that grid goes beyond the values, as a share of their range
 TINY = 1e-6
 Places = Sequence[float] | np.ndarray
+
+
+class LayerSeparation(TypedDict):
+    """How far apart a layer keeps both kinds of text."""
+
+    general: list[float]
+    """Place of every general block (see :func:`project_blocks`)."""
+    domain: list[float]
+    """Place of every domain block."""
+    overlap: float
+    """Area under both densities at once (see :func:`measure_overlap`)."""
 
 
 def pool_activations(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
@@ -32,8 +46,9 @@ def pool_activations(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor
     rows = []
     with torch.inference_mode():
         for batch in batches:
-            found: Any = model(**batch, output_hidden_states=True, use_cache=False)
+            found: CausalLMOutputWithPast = model(**batch, output_hidden_states=True, use_cache=False)
             # The first is the embedding; the last one has passed the final norm, as what the head sees.
+            assert found.hidden_states is not None
             layers = torch.stack([states[:, 1:].float().mean(1) for states in found.hidden_states[1:]], 1)
             rows.append(layers.cpu())
     return torch.cat(rows)
@@ -82,9 +97,9 @@ def measure_overlap(general: Places, domain: Places) -> float:
     return float(np.minimum(p, q).sum() * (grid[1] - grid[0]))
 
 
-def measure_separation(general: np.ndarray, domain: np.ndarray) -> list[dict[str, Any]]:
+def measure_separation(general: np.ndarray, domain: np.ndarray) -> list[LayerSeparation]:
     """For each layer the places of all blocks and the overlap of their densities, from [N, layers, d]."""
-    rows = []
+    rows: list[LayerSeparation] = []
     for layer in range(general.shape[1]):
         places = project_blocks(general[:, layer].astype(np.float64), domain[:, layer].astype(np.float64))
         rows.append(

@@ -1,14 +1,13 @@
 """Where a decoder keeps its layers, their output projections and their units.
 
-One table of families. A family that isn't in it is refused: bit-identical expansion was checked
-for those listed and for no other.
+One table of families. A family that isn't in it is refused: bit-identical expansion was checked for the
+listed ones alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -43,8 +42,8 @@ def family_of(model: nn.Module) -> Family:
     return family_of_config(getattr(model, "config", model))
 
 
-def family_of_config(config: Any) -> Family:
-    """The table's entry for a Hugging Face config; raises as :func:`family_of` does.
+def family_of_config(config: object) -> Family:
+    """The table's entry for a Hugging Face config, whatever its class; raises as :func:`family_of` does.
 
     A config class that came with a model belongs to the family whose class it is derived from.
     """
@@ -83,15 +82,15 @@ def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Pa
 
     Raises :class:`UserError` for a layer id that doesn't exist.
     """
-    prefix, blocks = family_of(model).layers, layers_of(model)
+    prefix, every = family_of(model).layers, layers_of(model)
     wanted = sorted(set(layers))
     for layer in wanted:
-        if not 0 <= layer < len(blocks):
-            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {len(blocks) - 1}")
+        if not 0 <= layer < len(every):
+            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {len(every) - 1}")
     return {
         f"{prefix}.{layer}.{name}": parameter
         for layer in wanted
-        for name, parameter in blocks[layer].named_parameters()
+        for name, parameter in every[layer].named_parameters()
     }
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from adept_ray.method.anatomy import (
     output_projections,
 )
 from adept_ray.method.importance import LayerImportance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RECORD = "adept.json"
 
@@ -45,7 +48,7 @@ def added_layers(layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(source + 1 + copies for copies, source in enumerate(sorted(layers)))
 
 
-def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
+def expand(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:
     """Put an identity copy behind each of `layers` (ids in `model`), in place, and freeze all the rest.
 
     The paper's "Selective Expansion via Identity Copy". A copy's output projections are zero, so it adds
@@ -54,15 +57,16 @@ def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     Afterwards only the copies require gradients. Returns the ids of the copies, ascending.
     Raises :class:`UserError` for an unsupported family, an unknown or a repeated layer.
     """
-    family, blocks = family_of(model), layers_of(model)
+    family, originals = family_of(model), layers_of(model)
     chosen = sorted(layers)
     layer_parameters(model, chosen)  # checks that they exist
     if len(set(chosen)) != len(chosen):
         raise UserError(f"layers {chosen}: each layer can be copied once")
-    sources = sorted([*range(len(blocks)), *chosen])  # what each layer of the expanded model is made from
+    sources = sorted([*range(len(originals)), *chosen])  # what each layer of the expanded model is made from
     added = added_layers(chosen)
     expanded = [
-        make_identity_copy(model, blocks[s]) if i in added else blocks[s] for i, s in enumerate(sources)
+        make_identity_copy(model, originals[source]) if i in added else originals[source]
+        for i, source in enumerate(sources)
     ]
     model.requires_grad_(False)
     for new_id, layer in enumerate(expanded):
@@ -76,7 +80,7 @@ def expand(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     return added
 
 
-def make_identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
+def make_identity_copy(model: PreTrainedModel, layer: nn.Module) -> nn.Module:
     """A copy of one of the model's layers that adds exactly 0 to the residual stream."""
     # The config stays shared: a later change of it (the attention implementation, say) is for all layers.
     twin = copy.deepcopy(layer, {id(model.config): model.config})
@@ -87,7 +91,7 @@ def make_identity_copy(model: nn.Module, layer: nn.Module) -> nn.Module:
     return twin
 
 
-def _extend_config(config: Any, per_layer: Sequence[str], sources: Sequence[int]) -> None:
+def _extend_config(config: PreTrainedConfig, per_layer: Sequence[str], sources: Sequence[int]) -> None:
     """Make the config describe layers made from `sources`: their count and every per-layer list."""
     config.num_hidden_layers = len(sources)
     for name in per_layer:
@@ -115,7 +119,10 @@ def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict
 
 
 def export(
-    model: Any, folder: Path | str, tokenizer: Any = None, record: Mapping[str, Any] | None = None
+    model: PreTrainedModel,
+    folder: Path | str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    record: Mapping[str, object] | None = None,
 ) -> Path:
     """Write `model` as a plain Hugging Face folder that ``AutoModelForCausalLM`` loads without remote code.
 

@@ -21,8 +21,8 @@ from adept_ray.method.ranks import sum_over_ranks
 from adept_ray.method.sharding import disable_gradients, gather_whole, is_sharded
 
 Progress = Callable[[int, int], None]
-PROBE_BYTES = 2**30  # what the probe may hold beside the weights
-UNIT_BYTES = 2**33  # what gradients of units may take, and the float32 sums of them
+PROBE_BYTES = 2**30  # that the probe may hold beside the weights
+UNIT_BYTES = 2**33  # that gradients of units may take, and the float32 sums of them
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class LayerImportance:
     decided: tuple[int, ...] = ()
     """Layer ids, least important first, where more than the means was known (see adept_ray.method.race)."""
     reception: tuple[float, ...] = ()
-    """Per layer, how readily a copy of it would take up the domain (see adept_ray.method.reception), if measured."""
+    """Per layer, if measured, how readily its copy takes up the domain (see adept_ray.method.reception)."""
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Layer ids, least important first; by mean, equal ones by id, unless `decided` is given."""
+        """Layer ids, least important first: `decided` if given, else by mean, equal ones by id."""
         by_mean = sorted(range(len(self.mean)), key=lambda layer: (self.mean[layer], layer))
         return self.decided or tuple(by_mean)
 
@@ -80,15 +80,15 @@ def measure_bypass_losses(
     Returns float64 tensors on the CPU: nats [B], tokens [B], increase in nats [len(layers), B]. A bypass
     starts from what entered the bypassed layer in the whole model's pass, so only the layers behind it run.
     """
-    blocks = layers_of(model)
+    every = layers_of(model)
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
     with disable_gradients(model), hold_evaluation_mode(model):
         inputs: list[torch.Tensor] = []
-        with _record_inputs(blocks, inputs):
+        with _record_inputs(every, inputs):
             nats, tokens = next_token_nats(model, batch)
         base = nats.double().cpu()
         for done, layer in enumerate(layers):
-            with _bypass_layer(blocks, layer, inputs[layer]):
+            with _bypass_layer(every, layer, inputs[layer]):
                 increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
             if progress:
                 progress(done + 1, len(layers))
@@ -172,8 +172,8 @@ def unit_importance(
 
     First-order Taylor, the paper's "Unit-wise Neuron Decoupling".
     L is the mean next-token loss over the whole probe. Returns full parameter name → importance of
-    the unit it belongs to, so a weight and its bias share one number. Gradients are kept of `at_once` layers
-    (all of them by default): each such share takes passes of its own.
+    the unit it belongs to, so a weight and its bias share one number. Gradients of `at_once` layers, all by
+    default, are kept at a time: each such share takes passes of its own.
     Raises :class:`UserError` for an unsupported family, an unknown layer or when no token is predicted.
     """
     every = list(batches)
@@ -190,9 +190,9 @@ def measure_taylor_importance(
     parameters: Mapping[str, nn.Parameter],
     group_of: Callable[[str], str],
 ) -> dict[str, float]:
-    """:func:`unit_importance` of any `parameters` (by full name), in groups that their names fall into.
+    """:func:`unit_importance` of any `parameters` (by full name), in the groups that `group_of` gives names.
 
-    What ``.grad`` held before it holds afterwards, so no gradient of the probe can reach an optimizer.
+    Afterwards every ``.grad`` is what it was before, so no gradient of the probe can reach an optimizer.
     Raises :class:`UserError` when no token is predicted.
     """
     if not parameters:
@@ -224,10 +224,10 @@ def measure_taylor_importance(
 def compute_gradient(
     loss: torch.Tensor, model: nn.Module, parameters: Sequence[nn.Parameter]
 ) -> Sequence[torch.Tensor]:
-    """Gradient of `loss` in `parameters`; of a model that is shared out its pieces, summed over ranks."""
+    """Gradient of `loss` in `parameters`, summed over ranks where those hold pieces of the model."""
     if not is_sharded(model):
         return torch.autograd.grad(loss, parameters)
-    # The pieces are no part of the graph: FSDP puts the layers together, and writes to the pieces' ``.grad``.
+    # The pieces are no part of the graph. FSDP puts the layers together, and writes to the pieces' ``.grad``.
     every = list(model.parameters())
     kept = [parameter.grad for parameter in every]
     for parameter in every:
@@ -236,8 +236,9 @@ def compute_gradient(
     found = [parameter.grad for parameter in parameters]
     for parameter, gradient in zip(every, kept, strict=True):
         parameter.grad = gradient
-    assert all(gradient is not None for gradient in found)
-    return found  # type: ignore[return-value]
+    slopes = [gradient for gradient in found if gradient is not None]
+    assert len(slopes) == len(found)
+    return slopes
 
 
 @contextmanager

@@ -6,23 +6,26 @@ domain. Its steps, by the paper's headings:
 
 - *Skill units*: the LoRA pair (A, B) of one projection.
 - *Skill localization*: while training, the sensitivity |w·∂L/∂w| of every weight is smoothed over steps,
-  and so is its distance from that mean; their product, averaged over a unit, is the unit's importance to
-  the domain: :func:`smooth_sensitivity`. The importance to general text is the plain mean sensitivity on the general
-  probe, since no training on it was there to be watched.
-- *Skill consolidation*: a unit among the most important to general text alone goes back to what it was, one
-  to the domain alone stays as trained, one to both is a weighted average, one to neither the plain average:
-  :func:`consolidate_skills`.
+  and so is its distance from that mean. Their product, averaged over a unit, is the unit's importance to
+  the domain: :func:`smooth_sensitivity`. The importance to general text is the plain mean sensitivity on the
+  general probe, since no training on general text could be watched.
+- *Skill consolidation*: a unit that is among the most important to general text alone goes back to what it
+  was. One to the domain alone stays as trained, one to both becomes a weighted average, and one to
+  neither the plain average: :func:`consolidate_skills`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from adept_ray.method.sharding import gather_whole
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
 
 SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
 TOP = 0.2  # share of the units that count as important
@@ -30,7 +33,7 @@ KEPT = 0.5  # weight of the backbone's unit where it matters to both; the paper 
 SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
 
 
-def add_lora(model: nn.Module, rank: int, seed: int) -> Any:
+def add_lora(model: nn.Module, rank: int, seed: int) -> LoraModel:
     """Put LoRA (arXiv 2106.09685) beside every projection of every layer, in place, and freeze all the rest.
 
     A is drawn with `seed`, B is zero, alpha is twice the rank. Returns peft's model, which can merge it.
@@ -64,10 +67,10 @@ def smooth_sensitivity(parameters: Mapping[str, nn.Parameter], optimizer: torch.
         state[UNCERTAINTY].lerp_((now - state[SENSITIVITY]).abs(), 1 - SMOOTHING)
 
 
-def domain_importance(
+def measure_domain_importance(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
-    """Importance of every skill unit to what was trained on: mean of sensitivity times uncertainty."""
+    """Importance of every skill unit to the text trained on: mean of sensitivity times uncertainty."""
     states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
     return average_by_skill({name: (s[SENSITIVITY] * s[UNCERTAINTY]) for name, s in states.items()})
 
@@ -90,11 +93,11 @@ def consolidate_skills(
     domain: Mapping[str, float],
     general: Mapping[str, float],
 ) -> dict[str, float]:
-    """Average trained skill units with what they were `before`, by their importance; in place.
+    """Average trained skill units with those from `before`, weighted by their importance; in place.
 
     Returns skill unit → the weight of the trained side, 0, ½, 1 - KEPT or 1.
     """
-    to_domain, to_general = pick_top(domain), pick_top(general)
+    to_domain, to_general = pick_most_important(domain), pick_most_important(general)
     weights = {}
     for skill in domain:
         if skill in to_domain:
@@ -107,7 +110,7 @@ def consolidate_skills(
     return weights
 
 
-def pick_top(importance: Mapping[str, float]) -> set[str]:
+def pick_most_important(importance: Mapping[str, float]) -> set[str]:
     """The most important skill units: a share TOP of them, at least one."""
     count = max(1, round(TOP * len(importance)))
     return set(sorted(importance, key=lambda skill: (-importance[skill], skill))[:count])

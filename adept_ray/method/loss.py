@@ -19,21 +19,19 @@ IGNORED = -100
 # getting that takes as long as the loss itself; a piece fits its cache.
 CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
 POLICY_ATTRIBUTE = "adept_computing"
-MAX_COMPILED_CODES = (
-    64  # that one class of layers is compiled to, at most; beyond that torch runs it as it is
-)
+MAX_COMPILED_CODES = 64  # of one class of layers; beyond that torch runs a layer as it is
 
 
 @dataclass(frozen=True)
 class ComputePolicy:
-    """How the passes of a model are made, where that isn't the plain way; set it with :func:`set_compute_policy`."""
+    """How the passes of a model are made, where that isn't the plain way (see :func:`set_compute_policy`)."""
 
     autocast: torch.dtype | None = None
-    """Type to compute in, where weights of another type are among those that are trained."""
+    """Type to compute in, where some trained weights have another type."""
     recomputed: Sequence[nn.Module] = ()
     """Layers whose activations are computed again for the gradient and not kept (gradient checkpointing)."""
     compiled: Sequence[nn.Module] = ()
-    """Layers that run by torch.compile where a gradient is wanted."""
+    """Layers that run by torch.compile where a gradient is needed."""
 
 
 def set_compute_policy(model: nn.Module, how: ComputePolicy) -> None:
@@ -55,7 +53,7 @@ def apply_compute_policy(model: nn.Module) -> Iterator[None]:
     if compiled:  # every time: what is set there holds for one thread
         torch._dynamo.config.recompile_limit = max(MAX_COMPILED_CODES, torch._dynamo.config.recompile_limit)
     for layer in compiled:
-        kind: Any = type(layer)
+        kind: Any = type(layer)  # mypy takes modules for unhashable
         layer.forward = partial(compile_forward(kind), layer)
     for layer in recomputed:
         # There is no dropout outside of training mode, so no random numbers have to be drawn again.
@@ -69,12 +67,12 @@ def apply_compute_policy(model: nn.Module) -> Iterator[None]:
 
 
 @cache
-def compile_forward(kind: Any) -> Callable[..., Any]:
-    """What a layer of that class computes, by torch.compile, with the layer as its first argument.
+def compile_forward(kind: type[nn.Module]) -> Callable[..., object]:
+    """The forward pass of layers of that class, by torch.compile; the layer is its first argument.
 
-    All layers of a class, of all models that this process trains, share what was compiled: a code for each
-    way in which they differ (frozen or not, kind of attention, …), and for batches of one sequence, of the
-    first size and, from the second other size on, of any.
+    All layers of a class, of all models that this process trains, share what was compiled. There is a code
+    for each way in which they differ (frozen or not, kind of attention, …). And there is one for batches of
+    one sequence, one for those of the first size and, from the second other size on, one for any size.
     """
     return torch.compile(kind.forward)
 

@@ -1,15 +1,15 @@
 """What a training will take, before any weight is loaded: parameters, memory by part, operations per token.
 
-Nothing here is a formula for an architecture: the model itself is built of tensors without data, made ready
+Nothing here is a formula for an architecture. The model itself is built of tensors without data, made ready
 as the training will make it, and run once. Autograd then says what it keeps for the gradient, and torch
 counts the operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,9 +20,11 @@ from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.fit import Fit
 from adept_ray.method.importance import UNIT_BYTES
-from adept_ray.method.sharding import build_skeleton
-from adept_ray.method.tracing import OUTSIDE, build_traceable, growing_bytes, trace_pass
-from adept_ray.method.tuning import build_tuning
+from adept_ray.method.tracing import OUTSIDE, Trace, count_growing_bytes, make_traceable, trace_pass
+from adept_ray.method.tuning import Tuning, build_tuning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GIB = 2**30
 # Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
@@ -43,7 +45,7 @@ class MemoryPlan:
     weights: int
     """Frozen weights in the backbone's type, trained ones in float32."""
     gradients: int
-    """Gradients, or when units are measured again what that takes at a time."""
+    """Gradients, or what measuring units again takes at a time where that is more."""
     optimizer: int
     """AdamW's two moments."""
     casts: int
@@ -55,42 +57,42 @@ class MemoryPlan:
     logits: int
     """The gradient of one sequence's logits."""
     gathered: int
-    """What of a model that is shared out over workers is put together at a time, and one layer's gradient."""
+    """The part of a model in pieces that workers put together at a time, and one layer's gradient."""
     forward_flops: float
     """Operations of the forward pass per token; a multiplication and an addition count as two."""
     flops: float
     """Operations of a training step per token, nothing computed twice."""
 
-    def activations(self, sequences: int, fit: Fit) -> int:
+    def count_activations(self, sequences: int, fit: Fit) -> int:
         """Bytes that so many sequences in a forward pass keep, and the gradient of their logits."""
         return sequences * ((self.recomputed if fit.recompute else self.kept) + self.logits)
 
-    def memory(self, sequences: int, fit: Fit, workers: int = 1, on_gpus: bool = True) -> int:
+    def count_memory(self, sequences: int, fit: Fit, workers: int = 1, on_gpus: bool = True) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
-        passing = self.casts + self.activations(sequences, fit)
+        passing = self.casts + self.count_activations(sequences, fit)
         held = self.weights + self.gradients + self.optimizer
         if fit.sharded:
-            return held // workers + self.gathered + self.dealt_from(on_gpus) + passing
+            return held // workers + self.gathered + self.count_whole_copy(on_gpus) + passing
         # Gradients travel in one piece; activations are gone by then.
         travelling = 4 * self.trained if workers > 1 else 0
         return held + max(passing, travelling)
 
-    def dealt_from(self, on_gpus: bool) -> int:
-        """The whole model, from which the first worker deals the others their parts.
+    def count_whole_copy(self, on_gpus: bool) -> int:
+        """Bytes of the whole model, from which the first worker deals the others their pieces.
 
-        It lies in a machine's memory, which is that of the worker where that computes on CPUs.
+        It lies in a machine's memory, which is the worker's own where that computes on CPUs; else 0.
         """
         return 0 if on_gpus else self.weights
 
-    def peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
-        """The same at the worse of the numbers of workers that the machine may have."""
+    def find_peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
+        """:meth:`count_memory` at the worse of the numbers of workers that the machine may have."""
         numbers, on_gpus = (machine.fewest_workers, machine.workers), machine.on_gpus
-        return max(self.memory(sequences, fit, workers, on_gpus) for workers in numbers)
+        return max(self.count_memory(sequences, fit, workers, on_gpus) for workers in numbers)
 
-    def least(self, machine: Machine, sequences: int) -> int:
-        """The same in the way that takes least, where activations are computed again."""
-        ways = (replace(fit, recompute=True) for fit in allowed_fits(machine))
-        return min(self.peak(machine, sequences, fit) for fit in ways)
+    def find_lowest_peak(self, machine: Machine, sequences: int) -> int:
+        """:meth:`find_peak` of the allowed fit that takes least, where activations are computed again."""
+        fits = (replace(fit, recompute=True) for fit in list_allowed_fits(machine))
+        return min(self.find_peak(machine, sequences, fit) for fit in fits)
 
     @property
     def share(self) -> float:
@@ -99,51 +101,58 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Any,
-    training: TrainingSpec,
-    layers: Sequence[int],
-    seq_len: int,
-    dtype: str = "float32",
-    trusted: bool = False,
-    revision: str | None = None,
+    skeleton: PreTrainedModel, training: TrainingSpec, layers: Sequence[int], seq_len: int
 ) -> MemoryPlan:
-    """What `training` of `layers` takes for a model of that Hugging Face `config`, held in `dtype`.
+    """What `training` of `layers` takes for a model in the type of its `skeleton` (shapes without data).
 
-    `trusted` and `revision` are those of :func:`~adept_ray.method.sharding.build_skeleton`. No memory is taken and nothing
-    is computed. Raises :class:`UserError` as :func:`~adept_ray.method.tuning.build_tuning` does.
+    The skeleton is used up: it becomes what is trained. No memory is taken and nothing is computed.
+    Raises :class:`UserError` as :func:`~adept_ray.method.tuning.build_tuning` does.
     """
-    model = build_traceable(config, dtype, trusted, revision)
+    itemsize = skeleton.dtype.itemsize
+    model = make_traceable(skeleton)
     with torch.device("meta"):
         before = count_scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
         tuning = build_tuning(model, training, layers, units, seed=0)
     whole, half = trace_pass(model, seq_len), trace_pass(model, seq_len // 2, gradient=False)
-    kept = {layer: growing_bytes(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
     parameters, trained = list(model.parameters()), count_scalars(tuning.parameters.values())
-    itemsize = getattr(torch, dtype).itemsize
     weights = sum(p.numel() * p.dtype.itemsize for p in parameters)
-    inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
-    measuring = min(8 * trained, UNIT_BYTES) if tuning.rated else 0
+    kept, recomputed = _count_kept_bytes(whole, half, seq_len)
     return MemoryPlan(
         parameters=count_scalars(parameters),
         added=count_scalars(parameters) - before,
         trained=trained,
         weights=weights,
-        gradients=max(4 * trained, measuring),
+        gradients=_count_gradient_bytes(tuning, trained),
         optimizer=8 * trained,
         casts=itemsize * trained if itemsize < 4 else 0,
-        kept=sum(kept.values()),
-        # of each layer its input, and while the gradient passes it all that it keeps
-        recomputed=kept[OUTSIDE] + sum(whole.streams[layer] for layer in inside) + max([0, *inside.values()]),
+        kept=kept,
+        recomputed=recomputed,
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
-        gathered=max_gathered_bytes(model, weights),
+        gathered=count_gathered_bytes(model, weights),
         forward_flops=whole.forward / seq_len,
         flops=whole.both / seq_len,
     )
 
 
-def max_gathered_bytes(model: nn.Module, weights: int) -> int:
-    """What is whole at a time of a `model` of so many bytes that is shared out over workers.
+def _count_kept_bytes(whole: Trace, half: Trace, seq_len: int) -> tuple[int, int]:
+    """Bytes that a sequence keeps for the gradient, and those where layers are computed again.
+
+    A layer that is computed again keeps its input, and while the gradient passes it all that it would.
+    """
+    kept = {layer: count_growing_bytes(half.kept[layer], size, seq_len) for layer, size in whole.kept.items()}
+    inside = {layer: size for layer, size in kept.items() if layer != OUTSIDE and size}
+    inputs = sum(whole.streams[layer] for layer in inside)
+    return sum(kept.values()), kept[OUTSIDE] + inputs + max([0, *inside.values()])
+
+
+def _count_gradient_bytes(tuning: Tuning, trained: int) -> int:
+    """Bytes of float32 gradients, or of what measuring units again takes at a time if that is more."""
+    return max(4 * trained, min(8 * trained, UNIT_BYTES) if tuning.rated else 0)
+
+
+def count_gathered_bytes(model: nn.Module, weights: int) -> int:
+    """Bytes that are whole at a time of a `model` of so many bytes `weights` whose workers hold pieces.
 
     All that lies outside of layers, the layer that runs and the one after it, and a trained layer's gradient.
     """
@@ -167,9 +176,9 @@ class InferenceCost:
     """Operations without the added layers."""
 
 
-def measure_inference(config: Any, added: Sequence[int], seq_len: int) -> InferenceCost:
-    """What a model of that Hugging Face `config` takes to run; `added` are the layers to do without."""
-    model = build_traceable(config).requires_grad_(False)
+def measure_inference(skeleton: PreTrainedModel, added: Sequence[int], seq_len: int) -> InferenceCost:
+    """What a model takes to run, with the layers `added` and without; its `skeleton` is used up."""
+    model = make_traceable(skeleton).requires_grad_(False)
     parameters, flops = count_scalars(model.parameters()), trace_pass(model, seq_len).forward
     layers = layers_of(model)
     for layer in sorted(added, reverse=True):
@@ -179,17 +188,13 @@ def measure_inference(config: Any, added: Sequence[int], seq_len: int) -> Infere
     return InferenceCost(parameters, less, flops / seq_len, trace_pass(model, seq_len).forward / seq_len)
 
 
-def count_layer_parameters(
-    config: Any, trusted: bool = False, revision: str | None = None
-) -> tuple[int, list[int]]:
-    """Scalars of a model of that Hugging Face `config`, and of each of its layers; no memory is taken."""
-    model = build_skeleton(config, "float32", trusted, revision)
-    return count_scalars(model.parameters()), [
-        count_scalars(layer.parameters()) for layer in layers_of(model)
-    ]
+def count_layer_parameters(skeleton: nn.Module) -> tuple[int, list[int]]:
+    """Scalars of a model and of each of its layers, from its `skeleton` (shapes without data)."""
+    layers = [count_scalars(layer.parameters()) for layer in layers_of(skeleton)]
+    return count_scalars(skeleton.parameters()), layers
 
 
-def count_scalars(parameters: Any) -> int:
+def count_scalars(parameters: Iterable[torch.Tensor]) -> int:
     """Number of scalars; a shared tensor counts once."""
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())
 
@@ -197,26 +202,26 @@ def count_scalars(parameters: Any) -> int:
 def choose_fit(needs: MemoryPlan, machine: Machine, memory: int, what: str) -> Fit:
     """How a training that `needs` so much is made to fit into workers of `memory` bytes.
 
-    Plain where that fits, else with activations computed again, else shared out over the workers, as far as
-    its settings allow it. Raises :class:`UserError` for what doesn't fit, with what would.
+    Plain where that fits, else with activations computed again, else in pieces on the workers, as far as its
+    settings allow it. Raises :class:`UserError` for what doesn't fit, with what would.
     """
     if machine.sharding == "on" and machine.fewest_workers < 2:
         raise UserError(
             "--sharding on shares a model out over workers, so give it at least --workers 2"
             + (" and --min-workers 2" if machine.min_workers else "")
         )
-    ways = allowed_fits(machine)
-    for fit in ways:
-        if needs.peak(machine, machine.micro_batch, fit) <= SLACK * memory:
+    fits = list_allowed_fits(machine)
+    for fit in fits:
+        if needs.find_peak(machine, machine.micro_batch, fit) <= SLACK * memory:
             return fit
-    takes = min(needs.peak(machine, machine.micro_batch, fit) for fit in ways) / SLACK / GIB
+    takes = min(needs.find_peak(machine, machine.micro_batch, fit) for fit in fits) / SLACK / GIB
     raise UserError(
         f"{what} with --micro-batch {machine.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
         f"{memory / GIB:.1f} GiB: {advise_size(needs, machine, memory)}"
     )
 
 
-def allowed_fits(machine: Machine) -> list[Fit]:
+def list_allowed_fits(machine: Machine) -> list[Fit]:
     """The ways to make a training fit that the machine's settings allow, the fastest first."""
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
     shared = switches[machine.sharding] if machine.fewest_workers > 1 else (False,)
@@ -225,20 +230,22 @@ def allowed_fits(machine: Machine) -> list[Fit]:
 
 
 def advise_size(needs: MemoryPlan, machine: Machine, memory: int) -> str:
-    """What would make fit what doesn't: the smallest change that does."""
+    """The smallest change that makes a training fit which doesn't."""
     usable, on_gpus = SLACK * memory, machine.on_gpus
     sequences = range(machine.micro_batch, 0, -1)
-    fewer = next((n for n in sequences if needs.least(machine, n) <= usable), 0)
+    fewer = next((n for n in sequences if needs.find_lowest_peak(machine, n) <= usable), 0)
     if fewer == machine.micro_batch:
         return "drop --activation-checkpointing off"
     if fewer:
         return f"use --micro-batch {fewer}"
     shared = Fit(recompute=True, sharded=True)
     wider = [
-        n for n in WIDTHS if n > machine.fewest_workers and needs.memory(1, shared, n, on_gpus) <= usable
+        n
+        for n in WIDTHS
+        if n > machine.fewest_workers and needs.count_memory(1, shared, n, on_gpus) <= usable
     ]
     if wider and machine.sharding != "off":
         fewest = f" --min-workers {wider[0]}" if machine.min_workers else ""
         return f"use --workers {wider[0]}{fewest}, over which the model is shared out, with --micro-batch 1"
-    size = needs.least(machine, 1) / SLACK / GIB
+    size = needs.find_lowest_peak(machine, 1) / SLACK / GIB
     return f"use fewer layers, shorter blocks (--seq-len) or workers of at least {size:.1f} GiB"

@@ -21,8 +21,8 @@ def place_layers(
     - ``guided``: the k least important, S_k (the paper's).
     - ``stratified``: the least important layer of each of k equal bands of depth (ours).
     - ``receptive``: the layer of each of those bands whose copy would take up the domain most readily (see
-      :mod:`adept_ray.method.reception`), the most important quarter of all layers left out where a band has others
-      (ours).
+      :mod:`adept_ray.method.reception`). The most important quarter of all layers is left out where a band
+      has others (ours).
     - ``uniform``: the last layer of each of k equal bands, as LLaMA-Pro (arXiv 2401.02415, section 3.1).
     - ``deepest``: the last k layers.
     - ``random``: k layers drawn with `seed`.
@@ -34,7 +34,7 @@ def place_layers(
     layers = len(importance.mean)
     check_depth(k, layers)
     left = layers - offset
-    if k and (left < k or (placement == "uniform" and offset > band_end(0, k, layers))):
+    if k and (left < k or (placement == "uniform" and offset > find_band_end(0, k, layers))):
         banded = placement in ("stratified", "receptive", "uniform")
         left_over = "a band without a layer" if banded else f"{max(left, 0)} layers to choose from"
         raise UserError(
@@ -51,7 +51,7 @@ def place_layers(
         best = pick_least_important if placement == "stratified" else pick_most_receptive
         chosen = [best(importance, band) for band in bands]
     elif placement == "uniform":
-        chosen = [band_end(band, k, layers) - offset for band in range(k)]
+        chosen = [find_band_end(band, k, layers) - offset for band in range(k)]
     elif placement == "deepest":
         chosen = list(range(left - k, left))
     else:
@@ -73,13 +73,13 @@ def pick_most_receptive(importance: LayerImportance, band: Sequence[int]) -> int
     return max(allowed, key=lambda layer: (importance.reception[layer], -layer))
 
 
-def band_end(band: int, k: int, layers: int) -> int:
+def find_band_end(band: int, k: int, layers: int) -> int:
     """Last layer of a band (0-based) of k equal ones; ends that fall between two layers go to the upper."""
     return int((band + 1) * layers / k - 0.5)
 
 
 def resolve_layers(importance: LayerImportance, training: TrainingSpec, seed: int) -> tuple[int, ...]:
-    """The layers that `training` copies (or tunes): those it names, or :func:`place_layers` with its settings.
+    """The layers that `training` copies (or tunes): those it names, or those of :func:`place_layers`.
 
     Raises :class:`UserError` for a named layer that the model doesn't have, and as :func:`place_layers` does.
     """

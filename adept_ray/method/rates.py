@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -35,12 +35,12 @@ def unit_scales(
     for unit, value in units.items():
         if not math.isfinite(value):
             raise UserError(f"the importance of {unit} is {value}: the probe must give finite numbers")
-    normalized = _normalize(units, normalization)
+    normalized = _normalize_importance(units, normalization)
     slowed = {unit: value if sign == "protect" else 1 - value for unit, value in normalized.items()}
     return {name: 2 * (1 - slowed[unit_of(name)]) for name in importance}
 
 
-def mean_scales(scales: Mapping[str, float]) -> dict[str, float]:
+def average_scales(scales: Mapping[str, float]) -> dict[str, float]:
     """Mean scale of the units of each kind (``q_proj`` … ``down_proj``, all norms as ``norm``).
 
     `scales` goes by parameter name, as :func:`unit_scales` returns it.
@@ -52,16 +52,17 @@ def mean_scales(scales: Mapping[str, float]) -> dict[str, float]:
 
 
 def average_by_sublayer(importance: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Importances at granularity ``block``: a layer's attention, its mlp, its norms.
+    """Importances at granularity ``block``, the config's word for a part of a layer that shares one rate.
 
-    As for a unit, it is the mean over all scalars: each unit's importance counts by its `sizes` (parameter
-    name → number of scalars). Parameter names stay, so rates and groups follow as they do without.
+    The parts are a layer's attention, its mlp, and all its norms together. As for a unit, the importance of a
+    part is the mean over all scalars: each unit's counts by its `sizes` (parameter name → number of scalars).
+    Parameter names stay, so rates and groups follow as they do without.
     """
     sums: dict[str, list[float]] = {}
     for name, value in importance.items():
-        block = sums.setdefault(sublayer_of(name), [0.0, 0])
-        block[0] += value * sizes[name]
-        block[1] += sizes[name]
+        total = sums.setdefault(sublayer_of(name), [0.0, 0])
+        total[0] += value * sizes[name]
+        total[1] += sizes[name]
     return {name: sums[sublayer_of(name)][0] / sums[sublayer_of(name)][1] for name in importance}
 
 
@@ -72,20 +73,22 @@ def unit_rates(
     return {name: base_lr * scale for name, scale in unit_scales(importance, normalization).items()}
 
 
-def _normalize(units: Mapping[str, float], normalization: Normalization) -> dict[str, float]:
+def _normalize_importance(units: Mapping[str, float], normalization: Normalization) -> dict[str, float]:
     if normalization == "none":
         return dict.fromkeys(units, UNINFORMED)
     if normalization == "rank":
-        return _ranks(units)
+        return _rank_values(units)
     if normalization == "minmax":
-        return _minmax(units)
+        return _scale_between_ends(units)
     if normalization == "minmax_by_kind":
         norms = {unit: value for unit, value in units.items() if is_norm(unit)}
-        return _minmax(norms) | _minmax({u: v for u, v in units.items() if u not in norms})
+        return _scale_between_ends(norms) | _scale_between_ends(
+            {u: v for u, v in units.items() if u not in norms}
+        )
     raise UserError(f"unknown normalization '{normalization}': use rank, minmax, minmax_by_kind or none")
 
 
-def _ranks(units: Mapping[str, float]) -> dict[str, float]:
+def _rank_values(units: Mapping[str, float]) -> dict[str, float]:
     """Average rank of each value over [0, 1]; ties share theirs, so the mean is 1/2 whatever the ties."""
     ordered = sorted(units.values())
     if len(ordered) < 2:
@@ -95,7 +98,7 @@ def _ranks(units: Mapping[str, float]) -> dict[str, float]:
     return {unit: (first[v] + last[v]) / 2 / (len(ordered) - 1) for unit, v in units.items()}
 
 
-def _minmax(units: Mapping[str, float]) -> dict[str, float]:
+def _scale_between_ends(units: Mapping[str, float]) -> dict[str, float]:
     if not units:
         return {}
     low, high = min(units.values()), max(units.values())
@@ -104,16 +107,25 @@ def _minmax(units: Mapping[str, float]) -> dict[str, float]:
     return {unit: (value - low) / (high - low) for unit, value in units.items()}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+class OptimizerGroup(TypedDict):
+    """A group of an optimizer, as torch takes it."""
+
+    unit: str
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[OptimizerGroup]:
     """One optimizer group per unit of what `model` trains, each with its ``unit`` name.
 
-    Norms and biases get no weight decay; where that parts a bias from its matrix, the unit has a
-    second group of the same name and rate. Every trainable parameter is in exactly one group.
+    Norms and biases get no weight decay. Where that parts a bias from its matrix, the unit has a second
+    group of the same name and rate. Every trainable parameter is in exactly one group.
     """
-    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    groups: dict[tuple[str, float], OptimizerGroup] = {}
     for name, parameter in trainable_parameters(model).items():
         unit, decay = unit_of(name), weight_decay if parameter.ndim > 1 else 0.0
-        group = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
+        group: OptimizerGroup = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
         groups.setdefault((unit, decay), group)["params"].append(parameter)
     return list(groups.values())
 

@@ -12,6 +12,8 @@ import numpy as np
 from adept_ray.config.specs import ScoreWeights
 
 SIDES = ("general", "domain")
+Metrics = dict[str, Any]
+"""Name → number, text, list or table: what a report says, as JSON holds it."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ def compare_losses(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> C
     """Compare the losses of the same documents before and after training; all arrays are [D].
 
     The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
-    with a single one. What is drawn at random are documents: a document's tokens aren't independent of each
-    other.
+    with a single one. Documents are drawn at random: the tokens of one aren't independent of each other.
     """
     kept = float(after.sum() / before.sum())
     pulls = 100 * (kept * before - after) / float(before.sum())
@@ -63,7 +64,7 @@ def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
 def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
     """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
 
-    Of the difference of two changes measured on the same ones it is that of the differences of their pulls.
+    For the difference of two changes on the same documents, give the differences of their pulls.
     """
     count = len(pulls)
     square = float((np.asarray(pulls) ** 2).sum())
@@ -73,8 +74,8 @@ def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
 def combine_changes(general: Change, domain: Change, weights: ScoreWeights) -> tuple[float, float]:
     """Score w_g·Δ_general + w_d·Δ_domain (0 for the untouched backbone) and its standard error.
 
-    Where a general gain isn't paid for, it takes its error with it only once it is larger than that: a
-    smaller one may be a loss.
+    Where a general gain doesn't count, its error doesn't either once the gain is larger than that: a smaller
+    gain may be a loss.
     """
     score = weigh_changes(general.delta, domain.delta, weights)
     counts = not weights.retain or not general.delta > general.standard_error
@@ -90,15 +91,15 @@ def weigh_changes(general: float, domain: float, weights: ScoreWeights) -> float
 
 
 def count_general(delta: float, weights: ScoreWeights) -> float:
-    """What of a general change counts."""
+    """The part of a general change that counts."""
     return min(delta, 0.0) if weights.retain else delta
 
 
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
     """Standard error of the difference of two trials' scores, paired document by document.
 
-    Both are metrics as :func:`score_model` makes them, on the same text. Without their ``pulls`` (in a table
-    that was read from a file) the two scores' errors add up as if they were independent, which is more.
+    Both are metrics as :func:`score_model` makes them, on the same text. A table that was read from a file
+    has no ``pulls``: then the two scores' errors add up as if they were independent, which is more.
     """
     if not one.get("pulls") or not other.get("pulls"):
         return math.hypot(one["score_se"], other["score_se"])

@@ -1,7 +1,7 @@
-"""A model shared out over all ranks, where none can hold it whole (FSDP2, arXiv 2304.11277; pure torch).
+"""A model in pieces on all ranks, where none can hold it whole (FSDP2, arXiv 2304.11277; pure torch).
 
-Every rank keeps a piece of each parameter, of its gradient and of the optimizer's state. A layer is put
-together when it runs and let go of afterwards, so all ranks have to make the same passes: see
+Every rank keeps a piece of each parameter, of its gradient and of the optimizer's state. The ranks put a
+layer together when it runs and let go of it afterwards, so all of them have to make the same passes: see
 :func:`adept_ray.method.ranks.split_over_ranks`. Gradients are summed over ranks on the way back.
 """
 
@@ -11,7 +11,7 @@ import copy
 import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,33 +24,32 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.ranks import rank, world_size
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-def build_skeleton(config: Any, dtype: str, trusted: bool = False, revision: str | None = None) -> Any:
+
+def build_skeleton(
+    config: PreTrainedConfig, dtype: str = "float32", kind: type[PreTrainedModel] | None = None
+) -> PreTrainedModel:
     """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data.
 
-    Python code of the `revision` from which the config came is run if it is `trusted`.
+    `kind` is its class where that came with the model as Python code; else transformers has one.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    own = (getattr(config, "auto_map", None) or {}).get(AutoModelForCausalLM.__name__)
+    own, values = copy.deepcopy(config), getattr(torch, dtype)
     with torch.device("meta"):
-        if trusted and own:  # `from_config` would take the newest code of a hub id
-            kind: Any = get_class_from_dynamic_module(own, config.name_or_path, revision=revision)
-            model = kind._from_config(copy.deepcopy(config), dtype=getattr(torch, dtype))
-        else:
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=getattr(torch, dtype), trust_remote_code=False
-            )
-    return model.eval()
+        if kind is not None:
+            return kind._from_config(own, dtype=values).eval()
+        return AutoModelForCausalLM.from_config(own, dtype=values, trust_remote_code=False).eval()
 
 
 def shard_model(model: nn.Module, whole: nn.Module | None, device: torch.device) -> None:
     """Share `model` out over all ranks, in place, with the weights of `whole`.
 
-    `model` has the same shapes on every rank and no data (see :func:`build_skeleton`); `whole` is that model with
-    data on the CPU of the first rank, None on the others, and stays as it is. Every rank keeps its pieces on
-    `device`, the frozen and the trained ones alike.
+    `model` has the same shapes on every rank and no data (see :func:`build_skeleton`). `whole` is that model
+    with data on the CPU of the first rank, None on the others; it stays as it is. Every rank keeps its pieces
+    on `device`, the frozen and the trained ones alike.
     """
     gc.collect()  # pieces of an earlier model lie in cycles, and there may be no room for two
     mesh = init_device_mesh(device.type, (world_size(),))
@@ -78,10 +77,10 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def disable_gradients(model: nn.Module) -> AbstractContextManager[Any]:
-    """Within this nothing is kept for a gradient.
+def disable_gradients(model: nn.Module) -> AbstractContextManager[object]:
+    """A context in which nothing is kept for a gradient.
 
-    FSDP keeps buffers from one pass to the next, and those made in inference mode no training could fill.
+    FSDP keeps buffers from one pass to the next, and no training could fill those made in inference mode.
     """
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
@@ -92,7 +91,7 @@ def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A plain `tensor` that all ranks hold, cut as `like` is if that is shared out, on its device."""
+    """A plain `tensor`, which all ranks hold, on the device of `like`, and in pieces if `like` is."""
     here = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return here
@@ -100,7 +99,7 @@ def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole tensors on the first rank, on the CPU if they were shared out; all ranks must call this."""
+    """The whole tensors on the first rank, on the CPU if they were in pieces; all ranks must call this."""
     found = {}
     for name, tensor in tensors.items():
         together = gather_whole(tensor.detach())

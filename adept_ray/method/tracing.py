@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,31 +14,31 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.sharding import build_skeleton
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Shape = torch.Size
 PLANNED = "adept_planned"  # name of an attention without masks
 OUTSIDE = -1  # stands for what lies in no layer
 
 
-def build_traceable(
-    config: Any, dtype: str = "float32", trusted: bool = False, revision: str | None = None
-) -> Any:
-    """A model of that Hugging Face `config` without data, ready to be traced."""
+def make_traceable(skeleton: PreTrainedModel) -> PreTrainedModel:
+    """`skeleton` (a model without data), in place, with an attention that a pass without data can run."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     # A pass without data can't see that no sequence is packed in another, and would make a mask for that.
     AttentionInterface.register(PLANNED, sdpa_attention_forward)
     AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
-    model = build_skeleton(config, dtype, trusted, revision)
-    if model.config._attn_implementation == "sdpa":
+    if skeleton.config._attn_implementation == "sdpa":
         with torch.device("meta"):
-            model.set_attn_implementation(PLANNED)
-    return model
+            skeleton.set_attn_implementation(PLANNED)
+    return skeleton
 
 
-def growing_bytes(half: int, whole: int, seq_len: int) -> int:
-    """What of `whole` bytes goes by the sequence, when half a sequence keeps `half`.
+def count_growing_bytes(half: int, whole: int, seq_len: int) -> int:
+    """The part of `whole` bytes that grows with the sequence, when half a sequence keeps `half`.
 
     The rest are casts of trained weights: they are there once, however many sequences there are.
     """
@@ -58,7 +58,7 @@ class Trace:
     forward: int = 0
     """Operations of the forward pass."""
     both: int = 0
-    """Operations of that and the gradient."""
+    """Operations of the forward pass and the gradient."""
 
 
 class Losses(nn.Module):
@@ -72,53 +72,65 @@ class Losses(nn.Module):
         return next_token_nats(self.model, {"input_ids": ids})[0].sum()
 
 
-def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
-    """Pass one sequence, and unless only what is kept for it is asked for its gradient, without data.
+class Recorder:
+    """Hears what one pass of `model` keeps, layer by layer; what lies in `weights` isn't counted."""
 
-    `model` lies on the meta device; here its weights pass for a CPU's, where autocast is known. They aren't
-    counted as kept, nor are masks, which attention within a window has.
-    """
-    losses, mode = Losses(model), FakeTensorMode(allow_non_fake_inputs=True)
-    tensors = {
-        name: FakeTensor(mode, tensor.detach(), torch.device("cpu")).requires_grad_(tensor.requires_grad)
-        for name, tensor in (*losses.named_parameters(), *losses.named_buffers())
-    }
-    weights = {id(tensor) for tensor in tensors.values()}
-    found = Trace({layer: 0 for layer in range(OUTSIDE, len(layers_of(model)))}, {})
-    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
-    at = OUTSIDE
+    def __init__(self, model: nn.Module, weights: Collection[torch.Tensor]) -> None:
+        self._layers = layers_of(model)
+        self.trace = Trace({layer: 0 for layer in range(OUTSIDE, len(self._layers))}, {})
+        self._weights = {id(tensor) for tensor in weights}
+        self._seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+        self._at = OUTSIDE
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def count_kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor that autograd keeps, once, for the layer that runs; returns it."""
         owner = tensor if tensor._base is None else tensor._base
         storage = tensor.untyped_storage()
-        if id(owner) not in weights and storage._cdata not in seen:
-            seen[storage._cdata] = storage
-            found.kept[at] += storage.nbytes()
+        if id(owner) not in self._weights and storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage
+            self.trace.kept[self._at] += storage.nbytes()
         return tensor
 
+    def _enter_layer(self, layer: int, stream: torch.Tensor) -> None:
+        self._at = layer
+        self.trace.streams[layer] = stream.numel() * stream.dtype.itemsize
+
+    def _leave_layer(self) -> None:
+        self._at = OUTSIDE
+
     @contextmanager
-    def watching() -> Iterator[None]:
-        def enter(layer: int) -> Any:
-            def hook(_: nn.Module, args: Any, *__: Any) -> None:
-                nonlocal at
-                at = layer
-                if layer != OUTSIDE:
-                    found.streams[layer] = args[0].numel() * args[0].dtype.itemsize
-
-            return hook
-
+    def follow_layers(self) -> Iterator[None]:
+        """Within this the recorder knows which layer runs."""
         hooks = []
-        for number, layer in enumerate(layers_of(model)):
-            hooks.append(layer.register_forward_pre_hook(enter(number)))
-            hooks.append(layer.register_forward_hook(enter(OUTSIDE)))
+        for number, layer in enumerate(self._layers):
+            hooks += [
+                layer.register_forward_pre_hook(
+                    lambda _, args, number=number: self._enter_layer(number, args[0])
+                ),
+                layer.register_forward_hook(lambda *_: self._leave_layer()),
+            ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    with mode, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, watching():
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+
+def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
+    """Pass one sequence through `model` without data, and its gradient back unless `gradient` is False.
+
+    `model` lies on the meta device. Here its weights pass for a CPU's, where autocast is known. They don't
+    count as kept, nor do masks, which attention within a window has.
+    """
+    losses, mode = Losses(model), FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = {
+        name: FakeTensor(mode, tensor.detach(), torch.device("cpu")).requires_grad_(tensor.requires_grad)
+        for name, tensor in (*losses.named_parameters(), *losses.named_buffers())
+    }
+    recorder = Recorder(model, tensors.values())
+    found, counter = recorder.trace, FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    with mode, counter, recorder.follow_layers():
+        with torch.autograd.graph.saved_tensors_hooks(recorder.count_kept, lambda tensor: tensor):
             ids = torch.zeros(1, seq_len, dtype=torch.long)
             nats = torch.func.functional_call(losses, tensors, ids)
         found.forward = counter.get_total_flops()
@@ -128,18 +140,20 @@ def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
     return found
 
 
-def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def count_attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
     """Operations of scaled dot-product attention, the masked half counted too (from three shapes)."""
     return sdpa_flop_count(query, key, value)
 
 
-def attention_backward_flops(slope: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+def count_attention_gradient_flops(
+    slope: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object
+) -> int:
     """The same of its gradient."""
     return sdpa_backward_flop_count(slope, query, key, value)
 
 
 # torch counts those of GPUs itself
-ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+ATTENTION: dict[object, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: count_attention_gradient_flops,
 }

@@ -1,11 +1,11 @@
-"""What a training trains: the one place where methods differ for the training loop (pure torch)."""
+"""The model that a training changes: the one place where methods differ for the loop (pure torch)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -19,13 +19,16 @@ from adept_ray.method.loss import Batch, ComputePolicy, get_compute_policy, set_
 from adept_ray.method.rates import average_by_sublayer, unit_scales
 from adept_ray.method.sharding import is_sharded, shard_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Tuning:
     """A model made ready for training; everything but :attr:`parameters` is frozen."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         added: Sequence[int] = (),
         rated: Sequence[int] = (),
         importance: Mapping[str, float] | None = None,
@@ -36,17 +39,17 @@ class Tuning:
         self.rated = tuple(rated)
         """Ids of the layers whose units get rates by importance."""
         self.parameters = trainable_parameters(model)
-        """What is trained, by full name; always float32, since small steps are lost in fewer bits."""
+        """The trained parameters by full name; always float32, since fewer bits lose small steps."""
         lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.float()
             set_compute_policy(model, replace(get_compute_policy(model), autocast=lower.pop()))
-        # Where nothing is asked of the probe all are alike, and equal importances give equal rates.
+        # Without a probe all units are alike, and equal importances give equal rates.
         self.importance = dict(importance if importance is not None else dict.fromkeys(self.parameters, 0.0))
         """Parameter name → importance of its unit before the first step."""
 
-    def scales(self, importance: Mapping[str, float], spec: TrainingSpec) -> dict[str, float]:
+    def compute_scales(self, importance: Mapping[str, float], spec: TrainingSpec) -> dict[str, float]:
         """Scale of every trained parameter at these importances."""
         if spec.granularity == "block" and self.rated:
             importance = average_by_sublayer(
@@ -54,29 +57,29 @@ class Tuning:
             )
         return unit_scales(importance, spec.normalization, spec.sign)
 
-    def observe(self, optimizer: torch.optim.Optimizer) -> None:
+    def observe_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after every step, while its gradients are still there."""
 
-    def conclude(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
+    def finish(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
         """Called once after the last step; `general` is this rank's share of the general probe."""
 
-    def merged(self) -> Any:
-        """The model as it is exported: of one type again, the backbone's."""
+    def merge(self) -> PreTrainedModel:
+        """The model as it is exported, all in one type again, the backbone's; the tuning is used up."""
         return unify_dtype(self.model)
 
     @contextmanager
-    def as_exported(self) -> Iterator[None]:
-        """Within this, what is trained has the backbone's type, as it will have in the exported model.
+    def use_exported_dtype(self) -> Iterator[None]:
+        """Within this, trained parameters have the backbone's type, as they will in the exported model.
 
-        So a model of fewer bits is measured in the same arithmetic before and after training. Of one that is
-        shared out the type can't change; there the values are those of the type, and only norms differ.
+        So a model of fewer bits is measured in the same arithmetic before and after training. Parameters in
+        pieces can't change their type; they take values of that type, and only norms come out differently.
         """
         how = get_compute_policy(self.model)
         if how.autocast is None:
             yield
             return
         if is_sharded(self.model):
-            with self._rounded(how.autocast):
+            with self._round_values(how.autocast):
                 yield
             return
         masters = {parameter: parameter.data for parameter in self.parameters.values()}
@@ -91,8 +94,8 @@ class Tuning:
             set_compute_policy(self.model, how)
 
     @contextmanager
-    def _rounded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within this, what is trained holds values of `dtype`, in a type of more bits."""
+    def _round_values(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within this, trained parameters hold values of `dtype`, in a type of more bits."""
         masters = {parameter: parameter.detach().clone() for parameter in self.parameters.values()}
         with torch.no_grad():
             for parameter, master in masters.items():
@@ -109,7 +112,7 @@ class Tuning:
         shard_model(self.model, whole, device)
         self.parameters = trainable_parameters(self.model)
 
-    def recompute(self) -> None:
+    def recompute_activations(self) -> None:
         """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""
         layers = layers_of(self.model)
         depths = [layer_of(name) if has_layer(name) else 0 for name in self.parameters]
@@ -118,8 +121,8 @@ class Tuning:
             self.model, replace(get_compute_policy(self.model), recomputed=tuple(layers[first:]))
         )
 
-    def compile(self) -> None:
-        """Run layers by torch.compile; the passes without a gradient, which score, stay as they are."""
+    def compile_layers(self) -> None:
+        """Run layers by torch.compile; passes without a gradient, which score, stay as they are."""
         set_compute_policy(
             self.model, replace(get_compute_policy(self.model), compiled=tuple(layers_of(self.model)))
         )
@@ -128,40 +131,43 @@ class Tuning:
 class Lora(Tuning):
     """LoRA on every projection."""
 
-    def __init__(self, model: nn.Module, rank: int, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
         self._adapter = lora.add_lora(model, rank, seed)
         super().__init__(model)
 
-    def merged(self) -> Any:
-        return unify_dtype(self._adapter.merge_and_unload())
+    def merge(self) -> PreTrainedModel:
+        return unify_dtype(cast("PreTrainedModel", self._adapter.merge_and_unload()))
 
 
 class Tasl(Lora):
     """LoRA whose skill units are consolidated at the end."""
 
-    def __init__(self, model: nn.Module, rank: int, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
         super().__init__(model, rank, seed)
-        self._before = self._copies()
+        self._before = self._copy_parameters()
 
     def shard(self, whole: nn.Module | None, device: torch.device) -> None:
         super().shard(whole, device)
-        self._before = self._copies()
+        self._before = self._copy_parameters()
 
-    def _copies(self) -> dict[str, torch.Tensor]:
+    def _copy_parameters(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def observe(self, optimizer: torch.optim.Optimizer) -> None:
+    def observe_step(self, optimizer: torch.optim.Optimizer) -> None:
         lora.smooth_sensitivity(self.parameters, optimizer)
 
-    def conclude(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
+    def finish(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
         found = measure_taylor_importance(self.model, general, self.parameters, lora.skill_of)
         by_skill = {lora.skill_of(name): value for name, value in found.items()}
         lora.consolidate_skills(
-            self.parameters, self._before, lora.domain_importance(self.parameters, optimizer), by_skill
+            self.parameters,
+            self._before,
+            lora.measure_domain_importance(self.parameters, optimizer),
+            by_skill,
         )
 
 
-def unify_dtype(model: Any) -> Any:
+def unify_dtype(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, in place, with all parameters in the type that it computes in."""
     dtype = get_compute_policy(model).autocast
     if dtype:
@@ -172,12 +178,16 @@ def unify_dtype(model: Any) -> Any:
 
 
 def build_tuning(
-    model: nn.Module, spec: TrainingSpec, layers: Sequence[int], units: Mapping[str, float], seed: int
+    model: PreTrainedModel,
+    spec: TrainingSpec,
+    layers: Sequence[int],
+    units: Mapping[str, float],
+    seed: int,
 ) -> Tuning:
     """Change `model` in place into what `spec` trains, and freeze the rest.
 
     `layers` are the placed layers of the backbone, `units` its unit importances (parameter name → value),
-    `seed` draws what has to be drawn. Raises :class:`UserError` for layers that don't exist.
+    `seed` draws LoRA's first weights. Raises :class:`UserError` for layers that don't exist.
     """
     if spec.tunes == "copies":
         added = expand(model, layers)

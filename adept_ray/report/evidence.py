@@ -23,6 +23,7 @@ from adept_ray.config.validation import Spec, apply_changes, load_yaml, validate
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.memory_plan import InferenceCost, measure_inference
+from adept_ray.method.sharding import build_skeleton
 from adept_ray.search.edges import describe_edge
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
@@ -461,7 +462,7 @@ def _cost(model: Path, seq_len: int) -> InferenceCost | None:
     added = _json(_text(model / RECORD), str(model / RECORD)).get("added_layers", [])
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)  # a page runs no code
-        return measure_inference(config, added, seq_len)
+        return measure_inference(build_skeleton(config), added, seq_len)
     except Exception:  # a pass without data is more than some architectures can do
         return None
 

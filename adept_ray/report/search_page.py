@@ -525,7 +525,7 @@ def adopt_rivals(results: Results, comparison: str) -> None:
     rivals = Results(storage or ".", name)
     rivals.fetch((RIVALS, "run.json"))
     results.fetch(("run.json",))
-    if not rivals.holds(RIVALS):
+    if not rivals.has(RIVALS):
         raise UserError(f"{comparison}: no {RIVALS} in it; give the results folder of scripts/compare.py")
     theirs, ours = (json.loads((r.folder / "run.json").read_text()) for r in (rivals, results))
     for key in ("backbone", "general", "domain"):
@@ -547,5 +547,5 @@ def write_pages(results: Results) -> None:
     results.fetch(FILES)
     evidence = read_evidence(results.folder)
     _page(results.folder, evidence)
-    if results.holds("model"):
+    if results.has("model"):
         write_card(results.folder / "model", evidence)

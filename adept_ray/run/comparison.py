@@ -95,7 +95,7 @@ def split_blocks(
     needed = run.tokens // run.passes * (run.seeds + 1) // run.seq_len
     for name in ("train", "replay"):
         if len(blocks[name]) >= needed:
-            blocks[name] = blocks[name].piece(number, run.seeds + 1)
+            blocks[name] = blocks[name].take_piece(number, run.seeds + 1)
     return blocks
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.benchmark_tasks import find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, BlockSet
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, build_blocks
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES
@@ -99,24 +98,16 @@ def build_block_sets(context: Context[Any], sources: Sources, update: Update) ->
 
     `update` hears of the bytes that are done, the display of a set in the cache that isn't whole.
     """
-    run, backbone, machine = context.run, sources.backbone, context.run.machine
-    build = partial(
-        build_blocks,
-        tokenizer_source=backbone.source,
-        tokenizer_revision=backbone.revision,
-        seq_len=run.seq_len,
-        seed=run.seed,
-        cache=machine.local_cache,
-        shared=machine.shared_cache,
-        say=context.display.say,
-        trusted=backbone.trusted,
-    )
+    run, machine = context.run, context.run.machine
+    where = machine.local_cache, machine.shared_cache, context.display.say
+    how = sources.backbone, run.seq_len, run.seed
     corpora = [corpus for corpus in (sources.general, sources.domain) if corpus]
     sizes = [sum(file.stat().st_size for file in corpus.files) for corpus in corpora]
-    sets = {"general": build(sources.general, GENERAL_SPLITS)}
+    sets = {"general": build_blocks(PackingPlan(sources.general, GENERAL_SPLITS, *how), *where)}
     update(sizes[0], sum(sizes))
     if sources.domain:
-        sets["domain"] = build(sources.domain, DOMAIN_SPLITS, apart_from=sources.general)
+        plan = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, apart_from=sources.general)
+        sets["domain"] = build_blocks(plan, *where)
     return sets
 
 
@@ -136,7 +127,7 @@ def select_blocks(
     texts = {"train": "domain", "replay": "general"} if needs.replay else {"train": "domain"}
     for name, side in texts.items():
         train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
-        blocks[name] = train.first(max(needs.train_tokens, run.seq_len))
+        blocks[name] = train.take_first(max(needs.train_tokens, run.seq_len))
     return blocks
 
 
@@ -145,7 +136,7 @@ def load_held_out(
 ) -> dict[str, Blocks]:
     """The first blocks of splits: name → (side, split, tokens)."""
     return {
-        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).first(tokens)
+        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).take_first(tokens)
         for name, (side, split, tokens) in wanted.items()
     }
 

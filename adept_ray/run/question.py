@@ -9,6 +9,7 @@ from adept_ray.config.calls import format_command
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint
+from adept_ray.data.loading import build_outline
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.report.evidence import format_flags
 from adept_ray.run.preparing import Prepared
@@ -69,8 +70,7 @@ def limit_space(
     """
     most = sources.layers
     if run.max_new_params:
-        backbone = sources.backbone
-        total, sizes = count_layer_parameters(sources.config, backbone.trusted, backbone.revision)
+        total, sizes = count_layer_parameters(build_outline(sources.backbone, sources.config))
         limit = parse_amount(run.max_new_params, total)
         allowed, most = limit_depths(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:

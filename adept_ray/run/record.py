@@ -61,7 +61,7 @@ def record_run(
     What an earlier command of the same run wrote holds until this one has ended. So a command that is cut off
     leaves results that can be read. What the commands spent adds up.
     """
-    run, had = session.run, session.results.about()
+    run, had = session.run, session.results.read_record()
     about = {"command": format_own_call(), **had}
     about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
     about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
@@ -134,7 +134,7 @@ def show_summary(
             f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
         )
-    files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.holds(name)}
+    files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.has(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
     facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": reason, "doubt": doubt}

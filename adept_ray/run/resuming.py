@@ -49,7 +49,7 @@ def keep_spent_time(session: Session[Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not has_ended(about := session.results.about()):
+        if not has_ended(about := session.results.read_record()):
             with suppress(OSError):  # the disk may be full
                 spent = sum_spent(about, session.display)
                 session.results.write_json("run.json", about | {"spent": spent})

@@ -45,7 +45,7 @@ def continue_search(run: SearchRun, results: Results) -> SearchRun:
 
     Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
     """
-    about = results.about()
+    about = results.read_record()
     begun = resume_settings(run, about["run"])
     if not run.more_trials:
         return begun
@@ -91,7 +91,7 @@ def open_finished(args: PickRun) -> tuple[SearchRun, Session[SearchRun]]:
     if not results.exists():
         raise UserError(f"{args.results} holds no search: give a results folder, such as results/NAME")
     results.open(resume=True)
-    about = results.about()
+    about = results.read_record()
     if "seconds" not in about or not (results.folder / "trials.json").exists():
         raise UserError(f"{args.results} holds no finished search to choose from")
     run = validate_spec(SearchRun, about["run"], f"{args.results}/run.json")

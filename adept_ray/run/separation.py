@@ -51,12 +51,12 @@ def measure_separations(
     found = {}
     with fetch_temporarily(f"{context.results.place}/model") as without:
         folders = {
-            "untouched": (backbone.source, backbone.revision),
-            "without expansion": (str(without), None),
-            "expanded": (str(expanded.resolve()), None),
+            "untouched": backbone,
+            "without expansion": replace(backbone, source=str(without), revision=None),
+            "expanded": replace(backbone, source=str(expanded.resolve()), revision=None),
         }
-        for name, (source, revision) in folders.items():
-            work = replace(probe, source=source, revision=revision)
+        for name, model in folders.items():
+            work = replace(probe, backbone=model)
             measured = run_job(context.board, Job(f"activations of {name}", "probe", work, blocks))
             copies = added if name == "expanded" else []
             found[name] = [

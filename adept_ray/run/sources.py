@@ -75,14 +75,16 @@ def find_sources(
     """
     run, display = session.run, session.display
     check_workers(run)
-    began = session.results.about().get("fingerprints", made_from or {})
+    began = session.results.read_record().get("fingerprints", made_from or {})
     if str(run.machine.local_cache) != run.machine.cache:
         kept = run.machine.local_cache
         display.say(f"downloads and copies out of {run.machine.cache} are kept in {kept}, here alone")
     if "://" in run.machine.cache:
         check_place(run.machine.cache, "--cache")
     with display.stage("assets", "backbone and corpora") as update:
-        backbone = resolve_backbone(run.backbone, run.machine.local_cache, run.trust_remote_code)
+        backbone = resolve_backbone(
+            run.backbone, run.machine.local_cache, run.trust_remote_code, run.machine.dtype
+        )
         check_unchanged("backbone", backbone, began)
         config = load_checked_config(backbone, run.seq_len)
         update(1, 2 + with_domain)
@@ -117,7 +119,7 @@ def load_checked_config(backbone: Backbone, seq_len: int) -> Any:
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
     """
-    config = load_config(backbone.source, backbone.revision, backbone.trusted)
+    config = load_config(backbone)
     family_of_config(config)
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:

@@ -134,7 +134,7 @@ def measure_reception(stage: StageOne) -> list[float]:
     place = cache_place(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
     known = stage.read(place)
     if known is None:
-        text = domain.load("train", run.seq_len, run.seq_len, run.domain).first(run.probe_tokens)
+        text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
         work = describe_probe(run, sources, stage.needs.fit, importance=False, reception=True)
         job = Job("reception", "probe", work, store_blocks({"reception": text}))
         known = {"reception": run_job(stage.context.board, job)["reception"]}
@@ -144,16 +144,7 @@ def measure_reception(stage: StageOne) -> list[float]:
 
 def describe_probe(run: RunSpec, sources: Sources, fit: Fit, **asked: Any) -> ProbeWork:
     """The work that measures what is `asked` (fields of :class:`ProbeWork`) of a run's backbone."""
-    backbone = sources.backbone
-    return ProbeWork(
-        backbone.source,
-        backbone.revision,
-        run.machine.micro_batch,
-        dtype=run.machine.dtype,
-        fit=fit,
-        trusted=backbone.trusted,
-        **asked,
-    )
+    return ProbeWork(sources.backbone, run.machine.micro_batch, fit=fit, **asked)
 
 
 def store_blocks(blocks: Mapping[str, Blocks]) -> Any:

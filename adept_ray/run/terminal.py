@@ -139,14 +139,14 @@ class Display:
             "gradients": needs.gradients // share,
             "optimizer": needs.optimizer // share,
             "activations" + (", computed again" if fit.recompute else ""): needs.casts
-            + needs.activations(machine.micro_batch, fit),
+            + needs.count_activations(machine.micro_batch, fit),
         }
         if fit.sharded:
             parts["layers put together"] = needs.gathered
-            if whole := needs.dealt_from(machine.on_gpus):
+            if whole := needs.count_whole_copy(machine.on_gpus):
                 parts["the first one's whole model"] = whole
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        total = needs.peak(machine, machine.micro_batch, fit) / 2**30
+        total = needs.find_peak(machine, machine.micro_batch, fit) / 2**30
         sizes_of = ("parameters", "added", "trained", "flops")
         facts = {name: getattr(needs, name) for name in sizes_of}
         facts |= {"gib": total, "of_gib": memory / 2**30, **asdict(fit)}

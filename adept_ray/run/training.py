@@ -9,6 +9,7 @@ from typing import Any
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.data.loading import build_outline
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused
 from adept_ray.method.fit import Fit
@@ -30,10 +31,8 @@ def build_work(
     run: RunSpec, prepared: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
 ) -> TrainWork:
     """The training of `layers` with `training` on what was prepared."""
-    backbone = prepared.sources.backbone
     return TrainWork(
-        source=backbone.source,
-        revision=backbone.revision,
+        backbone=prepared.sources.backbone,
         training=training,
         layers=tuple(layers),
         units=prepared.importance["units"],
@@ -44,9 +43,7 @@ def build_work(
         seed=run.seed,
         items=prepared.sources.items_of("validation"),
         by_tasks=run.score == "tasks",
-        dtype=run.machine.dtype,
         fit=prepared.fit,
-        trusted=backbone.trusted,
     )
 
 
@@ -72,8 +69,8 @@ def plan_fit(
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
-        code = sources.backbone.trusted, sources.backbone.revision
-        needs = plan_memory(sources.config, training, lowest, run.seq_len, machine.dtype, *code)
+        skeleton = build_outline(sources.backbone, sources.config)
+        needs = plan_memory(skeleton, training, lowest, run.seq_len)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do
@@ -128,7 +125,7 @@ def test_and_export(
         job = Job("conclude", "conclude", work, blocks, results.ray, checkpoint=checkpoint, about=about)
         found = run_job(context.board, job)
         kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
-        results.adopt(f"{found['saved']}/model", "model")
+        results.adopt_folder(f"{found['saved']}/model", "model")
         delete_folder(f"{results.ray}/conclude")
         with fetch_temporarily(checkpoint) as folder:
             state = json.loads((folder / STATE).read_text())

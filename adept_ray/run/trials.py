@@ -108,6 +108,6 @@ def search_trials(
     """Independent trials, a row each."""
     run, storage = context.run, context.results.ray
     study = name_question(run, question.space, prepared)
-    spent = seconds_before(context.results.about()).get("search", 0.0)
+    spent = seconds_before(context.results.read_record()).get("search", 0.0)
     blocks = store_blocks(prepared.blocks)
     return run_search(run, question.space, work, prepared.layer_importance, blocks, storage, study, spent)

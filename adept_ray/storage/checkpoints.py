@@ -6,26 +6,29 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adept_ray.storage.files import delete_folder, has_all_files, list_sizes, open_filesystem, read_json
 
-STEP = "step-"  # folders of what a training saved
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+STEP = "step-"  # begins the names of a training's checkpoint folders
 NO_STEP = -1  # number of no step
-MANIFEST = "manifest.json"  # its files and their sizes, bytes
+MANIFEST = "manifest.json"  # a checkpoint's files and their sizes, bytes
 
 
 def save_checkpoint(folder: Path, place: str, step: int) -> str:
-    """Copy the files of `folder` to ``step-STEP`` under `place` (a path or URI) and delete older ones.
+    """Copy the files of `folder` to ``step-STEP`` under `place` (a path or URI) and delete older checkpoints.
 
-    A manifest is written last, so that one that was cut off is never taken for whole. Returns its place.
-    What can't be written whole leaves the older ones as they are.
+    The manifest comes last, so that nobody takes an interrupted checkpoint for whole. A checkpoint that can't
+    be written whole leaves the older ones as they are. Returns the checkpoint's place.
     """
     from pyarrow import fs
 
     filesystem, path = open_filesystem(place)
     target = f"{path}/{STEP}{step}"
-    delete_folder(checkpoint_place(place, step))  # what was cut off
+    delete_folder(checkpoint_place(place, step))  # an interrupted attempt
     try:
         filesystem.create_dir(target)
         fs.copy_files(str(folder), target, fs.LocalFileSystem(), filesystem)
@@ -35,7 +38,7 @@ def save_checkpoint(folder: Path, place: str, step: int) -> str:
         with suppress(OSError):
             delete_folder(checkpoint_place(place, step))
         raise
-    for older in _checkpoints(filesystem, path):
+    for older in _list_steps(filesystem, path):
         if older != step:
             filesystem.delete_dir(f"{path}/{STEP}{older}")
     return checkpoint_place(place, step)
@@ -47,16 +50,16 @@ def checkpoint_place(place: str, step: int) -> str:
 
 
 def find_last_checkpoint(place: str, say: Callable[[str], None] = lambda text: None) -> int:
-    """Step of the newest whole checkpoint under `place`, or NONE; `say` hears of those that aren't whole."""
+    """Step of the newest whole checkpoint under `place`, or NO_STEP; `say` hears of half-written ones."""
     filesystem, path = open_filesystem(place)
-    for step in sorted(_checkpoints(filesystem, path), reverse=True):
+    for step in sorted(_list_steps(filesystem, path), reverse=True):
         if _is_whole(filesystem, f"{path}/{STEP}{step}"):
             return step
         say(f"{checkpoint_place(place, step)} was only half written and is passed over")
     return NO_STEP
 
 
-def _checkpoints(filesystem: Any, path: str) -> list[int]:
+def _list_steps(filesystem: FileSystem, path: str) -> list[int]:
     from pyarrow import fs
 
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -64,7 +67,7 @@ def _checkpoints(filesystem: Any, path: str) -> list[int]:
     return [int(n.removeprefix(STEP)) for n in names if n.removeprefix(STEP).isdigit() and STEP in n]
 
 
-def _is_whole(filesystem: Any, path: str) -> bool:
+def _is_whole(filesystem: FileSystem, path: str) -> bool:
     """Whether every file of the manifest is there in its size."""
     manifest = read_json(f"{path}/{MANIFEST}", filesystem=filesystem)
     return manifest is not None and has_all_files(filesystem, path, manifest)

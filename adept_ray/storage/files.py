@@ -1,4 +1,4 @@
-"""The results folder: where a run's files go, on this machine or behind a URI."""
+"""Files and folders on this machine or behind a URI, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adept_ray.config.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_place(place: str, flag: str) -> None:
-    """Raise :class:`UserError`, naming the `flag`, for what no file system is known for."""
+    """Raise :class:`UserError`, naming the `flag`, for a place without a known file system."""
     try:
         open_filesystem(place)
     except (ValueError, OSError) as problem:
         raise UserError(f"{flag} {place} is not a URI that can be reached: {problem}") from None
 
 
-def open_filesystem(place: str) -> tuple[Any, str]:
+def open_filesystem(place: str) -> tuple[FileSystem, str]:
     """pyarrow's file system and the path on it of a path or a URI."""
     from pyarrow import fs
 
     return fs.FileSystem.from_uri(place if "://" in place else os.path.abspath(place))
 
 
-def has_all_files(filesystem: Any, path: str, sizes: Mapping[str, int]) -> bool:
+def has_all_files(filesystem: FileSystem, path: str, sizes: Mapping[str, int]) -> bool:
     """Whether the files with these names under `path` are there in these sizes, bytes."""
     return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
 
@@ -56,7 +59,7 @@ def measure_size(place: str) -> int:
 def fetch_temporarily(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
     """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards.
 
-    Of its files those `names` are copied, or all.
+    `names` are the files to copy; by default all.
     """
     from pyarrow import fs
 
@@ -70,7 +73,7 @@ def fetch_temporarily(place: str, names: Iterable[str] | None = None) -> Iterato
 
 
 def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -> None:
-    """Copy a folder behind a path or URI to this machine, whole or not at all; of its files those `names`."""
+    """Copy a folder behind a path or URI to this machine, whole or not at all; `names` are files, or all."""
     from pyarrow import fs
 
     filesystem, path = open_filesystem(place)
@@ -88,9 +91,9 @@ def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -
 
 
 def publish_folder(folder: Path, place: str, last: str) -> None:
-    """Copy a folder of this machine to a path or URI, the file named `last` when all others are there.
+    """Copy a folder of this machine to a path or URI, the file named `last` after all others.
 
-    What was there is deleted; what another machine writes at the same time may stay beside it.
+    An older folder there is deleted. Files that another machine writes at the same time may stay beside it.
     """
     delete_folder(place)
     for name in sorted(list_sizes(folder), key=lambda name: name == last):
@@ -106,10 +109,14 @@ def upload_file(file: Path, place: str) -> None:
     fs.copy_files(str(file), path, fs.LocalFileSystem(), filesystem)
 
 
-def read_json(place: str, say: Callable[[str], None] = lambda text: None, filesystem: Any = None) -> Any:
+def read_json(
+    place: str,
+    say: Callable[[str], None] = lambda text: None,
+    filesystem: FileSystem | None = None,
+) -> Any:
     """Content of a JSON file behind a path or URI; None if there is none, or half of one, which `say` hears.
 
-    With a `filesystem` `place` is a path on that.
+    With a `filesystem`, `place` is a path on it.
     """
     from pyarrow import fs
 
@@ -124,7 +131,7 @@ def read_json(place: str, say: Callable[[str], None] = lambda text: None, filesy
             return None
 
 
-def store_json(place: str, data: Any) -> None:
+def store_json(place: str, data: object) -> None:
     """Write a JSON file behind a path or URI, whole or not at all."""
     from pyarrow import fs
 
@@ -134,7 +141,7 @@ def store_json(place: str, data: Any) -> None:
         write_text(Path(path), text)
         return
     filesystem.create_dir(path.rpartition("/")[0])
-    with filesystem.open_output_stream(path) as stream:  # an object appears when all of it was sent
+    with filesystem.open_output_stream(path) as stream:  # an object appears once all of it was sent
         stream.write(text.encode())
 
 
@@ -175,6 +182,6 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+def write_json(path: Path, data: Mapping[str, object]) -> Path:
     """Write JSON whole or not at all."""
     return write_text(path, json.dumps(data, indent=1) + "\n")

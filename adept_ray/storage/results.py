@@ -9,15 +9,18 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.files import delete_folder, open_filesystem, write_text
 
-RAY = "ray"  # sub-folder for what Ray and the workers keep
-TRIALS = "trials"  # in that: what the trials saved, a folder each
-# what a command that goes on from a run behind a URI reads of it
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+RAY = "ray"  # sub-folder for the files of Ray and the workers
+TRIALS = "trials"  # in that: a folder for each trial's checkpoints
+# A command that goes on from a run behind a URI reads these.
 RESUMED_FILES = (
     "run.json",
     "importance.json",
@@ -48,10 +51,10 @@ class Results:
             return (self.folder / "run.json").exists()
         from pyarrow import fs
 
-        filesystem, path = self.filesystem()
+        filesystem, path = self.open_place()
         return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
 
-    def about(self) -> dict[str, Any]:
+    def read_record(self) -> dict[str, Any]:
         """Content of run.json; empty as long as the run hasn't begun."""
         file = self.folder / "run.json"
         return json.loads(file.read_text()) if file.exists() else {}
@@ -59,8 +62,8 @@ class Results:
     def open(self, resume: bool) -> None:
         """Make the folder and check that it can be written to.
 
-        Raises :class:`UserError` when it can't, or when a run of that name exists and is not to be
-        resumed, or is to be resumed and doesn't exist.
+        Raises :class:`UserError` when it can't, when a run of that name exists that isn't to be resumed, and
+        when there is no run to resume.
         """
         try:
             exists = self.exists()
@@ -69,7 +72,7 @@ class Results:
             if resume and not exists:
                 raise UserError(f"{self.place} holds no run to resume: check --name and --storage")
             if self._remote:
-                self._check_remote(download=resume)
+                self._open_remote(download=resume)
             else:
                 (self.folder / RAY).mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=self.folder):
@@ -77,8 +80,8 @@ class Results:
         except OSError as problem:
             raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
 
-    def _check_remote(self, download: bool) -> None:
-        filesystem, path = self.filesystem()
+    def _open_remote(self, download: bool) -> None:
+        filesystem, path = self.open_place()
         filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/.writable") as stream:
             stream.write(b"")
@@ -87,19 +90,19 @@ class Results:
             self.fetch(RESUMED_FILES)
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Copy files that lie behind a URI, and aren't here yet, to `folder`; what doesn't exist is left."""
+        """Copy files that lie behind a URI, and aren't here yet, to `folder`; missing ones are left out."""
         if not self._remote:
             return
         from pyarrow import fs
 
-        filesystem, path = self.filesystem()
+        filesystem, path = self.open_place()
         for name in names:
             here = self.folder / name
             if not here.exists() and filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
                 here.parent.mkdir(parents=True, exist_ok=True)
                 fs.copy_files(f"{path}/{name}", str(here), filesystem, fs.LocalFileSystem())
 
-    def filesystem(self) -> tuple[Any, str]:
+    def open_place(self) -> tuple[FileSystem, str]:
         """pyarrow's file system of the place and the path on it. Raises :class:`UserError` for a bad URI."""
         from pyarrow import fs
 
@@ -110,7 +113,7 @@ class Results:
         except (ValueError, OSError) as problem:
             raise UserError(f"{self.place} is not a URI that storage can be reached by: {problem}") from None
 
-    def adopt(self, place: str, name: str) -> None:
+    def adopt_folder(self, place: str, name: str) -> None:
         """Move a folder that a worker saved at `place` to `name` in the results."""
         filesystem, source = open_filesystem(place)
         if not self._remote:
@@ -120,39 +123,39 @@ class Results:
         from pyarrow import fs
 
         delete_folder(f"{self.place}/{name}")
-        target = f"{self.filesystem()[1]}/{name}"
+        target = f"{self.open_place()[1]}/{name}"
         filesystem.create_dir(target)
         fs.copy_files(source, target, filesystem, filesystem)
         filesystem.delete_dir(source)
 
-    def holds(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether a file or folder of that name is among the results, here or in its place already."""
         from pyarrow import fs
 
-        filesystem, path = self.filesystem()
+        filesystem, path = self.open_place()
         there = filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound
         return there or (self.folder / name).exists()
 
     def write(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all; behind a URI too, so that a cut-off run can be resumed."""
+        """Write a text file whole or not at all; behind a URI, too, so that another machine can resume."""
         path = write_text(self.folder / name, text)
         if self._remote:
             from pyarrow import fs
 
-            filesystem, place = self.filesystem()
+            filesystem, place = self.open_place()
             fs.copy_files(str(path), f"{place}/{name}", fs.LocalFileSystem(), filesystem)
         return path
 
-    def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
+    def write_json(self, name: str, data: Mapping[str, object]) -> Path:
         """Write JSON as :meth:`write` does."""
         return self.write(name, json.dumps(data, indent=1) + "\n")
 
     def publish(self) -> str:
-        """Copy what was written to its place (nothing to do for a local one); returns the place."""
+        """Copy the folder to its place (nothing to do for a local one); returns the place."""
         if self._remote:
             from pyarrow import fs
 
-            filesystem, path = self.filesystem()
+            filesystem, path = self.open_place()
             fs.copy_files(str(self.folder), path, fs.LocalFileSystem(), filesystem)
             shutil.rmtree(self.folder)
             return self.place

@@ -15,14 +15,15 @@ from adept_ray.method.expansion import export
 from adept_ray.method.fit import PLAIN
 from adept_ray.method.ranks import rank
 from adept_ray.method.tuning import Tuning
+from adept_ray.training.callbacks import Callbacks
 from adept_ray.training.scoring import score_model
-from adept_ray.training.stage2 import Progress, Report, measure_held_out, prepare_tuning
+from adept_ray.training.stage2 import measure_held_out, prepare_tuning
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 
 
 def load_tuning(work: TrainWork, device: torch.device, checkpoint: Path) -> Tuning:
-    """What the work trained, as it was saved."""
+    """What the work trained, with the weights of the folder `checkpoint`."""
     tuning = prepare_tuning(work, device)
     TrainState.load(checkpoint, tuning.model)
     return tuning
@@ -32,34 +33,31 @@ def score_and_export(
     work: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
-    report: Report,
     checkpoint: Path,
-    about: dict,
-    progress: Progress = lambda done, of: None,
+    about: Mapping[str, object],
+    callbacks: Callbacks,
 ) -> None:
     """Score backbone and trained model on the test splits and export the model.
 
-    `report` gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
+    The report gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
     """
-    backbone = work.source, work.revision, work.dtype
     take = borrow_sharded if work.fit.sharded else borrow
-    before = measure_held_out(take(*backbone, device, trusted=work.trusted), work, blocks)
-    progress(1, 3)
+    before = measure_held_out(take(work.backbone, device), work, blocks)
+    callbacks.progress(1, 3)
     tuning = load_tuning(work, device, checkpoint)
     if work.fit.sharded:
-        with tuning.as_exported():
+        with tuning.use_exported_dtype():
             after = measure_held_out(tuning.model, work, blocks)
         # The first rank puts it together, in its machine's memory; the others have nothing to export.
         alone = replace(work, fit=PLAIN)
-        model = load_tuning(alone, torch.device("cpu"), checkpoint).merged() if rank() == 0 else None
+        model = load_tuning(alone, torch.device("cpu"), checkpoint).merge() if rank() == 0 else None
     else:
-        model = tuning.merged()  # what is exported is what is scored
+        model = tuning.merge()  # the very model that is exported is scored
         after = measure_held_out(model, work, blocks)
     metrics = score_model(before, after, blocks, work.by_tasks, work.weights)
-    progress(2, 3)
+    callbacks.progress(2, 3)
     with tempfile.TemporaryDirectory() as folder:
-        if rank() == 0:
+        if model is not None and rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(work.layers), **about}
-            tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
-            export(model, Path(folder) / "model", tokenizer, record)
-        report(metrics, Path(folder) if rank() == 0 else None)
+            export(model, Path(folder) / "model", load_tokenizer(work.backbone), record)
+        callbacks.report(metrics, Path(folder) if rank() == 0 else None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +12,10 @@ from adept_ray.config.specs import ScoreWeights
 from adept_ray.data.blocks import Blocks, make_shared_batches
 from adept_ray.method.loss import token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
-from adept_ray.method.scores import SIDES, combine_changes, compare_answers, compare_losses
+from adept_ray.method.scores import SIDES, Metrics, combine_changes, compare_answers, compare_losses
 from adept_ray.method.sharding import disable_gradients
+
+Measured = Sequence[float] | np.ndarray
 
 
 def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
@@ -39,12 +40,12 @@ def tasks_key(side: str) -> str:
 
 
 def score_model(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
+    before: Mapping[str, Measured],
+    after: Mapping[str, Measured],
     blocks: Mapping[str, Blocks],
     by_tasks: bool,
     weights: ScoreWeights,
-) -> dict[str, Any]:
+) -> Metrics:
     """Metrics of a trained model: what was measured on each side, its change, and the combined score.
 
     `before` and `after` hold, [N] each, a side's loss of each document, nats, and (under :func:`tasks_key`)
@@ -52,7 +53,7 @@ def score_model(
     ``SIDE_bpb`` and maybe ``SIDE_accuracy``, each with a ``…_before``; ``SIDE_delta`` and ``SIDE_delta_se``
     of the one that counts. Also ``score`` and ``score_se``, and ``pulls``: side → those of its change.
     """
-    metrics: dict[str, Any] = {}
+    metrics: Metrics = {}
     counted = []
     for side in SIDES:
         changes = [compare_losses(np.array(before[side]), np.array(after[side]), blocks[side].document_bytes)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,34 +16,29 @@ from adept_ray.method.activations import measure_separation, pool_activations
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import max_layers, max_sequences, unit_importance
 from adept_ray.method.loss import ComputePolicy, set_compute_policy
-from adept_ray.method.race import rank_layers
+from adept_ray.method.race import RaceRules, Ranking, rank_layers
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.reception import measure_layer_reception
 from adept_ray.method.scores import SIDES
+from adept_ray.training.callbacks import Progress, ignore_progress
 from adept_ray.training.scoring import measure_document_nats
-from adept_ray.training.work import ProbeWork
+from adept_ray.training.work import ImportanceRecord, LayerRow, ProbeResult, ProbeWork
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run_probe(
     work: ProbeWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
-    progress: Progress = lambda done, of: None,
-) -> dict[str, Any]:
-    """Measure `work` on this rank's share of `blocks`; every rank returns the same result.
-
-    Keys, as asked for: ``importance`` (the content of importance.json: nats per token, see
-    :mod:`adept_ray.method.importance`), ``nats`` (block name → summed loss of each document), ``correct`` (name of
-    items → 1 or 0 for each), ``reception`` (a number a layer, see :mod:`adept_ray.method.reception`) and
-    ``separation`` (see :mod:`adept_ray.method.activations`).
-    """
-    take = borrow_sharded if work.fit.sharded else borrow
-    model = take(work.source, work.revision, work.dtype, device, trusted=work.trusted)
+    progress: Progress = ignore_progress,
+) -> ProbeResult:
+    """Measure `work` on this rank's share of `blocks`; every rank returns the same result."""
+    model = (borrow_sharded if work.fit.sharded else borrow)(work.backbone, device)
     if work.fit.recompute:
         set_compute_policy(model, ComputePolicy(recomputed=tuple(layers_of(model))))
-    result: dict[str, Any] = {"nats": {}, "correct": {}}
+    result: ProbeResult = {"nats": {}, "correct": {}}
     if work.importance:
         result["importance"] = measure_importance(model, work, blocks["probe"], device, progress)
     for number, name in enumerate(work.held_out, 1):
@@ -51,7 +46,7 @@ def run_probe(
         if not work.importance:
             progress(number, len(work.held_out))
     if work.items:
-        tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
+        tokenizer = load_tokenizer(work.backbone)
         for name, items in work.items.items():
             result["correct"][name] = answer_items(model, tokenizer, items, work.micro_batch).tolist()
     if work.reception:
@@ -74,46 +69,42 @@ def pool_all_blocks(model: nn.Module, blocks: Blocks, micro_batch: int, device: 
 
 
 def measure_importance(
-    model: nn.Module, work: ProbeWork, blocks: Blocks, device: torch.device, progress: Progress
-) -> dict[str, Any]:
+    model: PreTrainedModel, work: ProbeWork, blocks: Blocks, device: torch.device, progress: Progress
+) -> ImportanceRecord:
     """Rank the layers and measure their units; the content of importance.json but for where it came from."""
     started = time.perf_counter()
-    every = range(len(blocks))
+    every, config = range(len(blocks)), model.config
     (probe,) = make_micro_batches(blocks, every, len(blocks), device)
-    config: Any = model.config
-    seq_len = blocks.tokens.shape[1]
-    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, seq_len)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, blocks.tokens.shape[1])
     at_once = max_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
-    ranking = rank_layers(
-        model,
-        probe,
-        work.k_max or config.num_hidden_layers,
-        raced=work.raced,
-        confidence=work.confidence,
-        micro_batch=min(at_once, work.micro_batch),
-        progress=progress,
-    )
+    rules = RaceRules(work.raced, work.confidence, min(at_once, work.micro_batch))
+    ranking = rank_layers(model, probe, work.k_max or config.num_hidden_layers, rules, progress)
     batches = make_shared_batches(blocks, every, work.micro_batch, device)
     units = unit_importance(model, batches, range(config.num_hidden_layers), max_layers(model))
-    layers = ranking.importance
-    rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
     return {
         "probe": "raced" if work.raced else "exhaustive",
-        "base_loss": layers.base_loss,
-        "layers": [
-            {
-                "layer": i,
-                "mean": mean,
-                "standard_error": error,
-                "sequences": sequences,
-                "places": list(places),
-            }
-            for i, (mean, error, sequences, places) in enumerate(rows)
-        ],
-        "order": list(layers.order),
+        "base_loss": ranking.importance.base_loss,
+        "layers": list_layer_rows(ranking),
+        "order": list(ranking.importance.order),
         "confidence": work.confidence,
         "settled": list(ranking.settled),
         "ties": [list(group) for group in ranking.ties],
         "units": units,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def list_layer_rows(ranking: Ranking) -> list[LayerRow]:
+    """What importance.json says of each layer."""
+    layers = ranking.importance
+    rows = zip(layers.mean, layers.standard_error, ranking.sequences, ranking.places, strict=True)
+    return [
+        {
+            "layer": layer,
+            "mean": mean,
+            "standard_error": error,
+            "sequences": sequences,
+            "places": list(places),
+        }
+        for layer, (mean, error, sequences, places) in enumerate(rows)
+    ]

@@ -1,7 +1,7 @@
 """Stage 2, what every Ray Train worker runs: make ready, tune with unit-wise rates, measure again, score.
 
-:func:`train` is the loop; :func:`score_and_export` looks once at the test splits and exports the model. Both
-are ordinary functions of their arguments: Ray, the command line and the tests call the same ones.
+:func:`train` is the loop. It is an ordinary function of its arguments: Ray, the command line and the tests
+call the same one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,175 +25,193 @@ from adept_ray.data.blocks import BlockOrder, Blocks, join_blocks, make_shared_b
 from adept_ray.data.loading import borrow, build_outline, load_tokenizer
 from adept_ray.method.anatomy import unit_of
 from adept_ray.method.importance import max_layers, unit_importance
-from adept_ray.method.loss import next_token_nats
+from adept_ray.method.loss import Batch, next_token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, sum_over_ranks_in_place, world_size
-from adept_ray.method.rates import mean_scales, parameter_groups, schedule_factor, set_rates
-from adept_ray.method.scores import SIDES
+from adept_ray.method.rates import average_scales, parameter_groups, schedule_factor, set_rates
+from adept_ray.method.scores import SIDES, Metrics
 from adept_ray.method.sharding import gather_whole, is_sharded
 from adept_ray.method.tuning import Tuning, build_tuning
+from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
 from adept_ray.training.scoring import measure_document_nats, score_model, tasks_key
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 
-Report = Callable[[dict[str, Any], Path | None], None]
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def train(
     work: TrainWork,
     blocks: Mapping[str, Blocks],
     device: torch.device,
-    report: Report,
-    should_stop: Callable[[int], bool] = lambda reports: False,
-    resume: Path | None = None,
-    grown_from: Path | None = None,
-    progress: Progress = lambda done, of: None,
-    asked_to_save: Callable[[], bool] = lambda: False,
-    keep: Callable[[int, Path | None], None] = lambda step, folder: None,
+    callbacks: Callbacks,
+    start: ResumePoint = FROM_BACKBONE,
 ) -> None:
     """Run stage 2 on this rank.
 
     `blocks` has ``train``, ``remeasure``, ``general`` and ``domain`` (validation), and ``replay`` where
-    general text is trained on. `report` gets the metrics and, on rank 0, a folder with the checkpoint; it is
-    called equally often on every rank.
-    `should_stop` is asked after each report but the last. `resume` is such a checkpoint folder; `grown_from`
-    is one of a training with fewer of the layers, which this one goes on from.
-    `asked_to_save` is asked after each other step; where it says so, on all ranks alike, `keep` gets the step
-    and, on rank 0, a folder with the checkpoint.
-    Raises FloatingPointError, naming the step, when the loss, its gradient or an importance is not finite.
+    general text is trained on. Raises FloatingPointError, naming the step, when the loss, its gradient or an
+    importance is not finite.
     """
-    spec, started = work.training, time.perf_counter()
-    tuning = prepare_tuning(work, device)
-    model = tuning.model
-    optimizer = build_optimizer(model, spec, device)
-    state = TrainState.load(resume, model, optimizer) if resume else begin_state(work, tuning, grown_from)
-    scales = tuning.scales(state.importance, spec)
-    text, order = order_text(work, blocks)
-    began_at, training_seconds = state.step, 0.0  # of this process: what ran before a resume is not known
+    clock = Clock()
+    learner = prepare_learner(work, blocks, device)
+    tuning, optimizer = learner.tuning, learner.optimizer
+    state = begin_state(learner, start)
+    scales = tuning.compute_scales(state.importance, work.training)
+    begun = state.step  # by an earlier process
+    while True:
+        # Once in a while: all steps are made, and some methods have a last word on the weights.
+        if optimizer is not None and begun < state.step == work.steps:
+            with clock.count_training():
+                tuning.finish(optimizer, probe_batches(work, blocks, device))
 
-    def checkpointed(hand_over: Callable[[Path | None], None]) -> None:
-        # Nothing is trained after the end, so the optimizer is left out there.
-        save_for(hand_over, state, model, optimizer if state.step < work.steps else None)
-
-    def stopped_after_report() -> bool:
-        metrics = take_reading(work, tuning, state, blocks)
-        metrics["training_seconds"] = round(training_seconds, 2)
-        tokens = (state.step - began_at) * work.blocks_per_step * work.seq_len
-        metrics["tokens_per_second"] = round(tokens / training_seconds, 1) if training_seconds else None
-        metrics["seconds"] = round(time.perf_counter() - started, 1)
-        checkpointed(lambda folder: report(metrics, folder))
-        return state.step < work.steps and should_stop(state.reports)
-
-    # A checkpoint with a report: who was cut off then may not have been heard, so say it again.
-    if resume and state.step in work.report_steps and stopped_after_report():
-        return
-
-    measures = tuning.rated and spec.normalization != "none"  # else there is nothing to be asked for
-    while state.step < work.steps:
-        step_began = time.perf_counter()
-        # Once in a while: the domain has moved what is trained, so ask the general probe again.
-        if measures and state.step > 0 and state.step % spec.recompute_every == 0:
-            at = f"step {state.step + 1} of {work.steps}"
-            state.importance = remeasure_importance(model, tuning, probe_batches(work, blocks, device), at)
-            record_rates(state, tuning, spec)
-            scales = tuning.scales(state.importance, spec)
-
-        if optimizer is not None:
-            ids = order.batch(work.steps_before + state.step, work.blocks_per_step)
-            state.loss = take_step(work, tuning, optimizer, scales, state.step, text, ids, device)
-        state.step += 1
-        progress(state.step, work.steps)
-        if optimizer is not None and state.step == work.steps:
-            tuning.conclude(optimizer, probe_batches(work, blocks, device))
-        training_seconds += time.perf_counter() - step_began
-
-        # Once in a while: score on the held-out blocks, save, report, and hear whether to go on.
+        # Once in a while: score on the held-out blocks, save, report, and hear whether to go on. After a
+        # resume the last report comes again: it may not have been heard before the interruption.
         if state.step in work.report_steps:
-            state.reports += 1
-            if stopped_after_report():
+            state.reports += state.step > begun
+            metrics = take_reading(learner, state, blocks)
+            metrics |= clock.read(work.count_tokens(state.step - begun))
+            with save_temporarily(learner, state) as folder:
+                callbacks.report(metrics, folder)
+            if state.step == work.steps or callbacks.should_stop(state.reports):
                 return
-        elif asked_to_save():
-            checkpointed(lambda folder: keep(state.step, folder))
+
+        # Once in a while: this machine is about to be taken away, so save now.
+        elif state.step > begun and callbacks.asked_to_save():
+            with save_temporarily(learner, state) as folder:
+                callbacks.keep(state.step, folder)
+
+        with clock.count_training():
+            # Once in a while: the domain has moved what is trained, so ask the general probe again.
+            if needs_measuring(learner, state):
+                state.importance = remeasure_importance(learner, state, probe_batches(work, blocks, device))
+                record_rates(state, tuning, work.training)
+                scales = tuning.compute_scales(state.importance, work.training)
+
+            if optimizer is not None:
+                ids = learner.order.list_batch(work.steps_before + state.step, work.blocks_per_step)
+                state.loss = take_step(learner, scales, state.step, ids)
+            state.step += 1
+            callbacks.progress(state.step, work.steps)
 
 
-def take_step(
-    work: TrainWork,
-    tuning: Tuning,
-    optimizer: torch.optim.Optimizer,
-    scales: Mapping[str, float],
-    step: int,
-    text: Blocks,
-    ids: Sequence[int],
-    device: torch.device,
-) -> float:
-    """Make optimizer step number `step` (from 0) on the blocks `ids` of `text`; returns the loss before it.
+@dataclass(frozen=True)
+class Learner:
+    """What one rank trains, on which text, and with which optimizer."""
+
+    work: TrainWork
+    device: torch.device
+    tuning: Tuning
+    optimizer: torch.optim.Optimizer | None
+    """None where there is nothing to train."""
+    text: Blocks
+    """The blocks to train on, replayed ones behind the others."""
+    order: BlockOrder
+
+
+def prepare_learner(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> Learner:
+    """Make model, optimizer and text of a training ready on this rank."""
+    tuning = prepare_tuning(work, device)
+    optimizer = build_optimizer(tuning.model, work.training, device)
+    return Learner(work, device, tuning, optimizer, *order_text(work, blocks))
+
+
+def take_step(learner: Learner, scales: Mapping[str, float], step: int, ids: Sequence[int]) -> float:
+    """Make optimizer step number `step` (from 0) on the blocks `ids` of the text; returns the loss before it.
 
     Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
     """
+    work, tuning, optimizer = learner.work, learner.tuning, learner.optimizer
+    assert optimizer is not None, "there is nothing to train"
     spec, parameters = work.training, list(tuning.parameters.values())
     set_rates(optimizer, spec.base_lr, schedule_factor(step, work.steps, spec.warmup, spec.final_lr), scales)
-    loss = compute_gradients(tuning.model, parameters, text, ids, work.micro_batch, device)
+    loss = compute_gradients(tuning.model, parameters, learner.text, ids, work.micro_batch, learner.device)
     clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {work.steps}")
     optimizer.step()
-    tuning.observe(optimizer)
+    tuning.observe_step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return loss
 
 
+class Clock:
+    """How long this process has worked, and how long of that it has trained."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._training = 0.0
+
+    @contextmanager
+    def count_training(self) -> Iterator[None]:
+        """Count the time within this as training."""
+        began = time.perf_counter()
+        yield
+        self._training += time.perf_counter() - began
+
+    def read(self, tokens: int) -> Metrics:
+        """Seconds, and tokens per second, of a training that has seen so many `tokens` in this process."""
+        trained = self._training
+        return {
+            "training_seconds": round(trained, 2),
+            "tokens_per_second": round(tokens / trained, 1) if trained else None,
+            "seconds": round(time.perf_counter() - self._started, 1),
+        }
+
+
 def prepare_tuning(work: TrainWork, device: torch.device) -> Tuning:
-    """What the work trains, on this rank; others go on with the backbone's weights unless they are changed."""
-    backbone = work.source, work.revision, work.dtype
+    """What the work trains, on this rank.
+
+    Copies are trained beside the backbone that the process holds; other methods change its weights, so they
+    take it for themselves.
+    """
     how = work.training, work.layers, work.units, work.seed
-    changed = work.training.tunes != "copies"
+    alone = work.training.tunes != "copies"
     if work.fit.sharded:
-        first = (
-            build_tuning(borrow(*backbone, alone=changed, trusted=work.trusted), *how).model
-            if rank() == 0
-            else None
-        )
-        tuning = build_tuning(build_outline(*backbone, work.trusted), *how)
-        tuning.shard(first, device)
+        whole = build_tuning(borrow(work.backbone, alone=alone), *how).model if rank() == 0 else None
+        tuning = build_tuning(build_outline(work.backbone), *how)
+        tuning.shard(whole, device)
     else:
-        tuning = build_tuning(borrow(*backbone, device, alone=changed, trusted=work.trusted), *how)
+        tuning = build_tuning(borrow(work.backbone, device, alone=alone), *how)
     if work.fit.recompute:
-        tuning.recompute()
+        tuning.recompute_activations()
     if work.fit.compiled:
-        tuning.compile()
+        tuning.compile_layers()
     return tuning
 
 
-def save_for(
-    hand_over: Callable[[Path | None], None],
-    state: TrainState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
-    """Save to a folder that `hand_over` is given on rank 0, None elsewhere, and that is gone afterwards."""
+@contextmanager
+def save_temporarily(learner: Learner, state: TrainState) -> Iterator[Path | None]:
+    """A folder with the checkpoint on rank 0, None elsewhere; it is deleted afterwards.
+
+    After the last step nothing is trained any more, so the optimizer is left out.
+    """
+    optimizer = learner.optimizer if state.step < learner.work.steps else None
     with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder), model, optimizer)
-        hand_over(Path(folder) if rank() == 0 else None)
+        state.save(Path(folder), learner.tuning.model, optimizer)
+        yield Path(folder) if rank() == 0 else None
 
 
-def begin_state(work: TrainWork, tuning: Tuning, grown_from: Path | None) -> TrainState:
-    """The state before the first step, with the copies of the training that it is grown from, if of any."""
+def begin_state(learner: Learner, start: ResumePoint) -> TrainState:
+    """The state before this process's first step: of a checkpoint, of a smaller training, or a new one."""
+    work, tuning = learner.work, learner.tuning
+    if start.checkpoint:
+        return TrainState.load(start.checkpoint, tuning.model, learner.optimizer)
     state = TrainState(work.layers, tuning.added, importance=tuning.importance)
-    if grown_from:
-        state.grow_from(grown_from, tuning.model)
+    if start.grown_from:
+        state.grow_from(start.grown_from, tuning.model)
     record_rates(state, tuning, work.training)
     return state
 
 
-def take_reading(
-    work: TrainWork, tuning: Tuning, state: TrainState, blocks: Mapping[str, Blocks]
-) -> dict[str, Any]:
+def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Blocks]) -> Metrics:
     """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
-    with tuning.as_exported():
+    work, tuning = learner.work, learner.tuning
+    with tuning.use_exported_dtype():
         after = measure_held_out(tuning.model, work, blocks)
     metrics = score_model(work.before, after, blocks, work.by_tasks, work.weights)
     metrics |= {**count_progress(state, work), "loss": state.loss}
-    metrics["curve"] = state.told(metrics)
-    scales = tuning.scales(state.importance, work.training)
-    metrics["scales"] = mean_scales(scales) if tuning.rated else {}
+    metrics["curve"] = state.add_reading(metrics)
+    scales = tuning.compute_scales(state.importance, work.training)
+    metrics["scales"] = average_scales(scales) if tuning.rated else {}
     metrics["trained_parameters"] = sum(p.numel() for p in tuning.parameters.values())
     return metrics
 
@@ -201,19 +221,26 @@ def build_optimizer(
 ) -> torch.optim.Optimizer | None:
     """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
     groups = parameter_groups(model, spec.weight_decay)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
+    return torch.optim.AdamW(map(dict, groups), fused=device.type == "cuda") if groups else None
 
 
-def remeasure_importance(
-    model: nn.Module, tuning: Tuning, general: Iterator[dict[str, torch.Tensor]], at: str
-) -> dict[str, float]:
-    """Importance of the units with rates of their own, as it is now on general text.
+def needs_measuring(learner: Learner, state: TrainState) -> bool:
+    """Whether units have rates by importance, and it is time to measure that again."""
+    spec = learner.work.training
+    measured = learner.tuning.rated and spec.normalization != "none"  # else all rates are alike
+    return bool(measured) and state.step > 0 and state.step % spec.recompute_every == 0
 
-    Raises FloatingPointError, naming where, when one isn't finite: the training has diverged.
+
+def remeasure_importance(learner: Learner, state: TrainState, general: Iterator[Batch]) -> dict[str, float]:
+    """Importance of the units with rates of their own, as it is now on `general` text.
+
+    Raises FloatingPointError, naming the step, when one isn't finite: the training has diverged.
     """
-    found = unit_importance(model, general, tuning.rated, max_layers(model))
+    model = learner.tuning.model
+    found = unit_importance(model, general, learner.tuning.rated, max_layers(model))
     for name, value in found.items():
         if not math.isfinite(value):
+            at = f"step {state.step + 1} of {learner.work.steps}"
             raise FloatingPointError(f"the importance of {unit_of(name)} is {value} at {at}")
     return found
 
@@ -221,15 +248,13 @@ def remeasure_importance(
 def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
     """The blocks to train on and the order in which they come, replayed ones among them."""
     text = blocks["train"]
-    if not work.replayed:
+    if not work.replay_share:
         return text, BlockOrder(len(text), work.seed)
     replay = blocks["replay"]
-    return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replayed)
+    return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replay_share)
 
 
-def probe_batches(
-    work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
+def probe_batches(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> Iterator[Batch]:
     """This rank's share of the general text on which importance is measured again."""
     every = range(len(blocks["remeasure"]))
     return make_shared_batches(blocks["remeasure"], every, work.micro_batch, device)
@@ -253,8 +278,8 @@ def compute_gradients(
 ) -> float:
     """Fill ``.grad`` with the gradient of the mean loss over the global batch `ids`; returns that loss.
 
-    Every rank works on its share and the gradients are summed, in one piece (or by FSDP where the model is
-    shared out). Shares may be uneven: the sum is divided by the tokens of the whole batch.
+    Every rank works on its share and the gradients are summed: in one piece, or by FSDP where ranks hold
+    pieces of the model. Shares may be uneven: the sum is divided by the tokens of the whole batch.
     """
     total = len(ids) * (blocks.tokens.shape[1] - 1)  # packed blocks have no padding
     nats = torch.zeros(1, dtype=torch.float64)
@@ -274,32 +299,29 @@ def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:
     """Append a row per unit with a rate of its own to the state's history of rates."""
     if not tuning.rated:
         return
-    scales = tuning.scales(state.importance, spec)
-    rows = {
-        unit_of(name): {"step": state.step, "unit": unit_of(name), "importance": value, "scale": scales[name]}
-        for name, value in state.importance.items()
-    }
-    state.rates += rows.values()
+    scales = tuning.compute_scales(state.importance, spec)
+    units = {unit_of(name): (value, scales[name]) for name, value in state.importance.items()}
+    for unit, (importance, scale) in units.items():
+        state.rates.append({"step": state.step, "unit": unit, "importance": importance, "scale": scale})
 
 
-def count_progress(state: TrainState, work: TrainWork) -> dict[str, Any]:
+def count_progress(state: TrainState, work: TrainWork) -> Metrics:
     """How far the training is: steps, tokens, reports."""
-    tokens = state.step * work.blocks_per_step * work.seq_len
     return {
         "step": state.step,
-        "tokens": tokens,
+        "tokens": work.count_tokens(state.step),
         "report": state.reports,
         "complete": state.step == work.steps,
     }
 
 
 def measure_held_out(
-    model: nn.Module, work: TrainWork, blocks: Mapping[str, Blocks]
+    model: PreTrainedModel, work: TrainWork, blocks: Mapping[str, Blocks]
 ) -> dict[str, np.ndarray]:
     """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
     found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}
     if work.items:
-        tokenizer = load_tokenizer(work.source, work.revision, work.trusted)
+        tokenizer = load_tokenizer(work.backbone)
         for side, items in work.items.items():
             found[tasks_key(side)] = answer_items(model, tokenizer, items, work.micro_batch)
     return found

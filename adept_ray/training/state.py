@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,10 +15,33 @@ from torch import nn
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_of, name_in_layer, trainable_parameters
 from adept_ray.method.ranks import rank
+from adept_ray.method.scores import Metrics
 from adept_ray.method.sharding import gather_tensors, split_like
 
-CURVE = ("step", "tokens", "general_delta", "domain_delta", "score", "loss")
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
+
+
+class RateRow(TypedDict):
+    """A unit's importance and scale from a step on."""
+
+    step: int
+    unit: str
+    importance: float
+    scale: float
+
+
+class CurveRow(TypedDict):
+    """A reading at a step: the fields of CURVE."""
+
+    step: int
+    tokens: int
+    general_delta: float
+    domain_delta: float
+    score: float
+    loss: float | None
+
+
+CURVE = tuple(CurveRow.__annotations__)
 
 
 @dataclass
@@ -37,25 +60,27 @@ class TrainState:
     """Parameter name → importance of its unit, as measured last; the scales follow from it."""
     loss: float | None = None
     """Training loss of the last step, nats per token."""
-    rates: list[dict[str, Any]] = field(default_factory=list)
-    """One row per unit and measurement: step, unit, importance, scale."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    """The learning curve, one row per report: step, tokens, changes, score and loss at that step."""
+    rates: list[RateRow] = field(default_factory=list)
+    """One row per unit and measurement."""
+    curve: list[CurveRow] = field(default_factory=list)
+    """The learning curve, one row per report."""
 
-    def told(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The learning curve with this report, which may be one that is made again."""
+    def add_reading(self, metrics: Metrics) -> list[CurveRow]:
+        """Add a report to the learning curve, in place of the same one made earlier; returns the curve."""
         earlier = [row for row in self.curve if row["step"] < self.step]
-        self.curve = [*earlier, {name: metrics[name] for name in CURVE}]
+        self.curve = [*earlier, cast(CurveRow, {name: metrics[name] for name in CURVE})]
         return self.curve
 
     def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles.
 
-        The first rank writes, but every rank has to call this: a model may be shared out over all of them.
+        The first rank writes, but every rank has to call this: each may hold pieces of the model.
         """
         parameters = trainable_parameters(model)
         weights = gather_tensors(parameters)
-        moments = gather_tensors(_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
+        moments = (
+            gather_tensors(_list_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
+        )
         if rank() > 0:
             return
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
@@ -67,7 +92,7 @@ class TrainState:
     def load(
         cls, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> TrainState:
-        """Read a state and put weights and optimizer state into the `model` made ready for training.
+        """Read a state and put its weights and optimizer state into `model`, made ready for training.
 
         Raises :class:`UserError` when the checkpoint was made for other parameters.
         """
@@ -89,7 +114,7 @@ class TrainState:
         return state
 
     def grow_from(self, folder: Path, model: nn.Module) -> None:
-        """Take over the copies of a training that had some of the `layers`, as they were saved in `folder`.
+        """Take over the copies of a training that had some of the `layers`, from the `folder` it is saved in.
 
         Their weights go into `model`, which is made ready for this training, and their importances into this
         state. The other copies are still identities, so `model` computes what that training's model did.
@@ -110,7 +135,7 @@ class TrainState:
         }
 
 
-def _optimizer_tensors(
+def _list_optimizer_tensors(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """Per-parameter optimizer state as ``name:key`` → tensor (AdamW: step, exp_avg, exp_avg_sq)."""

@@ -1,12 +1,15 @@
-"""What the two stages are to do, as plain data."""
+"""What the two stages are to do, and what stage 1 finds, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.data.benchmark_tasks import TaskItems
+from adept_ray.data.loading import Backbone
+from adept_ray.method.activations import LayerSeparation
 from adept_ray.method.fit import PLAIN, Fit
 
 
@@ -14,9 +17,7 @@ from adept_ray.method.fit import PLAIN, Fit
 class ProbeWork:
     """What to measure of which backbone; the blocks come apart from it."""
 
-    source: str
-    """Folder or hub id of the backbone."""
-    revision: str | None
+    backbone: Backbone
     micro_batch: int
     importance: bool = True
     """Measure layer and unit importance on the blocks named ``probe``."""
@@ -34,21 +35,55 @@ class ProbeWork:
     """Measure each layer's reception on the blocks named ``reception``."""
     separation: bool = False
     """Measure how far apart every layer keeps the blocks ``general`` and ``domain``."""
-    dtype: str = "float32"
-    """Torch type that the backbone is held in."""
     fit: Fit = PLAIN
     """How the model is made to fit into the workers' memories."""
-    trusted: bool = False
-    """Whether the Python code that comes with the backbone may be run."""
+
+
+class LayerRow(TypedDict):
+    """What importance.json says of a layer; importance is in nats per token."""
+
+    layer: int
+    mean: float
+    standard_error: float
+    sequences: int
+    """Sequences of the probe that it was measured on."""
+    places: list[int]
+    """The lowest and the highest place (0-based) that it can have in the order."""
+
+
+class ImportanceRecord(TypedDict):
+    """Content of importance.json but for where it came from (see :mod:`adept_ray.method.importance`)."""
+
+    probe: str
+    base_loss: float
+    layers: list[LayerRow]
+    order: list[int]
+    confidence: float
+    settled: list[int]
+    ties: list[list[int]]
+    units: dict[str, float]
+    seconds: float
+
+
+class ProbeResult(TypedDict, total=False):
+    """What stage 1 found, as far as it was asked for."""
+
+    importance: ImportanceRecord
+    nats: dict[str, list[float]]
+    """Name of blocks → summed loss of each document."""
+    correct: dict[str, list[float]]
+    """Name of items → 1 or 0 for each."""
+    reception: list[float]
+    """A number a layer (see :mod:`adept_ray.method.reception`)."""
+    separation: list[LayerSeparation]
+    """A row a layer (see :mod:`adept_ray.method.activations`)."""
 
 
 @dataclass(frozen=True)
 class TrainWork:
     """One training: what to expand, how to train, what to compare with. Blocks come apart from it."""
 
-    source: str
-    """Folder or hub id of the backbone."""
-    revision: str | None
+    backbone: Backbone
     training: TrainingSpec
     layers: tuple[int, ...]
     """The placed layers (S_k where the placement is guided): ids in the backbone, ascending."""
@@ -65,17 +100,13 @@ class TrainWork:
     """Side → validation items of its benchmark tasks, if it has any."""
     by_tasks: bool = True
     """Whether the answers to those count, in place of bits per byte."""
-    dtype: str = "float32"
-    """Torch type that the backbone is held in; what is trained is float32 whatever it is."""
     fit: Fit = PLAIN
     """How it is made to fit into the workers' memories."""
     steps_before: int = 0
     """Steps of the trainings that it goes on from: the text goes on where it was."""
-    trusted: bool = False
-    """Whether the Python code that comes with the backbone may be run."""
 
     @property
-    def replayed(self) -> float:
+    def replay_share(self) -> float:
         """Share of general text in the training text."""
         return 1.0 if self.training.text == "general" else self.training.replay
 
@@ -94,3 +125,7 @@ class TrainWork:
         """Number of steps done at each report, ascending; the last is the end."""
         reports = min(self.training.reports, self.steps)
         return [round(self.steps * (i + 1) / reports) for i in range(reports)]
+
+    def count_tokens(self, steps: int) -> int:
+        """Tokens of so many steps."""
+        return steps * self.blocks_per_step * self.seq_len

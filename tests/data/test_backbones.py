@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import gguf
 import pytest
 import torch
 from common import (
+    local_backbone,
     logits,
     random_ids,
     save_backbone_with_code,
@@ -22,13 +24,11 @@ from transformers.utils import logging
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
 from adept_ray.data import assets, backbones, hub, loading
-from adept_ray.data import gguf as gguf_module
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.gguf import MANIFEST
-from adept_ray.data.loading import borrow, load_config, load_model, load_tokenizer
+from adept_ray.data.loading import borrow, build_outline, load_config, load_model, load_tokenizer
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.expansion import expand, export
-from adept_ray.method.sharding import build_skeleton
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,11 @@ def test_a_missing_shard_is_named(folder, tmp_path):
 
 def test_a_model_comes_ready_for_measuring(tiny):
     """Eval mode, no key-value cache, the dtype asked for, the saved weights."""
-    model = load_model(str(tiny))
+    model = load_model(local_backbone(tiny))
     assert not model.training and model.dtype == torch.float32
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model.model.norm.weight, load_file(tiny / "model.safetensors")["model.norm.weight"])
-    assert load_model(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(local_backbone(tiny, dtype="bfloat16")).dtype == torch.bfloat16
 
 
 def test_a_backbone_is_loaded_once_and_shared(tiny, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_backbone_is_loaded_once_and_shared(tiny, monkeypatch):
     loads = []
     real = loading.load_model
     monkeypatch.setattr(loading, "load_model", lambda *a, **named: loads.append(a) or real(*a, **named))
-    first, second = borrow(str(tiny)), borrow(str(tiny))
+    first, second = borrow(local_backbone(tiny)), borrow(local_backbone(tiny))
     copies = expand(first, [0, 1])
     assert len(loads) == 1 and copies == (1, 3)
     assert (len(first.model.layers), first.config.num_hidden_layers) == (6, 6)
@@ -176,9 +176,9 @@ def test_a_backbone_is_loaded_once_and_shared(tiny, monkeypatch):
     assert [layer.self_attn.layer_idx for layer in second.model.layers] == [0, 1, 2, 3]
     assert second.model.layers[0].self_attn.config is second.config is not first.config
     assert not any(p.requires_grad for p in second.parameters())
-    taken, last = borrow(str(tiny), alone=True), borrow(str(tiny))
+    taken, last = borrow(local_backbone(tiny), alone=True), borrow(local_backbone(tiny))
     assert taken.model.norm.weight is second.model.norm.weight is not last.model.norm.weight
-    assert len(loads) == 2 and borrow(str(tiny), dtype="bfloat16").dtype == torch.bfloat16
+    assert len(loads) == 2 and borrow(local_backbone(tiny, dtype="bfloat16")).dtype == torch.bfloat16
     assert len(loads) == 3
 
 
@@ -190,7 +190,7 @@ def test_missing_weights_are_an_error_not_random_numbers(folder):
     with pytest.raises(
         UserError, match=r"the weights lack 1 tensors of the model, such as model\.norm\.weight"
     ):
-        load_model(str(folder))
+        load_model(local_backbone(folder))
 
 
 def test_a_model_of_another_kind_is_one_sentence(folder):
@@ -198,13 +198,13 @@ def test_a_model_of_another_kind_is_one_sentence(folder):
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "vit"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="can't be loaded as a causal LM: ") as caught:
-        load_model(str(folder))
+        load_model(local_backbone(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_comes_fast_and_with_an_end(tiny):
     """Text survives encoding and decoding, and documents can be separated."""
-    tokenizer = load_tokenizer(str(tiny))
+    tokenizer = load_tokenizer(local_backbone(tiny))
     assert tokenizer.is_fast and tokenizer.eos_token == "<|eos|>"
     assert tokenizer.decode(tokenizer("The harbour, on Sundays.")["input_ids"]) == "The harbour, on Sundays."
 
@@ -215,7 +215,7 @@ def test_a_tokenizer_without_an_end_is_refused(folder):
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="its tokenizer has no EOS token, which separates documents"):
-        load_tokenizer(str(folder))
+        load_tokenizer(local_backbone(folder))
 
 
 def test_a_missing_tokenizer_is_refused(folder):
@@ -223,14 +223,14 @@ def test_a_missing_tokenizer_is_refused(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UserError, match=r"its tokenizer (can't be loaded|is a slow one|has no EOS)"):
-        load_tokenizer(str(folder))
+        load_tokenizer(local_backbone(folder))
 
 
 def test_loading_is_silent_and_leaves_the_settings(tiny, capfd):
     """No bars or advice reach the terminal, and what the caller set for transformers stays."""
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_model(str(tiny))
-    load_tokenizer(str(tiny))
+    load_model(local_backbone(tiny))
+    load_tokenizer(local_backbone(tiny))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
 
@@ -242,25 +242,25 @@ def test_loading_is_silent_and_leaves_the_settings(tiny, capfd):
 def test_own_code_runs_with_trust_and_never_without(tmp_path, model_type):
     """A model that needs it is refused then by naming the flag; one that needn't is loaded without it."""
     marker = tmp_path / "marker"
-    folder = str(save_backbone_with_code(tmp_path / "own", marker, model_type))
+    plainly = local_backbone(save_backbone_with_code(tmp_path / "own", marker, model_type))
+    trusted = replace(plainly, trusted=True)
     if model_type == "own":
         for load in (load_config, load_model):
             with pytest.raises(UserError, match="read that code, and give --trust-remote-code") as caught:
-                load(folder)
+                load(plainly)
             assert "\n" not in str(caught.value)
     else:
-        load_config(folder)
-        plain = load_model(folder)
-    load_tokenizer(folder)
-    apart = resolve_backbone(folder, tmp_path)
+        load_config(plainly)
+        plain = load_model(plainly)
+    load_tokenizer(plainly)
+    apart = resolve_backbone(plainly.source, tmp_path)
     assert not marker.exists() and not apart.trusted
-    config = load_config(folder, trusted=True)
-    model = load_model(folder, trusted=True)
+    model = load_model(trusted)
     assert marker.exists() and type(model).__module__.endswith("modeling_own")
-    assert type(build_skeleton(config, "float32", trusted=True)).__name__ == "OwnForCausalLM"
+    assert type(build_outline(trusted)).__name__ == "OwnForCausalLM"
     if model_type == "llama":
         assert torch.equal(logits(model, random_ids()), 2 * logits(plain, random_ids()))
-        assert type(build_skeleton(load_config(folder), "float32")).__name__ == "LlamaForCausalLM"
+        assert type(build_outline(plainly)).__name__ == "LlamaForCausalLM"
 
 
 def test_trusted_code_names_the_backbone(tmp_path):
@@ -275,20 +275,20 @@ def test_trusted_code_names_the_backbone(tmp_path):
     after = names()
     assert len({*before, *after}) == 3 and before[0] == after[0]
     with pytest.raises(UserError, match="its config can't be read: 'a fault'"):
-        load_config(str(folder), trusted=True)
+        load_config(local_backbone(folder, trusted=True))
 
 
 def test_a_model_with_its_own_code_is_expanded_and_exported(tmp_path):
     """Bit-identical logits after expansion and after reload; the export takes the code along."""
-    folder = str(save_backbone_with_code(tmp_path / "own", tmp_path / "marker"))
-    before = logits(load_model(folder, trusted=True), random_ids())
-    model = borrow(folder, trusted=True)
+    own = local_backbone(save_backbone_with_code(tmp_path / "own", tmp_path / "marker"), trusted=True)
+    before = logits(load_model(own), random_ids())
+    model = borrow(own)
     assert expand(model, [1, 2]) == (2, 4)
     assert torch.equal(logits(model, random_ids()), before)
-    exported = str(export(model, tmp_path / "model", load_tokenizer(folder)))
+    exported = local_backbone(export(model, tmp_path / "model", load_tokenizer(own)))
     with pytest.raises(UserError, match="--trust-remote-code"):
         load_model(exported)
-    again = load_model(exported, trusted=True)
+    again = load_model(replace(exported, trusted=True))
     assert torch.equal(logits(again, random_ids()), before) and len(again.model.layers) == 6
 
 
@@ -300,11 +300,10 @@ def test_own_code_of_another_shape_is_refused(tmp_path):
         "    def __init__(self, config):\n        super().__init__(config)\n        del self.model.layers\n\n"
     )
     code.write_text(code.read_text().replace("    def forward", changed + "    def forward"))
-    config = load_config(str(folder), trusted=True)
     with pytest.raises(
         UserError, match=r"OwnForCausalLM has no 'model\.layers', which its family's models have"
     ):
-        layers_of(build_skeleton(config, "float32", trusted=True))
+        layers_of(build_outline(local_backbone(folder, trusted=True)))
 
 
 def test_a_tokenizer_with_its_own_code_is_refused_without_trust(folder, tmp_path):
@@ -317,12 +316,15 @@ def test_a_tokenizer_with_its_own_code_is_refused_without_trust(folder, tmp_path
     file = folder / "tokenizer_config.json"
     names = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": names}))
-    load_tokenizer(str(folder))  # its class is one of transformers' own
+    load_tokenizer(local_backbone(folder))  # its class is one of transformers' own
     config = json.loads((folder / "config.json").read_text())
     needs = json.loads(file.read_text()) | {"tokenizer_class": "OwnTokenizer"}
     file.write_text(json.dumps(needs))
     assert config["model_type"] == "llama" and not marker.exists()
-    assert type(load_tokenizer(str(folder), trusted=True)).__name__ == "OwnTokenizer" and marker.exists()
+    assert (
+        type(load_tokenizer(local_backbone(folder, trusted=True))).__name__ == "OwnTokenizer"
+        and marker.exists()
+    )
 
 
 # --- GGUF -----------------------------------------------------------------------------------------
@@ -332,12 +334,12 @@ def test_a_gguf_file_becomes_a_plain_folder_once(tmp_path, monkeypatch, capfd):
     """The folder holds the same model without a quantization_config, and is found again by content."""
     model = write_gguf(tmp_path / "tiny.gguf")
     backbone = resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
-    loaded = load_model(backbone.source)
+    loaded = load_model(backbone)
     assert not hasattr(loaded.config, "quantization_config")
     assert torch.equal(logits(loaded, random_ids()), logits(model, random_ids()))
-    assert load_tokenizer(backbone.source).eos_token == "<|eos|>"
+    assert load_tokenizer(backbone).eos_token == "<|eos|>"
     assert capfd.readouterr().err == "dequantizing tiny.gguf (once; half a minute for 135 M parameters)\n"
-    monkeypatch.setattr(gguf_module, "_dequantize", None)
+    monkeypatch.setattr(backbones, "dequantize_gguf", None)
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "again.gguf")
     (tmp_path / "again.gguf").rename(tmp_path / "tiny.gguf")
     assert resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache") == backbone
@@ -353,13 +355,13 @@ def test_an_interrupted_conversion_is_never_believed(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(gguf_module, "_dequantize", interrupted)
+        patch.setattr(backbones, "dequantize_gguf", interrupted)
         resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
     folder = Path(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
     (folder / MANIFEST).unlink()
     (folder / "config.json").unlink()
-    load_model(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache").source)
+    load_model(resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache"))
 
 
 def test_broken_gguf_files_are_refused(tmp_path):
@@ -386,7 +388,7 @@ def test_the_default_backbone_loads():
     """SmolLM2 comes out of its package as an ordinary 30-layer model that predicts English."""
     backbone = resolve_backbone("smollm2-135m", default_cache())
     assert "instruction-tuned" in backbone.note and "Apache-2.0" in backbone.note
-    model, tokenizer = load_model(backbone.source), load_tokenizer(backbone.source)
+    model, tokenizer = load_model(backbone), load_tokenizer(backbone)
     assert len(model.model.layers) == 30 and sum(p.numel() for p in model.parameters()) == 134_515_008
     ids = tokenizer("The heart pumps blood through the arteries of the body.", return_tensors="pt")[
         "input_ids"

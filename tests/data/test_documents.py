@@ -14,9 +14,9 @@ import pytest
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
-from adept_ray.data import documents
+from adept_ray.data import corpora, documents, hub_corpora
 from adept_ray.data.corpora import CORPORA, resolve_corpus
-from adept_ray.data.corpus_texts import hpo_definitions, load_generators
+from adept_ray.data.corpus_texts import load_generators, parse_hpo
 from adept_ray.data.documents import write_corpus
 from adept_ray.data.hub_corpora import HubSource, stream_documents
 
@@ -82,7 +82,7 @@ def test_a_corpus_is_normalised_once(tmp_path, monkeypatch):
     """The second time, the corpus is found by its content and not written again."""
     source = put(tmp_path / "a.jsonl", {"text": "one"})
     first = resolve_corpus(str(source), "text", tmp_path / "cache")
-    monkeypatch.setattr(documents, "write_corpus", None)
+    monkeypatch.setattr(corpora, "write_corpus", None)
     assert resolve_corpus(str(source), "text", tmp_path / "cache") == first
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_name_gets_the_nearest(source, hint, tmp_path):
 # --- presets --------------------------------------------------------------------------------------
 
 
-def test_hpo_definitions_are_unescaped_and_obsolete_terms_left_out():
+def test_parse_hpo_are_unescaped_and_obsolete_terms_left_out():
     """Quotes come out as written, and only living terms with a definition count."""
     obo = (
         'format-version: 1.2\n\n[Term]\nid: 1\nname: Cough\ndef: "A \\"barking\\" one\\: loud." [x:1]\n\n'
@@ -182,7 +182,7 @@ def test_hpo_definitions_are_unescaped_and_obsolete_terms_left_out():
         '[Term]\nid: 4\nname: Last\ndef: "The last." []\n\n'
         '[Typedef]\nid: t\nname: part\ndef: "Not a term." []\n'
     )
-    assert list(hpo_definitions(obo)) == ['Cough: A "barking" one: loud.', "Last: The last."]
+    assert list(parse_hpo(obo)) == ['Cough: A "barking" one: loud.', "Last: The last."]
 
 
 def test_generators_are_loaded_without_the_package(tmp_path):
@@ -245,7 +245,7 @@ def hub(tmp_path, monkeypatch):
         return load("json", data_files=str(path), split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(documents, "find_hub_revision", lambda kind, name: state.revision)
+    monkeypatch.setattr(hub_corpora, "find_hub_revision", lambda kind, name: state.revision)
     return state
 
 
@@ -268,7 +268,7 @@ def test_a_hub_dataset_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch)
     def silent(kind, name):
         raise UserError("can't ask") from OSError("no network")
 
-    monkeypatch.setattr(documents, "find_hub_revision", silent)
+    monkeypatch.setattr(hub_corpora, "find_hub_revision", silent)
     assert resolve_corpus("o/n", "text", tmp_path / "cache").fingerprint == first.fingerprint
     assert len(hub.calls) == 1
     assert refused("o/other", tmp_path / "elsewhere") == "can't ask"
@@ -288,7 +288,7 @@ def test_what_the_hub_readers_raise_becomes_one_sentence(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("Config name is missing.\nPick one of: ['a', 'b']")
 
-    monkeypatch.setattr(documents, "find_hub_revision", lambda kind, name: "c0ffee")
+    monkeypatch.setattr(hub_corpora, "find_hub_revision", lambda kind, name: "c0ffee")
     monkeypatch.setattr(datasets, "load_dataset", fail)
     assert (
         refused("o/n", tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
-from common import one_document_each, save_backbone_with_code, save_tiny_backbone
+from common import local_backbone, one_document_each, save_backbone_with_code, save_tiny_backbone
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine import cluster as launch
@@ -46,12 +46,11 @@ def test_workers_share_the_memory_of_their_machine(board):
 @pytest.fixture(scope="module")
 def work(board, tmp_path_factory):
     """A training of many short steps on what the crew measured."""
-    backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
-    asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+    backbone = local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    asked = ProbeWork(backbone, 4, held_out=("general", "domain"))
     measured = run_job(board, Job("probe", "probe", asked, ray.put(BLOCKS)))
     return TrainWork(
-        source=backbone,
-        revision=None,
+        backbone=backbone,
         training=TrainingSpec(
             k=1, base_lr=1e-3, tokens=STEPS * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=5, recompute_every=40
         ),
@@ -78,7 +77,7 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, work, tmp_path
     hot = replace(work, training=work.training.model_copy(update={"base_lr": 1e38}))
     with pytest.raises(JobFailed, match=r"FloatingPointError: the loss is .* at step \d+ of 150"):
         run_job(board, Job("hot", "train", hot, ray.put(BLOCKS), str(tmp_path)))
-    measured = run_job(board, Job("after", "probe", ProbeWork(work.source, None, 4), ray.put(BLOCKS)))
+    measured = run_job(board, Job("after", "probe", ProbeWork(work.backbone, 4), ray.put(BLOCKS)))
     assert measured["importance"]["units"] == pytest.approx(work.units)
     assert workers() == before and len(before) == 2
 
@@ -97,6 +96,6 @@ def test_workers_time_their_steps_together(board, work, tmp_path):
 def test_trust_reaches_the_workers(board, tmp_path):
     """Each of them runs the code that came with a backbone."""
     marker = tmp_path / "marker"
-    own = str(save_backbone_with_code(tmp_path / "own", marker))
-    run_job(board, Job("trusted", "probe", ProbeWork(own, None, 4, trusted=True), ray.put(BLOCKS)))
+    own = local_backbone(save_backbone_with_code(tmp_path / "own", marker), trusted=True)
+    run_job(board, Job("trusted", "probe", ProbeWork(own, 4), ray.put(BLOCKS)))
     assert set(map(int, marker.read_text().split())) == set(workers())

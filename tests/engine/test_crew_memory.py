@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from common import one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone
 from ray._private.utils import get_system_memory, get_used_memory
 
 from adept_ray.config.specs import RunSpec
@@ -74,8 +74,8 @@ def fails_alone(board, work, tried, folder):
         run_job(board, Job(f"greedy in {folder.name}", "probe", work, ray.put({})))
     assert not isinstance(told.value, CrewLost)
     assert len(tried.read_text().split()) == 1
-    source = str(save_tiny_backbone(folder / "backbone", layers=2))
-    modest = Job(f"modest in {folder.name}", "probe", ProbeWork(source, None, 4), ray.put(BLOCKS))
+    source = local_backbone(save_tiny_backbone(folder / "backbone", layers=2))
+    modest = Job(f"modest in {folder.name}", "probe", ProbeWork(source, 4), ray.put(BLOCKS))
     after = run_job(board, modest)
     assert len(after["importance"]["layers"]) == 2
     assert len(tried.read_text().split()) == 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
@@ -24,6 +24,7 @@ from adept_ray.engine.crew import start_crews
 from adept_ray.engine.job import Job
 from adept_ray.method.fit import Fit
 from adept_ray.storage.checkpoints import find_last_checkpoint
+from adept_ray.training.callbacks import Callbacks
 from adept_ray.training.stage1 import run_probe
 from adept_ray.training.stage2 import train
 from adept_ray.training.state import WEIGHTS
@@ -51,16 +52,15 @@ BLOCKS["train"] = blocks(16, 9)
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A training of many short steps of four blocks."""
-    backbone = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
-    asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+    backbone = local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    asked = ProbeWork(backbone, 4, held_out=("general", "domain"))
     measured = run_probe(asked, BLOCKS, torch.device("cpu"))
     step = 4 * SEQ_LEN
     training = TrainingSpec(
         k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=90
     )
     return TrainWork(
-        source=backbone,
-        revision=None,
+        backbone=backbone,
         training=training,
         layers=(1,),
         units=measured["importance"]["units"],
@@ -79,7 +79,7 @@ def undisturbed(work):
     def report(metrics, folder):
         last.update(metrics, weights=load_file(folder / WEIGHTS))
 
-    train(work, BLOCKS, torch.device("cpu"), report)
+    train(work, BLOCKS, torch.device("cpu"), Callbacks(report))
     return last
 
 
@@ -300,5 +300,5 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, work, s
         run_job(lone, Job("full", "train", work, ray.put(BLOCKS), str(small)))
     assert "\n" not in str(told.value) and "--resume" in str(told.value)
     assert find_last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
-    after = run_job(lone, Job("after", "probe", ProbeWork(work.source, None, 4), ray.put(BLOCKS)))
+    after = run_job(lone, Job("after", "probe", ProbeWork(work.backbone, 4), ray.put(BLOCKS)))
     assert after["importance"]["units"] == pytest.approx(work.units)

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import ray
-from common import save_tiny_backbone
+from common import local_backbone, save_tiny_backbone
 from prometheus_client.parser import text_string_to_metric_families
 from test_crew import BLOCKS, SEQ_LEN
 
@@ -92,12 +92,12 @@ def watched(tmp_path_factory):
         patch.delenv("RAY_AUTH_MODE", raising=False)
         folder = tmp_path_factory.mktemp("watched")
         with launch.connect_cluster(run) as dashboard, start_crews(run, str(folder / "ray")) as board:
-            backbone = str(save_tiny_backbone(folder / "backbone", layers=3))
-            asked = ProbeWork(backbone, None, 4, held_out=("general", "domain"))
+            backbone = local_backbone(save_tiny_backbone(folder / "backbone", layers=3))
+            asked = ProbeWork(backbone, 4, held_out=("general", "domain"))
             measured = run_job(board, Job("probe", "probe", asked, ray.put(BLOCKS)))
             spec = TrainingSpec(k=1, base_lr=3e-4, tokens=20 * SEQ_LEN, tokens_per_step=SEQ_LEN, reports=2)
             units, before = measured["importance"]["units"], measured["nats"]
-            work = TrainWork(backbone, None, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
+            work = TrainWork(backbone, spec, (1,), units, before, ScoreWeights(), SEQ_LEN, 4, seed=0)
             job = Job(TRIAL, "train", work, ray.put(BLOCKS), str(folder), judged=True, title=TITLE)
             said = follow_job(board, job)
             yield dashboard, board, said, next(said)  # its worker waits for the verdict

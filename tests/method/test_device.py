@@ -12,16 +12,16 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import torch
-from common import one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone
 from safetensors.torch import save_file
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.method.fit import Fit
-from adept_ray.training import export
-from adept_ray.training import stage2 as train
+from adept_ray.training import export, stage2
 from adept_ray.training import state as checkpoint
+from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage1 import run_probe
 from adept_ray.training.work import ProbeWork, TrainWork
 
@@ -129,7 +129,7 @@ SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 6 * 64, "tokens_per_step": 64, "repor
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return str(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
+    return local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
 
 
 def mixed():
@@ -159,7 +159,7 @@ def probed(work, place):
 def test_stage_one_measures_what_it_does_on_the_cpu(apart, backbone, raced):
     """Importance of layers and units, reception, separation and the held-out losses."""
     work = ProbeWork(
-        backbone, None, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
+        backbone, 4, held_out=("general", "domain"), reception=True, separation=True, raced=raced
     )
     usual, there = (apart(probed, work, place) for place in ("cpu", NAME))
     for name in ("order", "ties"):
@@ -181,10 +181,10 @@ def trained(work, place, folder):
         found.append(metrics["score"])
         shutil.copytree(made, folder / str(len(found)))
 
-    train.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
-    train.train(work, BLOCKS, torch.device(place), kept)
-    train.train(work, BLOCKS, torch.device(place), kept, resume=folder / "1")
-    export.score_and_export(work, BLOCKS, torch.device(place), kept, folder / "2", {})
+    export.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
+    stage2.train(work, BLOCKS, torch.device(place), Callbacks(kept))
+    stage2.train(work, BLOCKS, torch.device(place), Callbacks(kept), ResumePoint(folder / "1"))
+    export.score_and_export(work, BLOCKS, torch.device(place), folder / "2", {}, Callbacks(kept))
     return found
 
 
@@ -200,10 +200,9 @@ def trained(work, place, folder):
 )
 def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
-    measured = apart(probed, ProbeWork(backbone, None, 4, held_out=("general", "domain")), "cpu")
+    measured = apart(probed, ProbeWork(backbone, 4, held_out=("general", "domain")), "cpu")
     work = TrainWork(
-        source=backbone,
-        revision=None,
+        backbone=backbone,
         training=TrainingSpec(**SPEC, tunes=tunes),
         layers=(1,),
         units=measured["importance"]["units"],

@@ -14,7 +14,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.method.expansion import added_layers, expand, source_importance
 from adept_ray.method.importance import layer_importance, max_layers, unit_importance
-from adept_ray.method.race import rank_layers
+from adept_ray.method.race import RaceRules, rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 UNEQUAL = [random_ids(1, n, seed=n)[0] for n in (20, 9, 14, 3, 17)]
@@ -290,7 +290,7 @@ def measure_as_rank(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     batches = [[padded(UNEQUAL[:2])], [padded(UNEQUAL[2:4]), padded(UNEQUAL[4:])]][rank]
     model = tiny_model()
-    ranked = rank_layers(model, padded(UNEQUAL), 2, micro_batch=2)  # every rank is given all of it
+    ranked = rank_layers(model, padded(UNEQUAL), 2, RaceRules(micro_batch=2))  # every rank is given all of it
     measured = layer_importance(model, batches), unit_importance(model, batches, (1,)), ranked
     torch.save(measured, f"{results}/{rank}")
     dist.destroy_process_group()

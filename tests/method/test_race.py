@@ -8,9 +8,10 @@ from adept_ray.config.errors import UserError
 from adept_ray.method import race
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import layer_importance
-from adept_ray.method.race import find_settled_depths, plan_looks, rank_layers, sequence_cost
+from adept_ray.method.race import RACED, Costs, RaceRules, find_settled_depths, plan_looks, rank_layers
 
 LAYERS, SEQUENCES = 10, 96
+EXHAUSTIVE = RaceRules(raced=False)
 
 
 def table(means, seed, noise=0.1, sequences=SEQUENCES):
@@ -39,7 +40,7 @@ def losses(monkeypatch):
         monkeypatch.setattr(race, "measure_bypass_losses", read)
         model = tiny_model(layers=len(increase))
         probe = {"input_ids": torch.arange(increase.shape[1])[:, None]}
-        return lambda k_max, **options: (rank_layers(model, probe, k_max, **options), asked)
+        return lambda k_max, rules=RACED: (rank_layers(model, probe, k_max, rules), asked)
 
     return use
 
@@ -48,7 +49,7 @@ def test_the_exhaustive_ranking_is_the_layer_importance():
     """Mean, standard error, base loss and order are those of the plain function, padding left out."""
     model = tiny_model()
     sequences = [random_ids(1, n, seed=n)[0] for n in (20, 9, 14, 3, 17)]
-    measured = rank_layers(model, padded(sequences), 4, raced=False, micro_batch=2)
+    measured = rank_layers(model, padded(sequences), 4, RaceRules(raced=False, micro_batch=2))
     expected = layer_importance(model, [padded(sequences)])
     assert measured.importance.mean == pytest.approx(expected.mean, abs=1e-6)
     assert measured.importance.standard_error == pytest.approx(expected.standard_error, rel=1e-4)
@@ -74,7 +75,7 @@ def test_a_race_on_a_model_agrees_with_the_exhaustive_probe():
             for parameter in layers_of(model)[layer].parameters():
                 parameter *= 1 + number / 2
     ids = spoken(model, 80, 12)
-    whole = rank_layers(model, {"input_ids": ids}, 3, raced=False)
+    whole = rank_layers(model, {"input_ids": ids}, 3, EXHAUSTIVE)
     raced = rank_layers(model, {"input_ids": ids}, 3)
     assert raced.settled and min(raced.sequences) < 80
     for k in raced.settled:
@@ -155,7 +156,7 @@ def test_one_sequence_decides_nothing(losses):
 def test_micro_batches_change_nothing():
     """The same ranking whether sequences come one by one or together."""
     model, ids = tiny_model(layers=5), random_ids(40, 12)
-    one, many = (rank_layers(model, {"input_ids": ids}, 2, micro_batch=size) for size in (1, 16))
+    one, many = (rank_layers(model, {"input_ids": ids}, 2, RaceRules(micro_batch=size)) for size in (1, 16))
     assert one.sequences == many.sequences and one.settled == many.settled
     assert one.importance.mean == pytest.approx(many.importance.mean, abs=1e-6)
 
@@ -173,21 +174,21 @@ def test_progress_rises_to_its_end():
 
 def test_costs_are_counted_in_layer_passes():
     """A probe of n layers runs n of them once and then 0 … n-1 behind each bypass, each with a head."""
-    assert (
-        sequence_cost([], 5, 0.5) == 5.5
-        and sequence_cost(range(5), 5, 0.5) == 5.5 + 4.5 + 3.5 + 2.5 + 1.5 + 0.5
-    )
+    costs = Costs(layers=5, head=0.5)
+    assert costs.estimate_sequence([]) == 5.5
+    assert costs.estimate_sequence(range(5)) == 5.5 + 4.5 + 3.5 + 2.5 + 1.5 + 0.5
 
 
 def test_a_race_ends_with_its_budget(losses):
     """Layers that never differ are measured until three tenths of L + 1 whole passes are spent."""
     increase = table([0.0] * LAYERS, seed=0, noise=0.1)
     raced, _ = losses(increase)(4)
-    head = race.head_cost(tiny_model(layers=LAYERS))
-    spent = sequence_cost(range(LAYERS), LAYERS, head) * raced.sequences[0]
+    head = race.estimate_head_cost(tiny_model(layers=LAYERS))
+    each = Costs(LAYERS, head).estimate_sequence(range(LAYERS))
+    spent = each * raced.sequences[0]
     allowed = race.BUDGET * (LAYERS + 1) * (LAYERS + head) * SEQUENCES
-    assert allowed - sequence_cost(range(LAYERS), LAYERS, head) < spent <= allowed
-    whole, _ = losses(increase)(4, raced=False)
+    assert allowed - each < spent <= allowed
+    whole, _ = losses(increase)(4, EXHAUSTIVE)
     assert whole.sequences == (SEQUENCES,) * LAYERS
 
 

@@ -73,7 +73,7 @@ def test_what_is_measured_has_the_type_that_is_exported(tunes):
         with torch.no_grad():
             state = {name: p.to(torch.bfloat16) for name, p in model.named_parameters()}
         backbone.load_state_dict(state, strict=False)
-    with tuning.as_exported(), torch.no_grad():
+    with tuning.use_exported_dtype(), torch.no_grad():
         assert {p.dtype for p in tuning.parameters.values()} == {torch.bfloat16}
         assert torch.equal(next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0])
     assert all(torch.equal(p, masters[name]) for name, p in tuning.parameters.items())
@@ -98,7 +98,7 @@ def test_activations_can_be_computed_again(tunes):
     for again in (False, True):
         model, tuning = ready(tunes)
         if again:
-            tuning.recompute()
+            tuning.recompute_activations()
         kept = 0
 
         def count(tensor):
@@ -119,10 +119,10 @@ def test_activations_can_be_computed_again(tunes):
 def test_layers_that_no_gradient_passes_are_not_computed_again():
     """Below the first copy nothing is kept anyway; what trains nothing computes nothing again."""
     model, tuning = ready("copies")
-    tuning.recompute()
+    tuning.recompute_activations()
     assert get_compute_policy(model).recomputed == tuple(model.model.layers[1:])
     empty = tiny_model()
-    build_tuning(empty, TrainingSpec(k=0), (), {}, seed=3).recompute()
+    build_tuning(empty, TrainingSpec(k=0), (), {}, seed=3).recompute_activations()
     assert get_compute_policy(empty).recomputed == ()
 
 
@@ -144,7 +144,7 @@ def test_what_is_trained():
 def test_scales_cover_what_is_trained(tunes):
     """Where importance isn't measured every scale is 1; where it is, rank scales average 1 over units."""
     _, tuning = ready(tunes)
-    scales = tuning.scales(tuning.importance, TrainingSpec())
+    scales = tuning.compute_scales(tuning.importance, TrainingSpec())
     assert scales.keys() == tuning.parameters.keys()
     if tuning.rated:
         assert len(set(scales.values())) > 3
@@ -156,7 +156,7 @@ def test_a_block_is_the_mean_over_its_scalars():
     """Granularity ``block`` gives what a measurement of whole blocks gives, before the rates are made."""
     model, tuning = ready("originals")
     measured = measure_taylor_importance(model, [BATCH], tuning.parameters, sublayer_of)
-    by_block = tuning.scales(tuning.importance, TrainingSpec(granularity="block"))
+    by_block = tuning.compute_scales(tuning.importance, TrainingSpec(granularity="block"))
     order = sorted(measured, key=lambda name: measured[name])
     found = [by_block[name] for name in order]
     assert found == sorted(found, reverse=True)
@@ -174,7 +174,7 @@ def test_a_merged_lora_computes_the_same(tmp_path):
     ids = random_ids()
     before = logits(model, ids)
     assert not torch.allclose(before, logits(tiny_model(), ids), atol=1e-2)
-    loaded = AutoModelForCausalLM.from_pretrained(export(tuning.merged(), tmp_path))
+    loaded = AutoModelForCausalLM.from_pretrained(export(tuning.merge(), tmp_path))
     torch.testing.assert_close(logits(loaded, ids), before, atol=1e-4, rtol=1e-4)
 
 
@@ -199,13 +199,13 @@ def test_sensitivity_is_smoothed_over_steps():
     for _ in range(3):
         next_token_nats(model, BATCH)[0].sum().backward()
         optimizer.step()
-        tuning.observe(optimizer)
+        tuning.observe_step(optimizer)
         for name, p in tuning.parameters.items():
             now = (p * p.grad).abs().detach()
             means[name] = 0.85 * means[name] + 0.15 * now
             spreads[name] = 0.85 * spreads[name] + 0.15 * (now - means[name]).abs()
         optimizer.zero_grad()
-    found = lora.domain_importance(tuning.parameters, optimizer)
+    found = lora.measure_domain_importance(tuning.parameters, optimizer)
     skill = "model.layers.1.mlp.up_proj"
     own = [name for name in means if name.startswith(f"{skill}.")]
     values = torch.cat([(means[name] * spreads[name]).flatten() for name in own])
@@ -232,9 +232,9 @@ def test_tasl_ends_with_a_consolidation():
     optimizer = torch.optim.AdamW(tuning.parameters.values(), lr=1e-2)
     next_token_nats(model, BATCH)[0].sum().backward()
     optimizer.step()
-    tuning.observe(optimizer)
+    tuning.observe_step(optimizer)
     after = copy.deepcopy({name: p.detach() for name, p in tuning.parameters.items()})
-    tuning.conclude(optimizer, [BATCH])
+    tuning.finish(optimizer, [BATCH])
     shares = set()
     for name, p in tuning.parameters.items():
         moved = (after[name] - before[name]).norm()

@@ -16,6 +16,7 @@ from adept_ray.commands import comparing as studies
 from adept_ray.commands.compare import build_field, split_blocks
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import CompareRun
+from adept_ray.data.loading import Backbone
 from adept_ray.method.fit import Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.report.comparison_page import express_verdict, write_comparison
@@ -256,7 +257,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     tokens = np.arange(1600).reshape(200, 8)
     text = of_one_document(tokens)
     made = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
-    made.blocks["train"] = made.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
+    made.blocks["train"] = made.blocks["train"].take_first(run.tokens // passes * (run.seeds + 1))
     found = [split_blocks(run, made, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3
     assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)
@@ -265,7 +266,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
 def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch):
     """One that no worker can hold is shared out for its own measurement, too."""
     run, fit, asked = CompareRun(seeds=1), Fit(sharded=True), []
-    backbone = SimpleNamespace(source="a model", revision=None, trusted=True)
+    backbone = Backbone("a model", "a model", trusted=True)
     text = of_one_document(np.zeros((4, 8), int))
     made = SimpleNamespace(
         sources=SimpleNamespace(backbone=backbone, items_of=lambda split: {}),
@@ -283,4 +284,4 @@ def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch)
     }.items():
         monkeypatch.setattr(studies, name, instead)
     field = build_field(run, made, SimpleNamespace(ray=""), None, None, fit)
-    assert asked[0].fit == fit and asked[0].trusted and field.work.trusted
+    assert asked[0].fit == fit and asked[0].backbone == field.work.backbone == backbone

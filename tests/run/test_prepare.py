@@ -86,21 +86,21 @@ def test_another_text_than_before_is_refused(monkeypatch, side):
 def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, trusted):
     """Its config, the tokenizer of the blocks, and both measurements of stage 1."""
     heard = {}
-    backbone = SimpleNamespace(name="b", source="b", revision="r", fingerprint="f", trusted=trusted)
+    backbone = Backbone("b", "b", "r", "f", trusted=trusted)
     text = blocks(FEW)
     each = SimpleNamespace(name="c", fingerprint="f", files=(), load=lambda *_: text)
     run = RunSpec(cache=str(tmp_path))
     found = Sources(backbone, None, each, each)
 
-    def load_config(source, revision, trusted):
-        heard["config"] = trusted
+    def load_config(backbone):
+        heard["config"] = backbone.trusted
         return tiny_model().config
 
-    def build_blocks(corpus, *_, trusted, **__):
-        heard["blocks"] = trusted
+    def build_blocks(plan, *_):
+        heard["blocks"] = plan.backbone.trusted
 
     def do(board, task):
-        heard[task.name] = task.work.trusted
+        heard[task.name] = task.work.backbone.trusted
         return {"importance": {}, "nats": {}, "correct": {}, "reception": [0.0]}
 
     monkeypatch.setattr(sources_module, "load_config", load_config)

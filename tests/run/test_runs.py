@@ -23,6 +23,7 @@ from adept_ray.config.specs import (
     TrainingSpec,
     TrainRun,
 )
+from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import CrewLost, JobFailed, JobRefused
 from adept_ray.engine.memory import Memory
 from adept_ray.method.fit import PLAIN, Fit
@@ -61,7 +62,7 @@ def said():
     )
 
 
-SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(trusted=False, revision=None))
+SOURCES = SimpleNamespace(config=tiny_model().config, backbone=Backbone("", ""))
 
 
 def test_precision_is_definite_from_the_beginning():
@@ -134,7 +135,9 @@ def test_layers_are_compiled_where_that_was_asked_for(said, asked):
         assert "compile" not in overrides_from(args(config="best.yaml"))
 
 
-JOB = TrainWork("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+JOB = TrainWork(
+    Backbone("", ""), TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True)
+)
 TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gib": 1.0}
 
 
@@ -417,36 +420,36 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     record_run(results, run, at(1), MADE_UP)
     with pytest.raises(InterruptedRun), explain_stops("", run, results, at(20, probe=10, search=5)):
         raise KeyboardInterrupt
-    assert not has_ended(results.about())
+    assert not has_ended(results.read_record())
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--resume"])
     record_run(results, run, at(1), MADE_UP)
     record_run(results, run, at(7, search=4.5, test=1), MADE_UP, MADE)
-    ended = results.about()
+    ended = results.read_record()
     assert ended["seconds"] == {"probe": 10, "search": 9.5, "test": 1, "total": 27}
     assert ended["peak_memory_gib"] == 5 and "spent" not in ended and has_ended(ended)
     assert ended["command"] == "python scripts/tune_k.py --trials 2"
     record_run(results, run, at(1), MADE_UP)
     record_run(results, run, at(3, search=2), MADE_UP, MADE)
-    assert results.about()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
-    assert results.about()["peak_memory_gib"] == 5
+    assert results.read_record()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
+    assert results.read_record()["peak_memory_gib"] == 5
 
 
 def test_results_stay_whole_while_a_search_is_extended(tmp_path):
     """Cut off, it has what it was finished with, and is to be resumed first; at its end no pick holds."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
     record_run(results, run, at(9, search=8), MADE_UP, MADE)
-    results.write_json("run.json", results.about() | {"pick": {"general": 0.7}})
-    whole = results.about()
+    results.write_json("run.json", results.read_record() | {"pick": {"general": 0.7}})
+    whole = results.read_record()
     asked = SearchRun(name="x", storage=str(tmp_path), more_trials=2)
     results.write_json("trials.json", {"trials": [{"state": "finished"}] * 8})
     longer = continue_search(asked, results)
     assert longer.trials == 10
     record_run(results, longer, at(1), MADE_UP)
-    assert {**results.about(), "run": whole["run"], "ended": True} == whole
+    assert {**results.read_record(), "run": whole["run"], "ended": True} == whole
     with pytest.raises(UserError, match="isn't finished"):
         continue_search(asked, results)
     record_run(results, longer, at(2, search=1), MADE_UP, MADE)
-    assert "pick" not in results.about() and continue_search(asked, results).trials == 10
+    assert "pick" not in results.read_record() and continue_search(asked, results).trials == 10
 
 
 SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"
@@ -460,12 +463,12 @@ def test_a_search_goes_on_with_the_space_that_it_began_with(tmp_path, said):
     begun, results = load_space(run, {}), Results(str(tmp_path), "x")
     record_run(results, run, at(1), MADE_UP, space=begun)
     file.write_text(f"# the same\n{SPACE}")
-    assert load_space(run, results.about(), said.say) == begun and not said.lines
+    assert load_space(run, results.read_record(), said.say) == begun and not said.lines
     file.write_text(SPACE.replace("[1, 3]", "[1, 2]").replace("0.001", "0.01"))
-    assert load_space(run, results.about(), said.say) == begun
+    assert load_space(run, results.read_record(), said.say) == begun
     assert "space.yaml isn't what the search 'x' began with any more" in said.lines[0]
     file.unlink()
-    assert load_space(run, results.about(), said.say) == begun and len(said.lines) == 2
+    assert load_space(run, results.read_record(), said.say) == begun and len(said.lines) == 2
     with pytest.raises(UserError, match="no such file"):
         load_space(run, {"run": {}})  # an older folder keeps none
 

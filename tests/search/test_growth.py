@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace
@@ -17,6 +17,7 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
 from adept_ray.search.choice import choose_k
 from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
+from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage1 import run_probe
 from adept_ray.training.stage2 import train
 from adept_ray.training.work import ProbeWork, TrainWork
@@ -45,12 +46,11 @@ BLOCKS = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    source = str(save_tiny_backbone(tmp_path_factory.mktemp("backbone")))
-    found = run_probe(ProbeWork(source, None, 4, held_out=("general", "domain")), BLOCKS, CPU)
+    source = local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone")))
+    found = run_probe(ProbeWork(source, 4, held_out=("general", "domain")), BLOCKS, CPU)
     training = TrainingSpec(tokens_per_step=PER_STEP * SEQ_LEN, recompute_every=2)
     return TrainWork(
-        source=source,
-        revision=None,
+        backbone=source,
         training=training,
         layers=(),
         units=found["importance"]["units"],
@@ -80,7 +80,7 @@ def alone(monkeypatch, tmp_path):
             found.append({**metrics, "saved": saved})
 
         start = Path(job.grown_from) if job.grown_from else None
-        train(job.work, job.blocks, CPU, report, grown_from=start)
+        train(job.work, job.blocks, CPU, Callbacks(report), ResumePoint(grown_from=start))
         return found
 
     monkeypatch.setattr(growth, "follow_job", reports)

@@ -24,6 +24,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
+from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import JobFailed, is_out_of_memory
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
@@ -833,7 +834,7 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", lambda _: None)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    work = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for k, words in (
         (5, "Tried to allocate"),
         (6, "k = 6 was not tried: .* at k = 5$"),
@@ -867,7 +868,7 @@ def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", heard.append)
     layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    work = TrainWork("", None, TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for price in (None, 1.5):
         search.run_trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), work, layers, (None,), "")
     assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]

@@ -65,9 +65,9 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     filesystem.create_dir(f"{root}/run/model")
     with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
         stream.write(b"of an attempt that was cut off")
-    results.adopt(f"{saved}/model", "model")
+    results.adopt_folder(f"{saved}/model", "model")
     write_text(results.folder / "report.html", "")  # not in its place yet
-    assert all(map(results.holds, ("trials.csv", "model", "report.html"))) and not results.holds("best.yaml")
+    assert all(map(results.has, ("trials.csv", "model", "report.html"))) and not results.has("best.yaml")
     place = results.publish()
     assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
     assert content(storage, "run/trials.csv") == "a,ä\n"
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, made, monkeypatc
     place = str(tmp_path / "trial")
     save_checkpoint(made, place, 1)
     monkeypatch.setattr(
-        "adept_ray.storage.checkpoints._checkpoints", lambda *_: []
+        "adept_ray.storage.checkpoints._list_steps", lambda *_: []
     )  # killed before the older one went
     save_checkpoint(made, place, 2)
     monkeypatch.undo()

@@ -1,8 +1,8 @@
-"""The questions of the tasks beside this file: ``custom_dataset`` functions for lm-eval.
+"""The questions of the tasks beside this file: ``custom_dataset`` functions for lm-eval, one for each.
 
 Each returns ``{"test": Dataset}`` with the columns ``question``, ``choices``, ``letters`` (A, B, …, one for
-each choice), ``answer`` (index of the right choice), and maybe ``context``. They get what lm-eval calls the
-task's metadata; `cache` is the folder for assets.
+each choice), ``answer`` (index of the right choice), and maybe ``context``. Its arguments are what lm-eval
+calls the task's metadata; `cache` is the folder for assets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from datasets import Dataset
 
@@ -76,46 +76,65 @@ MMCU_FILE = "MMCU-Medical.xlsx"
 MMCU_SOURCE = "https://github.com/Felixgithub2017/MMCU (its medical part, 15 sheets)"
 
 
-def mmlu(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+class Question(TypedDict):
+    """A row of a dataset, but for its letters."""
+
+    question: str
+    choices: list[str]
+    answer: int
+    """Index of the right choice."""
+    context: NotRequired[str]
+
+
+class CmbRow(TypedDict):
+    """A record of CMB, as far as it is read."""
+
+    question: str
+    option: dict[str, str | None]
+    """Letter → text."""
+    answer: str
+
+
+def mmlu(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """MMLU's test questions, 50 of each subject; the subjects aren't named, so prompts don't name them."""
-    return lettered(read((MMLU,), cache))
+    return build_lettered_dataset(read_rows((MMLU,), cache))
 
 
-def medqa(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def medqa(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """MedQA's US test questions with five options (``medqa_4options`` of lm-eval has four of them)."""
-    return lettered(read((MEDQA,), cache))
+    return build_lettered_dataset(read_rows((MEDQA,), cache))
 
 
-def medmcqa(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def medmcqa(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """MedMCQA's validation questions, the split that is scored since the test answers aren't public."""
-    return lettered(read(MEDMCQA, cache))
+    return build_lettered_dataset(read_rows(MEDMCQA, cache))
 
 
-def openbookqa(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def openbookqa(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """OpenBookQA's test questions, without the book."""
-    return lettered(read((OPENBOOKQA,), cache))
+    return build_lettered_dataset(read_rows((OPENBOOKQA,), cache))
 
 
-def piqa(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def piqa(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """1,500 of PIQA's validation questions."""
-    return lettered(read((PIQA,), cache))
+    return build_lettered_dataset(read_rows((PIQA,), cache))
 
 
-def pubmedqa(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def pubmedqa(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """PubMedQA's questions with expert answers; the domain corpus ``medical`` has none of their abstracts."""
     options = ["yes", "no", "maybe"]
-    return dataset(
+    return build_dataset(
         {
             "question": row["question"],
             "context": re.sub(r"^Context \(\d+\): ", "", row["passage"].strip(), flags=re.MULTILINE),
             "choices": options,
             "answer": options.index(row["answer"]),
         }
-        for row in read((PUBMEDQA,), cache)
+        for row in read_rows((PUBMEDQA,), cache)
     )
 
 
-def mmcu_medical(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
+def mmcu_medical(cache: str | None = None, **_: object) -> dict[str, Dataset]:
     """MMCU-Medical (arXiv 2304.12986), its questions with one right answer, from a file the user lays down.
 
     The authors hand the questions out as a workbook: in each sheet the columns question, options A to D,
@@ -126,16 +145,16 @@ def mmcu_medical(cache: str | None = None, **_: Any) -> dict[str, Dataset]:
     path = (Path(cache) if cache else default_cache()) / "benchmarks" / MMCU_FILE
     if not path.exists():
         raise UserError(f"lay the workbook of {MMCU_SOURCE} down as {path}")
-    rows = []
+    rows: list[Question] = []
     for sheet in pandas.read_excel(path, sheet_name=None, dtype=str).values():
         for question, *options, answer in sheet.iloc[:, :6].fillna("").itertuples(index=False):
             if question.strip() and answer.strip().upper() in tuple(LETTERS[:4]):
                 right = LETTERS.index(answer.strip().upper())
                 rows.append({"question": question.strip(), "choices": options, "answer": right})
-    return dataset(rows)
+    return build_dataset(rows)
 
 
-def cmb_exam(**_: Any) -> dict[str, Dataset]:
+def cmb_exam(**_: object) -> dict[str, Dataset]:
     """CMB-Exam (arXiv 2308.08833), questions with one right answer of the split whose answers are public."""
     from huggingface_hub import hf_hub_download
 
@@ -143,13 +162,13 @@ def cmb_exam(**_: Any) -> dict[str, Dataset]:
         "FreedomIntelligence/CMB", "CMB-Exam/CMB-val/CMB-val-merge.json", repo_type="dataset"
     )
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    return dataset(cmb_rows(rows))
+    return build_dataset(convert_cmb_rows(rows))
 
 
-def cmb_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def convert_cmb_rows(rows: Iterable[CmbRow]) -> Iterator[Question]:
     """CMB's records in our columns; unused letters are null or blank there."""
     for row in rows:
-        options = {letter: text for letter, text in row["option"].items() if (text or "").strip()}
+        options = {letter: text for letter, text in row["option"].items() if text and text.strip()}
         if row["answer"] in options:
             letters = list(options)
             yield {
@@ -159,16 +178,16 @@ def cmb_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             }
 
 
-def read(assets: Iterable[Asset], cache: str | None) -> Iterator[dict[str, Any]]:
+def read_rows(assets: Iterable[Asset], cache: str | None) -> Iterator[dict[str, str]]:
     """The rows of .jsonl assets."""
     for asset in assets:
         path = fetch_asset(asset, Path(cache) if cache else default_cache())
         yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def lettered(rows: Iterable[dict[str, Any]]) -> dict[str, Dataset]:
+def build_lettered_dataset(rows: Iterable[dict[str, str]]) -> dict[str, Dataset]:
     """Questions whose options are lines of one text, ``A. …`` and so on, and the answer is one of them."""
-    return dataset(
+    return build_dataset(
         {
             "question": row["question"].strip(),
             "choices": [text.strip() for text in re.split(r"(?:^|\n)[A-J]\. ", row["options"].strip())[1:]],
@@ -178,7 +197,7 @@ def lettered(rows: Iterable[dict[str, Any]]) -> dict[str, Dataset]:
     )
 
 
-def dataset(rows: Iterable[dict[str, Any]]) -> dict[str, Dataset]:
+def build_dataset(rows: Iterable[Question]) -> dict[str, Dataset]:
     """A dataset of distinct questions with their letters."""
     distinct = {(row["question"], *row["choices"], row.get("context", "")): row for row in rows}
     full = [{**row, "letters": list(LETTERS[: len(row["choices"])])} for row in distinct.values()]

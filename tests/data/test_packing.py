@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from common import documents, of_one_document, save_tiny_backbone, tiny_tokenizer
+from common import documents, local_backbone, of_one_document, save_tiny_backbone, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import packing as corpus
+from adept_ray.data import packing
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, build_blocks
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 
 SEQ_LEN = 32
 EOS = "<|eos|>"
@@ -66,15 +66,15 @@ def in_files(place, name, groups):
     return CorpusFiles(tuple(files), name, name, "")
 
 
-def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", **options):
-    backbone = str(place / "backbone")
-    return build_blocks(files, splits, backbone, None, SEQ_LEN, seed, place / cache, **options)
+def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", apart_from=None, **options):
+    plan = PackingPlan(files, splits, local_backbone(place / "backbone"), SEQ_LEN, seed, apart_from)
+    return build_blocks(plan, place / cache, **options)
 
 
 def in_buckets(files, monkeypatch, buckets):
     """Have `files` packed in that many groups."""
-    size = corpus._text_bytes(files)
-    monkeypatch.setattr(corpus, "BUCKET_BYTES", size / (buckets - 0.5))
+    size = packing._count_text_bytes(files)
+    monkeypatch.setattr(packing, "BUCKET_BYTES", size / (buckets - 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_every_block_is_full(general, domain):
             assert (
                 blocks.tokens.shape == (counts["blocks"], SEQ_LEN) and len(blocks.bytes) == counts["blocks"]
             )
-            assert len(blocks.first(3 * SEQ_LEN - 5)) == 3
+            assert len(blocks.take_first(3 * SEQ_LEN - 5)) == 3
 
 
 def test_no_document_in_two_splits(general, domain):
@@ -194,14 +194,14 @@ def test_another_seed_gives_another_split(place, general):
 
 def test_a_second_call_reads(place, general, monkeypatch):
     """Blocks that were built are not built again."""
-    monkeypatch.setattr(corpus, "_write", None)
+    monkeypatch.setattr(packing, "_write_blocks", None)
     assert build(place, resolved(place, "general", GENERAL)) == general
 
 
 def test_a_half_written_folder_is_built_again(place, general):
     """Without its manifest, the last file written, a folder is never read but replaced by the same blocks."""
     before = everything(general)
-    (general.folder / corpus.MANIFEST).unlink()
+    (general.folder / packing.MANIFEST).unlink()
     (general.folder / "probe" / "rest.parquet").write_bytes(b"half a file")
     again = build(place, resolved(place, "general", GENERAL))
     assert again == general and everything(again) == before
@@ -229,14 +229,14 @@ def test_blocks_are_shared_by_way_of_a_bucket(place, general, s3, monkeypatch):
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket="shared")["Contents"]]
     assert not any("staging" in name and not name.endswith("/") for name in names)
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_write", None)
+        patch.setattr(packing, "_write_blocks", None)
         assert everything(build(place, files, cache="cache2", **shared)) == everything(general)
     victim = next(name for name in names if name.endswith(".parquet"))
     s3.put_object(Bucket="shared", Key=victim, Body=b"half")
     assert said == []
     assert everything(build(place, files, cache="cache3", **shared)) == everything(general)
     assert len(said) == 1 and said[0].startswith("token blocks in s3://shared/cache/blocks/")
-    monkeypatch.setattr(corpus, "_write", None)
+    monkeypatch.setattr(packing, "_write_blocks", None)
     assert everything(build(place, files, cache="cache4", **shared)) == everything(general)
 
 
@@ -291,7 +291,7 @@ def test_a_documents_pieces_are_put_together(general):
 def test_bytes_of_a_document_sum_up(text):
     """Whatever the characters and wherever tokens part them, every byte of the text is counted once."""
     encoding = TOKENIZER.backend_tokenizer.encode(text)
-    sizes = corpus.count_token_bytes(text, encoding.offsets)
+    sizes = packing.count_token_bytes(text, encoding.offsets)
     assert sizes.sum() == len(text.encode()) and (sizes >= 0).all()
     assert sizes.tolist() == [lead_bytes([token]) for token in encoding.ids]
 
@@ -302,7 +302,7 @@ def test_nothing_but_eos_joins_documents():
     eos, backend = tokenizer.eos_token_id, tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, eos)])
     assert tokenizer("one").input_ids[0] == eos
-    table = corpus._pack(["one", "two two", "three three three"], backend, eos, 4)
+    table = packing._pack_texts(["one", "two two", "three three three"], backend, eos, 4)
     flat = [token for row in table["tokens"].to_pylist() for token in row]
     assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
 
@@ -310,7 +310,7 @@ def test_nothing_but_eos_joins_documents():
 def test_an_eos_within_a_text_begins_no_document():
     """Chat markup holds what ends a document elsewhere: its turns aren't independent of each other."""
     texts = [f"one{EOS}two{EOS}three", f"four{EOS}five", "six"]
-    table = corpus._pack(texts, TOKENIZER.backend_tokenizer, TOKENIZER.eos_token_id, 2)
+    table = packing._pack_texts(texts, TOKENIZER.backend_tokenizer, TOKENIZER.eos_token_id, 2)
     flat, starts = ([v for row in table[name].to_pylist() for v in row] for name in ("tokens", "starts"))
     assert flat.count(TOKENIZER.eos_token_id) > sum(starts) == 3
     begun = [TOKENIZER.decode(flat[at:]) for at, start in enumerate(starts) if start]
@@ -340,24 +340,26 @@ def test_every_block_once_per_epoch(blocks, size, seed):
     """Batches run through every block before one comes again, in another order in the next epoch."""
     order = BlockOrder(blocks, seed)
     steps = -(-3 * blocks // size)
-    seen = [block for step in range(steps) for block in order.batch(step, size)]
+    seen = [block for step in range(steps) for block in order.list_batch(step, size)]
     epochs = [seen[i * blocks : (i + 1) * blocks] for i in range(3)]
     assert all(sorted(epoch) == list(range(blocks)) for epoch in epochs)
     if blocks > 20:
         assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-        assert epochs[0] != [b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).batch(step, 1)]
+        assert epochs[0] != [
+            b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).list_batch(step, 1)
+        ]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(1, 6), st.integers(0, 3))
 def test_replayed_blocks_keep_their_share(blocks, replayed, share, size, seed):
     """After any number of places each side has its share to within one block, and goes through its epochs."""
     order = BlockOrder(blocks, seed, replayed, share)
-    seen = [block for step in range(60 // size) for block in order.batch(step, size)]
+    seen = [block for step in range(60 // size) for block in order.list_batch(step, size)]
     counts = np.cumsum([block >= blocks for block in seen])
     assert all(abs(count - share * (place + 1)) < 1 + 1e-6 for place, count in enumerate(counts))
     own = [block for block in seen if block < blocks]
     other = [block - blocks for block in seen if block >= blocks]
-    alone = [BlockOrder(n, seed).batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))]
+    alone = [BlockOrder(n, seed).list_batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))]
     assert [own, other] == alone
 
 
@@ -371,9 +373,9 @@ def test_the_same_documents_are_held_out_with_and_without_text_to_replay():
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_step_and_seed_alone(steps):
     """Asked in any order, by any object, a step has its own batch: this is what resuming relies on."""
-    straight = [BlockOrder(10, 3).batch(step, 4) for step in range(12)]
+    straight = [BlockOrder(10, 3).list_batch(step, 4) for step in range(12)]
     order = BlockOrder(10, 3)
-    assert {step: order.batch(step, 4) for step in steps} == dict(enumerate(straight))
+    assert {step: order.list_batch(step, 4) for step in steps} == dict(enumerate(straight))
 
 
 @given(st.lists(st.integers(0, 8), max_size=20), st.integers(1, 25))
@@ -391,7 +393,7 @@ def test_replay_is_shared_out_as_ray_data_mixes(place, share):
     """At every place as many blocks of each side have come as from ``Dataset.mix``, one more or less."""
     blocks = 40
     order = BlockOrder(blocks, 0, blocks, share)
-    ours = [block >= blocks for block in order.batch(0, 40)]
+    ours = [block >= blocks for block in order.list_batch(0, 40)]
     sides = [
         ray.data.from_items([{"general": side} for _ in range(40)], override_num_blocks=40)
         for side in (False, True)

@@ -17,8 +17,9 @@ from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan, allowed_fits, choose_fit, plan_memory
+from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan, choose_fit, list_allowed_fits, plan_memory
 from adept_ray.method.rates import parameter_groups
+from adept_ray.method.sharding import build_skeleton
 from adept_ray.method.tracing import ATTENTION
 from adept_ray.method.tuning import build_tuning
 
@@ -49,7 +50,7 @@ def real(family, spec, dtype=torch.float32, sequences=1, recompute=False):
     units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
     tuning = build_tuning(model, spec, LAYERS if spec.k else (), units, seed=0)
     if recompute:
-        tuning.recompute()
+        tuning.recompute_activations()
     weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -74,7 +75,7 @@ def test_a_plan_is_what_a_real_pass_takes(family, tunes):
     spec = spec_of(tunes)
     model, tuning, kept, forward, flops = real(family, spec)
     backbone = made(family)
-    found = plan_memory(backbone.config, spec, LAYERS if spec.k else (), LENGTH)
+    found = plan_memory(build_skeleton(backbone.config), spec, LAYERS if spec.k else (), LENGTH)
     size = sum(p.numel() for p in model.parameters())
     assert found.parameters == size
     assert found.added == size - sum(p.numel() for p in backbone.parameters())
@@ -92,9 +93,8 @@ def test_what_a_sequence_keeps(family, tunes, dtype):
     """A second sequence keeps as much more as the plan says: weights cast to fewer bits are there once."""
     spec = spec_of(tunes)
     one, two = (real(family, spec, dtype, sequences)[2] for sequences in (1, 2))
-    found = plan_memory(
-        made(family).config, spec, LAYERS if spec.k else (), LENGTH, str(dtype).partition(".")[2]
-    )
+    skeleton = build_skeleton(made(family).config, str(dtype).partition(".")[2])
+    found = plan_memory(skeleton, spec, LAYERS if spec.k else (), LENGTH)
     assert found.kept == pytest.approx(two - one, rel=0.05)
     assert one - (two - one) <= found.casts + 0.05 * found.kept  # and positions
 
@@ -104,7 +104,7 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
     """What lies outside of the layers, the input of each, and what one layer keeps by itself."""
     spec = spec_of(tunes)
     _, _, outside, _, _ = real("llama", spec, recompute=True)
-    found = plan_memory(made("llama").config, spec, LAYERS if spec.k else (), LENGTH)
+    found = plan_memory(build_skeleton(made("llama").config), spec, LAYERS if spec.k else (), LENGTH)
     passed = {"copies": 5, "all": 4}[tunes]  # of 4 layers and 2 copies all but the first
     streams = passed * LENGTH * 32 * 4
     layer = (found.kept - outside) / passed
@@ -113,7 +113,8 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_can_be_planned(family):
-    found = plan_memory(tiny_model(family).config, TrainingSpec(k=2), LAYERS, LENGTH, "bfloat16")
+    skeleton = build_skeleton(tiny_model(family).config, "bfloat16")
+    found = plan_memory(skeleton, TrainingSpec(k=2), LAYERS, LENGTH)
     assert found.added == found.trained > 0 and found.kept > found.recomputed > 0 and found.flops > 0
 
 
@@ -121,7 +122,7 @@ def test_a_plan_changes_neither_config_nor_random_numbers():
     """It can be asked for at any moment."""
     config = tiny_model().config
     before, state = config.to_dict(), torch.random.get_rng_state()
-    plan_memory(config, TrainingSpec(k=2), LAYERS, LENGTH)
+    plan_memory(build_skeleton(config), TrainingSpec(k=2), LAYERS, LENGTH)
     assert config.to_dict() == before and torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -129,7 +130,8 @@ def test_fewer_bits_are_for_what_is_frozen():
     """Frozen weights and logits take half, trained ones what they took; more is kept than half, but less."""
     config = tiny_model().config
     single, half = (
-        plan_memory(config, TrainingSpec(k=2), LAYERS, LENGTH, dtype) for dtype in ("float32", "bfloat16")
+        plan_memory(build_skeleton(config, dtype), TrainingSpec(k=2), LAYERS, LENGTH)
+        for dtype in ("float32", "bfloat16")
     )
     assert single.weights - half.weights == 2 * (single.parameters - single.trained)
     assert half.logits * 2 == single.logits and half.optimizer == single.optimizer
@@ -142,7 +144,7 @@ def test_a_preset_is_expanded_as_published(name):
     """Parameter counts, layers, units and their groups of the real architecture, without its weights."""
     assert name in PRESETS and set(SHAPES) == set(PUBLISHED)
     config, layers = config_of(name), (14, 16, 17, 20)
-    found = plan_memory(config, TrainingSpec(k=4), layers, 64, "bfloat16")
+    found = plan_memory(build_skeleton(config, "bfloat16"), TrainingSpec(k=4), layers, 64)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.bfloat16)
     a_layer = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -246,9 +248,9 @@ def test_more_workers_are_advised_where_they_help(memory, run, words):
 
 
 @pytest.mark.parametrize("asked", ["on", "off"])
-def test_every_way_is_compiled_if_that_was_asked_for(asked):
-    ways = allowed_fits(Machine(compile=asked, workers=2))
-    assert len(ways) == 4 and {fit.compiled for fit in ways} == {asked == "on"}
+def test_every_fit_is_compiled_if_that_was_asked_for(asked):
+    fits = list_allowed_fits(Machine(compile=asked, workers=2))
+    assert len(fits) == 4 and {fit.compiled for fit in fits} == {asked == "on"}
 
 
 def test_on_cpus_the_first_worker_needs_the_whole_model_too():
@@ -262,10 +264,10 @@ def test_on_cpus_the_first_worker_needs_the_whole_model_too():
 
 def test_what_counts_for_a_memory():
     """Each sequence, and between workers the gradients once more, when activations are gone."""
-    assert NEEDS.memory(2, PLAIN) - NEEDS.memory(1, PLAIN) == NEEDS.kept
-    assert replace(NEEDS, logits=GIB).memory(3, AGAIN) == NEEDS.memory(3, AGAIN) + 3 * GIB
+    assert NEEDS.count_memory(2, PLAIN) - NEEDS.count_memory(1, PLAIN) == NEEDS.kept
+    assert replace(NEEDS, logits=GIB).count_memory(3, AGAIN) == NEEDS.count_memory(3, AGAIN) + 3 * GIB
     large = replace(NEEDS, trained=2 * GIB)
-    assert large.memory(1, AGAIN, workers=2) - large.memory(1, AGAIN) == 7 * GIB
+    assert large.count_memory(1, AGAIN, workers=2) - large.count_memory(1, AGAIN) == 7 * GIB
     run = {"sharding": "off"}
     assert asked(17, "auto", large, **run) == asked(18, "auto", large, workers=2, **run) == AGAIN
     with pytest.raises(UserError, match=r"at least 18\.9 GiB"):

@@ -14,7 +14,7 @@ from common import DOMAINS, logits, tiny_model, tiny_tokenizer
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
 from adept_ray.config.specs import RunSpec
-from adept_ray.data import benchmark_tasks as benchmarks
+from adept_ray.data import benchmark_tasks
 from adept_ray.data.benchmark_tasks import (
     TaskItems,
     answer_items,
@@ -63,11 +63,11 @@ doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """)
     (folder / "both.yaml").write_text("group: both\ntask: [words, letters]\n")
-    monkeypatch.setattr(benchmarks, "TASKS", folder)
-    monkeypatch.setattr(benchmarks, "OWN", frozenset(path.stem for path in folder.glob("*.yaml")))
-    benchmarks.load_tasks.cache_clear()
+    monkeypatch.setattr(benchmark_tasks, "TASKS", folder)
+    monkeypatch.setattr(benchmark_tasks, "OWN", frozenset(path.stem for path in folder.glob("*.yaml")))
+    benchmark_tasks.load_tasks.cache_clear()
     yield folder
-    benchmarks.load_tasks.cache_clear()
+    benchmark_tasks.load_tasks.cache_clear()
 
 
 def items(name, numbers, tmp_path):
@@ -110,12 +110,12 @@ def test_ranks_share_the_items(tmp_path, monkeypatch):
     )
     whole = answer_items(MODEL, TOKENIZER, both, 4)
     parts, asked = [], []
-    monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
-    monkeypatch.setattr(benchmarks, "sum_over_ranks", lambda values, device: values)
-    plain = benchmarks.wrap_language_model
-    monkeypatch.setattr(benchmarks, "wrap_language_model", lambda *a: asked.append(a) or plain(*a))
+    monkeypatch.setattr(benchmark_tasks, "world_size", lambda: 2)
+    monkeypatch.setattr(benchmark_tasks, "sum_over_ranks", lambda values, device: values)
+    plain = benchmark_tasks.wrap_language_model
+    monkeypatch.setattr(benchmark_tasks, "wrap_language_model", lambda *a: asked.append(a) or plain(*a))
     for rank in range(2):
-        monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(benchmark_tasks, "rank", lambda rank=rank: rank)
         parts.append(answer_items(MODEL, TOKENIZER, both, 4))
     assert (parts[0] + parts[1]).tolist() == whole.tolist() and len(asked) == 2
     assert parts[0][1::2].sum() == parts[1][::2].sum() == 0 < whole.sum()
@@ -160,7 +160,7 @@ def test_the_content_of_items_names_all_that_answers_depend_on(tmp_path, tasks):
     """Their order, their prompts and their answers; the same ones have the same name."""
 
     def content(*names):
-        benchmarks.load_tasks.cache_clear()
+        benchmark_tasks.load_tasks.cache_clear()
         return draw_items(names, 5, 0, tmp_path)["test"].content
 
     own = tmp_path / "mine.yaml"
@@ -184,7 +184,7 @@ def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypa
     own.write_text(text + "num_fewshot: 2\nfewshot_split: test\n")
     asked_for = draw_items([str(own)], 8, 0, tmp_path)["test"]
     seen = []
-    plain = benchmarks.wrap_language_model
+    plain = benchmark_tasks.wrap_language_model
 
     def listening(*model):
         found = plain(*model)
@@ -197,13 +197,13 @@ def test_examples_before_a_question_depend_on_it_alone(tmp_path, tasks, monkeypa
         found.loglikelihood = listen
         return found
 
-    monkeypatch.setattr(benchmarks, "wrap_language_model", listening)
+    monkeypatch.setattr(benchmark_tasks, "wrap_language_model", listening)
     whole = answer_items(MODEL, TOKENIZER, asked_for, 4)
     assert answer_items(MODEL, TOKENIZER, asked_for, 2).tolist() == whole.tolist()
-    monkeypatch.setattr(benchmarks, "world_size", lambda: 2)
-    monkeypatch.setattr(benchmarks, "sum_over_ranks", lambda values, device: values)
+    monkeypatch.setattr(benchmark_tasks, "world_size", lambda: 2)
+    monkeypatch.setattr(benchmark_tasks, "sum_over_ranks", lambda values, device: values)
     for rank in range(2):
-        monkeypatch.setattr(benchmarks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(benchmark_tasks, "rank", lambda rank=rank: rank)
         answer_items(MODEL, TOKENIZER, asked_for, 4)
     first, again, *parts = seen
     assert first == again and sorted(first) == sorted(parts[0] + parts[1])
@@ -242,7 +242,7 @@ def test_workers_of_another_machine_look_in_their_own_cache(tmp_path, monkeypatc
     """The one of the machine that drew the items isn't there."""
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(benchmarks, "load_tasks", lambda _, cache: asked.append(cache) or {})
+        patch.setattr(benchmark_tasks, "load_tasks", lambda _, cache: asked.append(cache) or {})
         for place in (tmp_path, tmp_path / "elsewhere"):
             with pytest.raises(KeyError):
                 answer_items(MODEL, TOKENIZER, replace(items("words", [0], tmp_path), cache=place), 1)

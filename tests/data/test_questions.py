@@ -6,7 +6,7 @@ from openpyxl import Workbook
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
-from adept_ray.data import benchmark_tasks as benchmarks
+from adept_ray.data import benchmark_tasks
 from adept_ray.data.benchmark_tasks import draw_items
 from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.tasks import questions
@@ -24,9 +24,9 @@ def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
 
 def test_every_task_of_the_paper_has_a_definition():
     """lm-eval or we define each, so that its groups can be named like any task."""
-    manager = benchmarks.task_manager(benchmarks.TASKS, True, CACHE)
-    for group in benchmarks.PAPER:
-        members = yaml.safe_load((benchmarks.TASKS / f"{group}.yaml").read_text())["task"]
+    manager = benchmark_tasks.build_task_manager(benchmark_tasks.TASKS, True, CACHE)
+    for group in benchmark_tasks.PAPER:
+        members = yaml.safe_load((benchmark_tasks.TASKS / f"{group}.yaml").read_text())["task"]
         assert {group, *members} <= set(manager.all_tasks)
 
 
@@ -78,4 +78,6 @@ def test_cmb_keeps_questions_with_one_right_answer():
     """Null and blank options go, and the answer is counted among those that stay."""
     option = {"A": "甲", "B": " ", "C": "丙", "D": None}
     rows = [{"question": "问", "answer": answer, "option": option} for answer in ("C", "AC", "B")]
-    assert list(questions.cmb_rows(rows)) == [{"question": "问", "choices": ["甲", "丙"], "answer": 1}]
+    assert list(questions.convert_cmb_rows(rows)) == [
+        {"question": "问", "choices": ["甲", "丙"], "answer": 1}
+    ]
