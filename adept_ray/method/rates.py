@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -107,25 +107,16 @@ def _scale_between_ends(units: Mapping[str, float]) -> dict[str, float]:
     return {unit: (value - low) / (high - low) for unit, value in units.items()}
 
 
-class OptimizerGroup(TypedDict):
-    """A group of an optimizer, as torch takes it."""
-
-    unit: str
-    params: list[nn.Parameter]
-    lr: float
-    weight_decay: float
-
-
-def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[OptimizerGroup]:
+def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """One optimizer group per unit of what `model` trains, each with its ``unit`` name.
 
     Norms and biases get no weight decay. Where that parts a bias from its matrix, the unit has a second
     group of the same name and rate. Every trainable parameter is in exactly one group.
     """
-    groups: dict[tuple[str, float], OptimizerGroup] = {}
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in trainable_parameters(model).items():
         unit, decay = unit_of(name), weight_decay if parameter.ndim > 1 else 0.0
-        group: OptimizerGroup = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
+        group = {"unit": unit, "params": [], "lr": 0.0, "weight_decay": decay}
         groups.setdefault((unit, decay), group)["params"].append(parameter)
     return list(groups.values())
 
