@@ -1,6 +1,6 @@
 """ADEPT by hand: from the importance of layers to an exported model, in plain torch and without Ray.
 
-python examples/layers_by_hand.py                      # SmolLM2 on medical text, a minute or two
+python examples/layers_by_hand.py                      # SmolLM2 on medical text, a few minutes
 python examples/layers_by_hand.py --backbone path/to/model --text my_domain.jsonl
 
 The cells (# %%) run one by one in an editor or a notebook. What `adept-ray tune-k` searches is fixed
