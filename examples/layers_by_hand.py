@@ -105,7 +105,8 @@ for name, rate in sorted(unit_rates(first, BASE_LR).items(), key=lambda pair: pa
     print(f"{rate:.1e}  {name}")
 
 # %% Stage 2: train the copies, and measure their units again every REMEASURE steps
-optimizer = torch.optim.AdamW(parameter_groups(model), lr=0.0)  # a group a unit; set_rates gives it its rate
+groups = [dict(group) for group in parameter_groups(model)]  # a unit each; set_rates gives them their rates
+optimizer = torch.optim.AdamW(groups)
 scales = unit_scales(first)
 losses = []
 for step, batch in enumerate(training):

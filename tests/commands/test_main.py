@@ -1,4 +1,4 @@
-"""The console command: it equals the scripts, answers at once, and says what to type next in its own words."""
+"""The console command: it equals the scripts, answers at once, and says in its own words how to go on."""
 
 import ast
 import subprocess
@@ -31,7 +31,7 @@ def test_every_script_is_a_command_and_every_command_a_script():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_calls_its_command(name):
-    """A script does nothing but call the command of its name, and its docstring begins with that one's purpose."""
+    """A script only calls the command of its name, and its docstring begins with that one's purpose."""
     text = SCRIPTS[name].read_text()
     assert text.endswith(f'if __name__ == "__main__":\n    call_command("{name}")\n')
     assert ast.get_docstring(ast.parse(text)).partition("\n\n")[0] == COMMANDS[name].purpose
