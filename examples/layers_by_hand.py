@@ -105,8 +105,7 @@ for name, rate in sorted(unit_rates(first, BASE_LR).items(), key=lambda pair: pa
     print(f"{rate:.1e}  {name}")
 
 # %% Stage 2: train the copies, and measure their units again every REMEASURE steps
-groups = [dict(group) for group in parameter_groups(model)]  # a unit each; set_rates gives them their rates
-optimizer = torch.optim.AdamW(groups)
+optimizer = torch.optim.AdamW(parameter_groups(model))  # a group a unit; set_rates gives it its rate
 scales = unit_scales(first)
 losses = []
 for step, batch in enumerate(training):
