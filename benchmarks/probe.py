@@ -13,7 +13,7 @@ from rivals import boolq, in_turn, prepare_torch, smollm2, table
 from torch import nn
 
 from adept_ray.method.anatomy import layers_of
-from adept_ray.method.importance import max_sequences
+from adept_ray.method.importance import limit_sequences
 from adept_ray.method.race import RaceRules, rank_layers
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     prepare_torch(args.threads)
     model, ids = smollm2().eval(), boolq(args.tokens, args.seq_len)
     config = model.config
-    most = max_sequences(config.num_hidden_layers, config.hidden_size, config.vocab_size, args.seq_len)
+    most = limit_sequences(config.num_hidden_layers, config.hidden_size, config.vocab_size, args.seq_len)
     print(f"{len(ids)} sequences of {args.seq_len}; within its memory the probe may take {most} at once")
 
     def ranked(raced: bool):

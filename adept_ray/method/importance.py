@@ -95,7 +95,7 @@ def measure_bypass_losses(
     return base, tokens.double().cpu(), increases
 
 
-def max_sequences(
+def limit_sequences(
     layers: int, hidden: int, vocabulary: int, seq_len: int, value_bytes: int = 4, budget: int = PROBE_BYTES
 ) -> int:
     """Largest micro-batch whose probe stays within `budget` bytes beside the weights; at least 1.
@@ -106,7 +106,7 @@ def max_sequences(
     return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
 
 
-def max_layers(model: nn.Module, budget: int = UNIT_BYTES) -> int:
+def limit_layers(model: nn.Module, budget: int = UNIT_BYTES) -> int:
     """Layers of `model` whose gradients, and sums of them, stay within `budget` bytes; at least 1."""
     largest = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=1)
     return max(1, budget // (8 * largest))

@@ -103,11 +103,11 @@ def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: 
     """
     if not one.get("pulls") or not other.get("pulls"):
         return math.hypot(one["score_se"], other["score_se"])
-    pairs = zip(score_pulls(one, weights), score_pulls(other, weights), strict=True)
+    pairs = zip(weigh_pulls(one, weights), weigh_pulls(other, weights), strict=True)
     return math.hypot(*(standard_error(mine - others) for mine, others in pairs))
 
 
-def score_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
+def weigh_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
     """How far each document or item of each side pulls the score."""
     general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
     counts = not weights.retain or not metrics["general_delta"] > standard_error(general)

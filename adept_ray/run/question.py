@@ -9,7 +9,6 @@ from adept_ray.config.calls import format_command
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint
-from adept_ray.data.loading import build_outline
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.report.evidence import format_flags
 from adept_ray.run.preparing import Prepared
@@ -70,7 +69,7 @@ def limit_space(
     """
     most = sources.layers
     if run.max_new_params:
-        total, sizes = count_layer_parameters(build_outline(sources.backbone, sources.config))
+        total, sizes = count_layer_parameters(sources.build_skeleton())
         limit = parse_amount(run.max_new_params, total)
         allowed, most = limit_depths(space, sizes, limit, f"--max-new-params {run.max_new_params}")
         if allowed != space:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
-from adept_ray.data.loading import Backbone, load_config
+from adept_ray.data.loading import Backbone, build_outline, load_config
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Session
 from adept_ray.storage.files import check_place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Sources:
         """Names of backbone and corpora by their content."""
         made = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
         return made | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
+
+    def build_skeleton(self) -> PreTrainedModel:
+        """The backbone's shapes, without data."""
+        return build_outline(self.backbone, self.config)
 
     def items_of(self, split: str) -> dict[str, TaskItems]:
         """Side → its items of that split."""

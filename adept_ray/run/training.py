@@ -9,7 +9,6 @@ from typing import Any
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.data.loading import build_outline
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused
 from adept_ray.method.fit import Fit
@@ -69,8 +68,7 @@ def plan_fit(
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:
-        skeleton = build_outline(sources.backbone, sources.config)
-        needs = plan_memory(skeleton, training, lowest, run.seq_len)
+        needs = plan_memory(sources.build_skeleton(), training, lowest, run.seq_len)
     except UserError:
         raise
     except Exception as problem:  # a pass without data is more than some architectures can do

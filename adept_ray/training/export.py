@@ -16,8 +16,8 @@ from adept_ray.method.fit import PLAIN
 from adept_ray.method.ranks import rank
 from adept_ray.method.tuning import Tuning
 from adept_ray.training.callbacks import Callbacks
-from adept_ray.training.scoring import score_model
-from adept_ray.training.stage2 import measure_held_out, prepare_tuning
+from adept_ray.training.scoring import measure_held_out, score_model
+from adept_ray.training.stage2 import prepare_tuning
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from adept_ray.config.specs import ScoreWeights
+from adept_ray.data.benchmark_tasks import answer_items
 from adept_ray.data.blocks import Blocks, make_shared_batches
+from adept_ray.data.loading import load_tokenizer
 from adept_ray.method.loss import token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.scores import SIDES, Metrics, combine_changes, compare_answers, compare_losses
 from adept_ray.method.sharding import disable_gradients
+from adept_ray.training.work import TrainWork
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Measured = Sequence[float] | np.ndarray
 
@@ -66,3 +73,15 @@ def score_model(
     score, error = combine_changes(counted[0], counted[1], weights)
     pulls = {side: list(each.pulls) for side, each in zip(SIDES, counted, strict=True)}
     return {**metrics, "score": score, "score_se": error, "pulls": pulls}
+
+
+def measure_held_out(
+    model: PreTrainedModel, work: TrainWork, blocks: Mapping[str, Blocks]
+) -> dict[str, np.ndarray]:
+    """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
+    found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}
+    if work.items:
+        tokenizer = load_tokenizer(work.backbone)
+        for side, items in work.items.items():
+            found[tasks_key(side)] = answer_items(model, tokenizer, items, work.micro_batch)
+    return found

@@ -14,7 +14,7 @@ from adept_ray.data.blocks import Blocks, make_micro_batches, make_shared_batche
 from adept_ray.data.loading import borrow, borrow_sharded, load_tokenizer
 from adept_ray.method.activations import measure_separation, pool_activations
 from adept_ray.method.anatomy import layers_of
-from adept_ray.method.importance import max_layers, max_sequences, unit_importance
+from adept_ray.method.importance import limit_layers, limit_sequences, unit_importance
 from adept_ray.method.loss import ComputePolicy, set_compute_policy
 from adept_ray.method.race import RaceRules, Ranking, rank_layers
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
@@ -76,11 +76,11 @@ def measure_importance(
     every, config = range(len(blocks)), model.config
     (probe,) = make_micro_batches(blocks, every, len(blocks), device)
     sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, blocks.tokens.shape[1])
-    at_once = max_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
+    at_once = limit_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
     rules = RaceRules(work.raced, work.confidence, min(at_once, work.micro_batch))
     ranking = rank_layers(model, probe, work.k_max or config.num_hidden_layers, rules, progress)
     batches = make_shared_batches(blocks, every, work.micro_batch, device)
-    units = unit_importance(model, batches, range(config.num_hidden_layers), max_layers(model))
+    units = unit_importance(model, batches, range(config.num_hidden_layers), limit_layers(model))
     return {
         "probe": "raced" if work.raced else "exhaustive",
         "base_loss": ranking.importance.base_loss,

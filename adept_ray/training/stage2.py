@@ -13,31 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.data.benchmark_tasks import answer_items
 from adept_ray.data.blocks import BlockOrder, Blocks, join_blocks, make_shared_batches
-from adept_ray.data.loading import borrow, build_outline, load_tokenizer
+from adept_ray.data.loading import borrow, build_outline
 from adept_ray.method.anatomy import unit_of
-from adept_ray.method.importance import max_layers, unit_importance
+from adept_ray.method.importance import limit_layers, unit_importance
 from adept_ray.method.loss import Batch, next_token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, sum_over_ranks_in_place, world_size
 from adept_ray.method.rates import average_scales, parameter_groups, schedule_factor, set_rates
-from adept_ray.method.scores import SIDES, Metrics
+from adept_ray.method.scores import Metrics
 from adept_ray.method.sharding import gather_whole, is_sharded
 from adept_ray.method.tuning import Tuning, build_tuning
 from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
-from adept_ray.training.scoring import measure_document_nats, score_model, tasks_key
+from adept_ray.training.scoring import measure_held_out, score_model
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def train(
@@ -63,7 +57,7 @@ def train(
         # Once in a while: all steps are made, and some methods have a last word on the weights.
         if optimizer is not None and begun < state.step == work.steps:
             with clock.count_training():
-                tuning.finish(optimizer, probe_batches(work, blocks, device))
+                tuning.finish(optimizer, make_probe_batches(work, blocks, device))
 
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on. After a
         # resume the last report comes again: it may not have been heard before the interruption.
@@ -84,7 +78,9 @@ def train(
         with clock.count_training():
             # Once in a while: the domain has moved what is trained, so ask the general probe again.
             if needs_measuring(learner, state):
-                state.importance = remeasure_importance(learner, state, probe_batches(work, blocks, device))
+                state.importance = remeasure_importance(
+                    learner, state, make_probe_batches(work, blocks, device)
+                )
                 record_rates(state, tuning, work.training)
                 scales = tuning.compute_scales(state.importance, work.training)
 
@@ -221,7 +217,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer | None:
     """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
     groups = parameter_groups(model, spec.weight_decay)
-    return torch.optim.AdamW(map(dict, groups), fused=device.type == "cuda") if groups else None
+    return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
 
 
 def needs_measuring(learner: Learner, state: TrainState) -> bool:
@@ -237,7 +233,7 @@ def remeasure_importance(learner: Learner, state: TrainState, general: Iterator[
     Raises FloatingPointError, naming the step, when one isn't finite: the training has diverged.
     """
     model = learner.tuning.model
-    found = unit_importance(model, general, learner.tuning.rated, max_layers(model))
+    found = unit_importance(model, general, learner.tuning.rated, limit_layers(model))
     for name, value in found.items():
         if not math.isfinite(value):
             at = f"step {state.step + 1} of {learner.work.steps}"
@@ -254,7 +250,9 @@ def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, B
     return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replay_share)
 
 
-def probe_batches(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> Iterator[Batch]:
+def make_probe_batches(
+    work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
+) -> Iterator[Batch]:
     """This rank's share of the general text on which importance is measured again."""
     every = range(len(blocks["remeasure"]))
     return make_shared_batches(blocks["remeasure"], every, work.micro_batch, device)
@@ -313,15 +311,3 @@ def count_progress(state: TrainState, work: TrainWork) -> Metrics:
         "report": state.reports,
         "complete": state.step == work.steps,
     }
-
-
-def measure_held_out(
-    model: PreTrainedModel, work: TrainWork, blocks: Mapping[str, Blocks]
-) -> dict[str, np.ndarray]:
-    """The loss of each held-out document of both sides, and the answers to the items of a side's tasks."""
-    found = {side: measure_document_nats(model, blocks[side], work.micro_batch) for side in SIDES}
-    if work.items:
-        tokenizer = load_tokenizer(work.backbone)
-        for side, items in work.items.items():
-            found[tasks_key(side)] = answer_items(model, tokenizer, items, work.micro_batch)
-    return found

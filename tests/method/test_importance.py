@@ -13,7 +13,7 @@ from torch import nn
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.method.expansion import added_layers, expand, source_importance
-from adept_ray.method.importance import layer_importance, max_layers, unit_importance
+from adept_ray.method.importance import layer_importance, limit_layers, unit_importance
 from adept_ray.method.race import RaceRules, rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -326,4 +326,4 @@ def test_a_large_layer_is_measured_alone():
     model = tiny_model()
     size = 8 * sum(p.numel() for p in model.model.layers[0].parameters())
     budgets = (10 * size, 10 * size - 1, size, 8)
-    assert [max_layers(model, budget) for budget in budgets] == [10, 9, 1, 1]
+    assert [limit_layers(model, budget) for budget in budgets] == [10, 9, 1, 1]

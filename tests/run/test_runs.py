@@ -23,6 +23,7 @@ from adept_ray.config.specs import (
     TrainingSpec,
     TrainRun,
 )
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import CrewLost, JobFailed, JobRefused
 from adept_ray.engine.memory import Memory
@@ -40,6 +41,7 @@ from adept_ray.run.resuming import (
     resume_training,
 )
 from adept_ray.run.settings import load_best, overrides_from, resolve_settings
+from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
 from adept_ray.run.training import choose_compiling, plan_fit
 from adept_ray.search.choice import rescore
@@ -62,7 +64,7 @@ def said():
     )
 
 
-SOURCES = SimpleNamespace(config=tiny_model().config, backbone=Backbone("", ""))
+SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles((), "", "", ""), None)
 
 
 def test_precision_is_definite_from_the_beginning():

@@ -1,0 +1,105 @@
+"""The results folder: never overwritten, refused in a sentence, the same on a disk and behind a URI."""
+
+import json
+
+import pytest
+from pyarrow import fs
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.storage.checkpoints import save_checkpoint
+from adept_ray.storage.files import (
+    measure_size,
+    open_filesystem,
+    write_json,
+    write_text,
+)
+from adept_ray.storage.results import Results, make_run_name
+
+
+def content(storage, path):
+    """What a file in a storage holds; None if there is none."""
+    filesystem, root = open_filesystem(storage)
+    if filesystem.get_file_info(f"{root}/{path}").type != fs.FileType.File:
+        return None
+    with filesystem.open_input_file(f"{root}/{path}") as stream:
+        return stream.read().decode()
+
+
+def begun(storage, name="run"):
+    """A run that wrote its settings."""
+    results = Results(storage, name)
+    results.open(resume=False)
+    write_json(results.folder / "run.json", {"seed": 3})
+    return results
+
+
+def test_what_was_written_lies_in_its_place(storage, tmp_path):
+    """After publishing, text and folders are under STORAGE/NAME, and that is what is answered."""
+    results = begun(storage)
+    results.write("trials.csv", "a,ä\n")
+    (tmp_path / "made" / "model").mkdir(parents=True)
+    (tmp_path / "made" / "model" / "config.json").write_text("{}")
+    saved = save_checkpoint(tmp_path / "made", f"{results.ray}/conclude", 0)
+    assert measure_size(f"{saved}/model") == 2
+    filesystem, root = open_filesystem(storage)
+    filesystem.create_dir(f"{root}/run/model")
+    with filesystem.open_output_stream(f"{root}/run/model/config.json") as stream:
+        stream.write(b"of an attempt that was cut off")
+    results.adopt_folder(f"{saved}/model", "model")
+    write_text(results.folder / "report.html", "")  # not in its place yet
+    assert all(map(results.has, ("trials.csv", "model", "report.html"))) and not results.has("best.yaml")
+    place = results.publish()
+    assert place == f"{storage}/run" and results.ray == f"{storage}/run/ray"
+    assert content(storage, "run/trials.csv") == "a,ä\n"
+    assert content(storage, "run/model/config.json") == "{}"
+    assert json.loads(content(storage, "run/run.json")) == {"seed": 3}
+
+
+def test_an_existing_run_is_never_overwritten(storage):
+    """A name that is taken is refused, naming the way out; with resume its settings are at hand."""
+    begun(storage).publish()
+    with pytest.raises(UserError, match=r"run exists: .*--name.*--resume"):
+        Results(storage, "run").open(resume=False)
+    again = Results(storage, "run")
+    again.open(resume=True)
+    assert json.loads((again.folder / "run.json").read_text()) == {"seed": 3}
+    Results(storage, "other").open(resume=False)
+
+
+def test_resuming_nothing_is_refused(storage):
+    """Resuming a run that never began says so and leaves no folder behind."""
+    with pytest.raises(UserError, match="holds no run to resume"):
+        Results(storage, "run").open(resume=True)
+    filesystem, root = open_filesystem(storage)
+    assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
+
+
+@pytest.mark.parametrize("storage", ["path", "uri"], indirect=True)  # S3 has no folders to stand in the way
+def test_a_place_that_cannot_be_written_is_one_sentence(storage, tmp_path):
+    """A storage under a regular file is refused before anything runs, by its name and without a traceback."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/run can't be written: ") as problem:
+        Results(f"{storage}/file", "run").open(resume=False)
+    assert "\n" not in str(problem.value) and problem.value.__cause__ is None
+
+
+def test_a_uri_of_no_known_kind_is_refused():
+    """A misspelt scheme is an error in words."""
+    with pytest.raises(UserError, match="nonsense://bucket/run"):
+        Results("nonsense://bucket", "run").open(resume=False)
+
+
+def test_a_folder_without_settings_is_not_a_run(storage):
+    """What was cut off before it wrote its settings can be begun again under its name."""
+    filesystem, root = open_filesystem(storage)
+    filesystem.create_dir(f"{root}/run/ray")
+    begun(storage).publish()
+    assert content(storage, "run/run.json")
+
+
+def test_default_names_are_plain_and_say_what():
+    """Hub ids, paths and presets become one folder name of letters, digits, dots, dashes."""
+    for backbone in ("Qwen/Qwen3-1.7B-Base", "/models/my model", "smollm2-135m"):
+        name = make_run_name(RunSpec(backbone=backbone, domain="owner/data:part"), "train")
+        assert name.startswith("train-") and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789._-")
