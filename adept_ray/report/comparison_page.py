@@ -18,7 +18,7 @@ from adept_ray.report.html import (
     make_scrollable,
     write_page,
 )
-from adept_ray.rivals.comparison import MEASURE, ComparedTraining, format_csv, summarise_methods
+from adept_ray.rivals.table import MEASURE, ComparedTraining, format_csv, summarise_methods
 
 COLUMNS = {
     "method": "method",

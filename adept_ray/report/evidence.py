@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
@@ -21,10 +21,11 @@ from adept_ray.config.search_space import SIZES
 from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.config.validation import Spec, apply_changes, load_yaml, validate_spec
 from adept_ray.data.backbones import PRESETS
-from adept_ray.method.expansion import RECORD
-from adept_ray.method.memory_plan import InferenceCost, measure_inference
-from adept_ray.method.sharding import build_skeleton
+from adept_ray.method.copies import RECORD
 from adept_ray.search.edges import describe_edge
+
+if TYPE_CHECKING:
+    from adept_ray.method.memory_plan import InferenceCost
 
 NAMED = 8  # layers that a sentence lists before it counts the rest
 RIVALS = "comparison.csv"
@@ -458,6 +459,8 @@ def _cost(model: Path, seq_len: int) -> InferenceCost | None:
     if not (model / "config.json").exists() or not (model / RECORD).exists():
         return None
     from transformers import AutoConfig
+
+    from adept_ray.method.memory_plan import measure_inference
 
     added = _json(_text(model / RECORD), str(model / RECORD)).get("added_layers", [])
     try:

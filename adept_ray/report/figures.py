@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.activations import estimate_densities
 from adept_ray.report.evidence import Depth, Evidence, Importance, LayerRow, Rate, check_record
 
 if TYPE_CHECKING:
@@ -419,6 +418,8 @@ def separation_figure(models: Mapping[str, Sequence[Mapping[str, Any]]], shown: 
 
 def _densities(axes: Axes, row: Mapping[str, Any]) -> None:
     """Both kernel densities of a layer."""
+    from adept_ray.method.activations import estimate_densities
+
     grid, general, domain = estimate_densities(row["general"], row["domain"])
     for density, color, label in ((general, BLUE, "general"), (domain, ORANGE, "domain")):
         axes.fill_between(grid, density, color=color, alpha=0.25, linewidth=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from adept_ray.data.backbones import PRESETS
 from adept_ray.data.hub import HUB_ID
-from adept_ray.method.expansion import added_layers
+from adept_ray.method.copies import added_layers
 from adept_ray.report.evidence import Evidence, Side
 from adept_ray.report.html import format_duration
 from adept_ray.storage.files import write_text

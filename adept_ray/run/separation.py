@@ -16,9 +16,7 @@ from adept_ray.engine.job import Job
 from adept_ray.method.expansion import RECORD
 from adept_ray.method.fit import PLAIN
 from adept_ray.report.figures import save_figure, separation_figure
-from adept_ray.rivals.comparison import (
-    format_csv,
-)
+from adept_ray.rivals.table import format_csv
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.stage_one import describe_probe, store_blocks
