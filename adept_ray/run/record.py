@@ -19,7 +19,7 @@ from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import Choice, choice_table
+from adept_ray.search.choice import Choice, format_choice
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
@@ -145,5 +145,5 @@ def show_choice(
     session: Session[Any], prepared: Prepared, work: TrainWork, test: Mapping[str, Any], choice: Choice
 ) -> None:
     """Show the table of k that led to a choice, then the summary."""
-    session.display.say(choice_table(choice))
+    session.display.say(format_choice(choice))
     show_summary(session, prepared, work, test, choice.reason, choice.advised_k)

@@ -13,7 +13,7 @@ from adept_ray.config.specs import (
 )
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
-from adept_ray.method.expansion import RECORD
+from adept_ray.method.copies import RECORD
 from adept_ray.method.fit import PLAIN
 from adept_ray.report.figures import save_figure, separation_figure
 from adept_ray.rivals.table import format_csv
