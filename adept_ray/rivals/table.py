@@ -13,6 +13,7 @@ from typing import Any
 MEASURE = "adept"  # the method that the others' scores are set against
 CONFIDENCE = 0.95
 Phase = str  # "rate" or "test"
+Summary = Mapping[str, Any]  # a row of comparison.csv
 
 
 @dataclass(frozen=True)
