@@ -28,7 +28,9 @@ def pick_trial(args: PickRun) -> str:
     results = session.results
     best = load_best(results.folder / "best.yaml")
     weights = {"score.general": args.general, "score.domain": 1 - args.general}
-    space = apply_changes(load_space(searched, results.read_record()), weights, where=f"--general {args.general}")
+    space = apply_changes(
+        load_space(searched, results.read_record()), weights, where=f"--general {args.general}"
+    )
     trials = load_trials(results, space.weights)
     candidates = find_kept_weights(trials, results)
     sources = find_sources(session)

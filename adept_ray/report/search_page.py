@@ -126,5 +126,5 @@ def write_pages(results: Results) -> None:
     results.fetch(FILES)
     evidence = read_evidence(results.folder)
     write_search_page(results.folder, evidence)
-    if results.holds("model"):
+    if results.has("model"):
         write_card(results.folder / "model", evidence)
