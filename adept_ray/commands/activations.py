@@ -14,7 +14,7 @@ from adept_ray.config.specs import (
     TrainingSpec,
 )
 from adept_ray.config.validation import validate_spec
-from adept_ray.method.expansion import RECORD
+from adept_ray.method.copies import RECORD
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.preparing import Prepared, load_test_blocks, prepare
 from adept_ray.run.record import record_run

@@ -16,7 +16,7 @@ from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
 from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.training import build_work, plan_fit, test_and_export
-from adept_ray.search.trials import training_from_row, write_trials
+from adept_ray.search.trials import resolve_training, write_trials
 
 
 def pick_trial(args: PickRun) -> str:
@@ -31,19 +31,18 @@ def pick_trial(args: PickRun) -> str:
     space = apply_changes(
         load_space(searched, results.read_record()), weights, where=f"--general {args.general}"
     )
-    rows = load_trials(results, space.weights)
-    candidates = find_kept_weights(rows, results)
+    trials = load_trials(results, space.weights)
+    candidates = find_kept_weights(trials, results)
     sources = find_sources(session)
     question = pose_question(searched, space, sources)
-    choice, row = choose_trial(searched, question, rows, candidates)
-    training = apply_changes(training_from_row(row, TrainingSpec()), {"tokens": row["tokens"]})
-    layers = [int(layer) for layer in row["layers"].split()]
+    choice, chosen = choose_trial(searched, question, trials, candidates)
+    training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
     with open_context(session, trains=False) as context:
-        fit = plan_fit(context, sources, training, layers)
+        fit = plan_fit(context, sources, training, chosen.layers)
         prepared = prepare(context, sources, Needs(best["k_max"], searched.tokens_per_trial, fit=fit))
-        work = build_work(session.run, prepared, training, layers, space.weights)
-        test = test_and_export(context, prepared, work, row["saved"])
-    write_trials(results, rows)
+        work = build_work(session.run, prepared, training, chosen.layers, space.weights)
+        test = test_and_export(context, prepared, work, chosen.checkpoint)
+    write_trials(results, trials)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     picked = args.list_picked()
     results.write_json("run.json", results.read_record() | {"pick": picked})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import ProbeRun, RunSpec, TrainingSpec
 from adept_ray.config.validation import refuse_flags
-from adept_ray.report.figures import draw_importance
+from adept_ray.report.layer_figures import save_importance
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
@@ -33,7 +33,7 @@ def probe_layers(run: ProbeRun) -> str:
         again = run.machine.activation_checkpointing == "on" or run.machine.on_gpus
         prepared = prepare(context, sources, Needs(run.k_max, fit=replace(fit, recompute=again)))
     results.write_json("importance.json", prepared.importance)
-    draw_importance(prepared.importance, (), results.folder / "importance.png")
+    save_importance(prepared.importance, (), results.folder / "importance.png")
     record_run(session, sources, prepared)
     display.importance(prepared.importance)
     place = results.publish()

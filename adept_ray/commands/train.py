@@ -26,7 +26,7 @@ from adept_ray.run.settings import (
 from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
-from adept_ray.search.trials import write_curves
+from adept_ray.search.trials import read_curve, write_curves
 
 
 def train_model(args: TrainRun) -> str:
@@ -53,7 +53,7 @@ def train_model(args: TrainRun) -> str:
                 job = Job("train", "train", work, store_blocks(prepared.blocks), results.ray)
                 last = run_job(context.board, job)
             test = test_and_export(context, prepared, work, last["saved"])
-        write_curves(results, [{"trial": "training", "curve": last["curve"]}])
+        write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
         record_run(session, sources, prepared, training)
         write_pages(results)

@@ -37,10 +37,10 @@ def find_k(run: SearchRun) -> str:
     with explain_stops(session, "tune-k"):
         with open_context(session) as context:
             prepared, work = prepare_search(context, sources, question)
-            rows = run_trials(context, prepared, work, question)
-            choice, row = choose_trial(run, question, rows)
-            work = describe_trial_work(work, prepared, row)
-            test = test_and_export(context, prepared, work, row["saved"])
+            trials = run_trials(context, prepared, work, question)
+            choice, chosen = choose_trial(run, question, trials)
+            work = describe_trial_work(work, prepared, chosen)
+            test = test_and_export(context, prepared, work, chosen.checkpoint)
         record_best(session, prepared, work, test, asdict(choice), question.k_max)
         record_run(session, sources, prepared)
         write_pages(results)

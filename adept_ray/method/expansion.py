@@ -20,12 +20,11 @@ from adept_ray.method.anatomy import (
     name_in_layer,
     output_projections,
 )
+from adept_ray.method.copies import RECORD, added_layers
 from adept_ray.method.importance import LayerImportance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-RECORD = "adept.json"
 
 
 def check_depth(k: int, layers: int) -> None:
@@ -41,11 +40,6 @@ def select_layers(importance: LayerImportance, k: int) -> tuple[int, ...]:
     """
     check_depth(k, len(importance.mean))
     return tuple(sorted(importance.order[:k]))
-
-
-def added_layers(layers: Sequence[int]) -> tuple[int, ...]:
-    """Ids that the copies of `layers` (ascending) get in the expanded model: each right behind its source."""
-    return tuple(source + 1 + copies for copies, source in enumerate(sorted(layers)))
 
 
 def expand(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from adept_ray.config.specs import ScoreWeights
 SIDES = ("general", "domain")
 Metrics = dict[str, Any]
 """Name → number, text, list or table: what a report says, as JSON holds it."""
+Pulls = Mapping[str, Sequence[float]]  # side → how far each document or item pulls its change
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,17 @@ class Change:
     measure: Literal["bpb", "accuracy"] = "bpb"
     pulls: tuple[float, ...] = ()
     """How far each document or item pulls `delta` from what the others say, in its unit; they sum to 0."""
+
+
+class Measurement(Protocol):
+    """What :func:`difference_error` asks of a trial, or of one report of it."""
+
+    @property
+    def score_se(self) -> float | None: ...
+    @property
+    def general_delta(self) -> float | None: ...
+    @property
+    def pulls(self) -> Pulls | None: ...
 
 
 def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> float:
@@ -95,20 +107,35 @@ def count_general(delta: float, weights: ScoreWeights) -> float:
     return min(delta, 0.0) if weights.retain else delta
 
 
-def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], weights: ScoreWeights) -> float:
-    """Standard error of the difference of two trials' scores, paired document by document.
+def difference_error(one: Measurement, other: Measurement, weights: ScoreWeights) -> float:
+    """Standard error of the difference of two scores on the same text, paired document by document.
 
-    Both are metrics as :func:`score_model` makes them, on the same text. A table that was read from a file
-    has no ``pulls``: then the two scores' errors add up as if they were independent, which is more.
+    Without pulls, in a table that was read from a file, the errors of both scores add up as if they were
+    independent. That is more.
     """
-    if not one.get("pulls") or not other.get("pulls"):
-        return math.hypot(one["score_se"], other["score_se"])
-    pairs = zip(weigh_pulls(one, weights), weigh_pulls(other, weights), strict=True)
+    if not one.pulls or not other.pulls:
+        return math.hypot(value_or_nan(one.score_se), value_or_nan(other.score_se))
+    pairs = zip(weigh_pulls(one, one.pulls, weights), weigh_pulls(other, other.pulls, weights), strict=True)
     return math.hypot(*(standard_error(mine - others) for mine, others in pairs))
 
 
-def weigh_pulls(metrics: Mapping[str, Any], weights: ScoreWeights) -> list[np.ndarray]:
+def weigh_pulls(measured: Measurement, pulls: Pulls, weights: ScoreWeights) -> list[np.ndarray]:
     """How far each document or item of each side pulls the score."""
-    general, domain = (np.asarray(metrics["pulls"][side]) for side in SIDES)
-    counts = not weights.retain or not metrics["general_delta"] > standard_error(general)
+    general, domain = (np.asarray(pulls[side]) for side in SIDES)
+    counts = not weights.retain or not value_or_nan(measured.general_delta) > standard_error(general)
     return [weights.general * counts * general, weights.domain * domain]
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether a number was measured and is finite."""
+    return value is not None and math.isfinite(value)
+
+
+def value_or_zero(value: float | None) -> float:
+    """A number, or 0 where none was measured or it isn't finite."""
+    return value if is_finite(value) else 0.0
+
+
+def value_or_nan(value: float | None) -> float:
+    """A number, or nan where none was measured."""
+    return math.nan if value is None else value

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from adept_ray.report import figures
 from adept_ray.report.html import (
     NONE,
-    definition_list,
     format_signed,
     inline_figure,
+    list_definitions,
     make_card,
     make_figure,
     make_scrollable,
     write_page,
 )
-from adept_ray.rivals.comparison import MEASURE, ComparedTraining, format_csv, summarise_methods
+from adept_ray.report.method_figures import draw_ranking, draw_sides
+from adept_ray.rivals.table import MEASURE, ComparedTraining, Summary, format_csv, summarise_methods
 
 COLUMNS = {
     "method": "method",
@@ -39,11 +38,11 @@ WORDS = ("method", "layers")
 
 
 def write_comparison(
-    folder: Path, rows: Sequence[ComparedTraining], about: Mapping[str, str], made: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+    folder: Path, rows: Sequence[ComparedTraining], about: Mapping[str, str], settings: Mapping[str, object]
+) -> list[dict[str, object]]:
     """Write comparison.csv and comparison.html into `folder`; returns the summaries, a row a method.
 
-    `about` says in words what each method is, `made` how the comparison was made (nested values are fine).
+    `about` says in words what each method is; `settings` are those of the comparison, nested or not.
     """
     summaries = summarise_methods(rows)
     (folder / "comparison.csv").write_text(format_csv(summaries), encoding="utf-8")
@@ -51,26 +50,28 @@ def write_comparison(
         "Score": draw_figures(summaries),
         "All methods": build_table(summaries, about),
         "Base rates tried": list_rates(rows),
-        "How this was made": definition_list(made),
+        "How this was made": list_definitions(settings),
     }
     write_page(
-        folder / "comparison.html", "Comparison: adept_ray", build_first_screen(summaries, made), sections
+        folder / "comparison.html", "Comparison: adept_ray", build_first_screen(summaries, settings), sections
     )
     return summaries
 
 
-def build_first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+def build_first_screen(summaries: Sequence[Summary], settings: Mapping[str, object]) -> str:
     """Who won, and where ADEPT stands."""
     ranked = rank_methods(summaries)
     best = ranked[0]
     cards = make_card("Best score", f"{best['method']}", format_interval(best, "score"))
     for row in ranked:
         if row["method"] == MEASURE and row is not best:
-            cards += make_card("ADEPT", f"{format_signed(row['score'], 2)}", f"place {place_of(row, ranked)}")
+            cards += make_card(
+                "ADEPT", f"{format_signed(row['score'], 2)}", f"place {format_place(row, ranked)}"
+            )
     cards += make_card(
         "Tokens each", f"{best['tokens'] or ranked[-1]['tokens'] or 0:,}", "the same for every method"
     )
-    where = f"{made.get('backbone', '')} on {made.get('domain', '')}"
+    where = f"{settings.get('backbone', '')} on {settings.get('domain', '')}"
     return (
         f'<p class="eyebrow">adept_ray · comparison</p><h1>{escape(str(best["method"]))} leads</h1>'
         f'<p class="lead">{escape(express_verdict(summaries))}</p>'
@@ -82,44 +83,44 @@ def build_first_screen(summaries: Sequence[Mapping[str, Any]], made: Mapping[str
     )
 
 
-def rank_methods(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rank_methods(summaries: Sequence[Summary]) -> list[Summary]:
     """The methods with a score, best first."""
     scored = [row for row in summaries if row["score"] is not None]
     return sorted(scored, key=lambda row: -row["score"])
 
 
-def place_of(row: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> str:
-    """ "2 of 11"."""
+def format_place(row: Summary, ranked: Sequence[Summary]) -> str:
+    """A method's place, such as "2 of 11"."""
     return f"{ranked.index(row) + 1} of {len(ranked)}"
 
 
-def express_verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
+def express_verdict(summaries: Sequence[Summary]) -> str:
     """Sentences: ADEPT's place, and which rivals are better or worse beyond the noise over seeds."""
     ranked = rank_methods(summaries)
     own = next((row for row in ranked if row["method"] == MEASURE), None)
     if own is None:
         return f"{ranked[0]['method']} has the best mean score of {len(ranked)} methods."
     rivals = [row for row in ranked if row["against_adept"] is not None]
-    beyond = [r for r in rivals if is_beyond_noise(r)]
-    better = [str(r["method"]) for r in beyond if r["against_adept"] > 0]
-    worse = [str(r["method"]) for r in beyond if r["against_adept"] < 0]
-    open_ = [str(r["method"]) for r in rivals if r not in beyond]
+    differing = [row for row in rivals if is_beyond_noise(row)]
+    better = [str(row["method"]) for row in differing if row["against_adept"] > 0]
+    worse = [str(row["method"]) for row in differing if row["against_adept"] < 0]
+    others = [str(row["method"]) for row in rivals if row not in differing]
     parts = (
         ("Better beyond the noise over seeds: ", better),
         ("Worse: ", worse),
-        ("Not told apart: ", open_),
+        ("Not told apart: ", others),
     )
-    told = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
-    return f"ADEPT is number {place_of(own, ranked)} by mean score. {told}".strip()
+    sentences = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+    return f"ADEPT is number {format_place(own, ranked)} by mean score. {sentences}".strip()
 
 
-def is_beyond_noise(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a difference leaves out 0; not known of a single seed."""
+def is_beyond_noise(row: Summary) -> bool:
+    """Whether the interval of a difference leaves out 0; a single seed can't say so."""
     half = row["against_adept_ci"]
     return half is not None and abs(row["against_adept"]) > half
 
 
-def format_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
+def format_interval(row: Summary, name: str, digits: int = 2) -> str:
     """A mean with half its interval, or a dash."""
     if row[name] is None:
         return NONE
@@ -127,7 +128,7 @@ def format_interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
     return format_signed(row[name], digits) + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
-def format_cell(row: Mapping[str, Any], name: str) -> str:
+def format_cell(row: Summary, name: str) -> str:
     """A field of the table as text."""
     value = row[name]
     if name.endswith("_accuracy") and value is not None:
@@ -148,7 +149,7 @@ def format_cell(row: Mapping[str, Any], name: str) -> str:
     )
 
 
-def build_table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+def build_table(summaries: Sequence[Summary], about: Mapping[str, str]) -> str:
     """All methods, best first."""
 
     def field(tag: str, name: str, text: str) -> str:
@@ -168,7 +169,7 @@ def build_table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]
         + "</tr>\n"
         for row in [*rank_methods(summaries), *failed]
     )
-    notes = definition_list({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
+    notes = list_definitions({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
     return (
         '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed, '
         "each interval for itself: of twenty rivals that are no different one would stand out. "
@@ -183,7 +184,7 @@ def build_table(summaries: Sequence[Mapping[str, Any]], about: Mapping[str, str]
     )
 
 
-def draw_figures(summaries: Sequence[Mapping[str, Any]]) -> str:
+def draw_figures(summaries: Sequence[Summary]) -> str:
     """Scores with their intervals, and the trade between the two sides."""
     ranked = rank_methods(summaries)
     points = [(str(r["method"]), r["score"], r["score_ci"]) for r in ranked]
@@ -200,13 +201,11 @@ def draw_figures(summaries: Sequence[Mapping[str, Any]]) -> str:
         + "".join(
             (
                 make_figure(
-                    inline_figure(figures.ranked_figure(points, MEASURE), "methods", "Score of every method"),
+                    inline_figure(draw_ranking(points, MEASURE), "methods", "Score of every method"),
                     "Mean score over seeds with its 95 % interval.",
                 ),
                 make_figure(
-                    inline_figure(
-                        figures.sides_figure(trade, MEASURE), "sides", "General against domain change"
-                    ),
+                    inline_figure(draw_sides(trade, MEASURE), "sides", "General against domain change"),
                     "What each method gained in the domain and what it cost, or brought, in general.",
                 ),
             )

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adept_ray.report import figures
+from adept_ray.method.scores import is_finite
+from adept_ray.report.drawing import NO_METADATA, apply_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ NONE = "–"
 
 def format_signed(value: float | None, digits: int) -> str:
     """A number with its sign and a true minus; a dash when there is none."""
-    return f"{value:+.{digits}f}".replace("-", "−") if figures.is_known(value) else NONE
+    return f"{value:+.{digits}f}".replace("-", "−") if is_finite(value) else NONE
 
 
 def format_duration(seconds: float) -> str:
@@ -42,11 +43,11 @@ def format_count(count: float) -> str:
 def inline_figure(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
     """The figure as an SVG element; `name` keeps its ids apart from those of the other figures.
 
-    `tips` says of which marks (by their ids in the figure) a reader gets words; see :func:`add_tips`.
+    `tips` has the words for marks, by their ids in the figure; see :func:`add_tips`.
     """
     text = io.StringIO()
-    with figures.apply_style():
-        figure.savefig(text, format="svg", metadata=figures.NO_METADATA)
+    with apply_style():
+        figure.savefig(text, format="svg", metadata=NO_METADATA)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     opening, inner = svg[: svg.index(">")], svg[svg.index(">") + 1 :]
@@ -81,16 +82,17 @@ def add_tips(svg: str, name: str, tips: Mapping[str, str]) -> str:
     return svg
 
 
-def definition_list(values: Mapping[str, Any]) -> str:
+def list_definitions(values: Mapping[str, object]) -> str:
     """Names and values as a definition list; nested mappings get dotted names."""
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _flat(values))
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in flatten_names(values))
     return f"<dl>{items or f'<dt>{NONE}</dt>'}</dl>"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten_names(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of nested values."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flatten_names(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", NONE if value is None or value in ("", [], ()) else str(value)
 
@@ -101,13 +103,24 @@ def make_card(title: str, figure: str, *lines: str) -> str:
     return f'<div class="card"><h3>{escape(title)}</h3><p class="big">{escape(figure)}</p>{small}</div>'
 
 
+def format_share(name: str, share_text: str, share: float, css: str = "") -> str:
+    """A row with a bar, for :func:`build_share_table`."""
+    bar = f'<td class="bar"><i style="width:{100 * share:.1f}%"></i></td>'
+    return f'<tr class="{css}"><td>{escape(name)}</td><td>{share_text}</td>{bar}</tr>'
+
+
+def build_share_table(rows: str) -> str:
+    """A table of rows with bars."""
+    return f'<table class="shares"><tbody>{rows}</tbody></table>'
+
+
 def make_figure(svg: str, caption: str) -> str:
     """A picture with its caption."""
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def make_responsive(wide: str, narrow: str) -> str:
-    """A picture in two forms, of which a reader gets the one that fits the screen."""
+    """A picture in two forms; a reader gets the one that fits the screen."""
     return f'<div class="at-ease">{wide}</div><div class="on-phone">{narrow}</div>'
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from adept_ray.data.backbones import PRESETS
 from adept_ray.data.hub import HUB_ID
-from adept_ray.method.expansion import added_layers
-from adept_ray.report.evidence import Evidence, Side
+from adept_ray.method.copies import added_layers
+from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import format_duration
+from adept_ray.report.records import Side
+from adept_ray.report.rerun import format_rerun
 from adept_ray.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -21,28 +23,30 @@ PAPER = "https://arxiv.org/abs/2510.10071"
 
 def write_card(model: Path, results: Evidence) -> Path:
     """Write the card of an exported model's folder; returns its path."""
-    return write_text(model / "README.md", str(model_card(results)))
+    return write_text(model / "README.md", str(build_card(results)))
 
 
-def model_card(results: Evidence) -> ModelCard:
-    """What the model is, what it rests on and what it can't do, with metadata for the hub."""
+def build_card(results: Evidence) -> ModelCard:
+    """What the model is, the evidence for it and its limits, with metadata for the hub."""
     from huggingface_hub import ModelCard
 
     sections = {
-        "Layers": _layers(results),
-        "Evidence": _evidence(results),
-        "How to load it": _loading(results),
-        "Training data and licences": _sources(results),
-        "Limits": _limits(results),
-        "How it was made": _making(results),
+        "Layers": list_layers(results),
+        "Evidence": list_evidence(results),
+        "How to load it": explain_loading(results),
+        "Training data and licences": list_sources(results),
+        "Limits": list_limits(results),
+        "How it was made": describe_making(results),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    head = f"---\n{card_data(results).to_yaml()}\n---\n\n"
-    return ModelCard(f"{head}# {results.name}\n\n{_what(results)}\n\n{body}\n", ignore_metadata_errors=False)
+    head = f"---\n{build_card_data(results).to_yaml()}\n---\n\n"
+    return ModelCard(
+        f"{head}# {results.name}\n\n{describe_model(results)}\n\n{body}\n", ignore_metadata_errors=False
+    )
 
 
-def card_data(results: Evidence) -> ModelCardData:
-    """The card's front matter; what isn't known is left out."""
+def build_card_data(results: Evidence) -> ModelCardData:
+    """The card's front matter, without what isn't known."""
     from huggingface_hub import ModelCardData
 
     run = results.best.run
@@ -59,11 +63,11 @@ def card_data(results: Evidence) -> ModelCardData:
         license=preset.license if preset else None,
         language="en" if {run.get("general"), run.get("domain")} <= ENGLISH else None,
         tags=["adept", "continual-pretraining", "layer-expansion"],
-        eval_results=[*_measured(results, "general"), *_measured(results, "domain")],
+        eval_results=[*list_results(results, "general"), *list_results(results, "domain")],
     )
 
 
-def _measured(results: Evidence, name: str) -> list[EvalResult]:
+def list_results(results: Evidence, name: str) -> list[EvalResult]:
     """What the model reaches on the test split of a side."""
     from huggingface_hub import EvalResult
 
@@ -84,21 +88,22 @@ def _measured(results: Evidence, name: str) -> list[EvalResult]:
     ]
 
 
-def _what(results: Evidence) -> str:
+def describe_model(results: Evidence) -> str:
+    """What the model is, after a warning where the search advises against it."""
     run, k = results.best.run, results.best.k
     advice = (
         f"**The search that made this model advises against it (k = 0): nothing that it tried is surely "
         f"better than `{run.get('backbone')}` as it is.**\n\n"
     )
-    return advice * results.unadvised + (
+    return advice * results.advises_against + (
         f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
-        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): {_placed(results)} are copied as "
-        f"identities and only the copies are trained, {_rated(results)}. All other "
+        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): {describe_placement(results)} are copied as "
+        f"identities and only the copies are trained, {describe_rates(results)}. All other "
         "weights are the backbone's, bit for bit."
     )
 
 
-def _placed(results: Evidence) -> str:
+def describe_placement(results: Evidence) -> str:
     """The layers that were copied, in words."""
     placement = results.best.training.get("placement", "guided")
     if placement == "guided":
@@ -108,7 +113,7 @@ def _placed(results: Evidence) -> str:
     return f"layers chosen by the placement `{placement}`, not by their importance,"
 
 
-def _rated(results: Evidence) -> str:
+def describe_rates(results: Evidence) -> str:
     """The rates at which the copies were trained, in words."""
     training = results.best.training
     if training.get("normalization") == "none":
@@ -118,24 +123,26 @@ def _rated(results: Evidence) -> str:
     return f"each of their {units} at a rate of its own{sign}"
 
 
-def _layers(results: Evidence) -> str:
+def list_layers(results: Evidence) -> str:
+    """Which layers are copies, and what they cost."""
     layers = sorted(results.best.layers)
     rows = [f"| {added} | {source} |" for source, added in zip(layers, added_layers(layers), strict=True)]
     table = "\n".join(["| layer of this model | is a copy of the backbone's |", "|---|---|", *rows])
     depth, cost = len(results.importance.layers), results.cost
-    said = f"{depth} layers became {depth + len(layers)}"
+    text = f"{depth} layers became {depth + len(layers)}"
     if cost and cost.added:
         share, slower = cost.added / (cost.parameters - cost.added), cost.flops / cost.flops_before - 1
-        said += (
+        text += (
             f", {cost.parameters / 1e6:.1f} M parameters of which {cost.added / 1e6:.1f} M are new "
             f"({share:.1%}); a forward pass takes {slower:.1%} more operations per token"
         )
-    return f"{said}.\n\n{table}" if layers else "No layer was added: this is the backbone."
+    return f"{text}.\n\n{table}" if layers else "No layer was added: this is the backbone."
 
 
-def _evidence(results: Evidence) -> str:
+def list_evidence(results: Evidence) -> str:
+    """What the test split says, why this k, and the score of each k."""
     test, choice = results.best.test, results.best.choice
-    rows = [_row(results, "domain", test.domain), _row(results, "general", test.general)]
+    rows = [format_side(results, "domain", test.domain), format_side(results, "general", test.general)]
     head = ["| test split | before → after | change, better is positive |", "|---|---|---|"]
     parts = [
         "\n".join([*head, *rows]),
@@ -144,13 +151,13 @@ def _evidence(results: Evidence) -> str:
     if choice:
         parts.append(f"Why k = {choice.k}: {choice.reason}")
     scores = [
-        f"| {depth.k} | {_with_error(depth.score, depth.standard_error if depth.k else None)} | "
-        f"{_with_error(depth.gain, depth.gain_error)} |"
+        f"| {depth.k} | {format_with_error(depth.score, depth.standard_error if depth.k else None)} | "
+        f"{format_with_error(depth.gain, depth.gain_error)} |"
         for depth in results.depths
         if depth.score is not None
     ]
     if scores:
-        formula = f" ({results.best.score.said})" if results.best.score else ""
+        formula = f" ({results.best.score.format_formula()})" if results.best.score else ""
         head = [f"| k | best validation score{formula} | over the next smaller k |", "|---|---|---|"]
         parts.append("\n".join([*head, *scores]))
     if choice and choice.hyperparameters:
@@ -161,19 +168,23 @@ def _evidence(results: Evidence) -> str:
     return "\n\n".join(parts)
 
 
-def _with_error(value: float | None, error: float | None) -> str:
+def format_with_error(value: float | None, error: float | None) -> str:
+    """A number with its standard error; empty where there is none."""
     if value is None:
         return ""
     return f"{value:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def _row(results: Evidence, name: str, side: Side) -> str:
+def format_side(results: Evidence, name: str, side: Side) -> str:
+    """A side's line of the table."""
     error = "" if side.standard_error is None else f" ± {side.standard_error:.2f}"
     corpus = Path(str(results.best.run.get(name, ""))).name
-    return f"| {name}: {corpus} | {side.levels('bits per byte')} | {side.delta:+.2f}{error} {side.unit} |"
+    levels = side.describe_levels("bits per byte")
+    return f"| {name}: {corpus} | {levels} | {side.delta:+.2f}{error} {side.unit} |"
 
 
-def _loading(results: Evidence) -> str:
+def explain_loading(results: Evidence) -> str:
+    """The code that loads the model."""
     trusted = results.best.run.get("trust_remote_code", False)
     kind = "with the backbone's own Python code" if trusted else "no remote code"
     code = ", trust_remote_code=True" if trusted else ""
@@ -186,36 +197,40 @@ def _loading(results: Evidence) -> str:
     )
 
 
-def _sources(results: Evidence) -> str:
+def list_sources(results: Evidence) -> str:
+    """What it was trained on, with licences."""
     tokens = results.best.training.get("tokens")
     trained = f"Trained on {tokens:,} tokens of the domain text.\n\n" if tokens else ""
     return trained + "\n".join(f"- {name}: {note}" for name, note in results.run.notes.items())
 
 
-def _limits(results: Evidence) -> str:
+def list_limits(results: Evidence) -> str:
+    """What the numbers don't say."""
     limits = [
-        "It has been measured by what the table above says, and by nothing else: not for safety, not for "
-        "facts, not for following instructions.",
+        "Nothing was measured but what the table above shows: not safety, not facts, not how well it "
+        "follows instructions.",
         "The standard errors are over test text; another seed of the training would give another model.",
-        "Part of a gain on general text may be recovery, such as of a backbone that was quantized or tuned "
-        "to follow instructions, and not knowledge kept.",
+        "Part of a gain on general text may be recovery, for example of a backbone that was quantized or "
+        "tuned to follow instructions, and not knowledge kept.",
     ]
-    doubt = results.importance.doubt(results.best.layers)
+    doubt = results.importance.express_doubt(results.best.layers)
     edges = [
-        edge.place + ("." if edge.held else ", so a better value may lie beyond it.")
+        edge.describe_place() + ("." if edge.held else ", so a better value may lie beyond it.")
         for edge in (results.best.choice.edges if results.best.choice else ())
     ]
     return "\n".join(f"- {limit}" for limit in [*limits, *([doubt] if doubt else []), *edges])
 
 
-def _making(results: Evidence) -> str:
+def describe_making(results: Evidence) -> str:
+    """The command, settings and versions that made it."""
     versions = ", ".join(f"{name} {version}" for name, version in results.run.versions.items())
     settings = "\n".join(f"- {name}: {value}" for name, value in results.best.training.items())
-    total = results.run.seconds.get("total", sum(results.run.seconds.values()))
     memory = results.run.peak_memory_gib
-    took = f"It took {format_duration(total)}" + ("" if memory is None else f" and at most {memory:.1f} GiB")
-    prints = ", ".join(f"{name} {made_of}" for name, made_of in results.run.fingerprints.items())
+    length = f"It took {format_duration(results.run.total_seconds)}" + (
+        "" if memory is None else f" and at most {memory:.1f} GiB"
+    )
+    prints = ", ".join(f"{name} {value}" for name, value in results.run.fingerprints.items())
     return (
-        f"```\n{results.run.repeats}\n```\n\n{took}.\n\nTraining of the model:\n\n{settings}\n\n"
+        f"```\n{format_rerun(results.run)}\n```\n\n{length}.\n\nTraining of the model:\n\n{settings}\n\n"
         f"Versions: {versions}.\n\nFingerprints: {prints}."
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
@@ -13,63 +11,61 @@ from adept_ray.config.validation import apply_changes
 from adept_ray.method.placement import resolve_layers
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, rerun_command
-from adept_ray.search.choice import RELIABLE, Choice, choose_k, find_front, rescore
+from adept_ray.search.choice import RELIABLE_TRIALS, Choice, choose_k, find_front, rescore
 from adept_ray.search.edges import find_edges
 from adept_ray.search.study import rank_hyperparameters
-from adept_ray.search.trials import training_from_row
+from adept_ray.search.trials import Trial, read_trials, resolve_training
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
 from adept_ray.storage.results import TRIALS, Results
 from adept_ray.training.work import TrainWork
 
 
 def choose_trial(
-    run: SearchRun,
-    question: Question,
-    rows: Sequence[Mapping[str, Any]],
-    among: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Choice, Mapping[str, Any]]:
-    """What a search that is over says, with all that it leaves open; and the row of the chosen trial.
+    run: SearchRun, question: Question, trials: Sequence[Trial], among: Sequence[Trial] = ()
+) -> tuple[Choice, Trial]:
+    """What a search that is over says, with all that it leaves open; and the chosen trial.
 
-    The trial is chosen `among` some of the rows where not all of them can be had any more.
+    The trial is chosen `among` some of the trials where not all of them can be had any more.
     """
-    among, weights = among or rows, question.space.weights
+    among, weights = among or trials, question.space.weights
     choice = choose_k(among, weights, run.min_gain_per_layer)
-    row = next(row for row in among if row["trial"] == choice.trial)
+    chosen = next(trial for trial in among if trial.name == choice.trial)
+    finished = sum(trial.state == "finished" for trial in trials)
     choice = replace(
         choice,
-        edges=find_edges(row, question.space, question.limit, rerun_command(run), run.range),
-        hyperparameters=rank_hyperparameters(question.space, rows) if run.strategy == "trials" else {},
-        hyperparameters_reliable=sum(row["state"] == "finished" for row in rows) >= RELIABLE,
-        front=find_front(rows, weights) if run.pareto else (),
+        edges=find_edges(chosen.config, question.space, question.limit, rerun_command(run), run.range),
+        hyperparameters=rank_hyperparameters(question.space, trials) if run.strategy == "trials" else {},
+        hyperparameters_reliable=finished >= RELIABLE_TRIALS,
+        front=find_front(trials, weights) if run.pareto else (),
     )
-    return choice, row
+    return choice, chosen
 
 
-def describe_trial_work(work: TrainWork, prepared: Prepared, row: Mapping[str, Any]) -> TrainWork:
-    """The work of a trial: what all trials share, with the settings and layers of its row."""
-    training = apply_changes(training_from_row(row, work.training), {"tokens": row["tokens"]})
+def describe_trial_work(work: TrainWork, prepared: Prepared, trial: Trial) -> TrainWork:
+    """The work of a trial: what all trials share, with its own settings and layers."""
+    training = apply_changes(resolve_training(trial, work.training), {"tokens": trial.tokens})
     layers = resolve_layers(prepared.layer_importance, training, work.seed)
     return replace(work, training=training, layers=layers)
 
 
-def load_trials(results: Results, weights: ScoreWeights) -> list[dict[str, Any]]:
-    """The rows of a search that is over, with the scores that these weights give."""
-    return rescore(json.loads((results.folder / "trials.json").read_text())["trials"], weights)
+def load_trials(results: Results, weights: ScoreWeights) -> list[Trial]:
+    """The trials of a search that is over, with the scores that these weights give."""
+    return rescore(read_trials(results), weights)
 
 
-def find_kept_weights(rows: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
-    """The rows with the places of the weights that were kept; finished ones without any don't count.
+def find_kept_weights(trials: Sequence[Trial], results: Results) -> list[Trial]:
+    """The trials with the places of the weights that were kept; finished ones without any don't count.
 
     Raises :class:`UserError` when no weights are left.
     """
     found = []
-    for row in rows:
-        place = f"{results.ray}/{TRIALS}/{row['trial']}"
-        number = NO_STEP if row["state"] != "finished" else find_last_checkpoint(place)
-        state = "given up" if row["state"] == "finished" and number == NO_STEP else row["state"]
+    for trial in trials:
+        place = f"{results.ray}/{TRIALS}/{trial.name}"
+        number = NO_STEP if trial.state != "finished" else find_last_checkpoint(place)
+        state = "given up" if trial.state == "finished" and number == NO_STEP else trial.state
         saved = None if number == NO_STEP else checkpoint_place(place, number)
-        found.append({**row, "state": state, "saved": saved})
-    if not any(row["saved"] for row in found):
+        found.append(replace(trial, state=state, saved=saved))
+    if not any(trial.saved for trial in found):
         raise UserError(
             f"{results.place} has no candidates any more: their weights under ray/trials are gone"
         )

@@ -17,15 +17,13 @@ from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
 from adept_ray.method.scores import SIDES
 from adept_ray.rivals.comparison import (
-    ComparedTraining,
     ComparisonField,
     compare_entrants,
     count_trainings,
-    format_csv,
-    parse_runs,
     trains_anything,
 )
 from adept_ray.rivals.methods import Entrant
+from adept_ray.rivals.table import ComparedTraining, format_csv, parse_runs
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources

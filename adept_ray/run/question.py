@@ -10,7 +10,7 @@ from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint
 from adept_ray.method.memory_plan import count_layer_parameters
-from adept_ray.report.evidence import format_flags
+from adept_ray.report.rerun import format_flags
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources
 from adept_ray.search.edges import DepthLimit

@@ -14,12 +14,12 @@ from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.engine import memory
 from adept_ray.method.scores import SIDES
-from adept_ray.report.evidence import Importance, Side, check_record
+from adept_ray.report.records import Importance, Side, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import Choice, choice_table
+from adept_ray.search.choice import Choice, format_choice
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
@@ -125,13 +125,13 @@ def show_summary(
     advised_k = k if advised_k is None else advised_k
     head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
     display.show(f"\n{head}   layers copied: {layers}\n{reason}")
-    doubt = check_record(Importance, prepared.importance, "importance").doubt(work.layers)
+    doubt = check_record(Importance, prepared.importance, "importance").express_doubt(work.layers)
     if doubt:
         display.show(doubt)
     for side in SIDES:
         found = check_record(Side, test[side], "test")
         display.show(
-            f"{side + ':':9} {found.levels('bits per byte')} on the test split, "
+            f"{side + ':':9} {found.describe_levels('bits per byte')} on the test split, "
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
         )
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.has(name)}
@@ -145,5 +145,5 @@ def show_choice(
     session: Session[Any], prepared: Prepared, work: TrainWork, test: Mapping[str, Any], choice: Choice
 ) -> None:
     """Show the table of k that led to a choice, then the summary."""
-    session.display.say(choice_table(choice))
+    session.display.say(format_choice(choice))
     show_summary(session, prepared, work, test, choice.reason, choice.advised_k)

@@ -16,9 +16,9 @@ from adept_ray.run.record import has_ended
 from adept_ray.run.resuming import resume_settings
 from adept_ray.run.settings import check_trust, resolve_settings
 from adept_ray.run.terminal import Display
-from adept_ray.search.choice import UNTOUCHED
 from adept_ray.search.ranges import override_ranges
 from adept_ray.search.study import open_study
+from adept_ray.search.trials import UNTOUCHED
 from adept_ray.storage.results import Results
 
 Say = Callable[[str], None]

@@ -13,12 +13,11 @@ from adept_ray.config.specs import (
 )
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
-from adept_ray.method.expansion import RECORD
+from adept_ray.method.copies import RECORD
 from adept_ray.method.fit import PLAIN
-from adept_ray.report.figures import save_figure, separation_figure
-from adept_ray.rivals.comparison import (
-    format_csv,
-)
+from adept_ray.report.drawing import save_figure
+from adept_ray.report.layer_figures import draw_separation
+from adept_ray.rivals.table import format_csv
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.stage_one import describe_probe, store_blocks
@@ -43,7 +42,7 @@ def tune_originals(context: Context[RunSpec], prepared: Prepared, work: TrainWor
 def measure_separations(
     context: Context[RunSpec], prepared: Prepared, expanded: Path, update: Update
 ) -> Models:
-    """Name of a model → a row a layer (see :func:`adept_ray.report.figures.separation_figure`)."""
+    """Name of a model → a row a layer (see :func:`adept_ray.report.layer_figures.draw_separation`)."""
     run, backbone = context.run, prepared.sources.backbone
     added = json.loads((expanded / RECORD).read_text())["added_layers"]
     blocks = store_blocks(load_test_blocks(run, prepared.sets))
@@ -77,4 +76,4 @@ def write_activations(results: Results, models: Models, layers: Sequence[int]) -
         for row in model
     ]
     results.write("activations.csv", format_csv(rows))
-    save_figure(separation_figure(models, layers[:SHOWN]), results.folder / "activations.png")
+    save_figure(draw_separation(models, layers[:SHOWN]), results.folder / "activations.png")

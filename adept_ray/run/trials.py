@@ -17,14 +17,13 @@ from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import seconds_before
 from adept_ray.run.stage_one import store_blocks
-from adept_ray.search.choice import UNTOUCHED
-from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
-from adept_ray.search.trials import delete_weights, untouched_row, write_trials
-from adept_ray.search.tune import run_search
+from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
+from adept_ray.search.trials import UNTOUCHED, Facts, Trial, write_trials
+from adept_ray.search.tune import SearchSetup, run_search
+from adept_ray.search.untouched import measure_untouched
+from adept_ray.search.upkeep import delete_checkpoints
 from adept_ray.storage.results import TRIALS, Results
 from adept_ray.training.work import TrainWork
-
-Row = dict[str, Any]
 
 
 def count_trials_left(context: Context[SearchRun]) -> int:
@@ -44,70 +43,75 @@ class TrialFiles:
     results: Results
     space: SearchSpace
     pareto: bool
-    untouched: Row
-    """The row of the untouched backbone, which goes first."""
+    untouched: Trial
+    """The untouched backbone, which goes first."""
     _ended: list[str] = field(default_factory=list)
     _deleted: set[str] = field(default_factory=set)
 
-    def update(self, rows: Sequence[Row]) -> None:
+    def update(self, rows: Sequence[Facts]) -> None:
         """Write the trials that are over, if there are more of them than at the last look."""
-        now = [row["trial"] for row in rows if row["state"] != "running"]
-        if now != self._ended:
-            self._ended = now
-            self.write([row for row in rows if row["trial"] in now])
+        over = [Trial.from_row(row) for row in rows if row["state"] != "running"]
+        names = [trial.name for trial in over]
+        if names != self._ended:
+            self._ended = names
+            self.write(over)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, trials: Sequence[Trial]) -> None:
         """Write these trials, and delete the weights of those that can't be chosen any more."""
-        write_trials(self.results, [self.untouched, *rows])
-        kept = [row for row in rows if row["saved"] not in self._deleted]
-        self._deleted.update(delete_weights(kept, self.space.weights, self.pareto))
+        write_trials(self.results, [self.untouched, *trials])
+        kept = [trial for trial in trials if trial.saved not in self._deleted]
+        self._deleted.update(delete_checkpoints(kept, self.space.weights, self.pareto))
 
 
 def run_trials(
     context: Context[SearchRun], prepared: Prepared, work: TrainWork, question: Question
-) -> list[Row]:
-    """Search under a live table; returns a row a trial, the untouched backbone's first.
+) -> list[Trial]:
+    """Search under a live table; returns the trials, the untouched backbone first.
 
     `work` is what all trials share. As trials end trials.csv is written, and the weights of those that can't
     be chosen any more are deleted.
     """
     run, display = context.run, context.display
-    untouched = untouched_row(work, prepared.blocks)
+    untouched = measure_untouched(work, prepared.blocks)
     files = TrialFiles(context.results, question.space, run.pareto, untouched)
     growing = run.strategy == "grow"
     plan = plan_growth(run, question.space, work, prepared.layer_importance) if growing else []
 
-    def watch(progress: JobProgress, rows: list[Row]) -> None:
+    def watch(progress: JobProgress, rows: list[dict[str, Any]]) -> None:
         show(progress, rows)
         files.update(rows)
 
     with display.trials(len(plan) or run.trials, run.resume) as show, watch_board(context.board, watch):
         if growing:
-            rows = grow_trials(context, prepared, plan)
+            trials = grow_trials(context, prepared, plan)
         else:
-            rows = search_trials(context, prepared, work, question)
+            trials = search_trials(context, prepared, work, question)
     price = run.min_gain_per_layer or 0.0
-    if len(rows) < len(plan) and (why := growth_stop_reason(rows, question.space.weights, price)):
+    if len(trials) < len(plan) and (why := explain_growth_end(trials, question.space.weights, price)):
         display.say(why)
-    if run.max_hours and len(rows) < run.trials:
-        display.say(f"--max-hours {run.max_hours:g}: {len(rows)} of {run.trials} trials were begun in time")
-    files.write(rows)
-    return [untouched, *rows]
+    if run.max_hours and len(trials) < run.trials:
+        display.say(f"--max-hours {run.max_hours:g}: {len(trials)} of {run.trials} trials were begun in time")
+    files.write(trials)
+    return [untouched, *trials]
 
 
-def grow_trials(context: Context[SearchRun], prepared: Prepared, plan: Sequence[Any]) -> list[Row]:
-    """The depths of one growing model, a row each."""
+def grow_trials(context: Context[SearchRun], prepared: Prepared, plan: Sequence[GrowthStage]) -> list[Trial]:
+    """The depths of one growing model."""
+    board, price = context.board, context.run.min_gain_per_layer or 0.0
     blocks, storage = store_blocks(prepared.blocks), f"{context.results.ray}/{TRIALS}"
-    price = context.run.min_gain_per_layer or 0.0
-    return grow_model(plan, blocks, storage, context.board, context.board.record_row, price)
+
+    def show(trial: Trial) -> None:
+        board.record_row(trial.as_row())
+
+    return grow_model(plan, blocks, storage, board, show, price)
 
 
 def search_trials(
     context: Context[SearchRun], prepared: Prepared, work: TrainWork, question: Question
-) -> list[Row]:
-    """Independent trials, a row each."""
-    run, storage = context.run, context.results.ray
-    study = name_question(run, question.space, prepared)
+) -> list[Trial]:
+    """Independent trials."""
+    run, space = context.run, question.space
+    study = name_question(run, space, prepared)
+    setup = SearchSetup(run, space, work, prepared.layer_importance, context.results.ray, study)
     spent = seconds_before(context.results.read_record()).get("search", 0.0)
-    blocks = store_blocks(prepared.blocks)
-    return run_search(run, question.space, work, prepared.layer_importance, blocks, storage, study, spent)
+    return run_search(setup, store_blocks(prepared.blocks), spent)

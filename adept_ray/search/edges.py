@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import validate_spec
+from adept_ray.search.trials import Setting
 
-EDGE = 0.05  # of a range's width, on its own scale: as near to an end is at that end
+EDGE = 0.05  # of a range's width, on its own scale: a value as near to an end is at that end
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,15 @@ class DepthLimit:
     """How large k may be, whatever its range says."""
 
     layers: int
-    """Of the backbone."""
+    """Layers of the backbone."""
     most: int
     """The largest k that the budget allows, too."""
     budget: str = ""
     """The flag that sets the budget."""
-    dearer: str = ""
+    richer_command: str = ""
     """The command with twice that budget: it affords twice as many layers."""
 
-    @property
-    def held(self) -> str:
+    def explain_end(self) -> str:
         """What ends the largest range of k, to follow the words "of its range"."""
         if self.most < self.layers:
             return f"where {self.budget} ends it"
@@ -38,7 +37,7 @@ class DepthLimit:
 
 @dataclass(frozen=True)
 class Edge:
-    """A chosen value at an end of its range: beyond it may be a better one."""
+    """A chosen value at an end of its range: a better one may lie beyond it."""
 
     parameter: str
     value: float
@@ -47,54 +46,51 @@ class Edge:
     command: str
     """The command that searches further; empty where that can't be."""
     held: str = ""
-    """What ends a range of k that can't just be made wider; see :attr:`Reach.held`."""
+    """What ends a range of k that can't just be made wider; see :meth:`DepthLimit.explain_end`."""
+
+    def describe_place(self) -> str:
+        """The words that say where the value lies."""
+        reason = f", {self.held}" if self.held else ""
+        return f"{self.parameter} = {self.value:g} lies at the {self.end} end of its range{reason}"
 
 
 def find_edges(
-    setting: Mapping[str, Any],
-    space: SearchSpace,
-    reach: DepthLimit,
-    command: str,
-    ranges: Sequence[str] = (),
+    setting: Setting, space: SearchSpace, limit: DepthLimit, command: str, ranges: Sequence[str] = ()
 ) -> tuple[Edge, ...]:
     """Chosen values at an end of their range, with the `command` that widens it.
 
-    Where the backbone or the budget ends the range of k no wider one alone goes further, and that is said. A
-    smallest k of 1 is no edge: below it is the untouched backbone. `ranges` are those that the command line
-    gave already.
+    Where the backbone or the budget ends the range of k, a wider one alone doesn't go further, and the edge
+    says so. A smallest k of 1 is no edge: below it is the untouched backbone. `ranges` are those that the
+    command line gave already.
     """
-    found = []
+    edges = []
     for name, searched in space.parameters.items():
         kinds = ("int", "float", "log", "choice") if name == "k" else ("int", "float", "log")
-        if name not in setting or searched.kind not in kinds:
+        value = setting.get(name)
+        if searched.kind not in kinds or not isinstance(value, int | float):
             continue
         low, high = min(searched.values), max(searched.values)
-        end = find_end(searched, setting[name], low, high)
-        if name == "k" and low == high == reach.most:  # all that the budget left of the range
+        end = find_end(searched, value, low, high)
+        if name == "k" and low == high == limit.most:  # all that the budget left of the range
             end = "high"
         if not end or (name == "k" and end == "low" and low <= 1):
             continue
-        begin, held, most = command, "", reach.most if name == "k" else None
-        if name == "k" and end == "high" and high >= reach.most:
-            begin, held, most = reach.dearer, reach.held, reach.layers
+        start, reason, most = command, "", limit.most if name == "k" else None
+        if name == "k" and end == "high" and high >= limit.most:
+            start, reason, most = limit.richer_command, limit.explain_end(), limit.layers
         wider = widen_range(searched, end, low, high, most)
-        further = wider != (low, high) and all(is_allowed(name, value) for value in wider)
-        if further or held:
-            again = f"{begin} --range {format_ranges(ranges, name, wider)}" if further else ""
-            found.append(Edge(name, setting[name], end, again, held))
-    return tuple(found)
+        can_widen = wider != (low, high) and all(is_allowed(name, value) for value in wider)
+        if can_widen or reason:
+            further = f"{start} --range {format_ranges(ranges, name, wider)}" if can_widen else ""
+            edges.append(Edge(name, value, end, further, reason))
+    return tuple(edges)
 
 
 def format_ranges(ranges: Sequence[str], name: str, ends: tuple[float, float]) -> str:
-    """What ``--range`` takes: the `ranges` that it had, with these ends for that name."""
-    kept = [text for text in ranges if not text.startswith(f"{name}=")]
+    """The words after ``--range``: the given `ranges`, with these ends for that name."""
+    others = [text for text in ranges if not text.startswith(f"{name}=")]
     texts = [str(each) if isinstance(each, int) else f"{each:.6g}" for each in ends]
-    return " ".join([*kept, f"{name}={':'.join(texts)}"])
-
-
-def describe_edge(parameter: str, value: float, end: str, held: str) -> str:
-    """The words that say where a value at an end of its range lies."""
-    return f"{parameter} = {value:g} lies at the {end} end of its range{held and ', '}{held}"
+    return " ".join([*others, f"{name}={':'.join(texts)}"])
 
 
 def find_end(searched: Range, value: float, low: float, high: float) -> str | None:

@@ -1,11 +1,10 @@
-"""A search space made fit for a run: other ends, what the budget and the backbone allow, the paper first."""
+"""A search space is made fit for a run: other ends, a budget, the backbone's depth, the paper's setting."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.search_space import SearchSpace
@@ -13,6 +12,7 @@ from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.method.expansion import check_depth
 from adept_ray.method.placement import check_placement, count_ranks_needed
+from adept_ray.search.trials import Value
 
 AMOUNT = r"([0-9.]+(?:e[0-9]+)?)(%|[kKMB]?)"  # of parameters, a share or a number
 # The paper's setting, as far as a search varies it; its rate depends on the model.
@@ -28,35 +28,32 @@ PAPER = {
 
 
 def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[TrainingSpec, int]:
-    """A deepest training of the space, and how many of the least important layers it needs in order.
+    """A deepest training of the space, and how many of the least important layers have to be in order for it.
 
-    Raises :class:`UserError` when k leaves 0 … number of layers, or a placement can't be made.
-
-    What holds for the largest k and offset of the ranges holds for the others.
+    Whatever the largest k and offset of the ranges allow, the others allow, too. Raises :class:`UserError`
+    when a k isn't between 0 and the number of layers, or a placement is impossible.
     """
-
-    def values(name: str) -> tuple[Any, ...]:
-        ranges = space.parameters
-        return ranges[name].values if name in ranges else (getattr(base, name),)
-
-    for k in values("k"):
+    ranges = space.parameters
+    fixed = {name: (getattr(base, name),) for name in ("placement", "offset", "tokens_per_step")}
+    values = fixed | {name: searched.values for name, searched in ranges.items()}
+    for k in values["k"]:
         check_depth(k, layers)
-    extreme = {"k": max(values("k")), "tokens_per_step": min(values("tokens_per_step"))}
-    deepest = []
-    for placement in values("placement"):
+    extreme = {"k": max(values["k"]), "tokens_per_step": min(values["tokens_per_step"])}
+    trainings = []
+    for placement in values["placement"]:
         setting = {**extreme, "placement": placement}
-        if "offset" not in space.parameters or "offset" in space.active(setting):
-            setting["offset"] = max(values("offset"))
-        deepest.append(apply_changes(base, setting))
-    for training in deepest:
+        if "offset" not in ranges or "offset" in space.active(setting):
+            setting["offset"] = max(values["offset"])
+        trainings.append(apply_changes(base, setting))
+    for training in trainings:
         check_placement(training, layers)
-    return deepest[0], max(count_ranks_needed(training, layers) for training in deepest)
+    return trainings[0], max(count_ranks_needed(training, layers) for training in trainings)
 
 
 def override_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
-    """The space with other ends of some ranges, NAME=LOW:HIGH each; settings outside them aren't tried first.
+    """The space with other ends of some ranges, each NAME=LOW:HIGH; settings outside them aren't tried first.
 
-    Raises :class:`UserError` for what isn't of that form and for ends that can't be.
+    Raises :class:`UserError` for another form and for impossible ends.
     """
     for text in given:
         match = re.fullmatch(r"(\w+)=([^:=]+):([^:=]+)", text.replace(" ", ""))
@@ -82,7 +79,7 @@ def override_ranges(space: SearchSpace, given: Iterable[str]) -> SearchSpace:
 
 
 def parse_amount(text: str, total: int) -> float:
-    """Parameters that ``--max-new-params`` allows of a model of `total`. Raises :class:`UserError`."""
+    """How many parameters ``--max-new-params`` allows, of a model of `total`. Raises :class:`UserError`."""
     match = re.fullmatch(AMOUNT, text.strip())
     try:
         number = float(match[1]) if match else math.nan
@@ -94,7 +91,7 @@ def parse_amount(text: str, total: int) -> float:
 
 
 def double_amount(text: str) -> str:
-    """Twice the amount that ``--max-new-params`` was given."""
+    """Twice an amount, in the form that ``--max-new-params`` takes."""
     number, unit = re.fullmatch(AMOUNT, text.strip()).groups()  # type: ignore[union-attr]  # checked before
     return f"{2 * float(number):.12g}{unit}"
 
@@ -102,9 +99,9 @@ def double_amount(text: str) -> str:
 def limit_depths(
     space: SearchSpace, sizes: Sequence[int], limit: float, flag: str
 ) -> tuple[SearchSpace, int]:
-    """The space without depths that add more than `limit` parameters, and the largest k that doesn't.
+    """The space without depths that add more than `limit` parameters, and the largest k that adds no more.
 
-    `sizes` are the parameters of each layer: whichever k layers are copied, it must be enough.
+    `sizes` are the parameters of each layer: the limit must be enough whichever k layers are copied.
     Raises :class:`UserError`, naming the `flag`, when no k is left.
     """
     largest = sorted(sizes, reverse=True)
@@ -119,10 +116,10 @@ def limit_depths(
     if max(depths.values) <= most:
         return space, most
     if depths.kind == "int":
-        cut: dict[str, Any] = {"int": (depths.values[0], most)}
+        allowed = {"int": (depths.values[0], most)}
     else:
-        cut = {"choice": tuple(k for k in depths.values if k <= most)}
-    parameters = {name: searched.model_dump() for name, searched in space.parameters.items()} | {"k": cut}
+        allowed = {"choice": tuple(k for k in depths.values if k <= most)}
+    parameters = {name: searched.model_dump() for name, searched in space.parameters.items()} | {"k": allowed}
     first = [setting for setting in space.first if setting["k"] <= most]
     return apply_changes(space, {"parameters": parameters, "first": first}), most
 
@@ -130,15 +127,15 @@ def limit_depths(
 def put_paper_first(space: SearchSpace) -> SearchSpace:
     """The space with the paper's setting before all others, as near to it as its ranges allow.
 
-    A setting under ``first`` that is the paper's at a rate of its own is taken to the front; otherwise one is
-    made, at the middle of the range of rates, and at the defaults of what the paper doesn't vary.
+    If a setting under ``first`` is the paper's at some rate, it goes to the front. Otherwise a new one does,
+    with the middle of the range of rates, and with the defaults of what the paper doesn't vary.
     """
-    made: dict[str, Any] = {}
+    paper: dict[str, Value] = {}
     for name, searched in space.parameters.items():
         usual = PAPER.get(name, TrainingSpec.model_fields[name].default)
-        if name in space.active(made):
-            made[name] = searched.middle if name == "base_lr" else searched.clipped(usual)
-    ours = [name for name in made if name in PAPER]
-    same = [s for s in space.first if all(s.get(name) == made[name] for name in ours)]
-    front = same[0] if same else made
+        if name in space.active(paper):
+            paper[name] = searched.middle if name == "base_lr" else searched.clipped(usual)
+    compared = [name for name in paper if name in PAPER]
+    same = [s for s in space.first if all(s.get(name) == paper[name] for name in compared)]
+    front = same[0] if same else paper
     return apply_changes(space, {"first": (front, *(setting for setting in space.first if setting != front))})

@@ -1,19 +1,21 @@
-"""What Optuna does in a search: where a study is kept, what it proposes and hears, what mattered in it."""
+"""Optuna in a search: where a study is kept, what it proposes and hears, which parameters mattered."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -23,172 +25,178 @@ from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.config.validation import fingerprint
-from adept_ray.method.scores import count_general
+from adept_ray.method.scores import count_general, value_or_nan
+from adept_ray.search.trials import Facts, Setting, Trial, Value
 
-STARTUP_TRIALS = 4  # begun, the settings under `first` among them, before TPE models the score
-# Module of a database's driver → the package that brings it, for those of another name.
+STARTUP_TRIALS = 4  # that begin, the settings under `first` among them, before TPE models the score
+# Module of a database's driver → the package that brings it, where their names differ.
 DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-TRIES = 20  # proposals, at most, until there is one that fits into memory
-HALF = 0.5  # of all trials, those whose settings are compared with all
+MOST_PROPOSALS = 20  # for one trial, until there is one that fits into memory
+BETTER_HALF = 0.5  # the share of trials whose settings are compared with those of all
 
 
 @dataclass
 class SearchClock:
-    """The time that a search may take, over all commands that go on with it."""
+    """The time that a search may take, over all commands that continue it."""
 
     hours: float | None = None
-    spent: float = 0.0
-    """Seconds that earlier commands took of it."""
-    longest: float | None = None
-    """Seconds of the longest trial so far."""
-    over: bool = False
+    seconds_before: float = 0.0
+    """Seconds that earlier commands searched."""
+    longest_seconds: float | None = None
+    """Length of the longest trial so far."""
+    is_over: bool = False
     """Whether a trial wasn't begun for want of time."""
-    _since: float = field(default_factory=lambda: time.monotonic())
-    _begun: dict[str, float] = field(default_factory=dict)
+    _start: float = field(default_factory=lambda: time.monotonic())
+    _trial_starts: dict[str, float] = field(default_factory=dict)
 
-    def begins(self, trial: str) -> bool:
-        """Whether a trial as long as the longest so far ends in time, or is the first; then it begins."""
+    def try_begin(self, trial: str) -> bool:
+        """Begin a trial if it is the first, or if one as long as the longest so far would end in time."""
         now = time.monotonic()
-        first = not self._begun and self.longest is None
-        end = self.spent + now - self._since + (self.longest or 0.0)
-        if self.hours is not None and not first and end > 3600 * self.hours:
-            self.over = True
+        is_first = not self._trial_starts and self.longest_seconds is None
+        end = self.seconds_before + now - self._start + (self.longest_seconds or 0.0)
+        if self.hours is not None and not is_first and end > 3600 * self.hours:
+            self.is_over = True
             return False
-        self._begun[trial] = now
+        self._trial_starts[trial] = now
         return True
 
-    def ends(self, trial: str) -> None:
+    def end_trial(self, trial: str) -> None:
         """Say that a trial ended."""
-        if trial in self._begun:
-            self.took(time.monotonic() - self._begun.pop(trial))
+        if trial in self._trial_starts:
+            self.record_length(time.monotonic() - self._trial_starts.pop(trial))
 
-    def took(self, seconds: float) -> None:
-        """Say how long a trial took."""
-        self.longest = max(self.longest or 0.0, seconds)
+    def record_length(self, seconds: float) -> None:
+        """Say how long a trial was."""
+        self.longest_seconds = max(self.longest_seconds or 0.0, seconds)
 
 
-def is_starting(study: Any, trial: Any) -> bool:
+def is_starting(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Whether a trial is one of the first; those that failed, or were lost with a process, taught nothing."""
-    failed = optuna.trial.TrialState.FAIL
     every = study.get_trials(deepcopy=False)
-    return sum(each.number < trial.number and each.state != failed for each in every) < STARTUP_TRIALS
+    earlier = [each for each in every if each.number < trial.number and each.state != TrialState.FAIL]
+    return len(earlier) < STARTUP_TRIALS
 
 
 class Sampler(optuna.samplers.TPESampler):
     """TPE after STARTUP_TRIALS trials that were *begun*; Optuna itself counts those that ended.
 
-    Of trials that run at the same time many more would be random. Where others' trials are in the study, too,
-    they count: what they found is known. Searches that share one have an `owner` each, else those that begin
-    together would propose the same.
+    By its count, many more would be random where trials run at the same time. Other searches' trials in the
+    same study count, too: their scores are known. Searches that share a study have an `owner` each, else
+    those that begin together would propose the same.
     """
 
     def __init__(self, seed: int, several: bool = False, owner: str = "") -> None:
         seed = int(fingerprint(seed, owner)[:8], 16) if owner else seed
-        # Of several at the same time those that run are taken for poor ones, else they would be alike.
+        # TPE takes trials that still run for poor ones, else those that run together would be alike.
         super().__init__(seed=seed, n_startup_trials=1, constant_liar=several)
         self._startup = optuna.samplers.RandomSampler(seed)
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return {} if is_starting(study, trial) else super().infer_relative_search_space(study, trial)
 
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if is_starting(study, trial):
-            return self._startup.sample_independent(study, trial, name, distribution)
-        return super().sample_independent(study, trial, name, distribution)
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Value:
+        sample = self._startup.sample_independent if is_starting(study, trial) else super().sample_independent
+        value: Value = sample(study, trial, param_name, param_distribution)
+        return value
 
 
 class Proposals(OptunaSearch):
     """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end.
 
-    The settings to be tried first are kept here, not in the study's queue, from which whoever asks next
-    takes: of searches that share a study each begins with its own. `owner` tells its trials from those of
-    others.
+    The settings to be tried first are kept here, not in the study's queue: that gives them to any search that
+    asks. So each of the searches that share a study begins with its own. `owner` tells its trials from those
+    of others.
 
-    A study that isn't in this process's memory may know more than Tune does after a kill: what Tune has lost
-    of it is given up, and what had been asked for first is asked for again.
+    A study that isn't in this process's memory may know more than Tune does after a kill. Trials that Tune
+    has lost are given up there, and their settings are proposed again.
     """
 
     clock: ClassVar[SearchClock] = SearchClock()
-    too_large: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
-    """Says the smallest k at which a worker ran out of memory: no such k is proposed again."""
+    find_limit: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
+    """Gives the smallest k at which a worker ran out of memory: no such k is proposed again."""
 
     def __init__(
         self,
         owner: str = "",
         weights: ScoreWeights | None = None,
-        points_to_evaluate: Iterable[Mapping[str, Any]] = (),
+        points_to_evaluate: Iterable[Setting] = (),
         **options: Any,
     ) -> None:
         self._owner, self._weights = owner, weights or ScoreWeights()
-        self._next = [dict(setting) for setting in points_to_evaluate]
+        self._queue = [dict(setting) for setting in points_to_evaluate]
         self._repeated: set[int] = set()  # numbers of trials that ended without Tune hearing
         super().__init__(**options)
 
-    def suggest(self, trial_id: str) -> Any:
-        if not self.clock.begins(trial_id):
-            return Searcher.FINISHED
-        setting, limit = self._proposed(trial_id), Proposals.too_large()
+    @property
+    def _study(self) -> optuna.Study:
+        """Optuna's study, which is there from the first proposal on."""
         study: Any = self._ot_study
-        for _ in range(TRIES):  # where the range holds nothing smaller the trial will say so
+        return cast("optuna.Study", study)
+
+    def suggest(self, trial_id: str) -> Any:  # a setting, or the word that there is none any more
+        if not self.clock.try_begin(trial_id):
+            return Searcher.FINISHED
+        setting, limit = self._propose(trial_id), Proposals.find_limit()
+        for _ in range(MOST_PROPOSALS):  # where the range holds nothing smaller, the trial will say so
             if limit is None or setting["k"] < limit:
                 break
-            study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
-            setting = self._proposed(trial_id)
+            self._study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            setting = self._propose(trial_id)
         return setting
 
-    def _proposed(self, trial_id: str) -> Any:
-        """The next setting of the list, or of the sampler; of a trial that is known, its own."""
-        if self._next and trial_id not in self._ot_trials:
-            self._ot_trials[trial_id] = self._begun_with(self._next.pop(0))
+    def _propose(self, trial_id: str) -> Any:
+        """The next setting of the list, or of the sampler; for a trial that is known, its own."""
+        if self._queue and trial_id not in self._ot_trials:
+            self._ot_trials[trial_id] = self._begin_trial(self._queue.pop(0))
         setting: Any = super().suggest(trial_id)
         self._ot_trials[trial_id].set_user_attr("search", self._owner)
         return setting
 
-    def _begun_with(self, setting: dict[str, Any]) -> optuna.Trial:
-        """A trial of that setting, as Optuna has it of one that was queued; it runs from its beginning.
+    def _begin_trial(self, setting: Setting) -> optuna.Trial:
+        """A trial of that setting, as if it came from Optuna's queue; it runs from its beginning.
 
-        One that waited, however shortly, could be taken by another process.
+        Another process could take one that waited, however shortly.
         """
-        study: Any = self._ot_study
-        begun = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING,
+        frozen = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
             system_attrs={"fixed_params": setting},
             user_attrs={"search": self._owner},
         )
-        return optuna.Trial(study, study._storage.create_new_trial(study._study_id, begun))
+        study = self._study
+        return optuna.Trial(study, study._storage.create_new_trial(study._study_id, frozen))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        # Tune counts a resumed trial's iterations from 1 again; our reports go on where they were.
+    def on_trial_result(self, trial_id: str, result: Facts) -> None:
+        # Tune counts a resumed trial's iterations from 1 again; our count of reports continues.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # the study outlived Tune's own records
             super().on_trial_result(trial_id, {**result, "training_iteration": result["report"]})
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        self.clock.ends(trial_id)
-        if not (result and result.get("complete")):
-            result = None
-        elif "general_delta" in result:
-            result = {**result, "general_delta": count_general(result["general_delta"], self._weights)}
-        super().on_trial_complete(trial_id, result, error)
+    def on_trial_complete(self, trial_id: str, result: Facts | None = None, error: bool = False) -> None:
+        self.clock.end_trial(trial_id)
+        values = dict(result) if result and result.get("complete") else None
+        if values and "general_delta" in values:
+            values["general_delta"] = count_general(values["general_delta"], self._weights)
+        super().on_trial_complete(trial_id, values, error)
 
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
-        study: Any = self._ot_study
-        failed = optuna.trial.TrialState.FAIL
+        study = self._study
         known = {trial.number for trial in self._ot_trials.values()} | self._repeated
         for trial in study.get_trials():
             if trial.user_attrs.get("search") != self._owner or trial.number in known:
                 continue
             if not trial.state.is_finished():
-                study._storage.set_trial_state_values(trial._trial_id, failed)
-            elif trial.state != failed and "fixed_params" not in trial.system_attrs:
-                # Nobody waits for its result any more: it is run again. The first settings are still ours.
-                self._next.append(trial.params)
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            elif trial.state != TrialState.FAIL and "fixed_params" not in trial.system_attrs:
+                # Nobody waits for its result any more, so it is run again. The first settings are kept here.
+                self._queue.append(trial.params)
                 self._repeated.add(trial.number)
 
 
-def make_distribution(searched: Range) -> optuna.distributions.BaseDistribution:
+def make_distribution(searched: Range) -> BaseDistribution:
     """Optuna's form of a range; a fixed value is a choice of one."""
     if searched.kind == "int":
         return optuna.distributions.IntDistribution(*searched.values)
@@ -198,9 +206,9 @@ def make_distribution(searched: Range) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.CategoricalDistribution(searched.values)
 
 
-def propose_setting(space: SearchSpace, trial: Any) -> None:
+def propose_setting(space: SearchSpace, trial: optuna.Trial) -> None:
     """Ask Optuna for a value of each parameter that is there, in the order of the file."""
-    setting: dict[str, Any] = {}
+    setting: dict[str, Value] = {}
     for name, searched in space.parameters.items():
         if name not in space.active(setting):
             continue
@@ -218,10 +226,10 @@ def quiet_optuna() -> None:
 
 
 def open_study(study: str) -> optuna.storages.BaseStorage | None:
-    """Where Optuna keeps its trials: a database's URL, or a file; None for this process's memory.
+    """Where Optuna keeps its trials: a database by its URL, or a file; None for this process's memory.
 
-    Raises :class:`UserError` for what can't be opened, and for a driver that has to be installed; neither
-    sentence says a password.
+    Raises :class:`UserError` for a place that can't be opened, and for a driver that has to be installed.
+    Neither sentence says a password.
     """
     quiet_optuna()
     shown = mask_password(study)
@@ -240,19 +248,19 @@ def open_study(study: str) -> optuna.storages.BaseStorage | None:
             f"{DRIVERS.get(module, module)}"
         ) from None
     except Exception as problem:  # drivers raise errors of their own
-        said = " ".join(str(getattr(problem, "orig", None) or problem).split()).replace(study, shown)
+        reason = " ".join(str(getattr(problem, "orig", None) or problem).split()).replace(study, shown)
         if study.count("@") > shown.count("@"):  # the driver took the rest of the password for a host
-            said = "an @ in a password is written %40"
+            reason = "an @ in a password is written %40"
         raise UserError(
-            f"--study {shown} can't be opened ({said[:200]}): give sqlite:///FILE, "
+            f"--study {shown} can't be opened ({reason[:200]}): give sqlite:///FILE, "
             "postgresql://USER@HOST/NAME or the path of a file"
         ) from None
 
 
 def open_database(url: str) -> RDBStorage:
-    """Optuna's tables in a database; they are made where there are none.
+    """Optuna's tables in a database; where there are none, they are made.
 
-    Another search that makes them at the same time is in the way once: afterwards they are there.
+    The first try fails where another search makes them at the same time. Afterwards they are there.
     """
     try:
         return RDBStorage(url)
@@ -262,23 +270,22 @@ def open_database(url: str) -> RDBStorage:
     return RDBStorage(url)
 
 
-def rank_hyperparameters(space: SearchSpace, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def rank_hyperparameters(space: SearchSpace, trials: Iterable[Trial]) -> dict[str, float]:
     """How much each searched parameter has to do with a trial being in the better half, largest share first.
 
     By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
     """
-    finished = [row for row in rows if row["state"] == "finished" and math.isfinite(row["score"])]
+    finished = [trial for trial in trials if trial.is_comparable]
     searched = {name: each for name, each in space.parameters.items() if each.kind != "fixed"}
-    if len(finished) < 2 / HALF or not searched:
+    if len(finished) < 2 / BETTER_HALF or not searched:
         return {}
     study = optuna.create_study(direction="maximize")
-    for row in finished:
-        params = {name: row[name] for name in searched if name in row}
+    for trial in finished:
+        params = {name: trial.config[name] for name in searched if name in trial.config}
         ranges = {name: make_distribution(searched[name]) for name in params}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
-        )
-    with warnings.catch_warnings(action="ignore"):  # it is said in our words how little few trials mean
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=HALF)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items() if math.isfinite(share)}
+        score = value_or_nan(trial.score)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=score))
+    with warnings.catch_warnings(action="ignore"):  # our own words say how little few trials mean
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BETTER_HALF)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items() if math.isfinite(share)}

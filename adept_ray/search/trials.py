@@ -1,26 +1,28 @@
-"""The table of a search's trials: what a row says, and the files and weights that are kept by it."""
+"""A trial of a search: what it tries, what is measured of it, and the files that list the trials."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adept_ray.config.search_space import SEARCHABLE
-from adept_ray.config.specs import ScoreWeights, TrainingSpec
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
-from adept_ray.search.choice import UNTOUCHED, find_candidates
-from adept_ray.storage.files import delete_folder
+from adept_ray.method.scores import Pulls, is_finite
 from adept_ray.storage.results import Results
-from adept_ray.training.scoring import score_model
-from adept_ray.training.work import TrainWork
 
-LayersFor = Callable[[Mapping[str, Any]], tuple[int, ...]]  # a trial's settings → the layers it copies
+Value = int | float | str | bool | None  # of a searched parameter
+Setting = Mapping[str, Value]  # searched parameter → its value
+Facts = Mapping[str, Any]  # a worker's report, or a row of a file, as JSON has it
+Row = dict[str, object]  # a trial as trials.json, the board and the display have it
 
-
-MEASURED = (
+UNTOUCHED = "untouched"  # name and state of the trial that stands for the backbone itself
+HIDDEN = ("saved", "error", "pulls", "curve")  # keys of a row that trials.csv leaves out
+MEASURES = (
     "general_bpb",
     "domain_bpb",
     "general_accuracy",
@@ -32,60 +34,147 @@ MEASURED = (
     "tokens",
     "seconds",
 )
-HIDDEN = ("saved", "error", "pulls", "curve")  # of a row, not for trials.csv
 
 
-def title_trial(name: str, config: Mapping[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a training reported at one point.
+
+    A depth of a grown model counts the steps and tokens of the depths before it, too.
+    """
+
+    step: int
+    tokens: int
+    general_delta: float | None = None
+    domain_delta: float | None = None
+    score: float | None = None
+    loss: float | None = None
+    """Loss of the training text at that step, nats per token."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search. Its numbers are None until it reports for the first time."""
+
+    name: str
+    k: int
+    layers: tuple[int, ...] = ()
+    """The layers that it copies."""
+    setting: Setting = field(default_factory=dict)
+    """The values of the searched parameters other than k."""
+    general_bpb: float | None = None
+    domain_bpb: float | None = None
+    general_accuracy: float | None = None
+    domain_accuracy: float | None = None
+    general_delta: float | None = None
+    domain_delta: float | None = None
+    score: float | None = None
+    score_se: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    state: str = "running"
+    """running, finished, stopped, failed, interrupted, untouched, or given up (its weights are gone)."""
+    saved: str | None = None
+    """The place of its last checkpoint."""
+    pulls: Pulls | None = None
+    """How far each document or item pulls the change of a side."""
+    curve: tuple[Reading, ...] = ()
+    error: str | None = ""
+    """Why it failed, None if it didn't; empty as long as nobody has asked."""
+
+    @property
+    def config(self) -> dict[str, Value]:
+        """The values of all searched parameters, k among them."""
+        return {"k": self.k, **self.setting}
+
+    @property
+    def checkpoint(self) -> str:
+        """The place of its last checkpoint, which every trial has that reported."""
+        assert self.saved is not None, f"{self.name} has saved nothing"
+        return self.saved
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it was trained to its end and has a score: others saw fewer tokens."""
+        return self.state == "finished" and is_finite(self.score)
+
+    def as_row(self) -> Row:
+        """The trial as it is written to trials.json and shown."""
+        row: Row = {"trial": self.name, "k": self.k, "layers": " ".join(map(str, self.layers))}
+        row |= dict(self.setting)
+        row |= {name: getattr(self, name) for name in MEASURES}
+        row |= {"state": self.state, "saved": self.saved, "pulls": self.pulls}
+        row["curve"] = [vars(reading).copy() for reading in self.curve]
+        return row if self.error == "" else {**row, "error": self.error}
+
+    @classmethod
+    def from_row(cls, row: Facts) -> Trial:
+        """The trial that :meth:`as_row` gave as a row."""
+        known = {"trial", "k", "layers", "state", *MEASURES, *HIDDEN}
+        return cls(
+            name=row["trial"],
+            k=row["k"],
+            layers=tuple(int(layer) for layer in row["layers"].split()),
+            setting={name: value for name, value in row.items() if name not in known},
+            **{name: row.get(name) for name in (*MEASURES, "saved", "pulls")},
+            state=row["state"],
+            curve=read_curve(row.get("curve", ())),
+            error=row.get("error", ""),
+        )
+
+
+def read_curve(readings: Sequence[Facts]) -> tuple[Reading, ...]:
+    """The readings of a learning curve, as a worker reports them or a row has them."""
+    names = [each.name for each in fields(Reading)]
+    return tuple(Reading(**{name: row[name] for name in names if name in row}) for row in readings)
+
+
+def title_trial(name: str, config: Setting) -> str:
     """A trial's name and its most telling settings."""
     digits, _, exponent = f"{config['base_lr']:.1e}".partition("e") if "base_lr" in config else ("", "", "")
     rate = f" lr={float(digits):g}e{int(exponent)}" if digits else ""
     return f"{name} k={config['k']}{rate}"
 
 
-def final_state(metrics: Mapping[str, Any] | None) -> str:
-    """State of a trial that ended without an error."""
+def name_end(metrics: Facts | None) -> str:
+    """The state of a trial that ended without an error."""
     return "finished" if metrics and metrics.get("complete") else "stopped"
 
 
-def describe_trial(
-    name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], state: str, layers_for: LayersFor
-) -> dict[str, Any]:
-    """A row of trials.csv; numbers are None before the first report.
-
-    Not for the file are the place of what the trial ``saved`` last, the ``pulls`` of documents on its score
-    and its learning ``curve``.
-    """
-    return {
-        "trial": name,
-        "k": config["k"],
-        "layers": " ".join(map(str, layers_for(config))),
-        **{key: value for key, value in config.items() if key != "k"},
-        **{key: metrics.get(key) for key in MEASURED},
-        "state": state,
-        "saved": metrics.get("saved"),
-        "pulls": metrics.get("pulls"),
-        "curve": metrics.get("curve") or [],
-    }
-
-
-def training_from_row(row: Mapping[str, Any], base: TrainingSpec) -> TrainingSpec:
-    """The training specification of a trial's row (whose ``layers`` are the placed ones)."""
-    return apply_changes(base, {name: row[name] for name in SEARCHABLE if name in row})
-
-
-def untouched_row(work: TrainWork, blocks: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the backbone as it is: what every trial is measured against.
-
-    `blocks` holds the validation blocks of both sides.
-    """
-    metrics = score_model(work.before, work.before, blocks, work.by_tasks, work.weights)
-    return describe_trial(
-        UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, lambda _: ()
+def describe_trial(name: str, config: Facts, metrics: Facts, state: str, layers: Sequence[int]) -> Trial:
+    """The trial of a setting, with what its last report says."""
+    return Trial(
+        name=name,
+        k=config["k"],
+        layers=tuple(layers),
+        setting={key: value for key, value in config.items() if key != "k"},
+        **{key: metrics.get(key) for key in (*MEASURES, "saved", "pulls")},
+        state=state,
+        curve=read_curve(metrics.get("curve") or ()),
     )
 
 
-def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
+def resolve_training(trial: Trial, base: TrainingSpec) -> TrainingSpec:
+    """The specification that a trial was trained with; `base` has what isn't searched."""
+    return apply_changes(base, {name: trial.config[name] for name in SEARCHABLE if name in trial.config})
+
+
+def read_trials(results: Results) -> list[Trial]:
+    """The trials of trials.json."""
+    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    return [Trial.from_row(row) for row in rows]
+
+
+def write_trials(results: Results, trials: Sequence[Trial]) -> None:
     """Write trials.csv, trials.json with all that a later choice needs, and the trials' curves.jsonl."""
+    rows = [trial.as_row() for trial in trials]
+    results.write("trials.csv", format_table(rows))
+    results.write_json("trials.json", {"trials": rows})
+    write_curves(results, {trial.name: trial.curve for trial in trials})
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as trials.csv: searched parameters follow the layers; accuracies only if any is known."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     varied = [name for name in names if name in SEARCHABLE and name != "k"]
@@ -94,25 +183,10 @@ def write_trials(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    results.write("trials.csv", text.getvalue())
-    results.write_json("trials.json", {"trials": rows})
-    write_curves(results, rows)
+    return text.getvalue()
 
 
-def write_curves(results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write curves.jsonl: what every trial reported as it trained."""
-    readings = [{"trial": row["trial"], **reading} for row in rows for reading in row["curve"]]
-    results.write("curves.jsonl", "".join(json.dumps(reading) + "\n" for reading in readings))
-
-
-def delete_weights(rows: Sequence[Mapping[str, Any]], weights: ScoreWeights, pareto: bool) -> list[str]:
-    """Delete the weights of trials that are over and can't be chosen: they would be most of the folder.
-
-    Returns the places of what was deleted.
-    """
-    kept = find_candidates(rows, weights, pareto)
-    over = [row for row in rows if row["saved"] and row["state"] in ("finished", "stopped", "failed")]
-    gone = [row["saved"] for row in over if row["trial"] not in kept]
-    for place in gone:
-        delete_folder(place)
-    return gone
+def write_curves(results: Results, curves: Mapping[str, Sequence[Reading]]) -> None:
+    """Write curves.jsonl: what every trial (or one training) reported as it trained, by its name."""
+    rows = [{"trial": name, **vars(reading)} for name, curve in curves.items() for reading in curve]
+    results.write("curves.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -4,252 +4,182 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pyarrow import fs
 from ray import cloudpickle, tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from adept_ray.config.errors import UnfinishedRun, find_cause
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import ScoreWeights, SearchRun
+from adept_ray.config.specs import SearchRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import find_board, follow_job
 from adept_ray.engine.job import DiskFull, Job, JobFailed, is_out_of_memory
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
-from adept_ray.method.scores import SIDES, difference_error
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
-from adept_ray.search.trials import LayersFor, describe_trial, final_state, title_trial
-from adept_ray.storage.files import delete_folder, open_filesystem, read_json, store_json
+from adept_ray.search.trials import Facts, Setting, Trial, describe_trial, name_end, title_trial
+from adept_ray.search.upkeep import forget_trials
+from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
+from adept_ray.storage.files import open_filesystem
 from adept_ray.storage.results import TRIALS
 from adept_ray.training.work import TrainWork
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.tune.experiment import Trial as TuneTrial
+
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
-HOPELESS = 2  # paired standard errors behind the best at the same report, twice in a row
 EXPERIMENT = "search"
-VERDICTS = "verdicts.json"
 
 
-class Verdicts(FIFOScheduler):
-    """Never ends a trial itself: it posts its decision for the trial's workers to act on.
+@dataclass(frozen=True)
+class SearchSetup:
+    """What all trials of a search share."""
 
-    A trial that Tune ends from outside would leave the crew at work on it; one that returns from its own
-    loop leaves it free for the next. Workers wait for the verdict on each report, so
-    when a trial stops doesn't depend on timing. Until `judge_after` others have come as far a trial goes
-    on whatever its worth, else the first one alone would be the measure. And it is ended only if it lies
-    more than two standard errors behind the best that had seen as many tokens, now and at the report before:
-    no single reading ends a trial. The error is that of the difference, paired over the validation documents
-    that both were scored on: what is hard for one is hard for the other. A trial that may still be
-    chosen (within one such error, see :func:`~adept_ray.search.choice.choose_k`) goes on.
+    run: SearchRun
+    space: SearchSpace
+    work: TrainWork
+    """The training; its settings and layers are replaced by those of each trial."""
+    importance: LayerImportance
+    storage: str
+    """Folder or URI of what Ray and the workers keep."""
+    study: str = ""
+    """Names the question: searches of the same one find each other's trials in a database."""
 
-    Tune doesn't keep a scheduler's state, so readings and decisions are written to `memory` (a path or URI),
-    and read back when a search is resumed.
-    """
+    @property
+    def experiment(self) -> str:
+        """Where Tune keeps its own records."""
+        return f"{self.storage}/{EXPERIMENT}"
 
-    def __init__(self, run: str, memory: str, judge_after: float, weights: ScoreWeights) -> None:
-        super().__init__()
-        self._run, self._memory, self._judge_after = run, memory, judge_after
-        self._weights = weights
-        self._decided: dict[str, bool] = {}  # "trial/report" → stop
-        self._behind: dict[str, bool] = {}  # "trial/report" → beyond chance below the best
-        self._best: dict[str, dict[str, Any]] = {}  # report → what was measured of the best so far
+    def place_layers(self, setting: Setting) -> tuple[int, ...]:
+        """The layers that a trial of a setting copies."""
+        return resolve_layers(self.importance, apply_changes(self.work.training, setting), self.work.seed)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        report = result["report"]
-        name = trial_name(trial)
-        key, before = f"{name}/{report}", f"{name}/{report - 1}"
-        if key not in self._decided:  # a resumed trial repeats its last report
-            others = sum(seen.endswith(f"/{report}") for seen in self._decided)
-            self._behind[key] = self._beyond_noise(str(report), {**pick_measures(result), "trial": name})
-            hopeless = self._behind[key] and self._behind.get(before, False)
-            self._decided[key] = hopeless and others >= self._judge_after
-            self._remember()
-        find_board(self._run).give_verdict(name, report, self._decided[key])
-        return TrialScheduler.CONTINUE
+    def build_work(self, setting: Setting) -> TrainWork:
+        """The training of a trial."""
+        layers = self.place_layers(setting)
+        units = {name: value for name, value in self.work.units.items() if layer_of(name) in layers}
+        training = apply_changes(self.work.training, setting)
+        return replace(self.work, training=training, layers=layers, units=units)
 
-    def _beyond_noise(self, report: str, found: dict[str, Any]) -> bool:
-        """Whether what was measured lies beyond chance below the best one before it, of as many tokens."""
-        best = self._best.get(report)
-        if math.isfinite(found["worth"]) and (best is None or found["worth"] > best["worth"]):
-            self._best[report] = found
-        if best is None or best["tokens"] != found["tokens"]:
-            return False
-        behind = best["worth"] - found["worth"]
-        return bool(behind > HOPELESS * difference_error(best, found, self._weights))
+    def describe_trial(self, trial: TuneTrial, metrics: Facts | None, state: str) -> Trial:
+        """A trial of Tune's, with what its last report says."""
+        layers = self.place_layers(trial.config)
+        return describe_trial(name_trial(trial), trial.config, metrics or {}, state, layers)
 
-    def _remember(self) -> None:
-        store_json(self._memory, {"decided": self._decided, "behind": self._behind, "best": self._best})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called when Tune restores a search: take up what was remembered since it was pickled."""
-        self.__dict__.update(state)
-        if memory := read_json(self._memory):
-            self._decided, self._behind, self._best = (memory[name] for name in ("decided", "behind", "best"))
+    def describe_end(self, trial: TuneTrial) -> Trial:
+        """A trial of Tune's after the search, with its error."""
+        end = name_end(trial.last_result)
+        state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
+        error = find_cause(trial.get_error()) if state == "failed" else None
+        return replace(self.describe_trial(trial, trial.last_result, state), error=error)
 
 
-def pick_measures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`~adept_ray.method.scores.difference_error` asks for, of a result that Tune has flattened."""
-    names = ("worth", "score_se", "general_delta", "tokens")
-    pulls = {side: result[f"pulls/{side}"] for side in SIDES if f"pulls/{side}" in result}
-    return {**{name: result.get(name) for name in names}, "pulls": pulls}
-
-
-class Rows(tune.Callback):
+class TrialPoster(tune.Callback):
     """Posts each trial's latest row to the board."""
 
-    def __init__(self, run: str, describe: Any) -> None:
+    def __init__(self, run: str, describe: Callable[[TuneTrial, Facts | None, str], Trial]) -> None:
         self._run, self._describe = run, describe
 
-    def _post(self, trial: Any, state: str) -> None:
-        row = self._describe(trial_name(trial), trial.config, trial.last_result or {}, state)
-        find_board(self._run).record_row(row)
+    def _post(self, trial: TuneTrial, metrics: Facts | None, state: str) -> None:
+        find_board(self._run).record_row(self._describe(trial, metrics, state).as_row())
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._post(trial, "running")
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        self._post(trial, trial.last_result, "running")
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Facts, **info: object
     ) -> None:
-        row = self._describe(trial_name(trial), trial.config, result, "running")
-        find_board(self._run).record_row(row)
+        self._post(trial, result, "running")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._post(trial, final_state(trial.last_result))
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        self._post(trial, trial.last_result, name_end(trial.last_result))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._post(trial, "failed")
-
-
-def trial_name(trial: Any) -> str:
-    """trial-001, trial-002, … in the order in which they were proposed."""
-    return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        self._post(trial, trial.last_result, "failed")
 
 
-def trial_title(trial: Any) -> str:
+def title_tune_trial(trial: TuneTrial) -> str:
     """``trial-007 k=4 lr=3e-4``: a trial as persons read it in Ray's dashboard and logs."""
-    return title_trial(trial_name(trial), trial.config)
+    return title_trial(name_trial(trial), trial.config)
 
 
-def run_trial(
-    config: dict[str, Any],
-    run: SearchRun,
-    work: TrainWork,
-    importance: LayerImportance,
-    blocks: tuple[Any],
-    storage: str,
-) -> None:
+def run_trial(config: Setting, setup: SearchSetup, blocks: tuple[ObjectRef]) -> None:
     """One trial, in a process of Tune's: stage 2 on the crew, its reports passed on to Tune.
 
     `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
     Raises :class:`JobFailed`, without trying, for a k at which or below which a worker ran out of memory.
     """
-    training = apply_changes(work.training, config)
+    run, work = setup.run, setup.build_work(config)
+    k = work.training.k
     board = find_board(run.name)
     limit = board.read_limit()
-    if limit is not None and training.k >= limit:
-        raise JobFailed(f"k = {training.k} was not tried: a worker ran out of memory at k = {limit}")
-    layers = resolve_layers(importance, training, work.seed)
-    work = replace(
-        work,
-        training=training,
-        layers=layers,
-        units={name: value for name, value in work.units.items() if layer_of(name) in layers},
-    )
-    price = run.min_gain_per_layer or 0.0  # what the search is for: the score less what its layers cost
+    if limit is not None and k >= limit:
+        raise JobFailed(f"k = {k} was not tried: a worker ran out of memory at k = {limit}")
+    price = run.min_gain_per_layer or 0.0  # the search is for the score less what its layers cost
     title = tune.get_context().get_trial_name()
     name = title.partition(" ")[0]
+    storage = f"{setup.storage}/{TRIALS}"
     try:
         for metrics in follow_job(
             board, Job(name, "train", work, blocks[0], storage, judged=True, title=title)
         ):
-            tune.report({**metrics, "worth": metrics["score"] - price * training.k})
+            tune.report({**metrics, "worth": metrics["score"] - price * k})
     except DiskFull as problem:
         board.close(str(problem))
         raise
     except JobFailed as problem:
         if is_out_of_memory(str(problem)):
-            board.lower_limit(training.k)
+            board.lower_limit(k)
         raise
 
 
-def run_search(
-    run: SearchRun,
-    space: SearchSpace,
-    work: TrainWork,
-    importance: LayerImportance,
-    blocks: Any,
-    storage: str,
-    study: str = "",
-    spent: float = 0.0,
-) -> list[dict[str, Any]]:
-    """Run (or continue, or extend) the trials; returns one row a trial: see :func:`describe_final`.
+def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.0) -> list[Trial]:
+    """Run (or continue, or extend) the trials of a search, and return them.
 
-    `work` holds what all trials share; `blocks` is an object reference; `study` names the question, so that
-    searches of the same one find each other's trials in a database; `spent` are the seconds that earlier
-    commands searched. Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when
-    the crew couldn't go on.
+    `blocks` are what every trial trains and is judged on, `seconds_before` what earlier commands searched.
+    Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when the crew
+    couldn't go on.
     """
     quiet_optuna()
+    run = setup.run
+    Proposals.clock = SearchClock(run.max_hours, seconds_before)
+    board = find_board(run.name)
+    Proposals.find_limit = staticmethod(board.read_limit)
+    crews = board.count_crews()
     trainable = tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            run=run,
-            work=work,
-            importance=importance,
-            blocks=(blocks,),
-            storage=f"{storage}/{TRIALS}",
-        ),
+        tune.with_parameters(run_trial, setup=setup, blocks=(blocks,)),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
-
-    def layers_for(config: Mapping[str, Any]) -> tuple[int, ...]:
-        return resolve_layers(importance, apply_changes(work.training, config), work.seed)
-
-    experiment = f"{storage}/{EXPERIMENT}"
-    Proposals.clock = SearchClock(run.max_hours, spent)
-    board = find_board(run.name)
-    Proposals.too_large = staticmethod(board.read_limit)
-    crews = board.count_crews()
-    if run.resume and tune.Tuner.can_restore(experiment):
-        earlier = read_rows(experiment, layers_for)
-        forget_trials(storage, {row["trial"] for row in earlier})
-        extend_search(experiment, run.trials, crews)
-        for row in earlier:
-            if row["state"] != "interrupted":
-                Proposals.clock.took(row["seconds"] or 0.0)
-                board.record_row(row)
-        tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, resume_errored=True)
+    if run.resume and tune.Tuner.can_restore(setup.experiment):
+        earlier = read_tune_trials(setup)
+        forget_trials(setup.storage, {trial.name for trial in earlier})
+        extend_search(setup.experiment, run.trials, crews)
+        for trial in earlier:
+            if trial.state != "interrupted":
+                Proposals.clock.record_length(trial.seconds or 0.0)
+                board.record_row(trial.as_row())
+        tuner = tune.Tuner.restore(setup.experiment, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = build_tuner(run, space, work, layers_for, trainable, storage, study, crews)
+        tuner = build_tuner(setup, trainable, crews)
     tuner.fit()
     if why := board.explain_closing():
         raise UnfinishedRun(why)
-    rows = read_rows(experiment, layers_for)
-    interrupted = any(row["state"] == "interrupted" for row in rows)
-    if interrupted or (len(rows) < run.trials and not Proposals.clock.over):
+    trials = read_tune_trials(setup)
+    interrupted = any(trial.state == "interrupted" for trial in trials)
+    if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
-    return rows
-
-
-def forget_trials(storage: str, known: Collection[str]) -> None:
-    """Delete what other trials than the `known` ones saved, their readings and the verdicts on them.
-
-    Tune lost them in a kill. In a study that others share it may give their names to other settings.
-    """
-    filesystem, path = open_filesystem(f"{storage}/{TRIALS}")
-    for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
-        if info.base_name not in known:
-            delete_folder(f"{storage}/{TRIALS}/{info.base_name}")
-    if memory := read_json(f"{storage}/{VERDICTS}"):
-        for said in (memory["decided"], memory["behind"]):
-            for key in [key for key in said if key.partition("/")[0] not in known]:
-                del said[key]
-        memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in known}
-        store_json(f"{storage}/{VERDICTS}", memory)
+    return trials
 
 
 def extend_search(experiment: str, trials: int, crews: int) -> None:
@@ -268,68 +198,57 @@ def extend_search(experiment: str, trials: int, crews: int) -> None:
                 stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))
 
 
-def read_rows(experiment: str, layers_for: LayersFor) -> list[dict[str, Any]]:
-    """The rows of the trials that Tune has records of."""
-    ran = sorted(tune.ExperimentAnalysis(experiment).trials, key=trial_name)
-    return [describe_final(each, layers_for) for each in ran]
+def read_tune_trials(setup: SearchSetup) -> list[Trial]:
+    """The trials that Tune has records of."""
+    trials = sorted(tune.ExperimentAnalysis(setup.experiment).trials, key=name_trial)
+    return [setup.describe_end(trial) for trial in trials]
 
 
-def build_tuner(
-    run: SearchRun,
-    space: SearchSpace,
-    work: TrainWork,
-    layers_for: LayersFor,
-    trainable: Any,
-    storage: str,
-    study: str,
-    crews: int,
-) -> tune.Tuner:
-    """The tuner of a search that begins, with a trial at a time for each of so many crews.
-
-    With ``--pareto`` no trial is stopped early: one that is poor by the weights may be the best for others.
-    """
-    objectives: dict[str, Any] = {"metric": "worth", "mode": "max"}
-    if run.pareto:
-        objectives = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}
+def build_tuner(setup: SearchSetup, trainable: Callable[..., object], crews: int) -> tune.Tuner:
+    """The tuner of a search that begins, with a trial at a time for each of so many crews."""
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            num_samples=run.trials,
+            num_samples=setup.run.trials,
             max_concurrent_trials=crews,
             reuse_actors=True,
-            search_alg=Proposals(
-                owner=storage,
-                weights=work.weights,
-                space=functools.partial(propose_setting, space),
-                points_to_evaluate=[dict(setting) for setting in space.first],
-                sampler=Sampler(run.seed, several=crews > 1, owner=storage if run.study else ""),
-                study_name=study,
-                storage=open_study(run.study),
-                **objectives,
-            ),
-            scheduler=Verdicts(
-                run.name,
-                memory=f"{storage}/{VERDICTS}",
-                judge_after=math.inf if run.pareto else space.judge_after,
-                weights=work.weights,
-            ),
-            trial_name_creator=trial_title,
-            trial_dirname_creator=trial_name,
+            search_alg=build_proposals(setup, crews),
+            scheduler=build_verdicts(setup),
+            trial_name_creator=title_tune_trial,
+            trial_dirname_creator=name_trial,
         ),
         run_config=tune.RunConfig(
             name=EXPERIMENT,
-            storage_path=storage,
+            storage_path=setup.storage,
             verbose=0,
-            callbacks=[Rows(run.name, functools.partial(describe_trial, layers_for=layers_for))],
+            callbacks=[TrialPoster(setup.run.name, setup.describe_trial)],
             # A trial's process that died is started again and hears all reports; one that failed, its end.
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
 
 
-def describe_final(trial: Any, layers_for: LayersFor) -> dict[str, Any]:
-    """The row of a trial after the search, with its ``error``."""
-    metrics = trial.last_result or {}
-    state = {"ERROR": "failed", "TERMINATED": final_state(metrics)}.get(trial.status, "interrupted")
-    row = describe_trial(trial_name(trial), trial.config, metrics, state, layers_for)
-    return {**row, "error": find_cause(trial.get_error()) if state == "failed" else None}
+def build_proposals(setup: SearchSetup, crews: int) -> Proposals:
+    """What proposes settings: Optuna, which hears a trial's worth, or with ``--pareto`` both changes."""
+    run, space = setup.run, setup.space
+    metric: str | Sequence[str] = "worth"
+    mode: str | Sequence[str] = "max"
+    if run.pareto:
+        metric, mode = ["general_delta", "domain_delta"], ["max", "max"]
+    return Proposals(
+        owner=setup.storage,
+        weights=setup.work.weights,
+        space=functools.partial(propose_setting, space),
+        points_to_evaluate=[dict(setting) for setting in space.first],
+        sampler=Sampler(run.seed, several=crews > 1, owner=setup.storage if run.study else ""),
+        study_name=setup.study,
+        storage=open_study(run.study),
+        metric=metric,
+        mode=mode,
+    )
+
+
+def build_verdicts(setup: SearchSetup) -> Verdicts:
+    """What stops trials; none with ``--pareto``, where the poorest one may be the best by other weights."""
+    judge_after = math.inf if setup.run.pareto else setup.space.judge_after
+    return Verdicts(setup.run.name, f"{setup.storage}/{VERDICTS}", judge_after, setup.work.weights)

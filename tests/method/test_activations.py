@@ -12,7 +12,8 @@ from adept_ray.method.activations import (
     pool_activations,
     project_blocks,
 )
-from adept_ray.report.figures import save_figure, separation_figure
+from adept_ray.report.drawing import save_figure
+from adept_ray.report.layer_figures import draw_separation
 
 MODEL = tiny_model("qwen3")
 RNG = np.random.default_rng(0)
@@ -93,7 +94,5 @@ def test_a_figure_of_models_with_copies_and_without(tmp_path):
     assert len(rows) == 3 and all(len(row["general"]) == len(row["domain"]) == 16 for row in rows)
     plain = [{"layer": at, "copy": False, **row} for at, row in enumerate(rows)]
     copied = [*plain, {"layer": 2, "copy": True, **rows[0]}]
-    path = save_figure(
-        separation_figure({"untouched": plain, "expanded": copied}, [1, 2]), tmp_path / "a.png"
-    )
+    path = save_figure(draw_separation({"untouched": plain, "expanded": copied}, [1, 2]), tmp_path / "a.png")
     assert path.stat().st_size > 10_000

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
-from adept_ray.method.expansion import RECORD, added_layers, expand, export, select_layers
+from adept_ray.method.copies import RECORD, added_layers
+from adept_ray.method.expansion import expand, export, select_layers
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.rates import parameter_groups

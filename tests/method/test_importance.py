@@ -12,7 +12,8 @@ from torch import nn
 
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
-from adept_ray.method.expansion import added_layers, expand, source_importance
+from adept_ray.method.copies import added_layers
+from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import layer_importance, limit_layers, unit_importance
 from adept_ray.method.race import RaceRules, rank_layers
 

@@ -40,10 +40,13 @@ from adept_ray.commands.tune_k import find_k
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.data.backbones import PRESETS
-from adept_ray.report.evidence import Importance, read_evidence
-from adept_ray.report.figures import curve_figure, draw_importance, importance_figure, trade_figure
+from adept_ray.report.evidence import read_evidence
+from adept_ray.report.layer_figures import draw_importance, save_importance
 from adept_ray.report.model_card import write_card
+from adept_ray.report.records import Importance
+from adept_ray.report.rerun import format_rerun
 from adept_ray.report.search_page import write_report
+from adept_ray.report.trial_figures import draw_curves, draw_trade
 from adept_ray.run.flags import parse_flags
 
 
@@ -173,7 +176,7 @@ def test_text_is_escaped(folder: Path) -> None:
 def test_a_doubtful_choice_names_the_layers_in_question(k: int, pair: str) -> None:
     """Of the layers whose place may lie on either side of k, the chosen ones and the others."""
     found = Importance.model_validate(tied())
-    sentence = found.doubt(found.order[:k])
+    sentence = found.express_doubt(found.order[:k])
     assert pair in sentence and bool(sentence) == bool(pair)
 
 
@@ -181,8 +184,8 @@ def test_a_long_list_of_doubtful_layers_is_cut() -> None:
     """With nothing decided, eight others are named and the rest counted."""
     rows = [{"layer": i, "mean": float(i), "standard_error": 0.0, "places": [0, 19]} for i in range(20)]
     found = Importance.model_validate({"layers": rows, "order": list(range(20))})
-    assert "layers 0 1 from 2 3 4 5 6 7 8 9 and 10 more;" in found.doubt((1, 0))
-    assert not found.doubt((0, 7))  # layers that the probe did not choose
+    assert "layers 0 1 from 2 3 4 5 6 7 8 9 and 10 more;" in found.express_doubt((1, 0))
+    assert not found.express_doubt((0, 7))  # layers that the probe did not choose
 
 
 def test_a_tie_is_told_in_the_report(folder: Path) -> None:
@@ -265,8 +268,8 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, page: str) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_importance_picture_is_reproducible(tmp_path: Path, suffix: str) -> None:
     """The suffix says the format, and the same numbers give the same file."""
-    first = draw_importance(importance(), CHOSEN, tmp_path / "a" / f"one{suffix}")
-    second = draw_importance(importance(), CHOSEN, tmp_path / f"two{suffix}")
+    first = save_importance(importance(), CHOSEN, tmp_path / "a" / f"one{suffix}")
+    second = save_importance(importance(), CHOSEN, tmp_path / f"two{suffix}")
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes()[:5] == {".png": b"\x89PNG\r", ".svg": b"<?xml"}[suffix]
 
@@ -274,7 +277,7 @@ def test_importance_picture_is_reproducible(tmp_path: Path, suffix: str) -> None
 def test_importance_picture_refuses_other_formats(tmp_path: Path) -> None:
     """An unknown suffix is the caller's mistake and is said in a sentence."""
     with pytest.raises(UserError, match=r"\.png or \.svg"):
-        draw_importance(importance(), CHOSEN, tmp_path / "importance.gif")
+        save_importance(importance(), CHOSEN, tmp_path / "importance.gif")
 
 
 @pytest.mark.parametrize(
@@ -283,11 +286,11 @@ def test_importance_picture_refuses_other_formats(tmp_path: Path) -> None:
 def test_importance_need_not_be_positive(tmp_path: Path, means: list[float]) -> None:
     """A bypass that helps, or that changes nothing, still has its place on the axis."""
     layers = [{"layer": i, "mean": mean, "standard_error": 0.02} for i, mean in enumerate(means)]
-    figure = importance_figure({"layers": layers}, [1])
+    figure = draw_importance({"layers": layers}, [1])
     shown = [mean for mean in means if mean == mean]
     low, high = figure.axes[0].get_ylim()
     assert all(low <= mean <= high for mean in shown)
-    draw_importance({"layers": layers}, [1], tmp_path / "importance.png")
+    save_importance({"layers": layers}, [1], tmp_path / "importance.png")
 
 
 # ---------------------------------------------------------------- all that a folder can hold
@@ -390,9 +393,9 @@ def test_a_front_is_drawn_where_one_was_searched_for(whole: Path) -> None:
     for front in (["trial-003", "trial-001", "trial-002"], []):
         found["choice"]["front"] = front
         (whole / "best.yaml").write_text(yaml.safe_dump(found))
-        assert [trial.trial for trial in read_evidence(whole).front] == sorted(front)
+        assert [trial.name for trial in read_evidence(whole).front] == sorted(front)
         drawn[len(front)] = {
-            str(line.get_label()) for line in trade_figure(read_evidence(whole)).axes[0].get_lines()
+            str(line.get_label()) for line in draw_trade(read_evidence(whole)).axes[0].get_lines()
         }
         assert ("Dashed: the front" in write_report(whole).read_text(encoding="utf-8")) == bool(front)
     assert drawn[3] - drawn[0] == {"front"} and {"finished", "stopped", "chosen", "untouched"} <= drawn[0]
@@ -418,7 +421,7 @@ def test_the_command_on_the_page_does_the_same_again(folder: Path, settings: dic
     usual = {name: value for name, value in sizes.items() if name in SearchRun.model_fields}
     ran = SearchRun(**(usual | settings | {"name": "tiny-medical"}))
     edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
-    script, *flags = shlex.split(read_evidence(folder).run.repeats)[1:]
+    script, *flags = shlex.split(format_rerun(read_evidence(folder).run))[1:]
     assert script == "scripts/tune_k.py"
     elsewhere = {"name": "", "resume": False, "precision": ANY}
     assert parse_flags(SearchRun, "", flags) == ran.model_copy(update=elsewhere)
@@ -428,9 +431,9 @@ def test_what_was_picked_is_picked_again(folder: Path) -> None:
     """Of the same search under a name of its own, which the second command takes."""
     ran = SearchRun(name="tiny medical", trials=12)
     edited_json(folder / "run.json", run=json.loads(ran.model_dump_json()))
-    alone = read_evidence(folder).run.repeats
+    alone = format_rerun(read_evidence(folder).run)
     edited_json(folder / "run.json", pick={"general": 0.7, "min_gain_per_layer": None})
-    search, pick = read_evidence(folder).run.repeats.splitlines()
+    search, pick = format_rerun(read_evidence(folder).run).splitlines()
     assert search == f"{alone} --name 'tiny medical-again'"
     script, *flags = shlex.split(pick)[1:]
     assert script == "scripts/pick.py"
@@ -497,11 +500,11 @@ def test_a_card_says_what_was_trained(whole: Path, training: dict[str, str], wor
 def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
     """One that failed isn't called finished."""
     results = read_evidence(whole)
-    states = {trial.state for trial in results.trials if trial.trial in {row.trial for row in results.curves}}
-    figure = curve_figure(results, "loss")
+    states = {trial.state for trial in results.trials if trial.name in results.curves}
+    figure = draw_curves(results, "loss")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == states | {"chosen"}
-    failed = [trial.model_copy(update={"state": "failed"}) for trial in results.trials]
-    figure = curve_figure(dataclasses.replace(results, trials=failed), "loss")
+    failed = [dataclasses.replace(trial, state="failed") for trial in results.trials]
+    figure = draw_curves(dataclasses.replace(results, trials=failed), "loss")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"failed", "chosen"}
 
 
@@ -516,14 +519,14 @@ def test_a_grown_model_is_drawn_as_one_line(whole: Path) -> None:
     losses = [(row["tokens"] / 1000, row["loss"]) for row in ends]
     for strategy, begins in (("grow", [(0.0, 0.0), *scores[:-1]]), ("trials", [(0.0, 0.0)] * len(scores))):
         edited_json(whole / "run.json", run={"strategy": strategy})
-        drawn = lines_in(curve_figure(read_evidence(whole), "score"))
+        drawn = lines_in(draw_curves(read_evidence(whole), "score"))
         assert drawn == [list(pair) for pair in zip(begins, scores, strict=True)]
         text = text_of(write_report(whole).read_text(encoding="utf-8"))
-        assert ("Each depth goes on from the end of the one before." in text) == (strategy == "grow")
-        assert ("those that it took over what they had" in text) == (strategy == "grow")
+        assert ("Each depth continues from the end of the one before." in text) == (strategy == "grow")
+        assert ("copies that it took over have what they had" in text) == (strategy == "grow")
         assert ("the one at step 0 was made on the source layers" in text) == (strategy != "grow")
         if strategy == "grow":
-            drawn = lines_in(curve_figure(read_evidence(whole), "loss"))
+            drawn = lines_in(draw_curves(read_evidence(whole), "loss"))
             assert drawn == [losses[:1], losses[:2], losses[1:]]
 
 

@@ -22,18 +22,20 @@ from adept_ray.method.scores import SIDES
 from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.comparison import (
     APART,
-    ComparedTraining,
     compare_entrants,
-    confidence_interval,
     count_trainings,
-    format_csv,
-    parse_runs,
     propose_rate,
-    score_differences,
-    summarise_methods,
     trains_anything,
 )
 from adept_ray.rivals.methods import METHODS, list_entrants
+from adept_ray.rivals.table import (
+    ComparedTraining,
+    confidence_interval,
+    format_csv,
+    parse_runs,
+    score_differences,
+    summarise_methods,
+)
 
 # --- base rates -----------------------------------------------------------------------------------
 

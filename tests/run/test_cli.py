@@ -17,7 +17,7 @@ from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun
 from adept_ray.data.backbones import ON_GPUS, PRESETS
 from adept_ray.data.corpus_texts import BOOLQ
-from adept_ray.report.evidence import format_flags
+from adept_ray.report.rerun import format_flags
 from adept_ray.run.flags import parse_flags, run_command
 from adept_ray.run.settings import resolve_settings
 from adept_ray.storage.files import write_text

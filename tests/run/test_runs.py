@@ -605,11 +605,11 @@ def test_the_curves_are_those_of_the_table(tmp_path):
     ends = {"step": 8, "tokens": 512, "score": 1.5, "loss": 3.0, **deltas}
     pulls = {"general": [0.1, -0.1], "domain": [0.0, 0.0]}
     metrics = {**ends, "score_se": 0.1, "pulls": pulls, "curve": [{**ends, "step": 4, "tokens": 256}, ends]}
-    row = describe_trial("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
+    trial = describe_trial("trial-001", {"k": 1}, metrics, "finished", (2,))
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
     for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
-        write_trials(results, rescore([row], weights))
+        write_trials(results, rescore([trial], weights))
         readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
         (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
         assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]

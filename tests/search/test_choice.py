@@ -14,30 +14,31 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.scores import combine_changes, compare_losses, standard_error
-from adept_ray.search.choice import UNTOUCHED, choice_table, choose_k, find_candidates, find_front, rescore
+from adept_ray.search.choice import choose_k, find_candidates, find_front, format_choice, rescore
 from adept_ray.search.edges import DepthLimit, find_edges
 from adept_ray.search.ranges import double_amount, limit_depths, override_ranges, parse_amount
+from adept_ray.search.trials import UNTOUCHED, Reading, Trial
 
 EVEN = ScoreWeights()
 
 
-def row(k, score, error=1.0, state="finished", trial=None):
-    """A row as it is read from a file: without the pulls of single blocks."""
-    return {"trial": trial or f"trial of {k}", "k": k, "score": score, "score_se": error, "state": state}
+def make_trial(k, score, error=1.0, state="finished", name=None):
+    """A trial as it is read from an older file: without the pulls of single blocks."""
+    return Trial(name or f"trial of {k}", k=k, score=score, score_se=error, state=state)
 
 
-def measured(k, general, domain, trial=None, weights=EVEN):
-    """A row as a search makes it, from losses of each block before and after; reported once, at the end."""
+def measure_trial(k, general, domain, name=None, weights=EVEN):
+    """A trial as a search has it, from losses of each block before and after; reported once, at the end."""
     size = np.full(len(general[0]), 100)
     sides = [compare_losses(np.array(before), np.array(after), size) for before, after in (general, domain)]
     score, error = combine_changes(*sides, weights)
     deltas = {"general_delta": sides[0].delta, "domain_delta": sides[1].delta}
-    return {
-        **row(k, score, error, trial=trial),
+    return replace(
+        make_trial(k, score, error, name=name),
         **deltas,
-        "curve": [{"step": 8, "tokens": 512, **deltas, "score": score, "loss": 3.0}],
-        "pulls": {"general": sides[0].pulls, "domain": sides[1].pulls},
-    }
+        curve=(Reading(step=8, tokens=512, **deltas, score=score, loss=3.0),),
+        pulls={"general": sides[0].pulls, "domain": sides[1].pulls},
+    )
 
 
 NOISE = np.array([-20.0, 15.0, -5.0, 25.0, -15.0, 0.0])  # what makes a block's change differ from another's
@@ -52,7 +53,14 @@ def learnt(points, shared=NOISE, own=0.0):
 
 def test_the_smallest_k_within_one_standard_error():
     """Of the k whose best score reaches the best minus the error of the difference, the smallest is taken."""
-    rows = [row(1, 7.9, 0.6), row(2, 9.1, 0.6), row(2, 3.0), row(4, 9.0, 9.0), row(6, 10.0, 0.8), row(6, 9.9)]
+    rows = [
+        make_trial(1, 7.9, 0.6),
+        make_trial(2, 9.1, 0.6),
+        make_trial(2, 3.0),
+        make_trial(4, 9.0, 9.0),
+        make_trial(6, 10.0, 0.8),
+        make_trial(6, 9.9),
+    ]
     found = choose_k(rows)
     assert (found.k, found.score, found.best_k, found.best_score) == (2, 9.1, 6, 10.0)
     assert found.threshold == pytest.approx(9.0)  # the errors of independent scores add up in squares
@@ -61,19 +69,19 @@ def test_the_smallest_k_within_one_standard_error():
 
 def test_errors_are_paired_block_by_block():
     """What all trials share tells none from another: two scores of huge errors can differ surely."""
-    rows = [measured(k, AS_BEFORE, learnt(10 + k)) for k in (1, 2)]
-    assert rows[0]["score_se"] > 2 and choose_k(rows).k == 2
-    apart = [measured(1, AS_BEFORE, learnt(21)), measured(2, AS_BEFORE, learnt(22, -NOISE))]
+    rows = [measure_trial(k, AS_BEFORE, learnt(10 + k)) for k in (1, 2)]
+    assert rows[0].score_se > 2 and choose_k(rows).k == 2
+    apart = [measure_trial(1, AS_BEFORE, learnt(21)), measure_trial(2, AS_BEFORE, learnt(22, -NOISE))]
     assert choose_k(apart).k == 1
     (_, first, second) = choose_k(apart).depths
     assert first.differs and not second.differs
     assert second.gain_error == pytest.approx(0.5 * standard_error(2 * NOISE / len(NOISE)))
-    assert first.gain_error == first.standard_error == pytest.approx(apart[0]["score_se"])
+    assert first.gain_error == first.standard_error == pytest.approx(apart[0].score_se)
 
 
 rows_of_trials = st.lists(
     st.builds(
-        row,
+        make_trial,
         st.integers(1, 5),
         st.integers(-8, 8).map(float) | st.just(math.nan),
         st.floats(0, 5) | st.just(math.nan),
@@ -86,21 +94,21 @@ rows_of_trials = st.lists(
 @given(rows_of_trials, st.none() | st.floats(0, 2))
 def test_the_choice_can_be_justified(rows, price):
     """What is chosen was finished, no smaller k is as good, and what beats it does so within the noise."""
-    rows.insert(0, row(0, 0.0, 0.0, UNTOUCHED, UNTOUCHED))
-    able = [r for r in rows if r["state"] == "finished" and not math.isnan(r["score"])]
+    rows.insert(0, make_trial(0, 0.0, 0.0, UNTOUCHED, UNTOUCHED))
+    able = [r for r in rows if r.state == "finished" and not math.isnan(r.score)]
     if not able:
-        failed = all(r["state"] == "failed" for r in rows[1:])
+        failed = all(r.state == "failed" for r in rows[1:])
         with pytest.raises(UserError, match="trials failed" if failed else "no trial was trained to its end"):
             choose_k(rows, EVEN, price)
         return
     found = choose_k(rows, EVEN, price)
-    worth = {id(r): r["score"] - (price or 0) * r["k"] for r in able}
-    mine = next(r for r in able if r["trial"] == found.trial and r["score"] == found.score)
-    assert found.score == max(r["score"] for r in able if r["k"] == found.k)
-    assert found.best_score == max(r["score"] for r in able)
-    assert all(worth[id(r)] < worth[id(mine)] for r in able if r["k"] < found.k)
+    worth = {id(r): r.score - (price or 0) * r.k for r in able}
+    mine = next(r for r in able if r.name == found.trial and r.score == found.score)
+    assert found.score == max(r.score for r in able if r.k == found.k)
+    assert found.best_score == max(r.score for r in able)
+    assert all(worth[id(r)] < worth[id(mine)] for r in able if r.k < found.k)
     top = max(worth.values())
-    errors = [math.hypot(r["score_se"], mine["score_se"]) for r in able if worth[id(r)] == top]
+    errors = [math.hypot(r.score_se, mine.score_se) for r in able if worth[id(r)] == top]
     assert top - worth[id(mine)] <= max([0.0, *(e for e in errors if e == e)]) + 1e-9
     assert found.threshold <= found.score + 1e-9
 
@@ -108,7 +116,7 @@ def test_the_choice_can_be_justified(rows, price):
 @given(rows_of_trials)
 def test_every_choice_can_be_written_and_told(rows):
     """YAML takes it, nothing in it is nan, the reason is two sentences, each k has a line in the table."""
-    if not any(r["state"] == "finished" and not math.isnan(r["score"]) for r in rows):
+    if not any(r.state == "finished" and not math.isnan(r.score) for r in rows):
         return
     found = choose_k(rows)
     written = yaml.safe_load(yaml.safe_dump(asdict(found)))
@@ -116,10 +124,10 @@ def test_every_choice_can_be_written_and_told(rows):
     assert len(re.findall(r"\.(?: |$)", found.reason)) == 2
     ks = [depth.k for depth in found.depths]
     assert ks == sorted(set(ks)) and ks[0] == 0 and found.k in ks
-    assert set(ks) | set(found.unfinished) == {0, *(r["k"] for r in rows)}
+    assert set(ks) | set(found.unfinished) == {0, *(r.k for r in rows)}
     assert (
-        choice_table(found).count("\n") == len(ks) + len(found.unfinished)
-        and choice_table(found).count("chosen") == 1
+        format_choice(found).count("\n") == len(ks) + len(found.unfinished)
+        and format_choice(found).count("chosen") == 1
     )
     for before, depth in zip(found.depths, found.depths[1:], strict=False):
         assert depth.gain == pytest.approx(depth.score - before.score)
@@ -128,11 +136,11 @@ def test_every_choice_can_be_written_and_told(rows):
 
 def test_trials_that_did_not_finish_do_not_count():
     """A stopped, failed or interrupted trial saw fewer tokens, so its score is not compared, only counted."""
-    rows = [row(5, 50.0, state=state) for state in ("stopped", "failed", "interrupted")]
-    found = choose_k([*rows, row(5, 1.0)])
+    rows = [make_trial(5, 50.0, state=state) for state in ("stopped", "failed", "interrupted")]
+    found = choose_k([*rows, make_trial(5, 1.0)])
     assert (found.k, found.score, found.depths[1].trials) == (5, 1.0, 4)
-    found = choose_k([*rows, row(7, 1.0)])
-    assert found.unfinished == {5: 3} and "  5       3  –               none was trained" in choice_table(
+    found = choose_k([*rows, make_trial(7, 1.0)])
+    assert found.unfinished == {5: 3} and "  5       3  –               none was trained" in format_choice(
         found
     )
     with pytest.raises(UserError, match="run more trials"):
@@ -141,37 +149,37 @@ def test_trials_that_did_not_finish_do_not_count():
 
 def test_when_every_trial_failed_the_first_reason_is_given():
     """The sentence counts the trials and quotes the innermost line of the first error."""
-    rows = [{**row(k, math.nan, state="failed"), "error": f"reason {k}"} for k in (2, 3)]
+    rows = [replace(make_trial(k, math.nan, state="failed"), error=f"reason {k}") for k in (2, 3)]
     with pytest.raises(UserError, match="all 2 trials failed; the first with: reason 2"):
-        choose_k([row(0, 0.0, 0.0, UNTOUCHED), *rows])
+        choose_k([make_trial(0, 0.0, 0.0, UNTOUCHED), *rows])
 
 
 def test_layers_have_to_earn_what_is_asked_of_each():
     """Two points for each of two layers pay at a price of 1.5, four more for half a point each don't."""
-    rows = [row(2, 6.0, 0.0), row(4, 10.0, 0.0), row(8, 12.0, 0.0)]
+    rows = [make_trial(2, 6.0, 0.0), make_trial(4, 10.0, 0.0), make_trial(8, 12.0, 0.0)]
     picked = {price: choose_k(rows, EVEN, price).k for price in (None, 0.4, 0.6, 1.5, 2.5)}
     assert picked == {None: 8, 0.4: 8, 0.6: 4, 1.5: 4, 2.5: 2}
     assert "and more layers don't earn 1.5 points each" in choose_k(rows, EVEN, 1.5).reason
-    assert "+4.00 ± 0.00, +2.00 a layer ← chosen" in choice_table(choose_k(rows, EVEN, 1.5))
+    assert "+4.00 ± 0.00, +2.00 a layer ← chosen" in format_choice(choose_k(rows, EVEN, 1.5))
 
 
 def test_the_reason_says_what_neighbours_would_change():
     """Fewer and more layers, by name and by how much; a choice that could be chance says so."""
-    reason = choose_k([row(2, 6.0, 0.1), row(4, 6.1, 3.0)]).reason
+    reason = choose_k([make_trial(2, 6.0, 0.1), make_trial(4, 6.1, 3.0)]).reason
     assert "2 layers fewer (the untouched backbone) would score 6.00 ± 0.10 less" in reason.replace("L", "l")
     assert "2 layers more (k = 4) would score 0.10 ± 3.00 more (within the noise)" in reason
-    assert "no larger k was trained to its end" in choose_k([row(3, 5.0, 0.1)]).reason
-    assert "isn't told from the untouched backbone" in choose_k([row(3, 1.0, 0.9)]).reason
+    assert "no larger k was trained to its end" in choose_k([make_trial(3, 5.0, 0.1)]).reason
+    assert "can't be told from the untouched backbone" in choose_k([make_trial(3, 1.0, 0.9)]).reason
 
 
 # --- trade-offs -----------------------------------------------------------------------------------
 
 
 TRADES = [
-    measured(1, learnt(4), learnt(6), "even"),
-    measured(2, learnt(1), learnt(12), "domain"),
-    measured(2, learnt(8), learnt(1), "general"),
-    measured(3, learnt(3), learnt(5), "beaten"),
+    measure_trial(1, learnt(4), learnt(6), "even"),
+    measure_trial(2, learnt(1), learnt(12), "domain"),
+    measure_trial(2, learnt(8), learnt(1), "general"),
+    measure_trial(3, learnt(3), learnt(5), "beaten"),
 ]
 
 
@@ -188,13 +196,13 @@ def test_other_weights_give_the_scores_that_a_search_with_them_would_have():
         weights = ScoreWeights(general=general, domain=1 - general)
         again = rescore(TRADES, weights)
         for before, after in zip(TRADES, again, strict=True):
-            deltas = before["general_delta"], before["domain_delta"]
-            assert after["score"] == pytest.approx(general * deltas[0] + (1 - general) * deltas[1])
+            deltas = before.general_delta, before.domain_delta
+            assert after.score == pytest.approx(general * deltas[0] + (1 - general) * deltas[1])
         picks[general] = choose_k(again, weights).trial
-        assert max(again, key=lambda each: each["score"])["trial"] in find_front(TRADES, weights)
+        assert max(again, key=lambda each: each.score).name in find_front(TRADES, weights)
     assert picks == {0.0: "domain", 0.5: "domain", 0.9: "general"}
-    assert [r["score_se"] for r in rescore(TRADES, EVEN)] == pytest.approx([r["score_se"] for r in TRADES])
-    unscored = row(1, None, None, "failed")
+    assert [r.score_se for r in rescore(TRADES, EVEN)] == pytest.approx([r.score_se for r in TRADES])
+    unscored = make_trial(1, None, None, "failed")
     assert rescore([unscored], EVEN) == [unscored]
 
 
@@ -203,31 +211,35 @@ def test_other_weights_are_those_of_the_whole_curve(retain):
     """Every reading has the score that a search with them would have reported; all else of it stays."""
     weights = ScoreWeights(general=0.9, domain=0.1, retain=retain)
     losses = learnt(8), learnt(1)
-    (again,) = rescore([measured(2, *losses)], weights)
-    ((now, then),) = zip(again["curve"], measured(2, *losses, weights=weights)["curve"], strict=True)
-    assert now == then and now["score"] == again["score"] == pytest.approx(0.1 if retain else 7.3)
+    (again,) = rescore([measure_trial(2, *losses)], weights)
+    ((now, then),) = zip(again.curve, measure_trial(2, *losses, weights=weights).curve, strict=True)
+    assert now == then and now.score == again.score == pytest.approx(0.1 if retain else 7.3)
 
 
 def test_weights_are_kept_of_what_can_still_be_chosen():
     """The best of each k, and of a search for trade-offs the front; with more trials nothing comes back."""
-    rows = [*TRADES, measured(3, learnt(5), learnt(5), "better"), row(4, 99.0, state="stopped", trial="cut")]
+    rows = [
+        *TRADES,
+        measure_trial(3, learnt(5), learnt(5), "better"),
+        make_trial(4, 99.0, state="stopped", name="cut"),
+    ]
     assert find_candidates(rows, EVEN, front=False) == {"even", "domain", "better"}
     assert find_candidates(rows, EVEN, front=True) == {"even", "domain", "better", "general"}
     assert find_candidates(rows[:0], EVEN, front=True) == set()
     for end in range(len(rows)):
-        gone = {r["trial"] for r in rows[:end]} - find_candidates(rows[:end], EVEN, front=False)
+        gone = {r.name for r in rows[:end]} - find_candidates(rows[:end], EVEN, front=False)
         assert not gone & find_candidates(rows, EVEN, front=False)
 
 
 def test_a_general_gain_is_not_paid_for_where_only_losses_count():
     """The score is the domain's alone, a loss counts as ever, and a gain within its noise keeps its error."""
     weights = ScoreWeights(retain=True)
-    won, lost = (measured(1, learnt(points), learnt(6), weights=weights) for points in (20, -20))
-    assert won["score"] == pytest.approx(3) and lost["score"] == pytest.approx(3 - 10)
-    assert won["score_se"] < measured(1, learnt(20), learnt(6))["score_se"]
-    slight = measured(1, learnt(0.1), learnt(6), weights=weights)
-    assert slight["score"] == pytest.approx(3)
-    assert slight["score_se"] == pytest.approx(measured(1, learnt(0.1), learnt(6))["score_se"])
+    won, lost = (measure_trial(1, learnt(points), learnt(6), weights=weights) for points in (20, -20))
+    assert won.score == pytest.approx(3) and lost.score == pytest.approx(3 - 10)
+    assert won.score_se < measure_trial(1, learnt(20), learnt(6)).score_se
+    slight = measure_trial(1, learnt(0.1), learnt(6), weights=weights)
+    assert slight.score == pytest.approx(3)
+    assert slight.score_se == pytest.approx(measure_trial(1, learnt(0.1), learnt(6)).score_se)
 
 
 # --- ends of ranges -------------------------------------------------------------------------------
@@ -286,37 +298,53 @@ def test_ends_stay_whole_numbers_and_ranges_only_get_wider():
 @pytest.mark.parametrize(
     "score, words",
     [
-        (0.3, "though it isn't told from the untouched backbone"),
+        (0.3, "though it can't be told from the untouched backbone"),
         (5.0, "within one standard error of it. "),
     ],
 )
 def test_what_speaks_against_a_choice_is_said(score, words):
     """Of a score within its noise of 0, at 95 %."""
-    assert words in choose_k([row(1, score, 0.2)]).reason
+    assert words in choose_k([make_trial(1, score, 0.2)]).reason
 
 
 @pytest.mark.parametrize(
     ("rows", "price", "words"),
     [
-        ([row(1, -0.9, 0.98), row(4, -1.5, 1.1)], None, "is more than one standard error better than the"),
-        ([row(8, 0.3, 0.4)], None, "is more than one standard error better than the untouched backbone, so"),
-        ([row(1, 0.5, 0.1), row(2, 0.4, 0.1)], 2.0, "earns 2 points a layer by more than one standard error"),
-        ([row(8, 0.5, 0.4)], None, ""),
-        ([row(1, 2.2, 0.1)], 2.0, ""),
-        ([row(2, 0.5, 0.1), row(8, 0.7, 3.0)], None, ""),  # the best is too noisy, but not the chosen one
+        (
+            [make_trial(1, -0.9, 0.98), make_trial(4, -1.5, 1.1)],
+            None,
+            "is more than one standard error better than the",
+        ),
+        (
+            [make_trial(8, 0.3, 0.4)],
+            None,
+            "is more than one standard error better than the untouched backbone, so",
+        ),
+        (
+            [make_trial(1, 0.5, 0.1), make_trial(2, 0.4, 0.1)],
+            2.0,
+            "earns 2 points a layer by more than one standard error",
+        ),
+        ([make_trial(8, 0.5, 0.4)], None, ""),
+        ([make_trial(1, 2.2, 0.1)], 2.0, ""),
+        (
+            [make_trial(2, 0.5, 0.1), make_trial(8, 0.7, 3.0)],
+            None,
+            "",
+        ),  # the best is too noisy, but not the chosen one
     ],
 )
 def test_the_advice_is_that_of_the_smallest_k_with_the_untouched_backbone_among_them(rows, price, words):
     """The rule that prefers the smaller k doesn't end at 1: what isn't surely better isn't advised."""
     found = choose_k(rows, EVEN, price)
-    assert found.k == rows[0]["k"] and found.advised_k == (0 if words else found.k)
+    assert found.k == rows[0].k and found.advised_k == (0 if words else found.k)
     assert words in found.reason and found.reason.startswith("Nothing that was tried ") == bool(words)
     assert found.reason.count(". ") == 1
 
 
 def test_where_nothing_is_better_the_advice_is_to_leave_the_model_as_it_is():
     """All of it beyond the noise; a trial of k = 0 can be chosen itself."""
-    rows = [row(1, -5.0, 0.2), row(2, -4.9, 0.2), row(4, -9.0, 0.2)]
+    rows = [make_trial(1, -5.0, 0.2), make_trial(2, -4.9, 0.2), make_trial(4, -9.0, 0.2)]
     for price in (None, 0.5):
         found = choose_k(rows, EVEN, price)
         assert (found.k, found.advised_k) == (1, 0)
@@ -327,9 +355,12 @@ def test_where_nothing_is_better_the_advice_is_to_leave_the_model_as_it_is():
             "advice is k = 0: leave the model as it is. The exported model is that of k = 1" in found.reason
         )
         assert found.reason.endswith("scores 5.00 ± 0.20 less than the backbone.")
-        assert [line[-9:] for line in choice_table(found).splitlines()[1:3]] == ["← advised", " ← chosen"]
-    assert choose_k([*rows, row(5, 0.3, 0.2)]).advised_k == 5
-    assert (choose_k([*rows, row(0, 0.0, 0.0)]).k, choose_k([*rows, row(0, 0.0, 0.0)]).advised_k) == (0, 0)
+        assert [line[-9:] for line in format_choice(found).splitlines()[1:3]] == ["← advised", " ← chosen"]
+    assert choose_k([*rows, make_trial(5, 0.3, 0.2)]).advised_k == 5
+    assert (
+        choose_k([*rows, make_trial(0, 0.0, 0.0)]).k,
+        choose_k([*rows, make_trial(0, 0.0, 0.0)]).advised_k,
+    ) == (0, 0)
 
 
 def test_below_one_layer_is_the_untouched_backbone():
@@ -368,7 +399,7 @@ def test_below_one_layer_is_the_untouched_backbone():
 def test_what_ends_the_range_of_k_is_said(k, reach, words, command):
     """No command goes beyond all layers; one beyond the budget begins with a larger budget."""
     edges = find_edges({"k": 6}, SearchSpace(parameters={"k": Range(int=k)}), reach, "poor")
-    lines = choice_table(replace(choose_k([row(6, 5.0, 0.1)]), edges=edges)).splitlines()
+    lines = format_choice(replace(choose_k([make_trial(6, 5.0, 0.1)]), edges=edges)).splitlines()
     told = [line for line in lines if line.startswith("k = 6 lies")]
     again = f"; to allow more: rich --range k={command}" if command else ""
     assert told == ([f"k = 6 lies at the high end of its range, {words}{again}"] if words else [])

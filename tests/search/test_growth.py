@@ -16,7 +16,8 @@ from adept_ray.engine.job import JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
 from adept_ray.search.choice import choose_k
-from adept_ray.search.growth import grow_model, growth_stop_reason, plan_growth
+from adept_ray.search.growth import explain_growth_end, grow_model, plan_growth
+from adept_ray.search.trials import Trial
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage1 import run_probe
 from adept_ray.training.stage2 import train
@@ -98,22 +99,22 @@ def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(wor
 def test_the_curve_is_read_along_one_training(work, alone):
     """A row a depth, each better than the last on text that can be learned; the choice is made among them."""
     rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
-    assert [row["k"] for row in rows] == [1, 2, 3] and {row["state"] for row in rows} == {"finished"}
-    assert [row["tokens"] for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
-    assert [row["layers"] for row in rows] == ["1", "1 2", "0 1 2"]
-    assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
+    assert [row.k for row in rows] == [1, 2, 3] and {row.state for row in rows} == {"finished"}
+    assert [row.tokens for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
+    assert [row.layers for row in rows] == [(1,), (1, 2), (0, 1, 2)]
+    assert rows[0].score < rows[1].score < rows[2].score
     starts = [job.grown_from for job in alone]
-    assert starts == ["", rows[0]["saved"], rows[1]["saved"]]
+    assert starts == ["", rows[0].saved, rows[1].saved]
     assert choose_k(rows).k == 3
 
 
 def test_a_reading_counts_what_the_depths_before_have_seen(work, alone):
     """Steps and tokens of the curves go on from depth to depth, and each curve ends as its row says."""
     rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
-    readings = [reading for row in rows for reading in row["curve"]]
-    assert [reading["step"] for reading in readings] == [20, 40, 60]
+    readings = [reading for row in rows for reading in row.curve]
+    assert [reading.step for reading in readings] == [20, 40, 60]
     for name in ("tokens", "general_delta", "domain_delta", "score"):
-        assert [reading[name] for reading in readings] == [row[name] for row in rows]
+        assert [getattr(reading, name) for reading in readings] == [getattr(row, name) for row in rows]
 
 
 def test_growth_ends_where_a_layer_gains_nothing(work, alone):
@@ -121,29 +122,29 @@ def test_growth_ends_where_a_layer_gains_nothing(work, alone):
     still = SPACE.model_copy(update={"first": ({"k": 1, "base_lr": 1e-30},)})
     seen = []
     plan = plan_growth(run_of(60), still, work, IMPORTANCE)
-    rows = grow_model(plan, BLOCKS, "", None, lambda row: seen.append((row["k"], row["state"])))
-    assert [row["k"] for row in rows] == [1] and rows[0]["score"] == pytest.approx(0, abs=1e-9)
+    rows = grow_model(plan, BLOCKS, "", None, lambda row: seen.append((row.k, row.state)))
+    assert [row.k for row in rows] == [1] and rows[0].score == pytest.approx(0, abs=1e-9)
     assert seen == [(1, "running"), (1, "finished")]
 
 
 def reading(k, score, error):
-    """The row of a depth, as it is read from a file: without the pulls of single blocks."""
-    return {"trial": f"grow-{k:02d}", "k": k, "score": score, "score_se": error, "state": "finished"}
+    """A depth as it is read from an older file: without the pulls of single blocks."""
+    return Trial(f"grow-{k:02d}", k=k, score=score, score_se=error, state="finished")
 
 
 def test_a_depth_is_judged_by_what_each_added_layer_earned():
     """Four layers that earn 0.6 points each pay at 0.4 a layer but not surely at 0.58, nor at 0.7."""
     rows = [reading(4, 5.0, 0.03), reading(8, 7.4, 0.04)]  # a step of 2.4 ± 0.05 over four layers
-    said = {price: growth_stop_reason(rows, ScoreWeights(), price) for price in (0.0, 0.4, 0.58, 0.7)}
+    said = {price: explain_growth_end(rows, ScoreWeights(), price) for price in (0.0, 0.4, 0.58, 0.7)}
     assert [price for price, words in said.items() if words] == [0.58, 0.7]
     assert said[0.7] == (
         "the growth ended at k = 8: each layer beyond k = 4 earned 0.60 ± 0.01 points, not surely more than "
         "the 0.7 asked of it"
     )
-    assert growth_stop_reason(rows[:1], ScoreWeights(), 1.24).endswith(
+    assert explain_growth_end(rows[:1], ScoreWeights(), 1.24).endswith(
         "beyond k = 0 earned 1.25 ± 0.01 points, not surely more than the 1.24 asked of it"
     )
-    assert growth_stop_reason([*rows, reading(16, 7.5, 0.1)], ScoreWeights()).endswith(
+    assert explain_growth_end([*rows, reading(16, 7.5, 0.1)], ScoreWeights()).endswith(
         "0.01 ± 0.01 points, not surely more than none"
     )
     assert [choose_k(rows, min_gain_per_layer=price).k for price in said] == [8, 8, 8, 4]
@@ -152,7 +153,7 @@ def test_a_depth_is_judged_by_what_each_added_layer_earned():
 def test_growth_ends_where_a_layer_does_not_earn_what_is_asked(work, alone):
     """The first depth earns less than a hundred points a layer, so there is no second one."""
     rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None, price=100.0)
-    assert [row["k"] for row in rows] == [1] and 0 < rows[0]["score"] < 100
+    assert [row.k for row in rows] == [1] and 0 < rows[0].score < 100
 
 
 def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(work, alone, monkeypatch):
@@ -166,8 +167,8 @@ def test_a_depth_that_fails_ends_the_growth_and_keeps_what_was_read(work, alone,
 
     monkeypatch.setattr(growth, "follow_job", fails_at_two)
     rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
-    assert [(row["k"], row["state"]) for row in rows] == [(1, "finished"), (2, "failed")]
-    assert rows[1]["error"] == "MemoryError: too large" and rows[1]["score"] is None
+    assert [(row.k, row.state) for row in rows] == [(1, "finished"), (2, "failed")]
+    assert rows[1].error == "MemoryError: too large" and rows[1].score is None
     assert choose_k(rows).k == 1 and math.isfinite(choose_k(rows).score)
 
 

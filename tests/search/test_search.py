@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -23,13 +24,12 @@ from ray.tune.utils import flatten_dict
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.config.validation import apply_changes
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import JobFailed, is_out_of_memory
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import resolve_layers
 from adept_ray.search import study
 from adept_ray.search import tune as search
+from adept_ray.search import verdicts as judging
 from adept_ray.search.ranges import check_space, limit_depths, override_ranges, parse_amount, put_paper_first
 from adept_ray.search.study import (
     STARTUP_TRIALS,
@@ -41,8 +41,10 @@ from adept_ray.search.study import (
     propose_setting,
     rank_hyperparameters,
 )
-from adept_ray.search.trials import delete_weights, describe_trial, training_from_row
-from adept_ray.search.tune import Rows, Verdicts, describe_final, forget_trials
+from adept_ray.search.trials import Trial, describe_trial, resolve_training
+from adept_ray.search.tune import SearchSetup, TrialPoster
+from adept_ray.search.upkeep import delete_checkpoints, forget_trials
+from adept_ray.search.verdicts import Verdicts
 from adept_ray.training.work import TrainWork
 
 SPACE = {
@@ -55,8 +57,11 @@ SPACE = {
 IMPORTANCE = LayerImportance((0.3, 0.1, 0.2, 0.5, 0.4, 0.6), (0.01,) * 6, 3.0)
 
 
-def layers_for(config):
-    return resolve_layers(IMPORTANCE, apply_changes(TrainingSpec(), config), seed=0)
+def make_setup(**settings):
+    """What the trials of a search in this process share."""
+    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    space = SearchSpace(parameters=SPACE)
+    return SearchSetup(SearchRun(name="x", **settings), space, work, IMPORTANCE, "")
 
 
 # --- the space ------------------------------------------------------------------------------------
@@ -509,22 +514,24 @@ def test_no_trial_begins_that_would_not_end_in_time(monkeypatch):
     monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
     clock, begun = SearchClock(hours=1.0), []
     for minutes in (20, 5, 10, 10, 10):
-        begun.append(clock.begins(str(len(begun))))
+        begun.append(clock.try_begin(str(len(begun))))
         now[0] += 60 * minutes * begun[-1]
-        clock.ends(str(len(begun) - 1))
-    assert begun == [True, True, True, True, False] and clock.over  # 45 minutes and 20 are more than an hour
+        clock.end_trial(str(len(begun) - 1))
+    assert (
+        begun == [True, True, True, True, False] and clock.is_over
+    )  # 45 minutes and 20 are more than an hour
     late = SearchClock(hours=1.0)
     now[0] += 7200
-    assert [late.begins("0"), late.begins("1")] == [True, False]
-    resumed = SearchClock(hours=1.0, spent=1800)
-    resumed.took(1500)
-    assert resumed.begins("0")  # ends after 55 minutes in all
+    assert [late.try_begin("0"), late.try_begin("1")] == [True, False]
+    resumed = SearchClock(hours=1.0, seconds_before=1800)
+    resumed.record_length(1500)
+    assert resumed.try_begin("0")  # ends after 55 minutes in all
     now[0] += 1500
-    resumed.ends("0")
-    assert not resumed.begins("1") and not SearchClock(1.0, spent=1800, longest=1900).begins("0")
+    resumed.end_trial("0")
+    assert not resumed.try_begin("1") and not SearchClock(1.0, 1800, 1900).try_begin("0")
     monkeypatch.setattr(Proposals, "clock", clock)
     assert proposals().suggest("t9") == "FINISHED"
-    assert SearchClock().begins("0") and not SearchClock().over
+    assert SearchClock().try_begin("0") and not SearchClock().is_over
 
 
 @pytest.mark.parametrize("pareto", [False, True])
@@ -533,29 +540,29 @@ def test_no_k_is_proposed_at_which_memory_ran_out(monkeypatch, pareto):
     sides = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]} if pareto else {}
     first = [{"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 2)]
     algorithm = proposals(first=first, **sides)
-    monkeypatch.setattr(Proposals, "too_large", staticmethod(lambda: 4))
+    monkeypatch.setattr(Proposals, "find_limit", staticmethod(lambda: 4))
     settings = [algorithm.suggest(f"t{number}") for number in range(12)]
     assert settings[0] == first[1] and {setting["k"] for setting in settings} == {0, 1, 2, 3}
     states = [trial.state for trial in algorithm._ot_study.get_trials()]
     assert states.count(TrialState.RUNNING) == 12 and set(states) == {TrialState.RUNNING, TrialState.FAIL}
-    monkeypatch.setattr(Proposals, "too_large", staticmethod(lambda: 0))
+    monkeypatch.setattr(Proposals, "find_limit", staticmethod(lambda: 0))
     assert algorithm.suggest("t12")["k"] >= 0  # there is none: it fails without being tried
 
 
 def test_the_weights_of_a_long_search_stay_few(tmp_path):
     """Of 50 trials those of the best of each k are left, and of one that runs: a folder stays small."""
-    rows: list[dict] = []
+    trials = []
     for number in range(50):
         folder = tmp_path / f"trial-{number:03d}" / "report-1"
         folder.mkdir(parents=True)
         state = ("finished", "finished", "stopped", "failed")[number % 4]
-        row = {"trial": folder.parent.name, "k": 1 + number % 5, "state": "running", "saved": str(folder)}
-        row |= {"score": float(number * 17 % 50), "general_delta": 0.0, "domain_delta": 0.0}
-        delete_weights([*rows, row], ScoreWeights(), pareto=False)
+        trial = Trial(folder.parent.name, k=1 + number % 5, state="running", saved=str(folder))
+        trial = replace(trial, score=float(number * 17 % 50), general_delta=0.0, domain_delta=0.0)
+        delete_checkpoints([*trials, trial], ScoreWeights(), pareto=False)
         assert folder.exists()
-        rows.append({**row, "state": state})
-        delete_weights(rows, ScoreWeights(), pareto=False)
-        best = sorted((row["score"], row["k"], row["saved"]) for row in rows if row["state"] == "finished")
+        trials.append(replace(trial, state=state))
+        delete_checkpoints(trials, ScoreWeights(), pareto=False)
+        best = sorted((trial.score, trial.k, trial.saved) for trial in trials if trial.state == "finished")
         kept = {k: place for _, k, place in best}
         assert {str(path) for path in tmp_path.glob("*/report-1")} == set(kept.values())
     assert len(kept) == 5
@@ -564,15 +571,17 @@ def test_the_weights_of_a_long_search_stay_few(tmp_path):
 def test_what_matters_is_said_of_enough_trials():
     """The parameter that decides has the largest share, the shares are a whole, one trial says nothing."""
     space = SearchSpace(parameters=SPACE)
-    rows = []
+    trials = []
     for number in range(30):
         setting = {**{name: searched.values[0] for name, searched in SPACE.items()}}
-        setting |= {"base_lr": 0.001 + 0.0003 * number, "k": number * 5 % 7}
-        rows.append({**setting, "state": "finished", "score": 1000 * setting["base_lr"]})
-    found = rank_hyperparameters(space, rows)
+        setting |= {"base_lr": 0.001 + 0.0003 * number}
+        k = setting.pop("k") + number * 5 % 7
+        score = 1000 * setting["base_lr"]
+        trials.append(Trial(f"t{number}", k=k, setting=setting, state="finished", score=score))
+    found = rank_hyperparameters(space, trials)
     assert max(found, key=found.get) == "base_lr" and sum(found.values()) == pytest.approx(1)
-    assert rank_hyperparameters(space, rows[:1]) == {} and rank_hyperparameters(space, []) == {}
-    unfinished = [{**row, "state": "stopped", "score": math.nan} for row in rows]
+    assert rank_hyperparameters(space, trials[:1]) == {} and rank_hyperparameters(space, []) == {}
+    unfinished = [replace(trial, state="stopped", score=math.nan) for trial in trials]
     assert rank_hyperparameters(space, unfinished) == {}
 
 
@@ -584,7 +593,8 @@ def board(monkeypatch):
     """A stand-in for the board of run x: what was posted to it, by method."""
     posted = {"give_verdict": [], "record_row": []}
     methods = {name: lambda *given, name=name: posted[name].append(given) for name in posted}
-    monkeypatch.setattr(search, "find_board", lambda run: {"x": SimpleNamespace(**methods)}[run])
+    for module in (search, judging):
+        monkeypatch.setattr(module, "find_board", lambda run: {"x": SimpleNamespace(**methods)}[run])
     return posted
 
 
@@ -725,7 +735,7 @@ def test_every_report_gets_one_verdict_and_the_best_go_on(scores):
     posted = {"give_verdict": []}
     board = SimpleNamespace(give_verdict=lambda *given: posted["give_verdict"].append(given))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "find_board", lambda run: board)
+        patch.setattr(judging, "find_board", lambda run: board)
         verdicts = judged(posted, scores)
     for found in verdicts.values():
         assert [report for report, _ in found] == list(range(1, len(found) + 1))
@@ -742,7 +752,7 @@ def test_trials_at_once_wait_for_nobody(order, fails):
     decided = []
     board = SimpleNamespace(give_verdict=lambda *given: decided.append(given))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(search, "find_board", lambda run: board)
+        patch.setattr(judging, "find_board", lambda run: board)
         scheduler = new_scheduler(folder, judge_after=2)
         running = {number: fake_trial(number) for number in (1, 2, 3, 4)}
         for one in running.values():
@@ -764,14 +774,14 @@ def test_trials_at_once_wait_for_nobody(order, fails):
 
 def test_rows_follow_a_trial_from_start_to_end(board):
     """The board hears a trial's row when it starts, reports and ends; a stopped one isn't called finished."""
-    rows = Rows("x", lambda *args: describe_trial(*args, layers_for=layers_for))
+    poster = TrialPoster("x", make_setup().describe_trial)
     trial = fake_trial(7)
-    rows.on_trial_start(0, [], trial)
-    rows.on_trial_result(0, [], trial, {"score": 2.5, "complete": False})
+    poster.on_trial_start(0, [], trial)
+    poster.on_trial_result(0, [], trial, {"score": 2.5, "complete": False})
     for complete in (False, True):
         trial.last_result = {"score": 3.5, "complete": complete}
-        rows.on_trial_complete(0, [], trial)
-    rows.on_trial_error(0, [], trial)
+        poster.on_trial_complete(0, [], trial)
+    poster.on_trial_error(0, [], trial)
     found = [row for (row,) in board["record_row"]]
     assert [(row["state"], row["score"]) for row in found] == [
         ("running", None), ("running", 2.5), ("stopped", 3.5), ("finished", 3.5), ("failed", 3.5)
@@ -793,17 +803,20 @@ def test_final_states_say_how_trials_ended():
     ]
     error = RuntimeError("Traceback:\n  some/file.py\nFloatingPointError: the loss is nan at step 2 of 6\n")
     trials = [fake_trial(1, status=s, last_result=m, get_error=lambda: error) for s, m in ends]
-    rows = [describe_final(trial, layers_for) for trial in trials]
-    assert [row["state"] for row in rows] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
-    assert [row["saved"] for row in rows[:2]] == ["c", None]
-    assert [row["error"] for row in rows[1:3]] == [None, "FloatingPointError: the loss is nan at step 2 of 6"]
+    ended = [make_setup().describe_end(trial) for trial in trials]
+    assert [trial.state for trial in ended] == ["finished", "stopped", "failed", "interrupted", "interrupted"]
+    assert [trial.saved for trial in ended[:2]] == ["c", None]
+    assert [trial.error for trial in ended[1:3]] == [
+        None,
+        "FloatingPointError: the loss is nan at step 2 of 6",
+    ]
 
 
-def test_a_row_gives_back_its_training():
-    """The settings of a row make the specification it was trained with, at the search's token budget."""
+def test_a_trial_gives_back_its_training():
+    """Its settings make the specification it was trained with, at the search's token budget."""
     base = TrainingSpec(tokens=999)
-    row = describe_trial("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", layers_for)
-    assert training_from_row(row, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
+    trial = describe_trial("trial-001", {"k": 2, "base_lr": 0.004}, {"tokens": 500}, "finished", (1, 2))
+    assert resolve_training(trial, base) == base.model_copy(update={"k": 2, "base_lr": 0.004})
 
 
 def test_a_memory_that_is_too_small_is_told_from_other_errors():
@@ -833,8 +846,6 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
     monkeypatch.setattr(search, "find_board", lambda run: board)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", lambda _: None)
-    layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for k, words in (
         (5, "Tried to allocate"),
         (6, "k = 6 was not tried: .* at k = 5$"),
@@ -842,7 +853,7 @@ def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
         (5, "not tried"),
     ):
         with pytest.raises(JobFailed, match=words) if words else nullcontext():
-            search.run_trial({"k": k}, SearchRun(name="x"), work, layers, (None,), "")
+            search.run_trial({"k": k}, make_setup(), (None,))
     assert begun == [5, 4]
 
 
@@ -867,8 +878,6 @@ def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
     monkeypatch.setattr(search, "find_board", lambda run: board)
     monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
     monkeypatch.setattr(search.tune, "report", heard.append)
-    layers = LayerImportance(tuple(map(float, range(8))), (0.0,) * 8, 1.0)
-    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     for price in (None, 1.5):
-        search.run_trial({"k": 4}, SearchRun(name="x", min_gain_per_layer=price), work, layers, (None,), "")
+        search.run_trial({"k": 4}, make_setup(min_gain_per_layer=price), (None,))
     assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]

@@ -1,6 +1,7 @@
 """Scores: bits per byte as a plain computation has them, changes with honest errors, 0 for no change."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_the_error_of_a_difference_is_that_of_leaving_documents_out(seed):
     moved = [score(after, k)["score"] - score(other, k)["score"] for k in kept]
     jackknife = math.sqrt((len(size) - 1) * np.var(moved))
     whole = np.ones(len(size), dtype=bool)
-    found = difference_error(score(after, whole), score(other, whole), weights)
+    found = difference_error(*(SimpleNamespace(**score(losses, whole)) for losses in (after, other)), weights)
     # both sides are the same text here, so their errors don't add up in squares but in full
     assert found * 1 / math.hypot(0.3, 0.7) == pytest.approx(jackknife, rel=0.05)
 

@@ -1,0 +1,207 @@
+"""What the files of a results folder hold, as far as pages need it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.validation import Spec
+from adept_ray.search.choice import Choice
+
+MOST_NAMED = 8  # layers that a sentence lists before it counts the rest
+T = TypeVar("T")
+
+
+class Record(Spec):
+    """A part of a results file; keys that pages don't need are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Side(Record):
+    """Test split before and after: bits per byte, and accuracy on the side's tasks if it has any.
+
+    `delta` and its error are of `measure`: percent of bits per byte, or points of accuracy;
+    positive is better.
+    """
+
+    before_bpb: float
+    after_bpb: float
+    before_accuracy: float | None = None
+    after_accuracy: float | None = None
+    measure: Literal["bpb", "accuracy"] = "bpb"
+    delta: float
+    standard_error: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """What `delta` is in."""
+        return "%" if self.measure == "bpb" else "points"
+
+    def describe_levels(self, bpb: str) -> str:
+        """Before and after in words; `bpb` is what to call bits per byte."""
+        text = f"{self.before_bpb:.4f} → {self.after_bpb:.4f} {bpb}"
+        if self.before_accuracy is None or self.after_accuracy is None:
+            return text
+        return f"accuracy {self.before_accuracy:.1%} → {self.after_accuracy:.1%}, {text}"
+
+
+class Test(Record):
+    """The one look at the test split."""
+
+    __test__ = False  # the name must not make pytest collect it
+
+    general: Side
+    domain: Side
+    score: float
+
+
+class Weights(Record):
+    """What a score is made of."""
+
+    general: float
+    domain: float
+    retain: bool = False
+
+    def format_formula(self) -> str:
+        """The score as a formula, Δ being the change of a side."""
+        general = "min(general Δ, 0)" if self.retain else "general Δ"
+        return f"{self.general:g} · {general} + {self.domain:g} · domain Δ"
+
+
+class Best(Record):
+    """``best.yaml``: the winner."""
+
+    run: dict[str, Any]
+    training: dict[str, Any]
+    layers: list[int]
+    score: Weights | None = None
+    """None in an older folder."""
+    choice: Choice | None = None
+    """None where k was not searched."""
+    test: Test
+
+    @property
+    def k(self) -> int:
+        """How many layers were added."""
+        return len(self.layers)
+
+    @property
+    def trial(self) -> str | None:
+        """Name of the chosen trial."""
+        return self.choice.trial if self.choice else None
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _read_nothing_as_none(cls, choice: object) -> object:
+        return choice or None
+
+
+class LayerRow(Record):
+    """Loss increase in nats per token when `layer` is bypassed."""
+
+    layer: int
+    mean: float
+    standard_error: float
+    places: tuple[int, int] | None = None
+    """Lowest and highest place in the order that the probe leaves open."""
+
+
+class Importance(Record):
+    """``importance.json``: the layers of the untouched backbone."""
+
+    base_loss: float | None = None
+    layers: list[LayerRow]
+    order: tuple[int, ...] = ()
+    probe: str = "exhaustive"
+    confidence: float = 0.95
+    made_from: dict[str, object] = Field(default_factory=dict)
+
+    def find_doubtful(self, layers: Collection[int]) -> tuple[list[int], list[int]]:
+        """The chosen layers that the probe can't tell from others, and those others.
+
+        Both are empty where the `layers` aren't the least important of all, as other placements choose.
+        """
+        k = len(layers)
+        if set(layers) != set(self.order[:k]):
+            return [], []
+        doubtful = {row.layer for row in self.layers if row.places and row.places[0] < k <= row.places[1]}
+        return [i for i in self.order[:k] if i in doubtful], [i for i in self.order[k:] if i in doubtful]
+
+    def express_doubt(self, layers: Collection[int]) -> str:
+        """A sentence that says which of the chosen layers could as well be others.
+
+        Empty when none could, and when they aren't the least important of all, as other placements choose.
+        """
+        chosen, others = self.find_doubtful(layers)
+        if not chosen:
+            return ""
+        rest = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+        return (
+            f"At {self.confidence:.0%} confidence the probe doesn't tell the chosen layers "
+            f"{' '.join(map(str, chosen))} from {' '.join(map(str, others[:MOST_NAMED]))}{rest}; a longer "
+            "one (--probe-tokens) may."
+        )
+
+
+class Rate(Record):
+    """A row of ``rates.jsonl``: the scale of one unit from `step` on."""
+
+    step: int
+    unit: str
+    scale: float
+
+
+class Rival(Record):
+    """A row of ``comparison.csv``: means over seeds and half of their 95 % intervals."""
+
+    method: str
+    score: float | None
+    score_ci: float | None = None
+    general_delta: float | None
+    general_delta_ci: float | None = None
+    domain_delta: float | None
+    domain_delta_ci: float | None = None
+    against_adept: float | None = None
+    against_adept_ci: float | None = None
+
+
+class RunRecord(Record):
+    """``run.json``: how the folder was made."""
+
+    run: dict[str, Any] = Field(default_factory=dict)
+    """The command's settings."""
+    training: dict[str, object] | None = None
+    """Settings of a training at full length, which has no trials; None for a search."""
+    space: dict[str, object] = Field(default_factory=dict)
+    """The search space that it began with."""
+    pick: dict[str, object] = Field(default_factory=dict)
+    """The settings by which pick.py has chosen anew since, if it has."""
+    versions: dict[str, object]
+    fingerprints: dict[str, object]
+    seconds: dict[str, float]
+    peak_memory_gib: float | None = None
+    command: str
+    notes: dict[str, object]
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall clock of the whole run."""
+        return self.seconds.get("total", sum(self.seconds.values()))
+
+
+def check_record(record: type[T], values: object, where: str) -> T:
+    """`values` as a record or a dataclass. Raises :class:`UserError` that names `where` and what is wrong."""
+    try:
+        return TypeAdapter(record).validate_python(values)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UserError(f"{where}: '{key}' is missing") from None
+        raise UserError(
+            f"{where}: {key + ': ' if key else ''}{first['msg']}, not {first['input']!r}"
+        ) from None

@@ -1,0 +1,44 @@
+"""Folders of trials: which checkpoints can go, and what is left of trials that Tune has lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from pyarrow import fs
+
+from adept_ray.config.specs import ScoreWeights
+from adept_ray.search.choice import find_candidates
+from adept_ray.search.trials import Trial
+from adept_ray.search.verdicts import VERDICTS
+from adept_ray.storage.files import delete_folder, open_filesystem, read_json, store_json
+from adept_ray.storage.results import TRIALS
+
+
+def delete_checkpoints(trials: Sequence[Trial], weights: ScoreWeights, pareto: bool) -> list[str]:
+    """Delete what was saved of trials that are over and can't be chosen: it would be most of the folder.
+
+    Returns the places of what was deleted.
+    """
+    candidates = find_candidates(trials, weights, pareto)
+    over = [trial for trial in trials if trial.state in ("finished", "stopped", "failed")]
+    places = [trial.saved for trial in over if trial.saved and trial.name not in candidates]
+    for place in places:
+        delete_folder(place)
+    return places
+
+
+def forget_trials(storage: str, names: Collection[str]) -> None:
+    """Delete what trials other than those of these `names` saved, and the verdicts on them.
+
+    Tune lost them in a kill. In a study that others share it may give their names to other settings.
+    """
+    filesystem, path = open_filesystem(f"{storage}/{TRIALS}")
+    for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if info.base_name not in names:
+            delete_folder(f"{storage}/{TRIALS}/{info.base_name}")
+    if memory := read_json(f"{storage}/{VERDICTS}"):
+        for verdicts in (memory["decided"], memory["behind"]):
+            for key in [key for key in verdicts if key.partition("/")[0] not in names]:
+                del verdicts[key]
+        memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in names}
+        store_json(f"{storage}/{VERDICTS}", memory)
