@@ -87,7 +87,7 @@ class AccuracyRow(TypedDict):
     chance: float | None
     """Accuracy that takes no knowledge; None where a task has no such number."""
     tasks: NotRequired[dict[str, float]]
-    """Of a group: task → accuracy."""
+    """Task → accuracy, for a group."""
 
 
 def draw_items(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[str, TaskItems]:
@@ -292,7 +292,7 @@ def fix_examples(task: Task) -> None:
 
 @contextmanager
 def silence_lm_eval() -> Iterator[None]:
-    """Keep lm-eval, which warns of all it is told, to its errors."""
+    """Let lm-eval log errors alone; it warns of every argument."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -149,7 +149,7 @@ def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, folder: Path, sh
     try:
         _pack_corpus(plan, tokenizer, f"{staging}/blocks" if staging else str(scratch), staging)
         if staging:
-            with suppress(FileNotFoundError):  # of no document there is no block, and of no block no folder
+            with suppress(FileNotFoundError):  # without documents no blocks, and no folder
                 fetch_folder(f"{staging}/blocks", scratch)
         counts = {split: _settle_split(scratch, split) for split in plan.splits}
         about = {"corpus": plan.corpus.name, "seq_len": plan.seq_len, "seed": plan.seed, "splits": counts}

@@ -40,13 +40,13 @@ def set_compute_policy(model: nn.Module, how: ComputePolicy) -> None:
 
 
 def get_compute_policy(model: nn.Module) -> ComputePolicy:
-    """How `model` was told to compute."""
+    """How `model` computes: its policy, or the plain one."""
     return getattr(model, POLICY_ATTRIBUTE, ComputePolicy())
 
 
 @contextmanager
 def apply_compute_policy(model: nn.Module) -> Iterator[None]:
-    """Within this `model` runs as it was told to by :func:`set_compute_policy`."""
+    """Within this, `model` runs by its policy (see :func:`set_compute_policy`)."""
     how = get_compute_policy(model)
     device = next(model.parameters()).device.type
     recomputed, compiled = (how.recomputed, how.compiled) if torch.is_grad_enabled() else ((), ())

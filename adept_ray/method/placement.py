@@ -1,4 +1,4 @@
-"""Which layers are copied: the paper's choice, and the rivals it has to be compared with (pure torch)."""
+"""Which layers are copied: the paper's choice, and rivals of it (pure torch)."""
 
 from __future__ import annotations
 

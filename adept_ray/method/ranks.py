@@ -25,8 +25,8 @@ def rank() -> int:
 def split_over_ranks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     """This rank's share of `ids` in pieces of at most `size`.
 
-    There are as many pieces on every rank, so the last ones may be empty: where a model is shared out over
-    the ranks each of its passes is made by all of them.
+    Every rank has as many pieces, so the last ones may be empty: where the ranks hold pieces of a model, all
+    of them have to make each of its passes.
     """
     mine = ids[rank() :: world_size()]
     longest = -(-len(ids) // world_size())
