@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.client import watch_board
 from adept_ray.engine.job import JobProgress
@@ -18,11 +16,12 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import seconds_before
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.trials import UNTOUCHED, Facts, Trial, write_trials
-from adept_ray.search.tune import SearchSetup, run_search
+from adept_ray.search.setup import SearchSetup
+from adept_ray.search.trials import UNTOUCHED, Trial
+from adept_ray.search.tune import run_search
 from adept_ray.search.untouched import measure_untouched
-from adept_ray.search.upkeep import delete_checkpoints
-from adept_ray.storage.results import TRIALS, Results
+from adept_ray.search.upkeep import TrialFiles
+from adept_ray.storage.results import TRIALS
 from adept_ray.training.work import TrainWork
 
 
@@ -34,33 +33,6 @@ def count_trials_left(context: Context[SearchRun]) -> int:
     over = json.loads(file.read_text())["trials"] if (file := results.folder / "trials.json").exists() else ()
     had = sum(row["state"] != UNTOUCHED for row in over)
     return math.ceil((run.trials - had) / context.board.count_crews())
-
-
-@dataclass
-class TrialFiles:
-    """What a search writes as its trials end, and the weights that it deletes."""
-
-    results: Results
-    space: SearchSpace
-    pareto: bool
-    untouched: Trial
-    """The untouched backbone, which goes first."""
-    _ended: list[str] = field(default_factory=list)
-    _deleted: set[str] = field(default_factory=set)
-
-    def update(self, rows: Sequence[Facts]) -> None:
-        """Write the trials that are over, if there are more of them than at the last look."""
-        over = [Trial.from_row(row) for row in rows if row["state"] != "running"]
-        names = [trial.name for trial in over]
-        if names != self._ended:
-            self._ended = names
-            self.write(over)
-
-    def write(self, trials: Sequence[Trial]) -> None:
-        """Write these trials, and delete the weights of those that can't be chosen any more."""
-        write_trials(self.results, [self.untouched, *trials])
-        kept = [trial for trial in trials if trial.saved not in self._deleted]
-        self._deleted.update(delete_checkpoints(kept, self.space.weights, self.pareto))
 
 
 def run_trials(

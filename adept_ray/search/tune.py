@@ -5,78 +5,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pyarrow import fs
-from ray import cloudpickle, tune
+from ray import tune
 
-from adept_ray.config.errors import UnfinishedRun, find_cause
-from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import SearchRun
-from adept_ray.config.validation import apply_changes
+from adept_ray.config.errors import UnfinishedRun
 from adept_ray.engine.client import find_board, follow_job
 from adept_ray.engine.job import DiskFull, Job, JobFailed, is_out_of_memory
-from adept_ray.method.anatomy import layer_of
-from adept_ray.method.importance import LayerImportance
-from adept_ray.method.placement import resolve_layers
+from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
-from adept_ray.search.trials import Facts, Setting, Trial, describe_trial, name_end, title_trial
-from adept_ray.search.upkeep import forget_trials
+from adept_ray.search.trials import Facts, Setting, Trial, name_end, title_trial
+from adept_ray.search.upkeep import extend_search, forget_trials
 from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
-from adept_ray.storage.files import open_filesystem
 from adept_ray.storage.results import TRIALS
-from adept_ray.training.work import TrainWork
 
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.tune.experiment import Trial as TuneTrial
 
 TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which only waits
-EXPERIMENT = "search"
-
-
-@dataclass(frozen=True)
-class SearchSetup:
-    """What all trials of a search share."""
-
-    run: SearchRun
-    space: SearchSpace
-    work: TrainWork
-    """The training; its settings and layers are replaced by those of each trial."""
-    importance: LayerImportance
-    storage: str
-    """Folder or URI of what Ray and the workers keep."""
-    study: str = ""
-    """Names the question: searches of the same one find each other's trials in a database."""
-
-    @property
-    def experiment(self) -> str:
-        """Where Tune keeps its own records."""
-        return f"{self.storage}/{EXPERIMENT}"
-
-    def place_layers(self, setting: Setting) -> tuple[int, ...]:
-        """The layers that a trial of a setting copies."""
-        return resolve_layers(self.importance, apply_changes(self.work.training, setting), self.work.seed)
-
-    def build_work(self, setting: Setting) -> TrainWork:
-        """The training of a trial."""
-        layers = self.place_layers(setting)
-        units = {name: value for name, value in self.work.units.items() if layer_of(name) in layers}
-        training = apply_changes(self.work.training, setting)
-        return replace(self.work, training=training, layers=layers, units=units)
-
-    def describe_trial(self, trial: TuneTrial, metrics: Facts | None, state: str) -> Trial:
-        """A trial of Tune's, with what its last report says."""
-        layers = self.place_layers(trial.config)
-        return describe_trial(name_trial(trial), trial.config, metrics or {}, state, layers)
-
-    def describe_end(self, trial: TuneTrial) -> Trial:
-        """A trial of Tune's after the search, with its error."""
-        end = name_end(trial.last_result)
-        state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
-        error = find_cause(trial.get_error()) if state == "failed" else None
-        return replace(self.describe_trial(trial, trial.last_result, state), error=error)
 
 
 class TrialPoster(tune.Callback):
@@ -180,22 +127,6 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
     if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
     return trials
-
-
-def extend_search(experiment: str, trials: int, crews: int) -> None:
-    """Let a search, ended or not, go on up to so many trials in all, one at a time for each of so many crews.
-
-    Tune keeps both numbers with the state of its generator, and takes no others when it restores that.
-    """
-    filesystem, path = open_filesystem(experiment)
-    for file in filesystem.get_file_info(fs.FileSelector(path)):
-        if file.base_name.startswith("search_gen_state-"):
-            with filesystem.open_input_file(file.path) as stream:
-                state = cloudpickle.loads(stream.read())
-            with filesystem.open_output_stream(file.path) as stream:
-                for part in (part for part in state.values() if isinstance(part, dict)):
-                    part.update({"max_concurrent": crews} if "max_concurrent" in part else {})
-                stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))
 
 
 def read_tune_trials(setup: SearchSetup) -> list[Trial]:

@@ -1,17 +1,47 @@
-"""Folders of trials: which checkpoints can go, and what is left of trials that Tune has lost."""
+"""The folder of a search while its trials run: files that are written, checkpoints and trials that go."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from pyarrow import fs
+from ray import cloudpickle
 
+from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.search.choice import find_candidates
-from adept_ray.search.trials import Trial
+from adept_ray.search.trials import Facts, Trial, write_trials
 from adept_ray.search.verdicts import VERDICTS
 from adept_ray.storage.files import delete_folder, open_filesystem, read_json, store_json
-from adept_ray.storage.results import TRIALS
+from adept_ray.storage.results import TRIALS, Results
+
+
+@dataclass
+class TrialFiles:
+    """What a search writes as its trials end, and the weights that it deletes."""
+
+    results: Results
+    space: SearchSpace
+    pareto: bool
+    untouched: Trial
+    """The untouched backbone, which goes first."""
+    _ended: list[str] = field(default_factory=list)
+    _deleted: set[str] = field(default_factory=set)
+
+    def update(self, rows: Sequence[Facts]) -> None:
+        """Write the trials that are over, if there are more of them than at the last look."""
+        over = [Trial.from_row(row) for row in rows if row["state"] != "running"]
+        names = [trial.name for trial in over]
+        if names != self._ended:
+            self._ended = names
+            self.write(over)
+
+    def write(self, trials: Sequence[Trial]) -> None:
+        """Write these trials, and delete the weights of those that can't be chosen any more."""
+        write_trials(self.results, [self.untouched, *trials])
+        kept = [trial for trial in trials if trial.saved not in self._deleted]
+        self._deleted.update(delete_checkpoints(kept, self.space.weights, self.pareto))
 
 
 def delete_checkpoints(trials: Sequence[Trial], weights: ScoreWeights, pareto: bool) -> list[str]:
@@ -42,3 +72,19 @@ def forget_trials(storage: str, names: Collection[str]) -> None:
                 del verdicts[key]
         memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in names}
         store_json(f"{storage}/{VERDICTS}", memory)
+
+
+def extend_search(experiment: str, trials: int, crews: int) -> None:
+    """Let a search, ended or not, go on up to so many trials in all, one at a time for each of so many crews.
+
+    Tune keeps both numbers with the state of its generator, and takes no others when it restores that.
+    """
+    filesystem, path = open_filesystem(experiment)
+    for file in filesystem.get_file_info(fs.FileSelector(path)):
+        if file.base_name.startswith("search_gen_state-"):
+            with filesystem.open_input_file(file.path) as stream:
+                state = cloudpickle.loads(stream.read())
+            with filesystem.open_output_stream(file.path) as stream:
+                for part in (part for part in state.values() if isinstance(part, dict)):
+                    part.update({"max_concurrent": crews} if "max_concurrent" in part else {})
+                stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))

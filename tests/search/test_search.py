@@ -31,6 +31,7 @@ from adept_ray.search import study
 from adept_ray.search import tune as search
 from adept_ray.search import verdicts as judging
 from adept_ray.search.ranges import check_space, limit_depths, override_ranges, parse_amount, put_paper_first
+from adept_ray.search.setup import SearchSetup
 from adept_ray.search.study import (
     STARTUP_TRIALS,
     Proposals,
@@ -42,7 +43,7 @@ from adept_ray.search.study import (
     rank_hyperparameters,
 )
 from adept_ray.search.trials import Trial, describe_trial, resolve_training
-from adept_ray.search.tune import SearchSetup, TrialPoster
+from adept_ray.search.tune import TrialPoster
 from adept_ray.search.upkeep import delete_checkpoints, forget_trials
 from adept_ray.search.verdicts import Verdicts
 from adept_ray.training.work import TrainWork

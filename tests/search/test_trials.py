@@ -79,5 +79,5 @@ def test_any_trial_comes_back_from_its_row(setting, state, score, layers):
     metrics = {} if score is None else {"score": score, "tokens": 9, "saved": "there"}
     trial = describe_trial("trial-001", {"k": 3, **setting}, metrics, state, layers)
     again = Trial.from_row(json.loads(json.dumps(trial.as_row())))
-    assert again.as_row() == pytest.approx(trial.as_row(), nan_ok=True)
+    assert json.dumps(again.as_row()) == json.dumps(trial.as_row())
     assert not set(HIDDEN) & set(format_table([trial.as_row()]).splitlines()[0].split(","))

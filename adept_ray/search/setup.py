@@ -1,0 +1,65 @@
+"""What all trials of a search share, and what follows from it for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adept_ray.config.errors import find_cause
+from adept_ray.config.search_space import SearchSpace
+from adept_ray.config.specs import SearchRun
+from adept_ray.config.validation import apply_changes
+from adept_ray.method.anatomy import layer_of
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import resolve_layers
+from adept_ray.search.trials import Facts, Setting, Trial, describe_trial, name_end
+from adept_ray.search.verdicts import name_trial
+from adept_ray.training.work import TrainWork
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+EXPERIMENT = "search"
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """What all trials of a search share."""
+
+    run: SearchRun
+    space: SearchSpace
+    work: TrainWork
+    """The training; its settings and layers are replaced by those of each trial."""
+    importance: LayerImportance
+    storage: str
+    """Folder or URI of what Ray and the workers keep."""
+    study: str = ""
+    """Names the question: searches of the same one find each other's trials in a database."""
+
+    @property
+    def experiment(self) -> str:
+        """Where Tune keeps its own records."""
+        return f"{self.storage}/{EXPERIMENT}"
+
+    def place_layers(self, setting: Setting) -> tuple[int, ...]:
+        """The layers that a trial of a setting copies."""
+        return resolve_layers(self.importance, apply_changes(self.work.training, setting), self.work.seed)
+
+    def build_work(self, setting: Setting) -> TrainWork:
+        """The training of a trial."""
+        layers = self.place_layers(setting)
+        units = {name: value for name, value in self.work.units.items() if layer_of(name) in layers}
+        training = apply_changes(self.work.training, setting)
+        return replace(self.work, training=training, layers=layers, units=units)
+
+    def describe_trial(self, trial: TuneTrial, metrics: Facts | None, state: str) -> Trial:
+        """A trial of Tune's, with what its last report says."""
+        layers = self.place_layers(trial.config)
+        return describe_trial(name_trial(trial), trial.config, metrics or {}, state, layers)
+
+    def describe_end(self, trial: TuneTrial) -> Trial:
+        """A trial of Tune's after the search, with its error."""
+        end = name_end(trial.last_result)
+        state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
+        error = find_cause(trial.get_error()) if state == "failed" else None
+        return replace(self.describe_trial(trial, trial.last_result, state), error=error)
