@@ -17,6 +17,11 @@ Metrics = dict[str, Any]
 Pulls = Mapping[str, Sequence[float]]  # side → how far each document or item pulls its change
 
 
+def tasks_key(side: str) -> str:
+    """Name of the answers to a side's tasks; its losses go by the name of the side itself."""
+    return f"{side} tasks"
+
+
 @dataclass(frozen=True)
 class Change:
     """A held-out split before and after training."""

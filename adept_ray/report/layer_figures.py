@@ -151,6 +151,11 @@ def draw_separation(models: Mapping[str, Sequence[Separation]], shown: Sequence[
     return figure
 
 
+def save_separation(models: Mapping[str, Sequence[Separation]], shown: Sequence[int], path: Path) -> Path:
+    """Write :func:`draw_separation` to `path` and return it; raises as :func:`save_figure` does."""
+    return save_figure(draw_separation(models, shown), path)
+
+
 def draw_densities(axes: Axes, row: Separation) -> None:
     """Both kernel densities of a layer."""
     from adept_ray.method.activations import estimate_densities

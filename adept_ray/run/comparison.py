@@ -15,7 +15,7 @@ from adept_ray.engine.client import run_job, watch_board
 from adept_ray.engine.job import Job, JobProgress
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
-from adept_ray.method.scores import SIDES
+from adept_ray.method.scores import SIDES, tasks_key
 from adept_ray.rivals.comparison import (
     ComparisonField,
     compare_entrants,
@@ -29,7 +29,6 @@ from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
-from adept_ray.training.scoring import tasks_key
 
 
 def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:

@@ -16,12 +16,11 @@ from adept_ray.data.blocks import Blocks, BlockSet
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.scores import SIDES
+from adept_ray.method.scores import SIDES, tasks_key
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 from adept_ray.run.terminal import Update
-from adept_ray.training.scoring import tasks_key
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 
@@ -39,7 +38,7 @@ class Prepared:
     """Content of importance.json."""
     before: Mapping[str, list[float]]
     """``general`` and ``domain`` → the backbone's loss of each validation document, nats; under the names of
-    :func:`~adept_ray.training.scoring.tasks_key` its answers to the validation items."""
+    :func:`~adept_ray.method.scores.tasks_key` its answers to the validation items."""
     fit: Fit = PLAIN
     """How the model was made to fit into the workers' memories."""
 

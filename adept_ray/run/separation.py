@@ -15,8 +15,7 @@ from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
 from adept_ray.method.copies import RECORD
 from adept_ray.method.fit import PLAIN
-from adept_ray.report.drawing import save_figure
-from adept_ray.report.layer_figures import draw_separation
+from adept_ray.report.layer_figures import save_separation
 from adept_ray.rivals.table import format_csv
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
@@ -76,4 +75,4 @@ def write_activations(results: Results, models: Models, layers: Sequence[int]) -
         for row in model
     ]
     results.write("activations.csv", format_csv(rows))
-    save_figure(draw_separation(models, layers[:SHOWN]), results.folder / "activations.png")
+    save_separation(models, layers[:SHOWN], results.folder / "activations.png")

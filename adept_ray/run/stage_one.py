@@ -14,10 +14,10 @@ from adept_ray.data.blocks import Blocks, BlockSet
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
 from adept_ray.method.fit import Fit
+from adept_ray.method.scores import tasks_key
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.storage.files import read_json, store_json
-from adept_ray.training.scoring import tasks_key
 from adept_ray.training.work import ProbeWork
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers

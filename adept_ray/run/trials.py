@@ -16,10 +16,9 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import seconds_before
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.setup import SearchSetup
+from adept_ray.search.setup import SearchSetup, measure_untouched
 from adept_ray.search.trials import UNTOUCHED, Trial
 from adept_ray.search.tune import run_search
-from adept_ray.search.untouched import measure_untouched
 from adept_ray.search.upkeep import TrialFiles
 from adept_ray.storage.results import TRIALS
 from adept_ray.training.work import TrainWork

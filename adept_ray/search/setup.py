@@ -1,7 +1,8 @@
-"""What all trials of a search share, and what follows from it for each."""
+"""What all trials of a search share, and the untouched backbone, which each is measured against."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ from adept_ray.config.errors import find_cause
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
 from adept_ray.config.validation import apply_changes
+from adept_ray.data.blocks import Blocks
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
-from adept_ray.search.trials import Facts, Setting, Trial, describe_trial, name_end
+from adept_ray.search.trials import UNTOUCHED, Facts, Setting, Trial, describe_trial, name_end
 from adept_ray.search.verdicts import name_trial
+from adept_ray.training.scoring import score_model
 from adept_ray.training.work import TrainWork
 
 if TYPE_CHECKING:
@@ -63,3 +66,9 @@ class SearchSetup:
         state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
         error = find_cause(trial.get_error()) if state == "failed" else None
         return replace(self.describe_trial(trial, trial.last_result, state), error=error)
+
+
+def measure_untouched(work: TrainWork, blocks: Mapping[str, Blocks]) -> Trial:
+    """The backbone as a trial of k = 0; `blocks` holds the validation blocks of both sides."""
+    metrics = score_model(work.before, work.before, blocks, work.by_tasks, work.weights)
+    return describe_trial(UNTOUCHED, {"k": 0}, {**metrics, "tokens": 0, "seconds": 0.0}, UNTOUCHED, ())

@@ -15,7 +15,14 @@ from adept_ray.data.blocks import Blocks, make_shared_batches
 from adept_ray.data.loading import load_tokenizer
 from adept_ray.method.loss import token_nats
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
-from adept_ray.method.scores import SIDES, Metrics, combine_changes, compare_answers, compare_losses
+from adept_ray.method.scores import (
+    SIDES,
+    Metrics,
+    combine_changes,
+    compare_answers,
+    compare_losses,
+    tasks_key,
+)
 from adept_ray.method.sharding import disable_gradients
 from adept_ray.training.work import TrainWork
 
@@ -39,11 +46,6 @@ def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) ->
             nats.index_add_(0, documents[here].flatten(), losses[: len(here)].flatten())
             done += len(here)
     return sum_over_ranks(nats, device).numpy()
-
-
-def tasks_key(side: str) -> str:
-    """Name of the answers to a side's tasks; its losses go by the name of the side itself."""
-    return f"{side} tasks"
 
 
 def score_model(

@@ -91,7 +91,7 @@ class TrainWork:
     """Unit importances measured on the backbone (parameter name → importance)."""
     before: Mapping[str, Sequence[float]]
     """``general`` and ``domain`` → the untouched backbone's loss of each validation document, nats; under the
-    names of :func:`~adept_ray.training.scoring.tasks_key` its answers to the items."""
+    names of :func:`~adept_ray.method.scores.tasks_key` its answers to the items."""
     weights: ScoreWeights
     seq_len: int
     micro_batch: int
