@@ -25,8 +25,8 @@ def build_importance_section(results: Evidence) -> str:
     """The importance of every layer, as a figure and as a table."""
     importance, chosen = results.importance, results.best.layers
     source = importance.made_from
-    is_known = {"tokens", "corpus"} <= source.keys()
-    place = f" on {source['tokens']} tokens of {source['corpus']}" if is_known else ""
+    has_source = {"tokens", "corpus"} <= source.keys()
+    place = f" on {source['tokens']} tokens of {source['corpus']}" if has_source else ""
     loss = importance.base_loss
     base = "" if loss is None else f" The whole backbone's loss is {loss:.3f}."
     label = f"Importance of {len(importance.layers)} layers; chosen: {', '.join(map(str, chosen)) or 'none'}"

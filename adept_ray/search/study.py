@@ -149,7 +149,7 @@ class Proposals(OptunaSearch):
         return setting
 
     def _propose(self, trial_id: str) -> Any:
-        """The next setting of the list, or of the sampler; for a trial that is known, its own."""
+        """The next setting of the queue, or of the sampler; a trial that has a setting keeps it."""
         if self._queue and trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self._begin_trial(self._queue.pop(0))
         setting: Any = super().suggest(trial_id)
@@ -184,9 +184,9 @@ class Proposals(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
         study = self._study
-        known = {trial.number for trial in self._ot_trials.values()} | self._repeated
+        own_numbers = {trial.number for trial in self._ot_trials.values()} | self._repeated
         for trial in study.get_trials():
-            if trial.user_attrs.get("search") != self._owner or trial.number in known:
+            if trial.user_attrs.get("search") != self._owner or trial.number in own_numbers:
                 continue
             if not trial.state.is_finished():
                 study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -273,7 +273,8 @@ def open_database(url: str) -> RDBStorage:
 def rank_hyperparameters(space: SearchSpace, trials: Iterable[Trial]) -> dict[str, float]:
     """How much each searched parameter has to do with a trial being in the better half, largest share first.
 
-    By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too; empty for less than four trials.
+    By PED-ANOVA (arXiv 2304.10255), which takes conditional parameters, too. With fewer than four trials it
+    is empty.
     """
     finished = [trial for trial in trials if trial.is_comparable]
     searched = {name: each for name, each in space.parameters.items() if each.kind != "fixed"}

@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def checkpoint(self) -> str:
-        """The place of its last checkpoint, which every trial has that reported."""
+        """The place of its last checkpoint; every trial that has reported has one."""
         assert self.saved is not None, f"{self.name} has saved nothing"
         return self.saved
 
@@ -110,12 +110,12 @@ class Trial:
     @classmethod
     def from_row(cls, row: Facts) -> Trial:
         """The trial that :meth:`as_row` gave as a row."""
-        known = {"trial", "k", "layers", "state", *MEASURES, *HIDDEN}
+        own_keys = {"trial", "k", "layers", "state", *MEASURES, *HIDDEN}
         return cls(
             name=row["trial"],
             k=row["k"],
             layers=tuple(int(layer) for layer in row["layers"].split()),
-            setting={name: value for name, value in row.items() if name not in known},
+            setting={name: value for name, value in row.items() if name not in own_keys},
             **{name: row.get(name) for name in (*MEASURES, "saved", "pulls")},
             state=row["state"],
             curve=read_curve(row.get("curve", ())),

@@ -1,4 +1,4 @@
-"""The folder of a search while its trials run: files that are written, checkpoints and trials that go."""
+"""The folder of a search while its trials run: what is written, and which checkpoints and trials go."""
 
 from __future__ import annotations
 

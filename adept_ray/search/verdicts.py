@@ -64,7 +64,9 @@ class Verdicts(FIFOScheduler):
         self._run, self._memory, self._judge_after = run, memory, judge_after
         self._weights = weights
         self._stops: dict[str, bool] = {}  # "trial/report" → whether it stops there
-        self._behind: dict[str, bool] = {}  # "trial/report" → whether it lies below the best beyond chance
+        self._behind: dict[
+            str, bool
+        ] = {}  # "trial/report" → whether it lies below the best by more than chance
         self._best: dict[str, Report] = {}  # number of a report → the best one so far
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: Facts) -> str:
@@ -81,7 +83,7 @@ class Verdicts(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
     def _lies_behind(self, number: str, report: Report) -> bool:
-        """Whether a report lies beyond chance below the best one before it, of as many tokens."""
+        """Whether a report lies below the best one before it, at as many tokens, by more than chance."""
         best = self._best.get(number)
         if math.isfinite(report.worth) and (best is None or report.worth > best.worth):
             self._best[number] = report
