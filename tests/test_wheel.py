@@ -21,7 +21,10 @@ OFFLINE = ("--quiet", "--no-index", "--no-deps")  # setuptools is here, since th
 
 def run(*command, **options):
     """Run a process to its end; returns what it printed. Fails unless it exits with 0."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    command = [*map(str, command)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=270, **options
+    )  # before the test's
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
