@@ -107,7 +107,15 @@ def test_an_unknown_key_inside_names_its_neighbours(tmp_path):
     refused(lambda: space("parameters: {k: {integer: [1, 2]}}", tmp_path), "parameters.k.integer", "int")
 
 
-def test_overlay_makes_a_new_validated_copy(tmp_path):
+def test_a_key_called_machine_is_unknown_where_there_is_none(tmp_path):
+    """In a search space it is a key like any other, with its line, wherever it stands."""
+    top = "parameters: {k: {int: [1, 2]}}\n"
+    refused(lambda: space(f"{top}machine: 1", tmp_path), "line 2", "unknown key 'machine'", "known: first")
+    refused(lambda: space(f"{top}score: {{machine: 1}}", tmp_path), "line 2", "'score.machine'")
+    refused(lambda: space("parameters: {machine: {integer: 1}}", tmp_path), "'parameters.machine.integer'")
+
+
+def test_a_change_makes_a_new_validated_copy(tmp_path):
     """A change, dotted or not, leaves the original alone; the copy is checked like any other spec."""
     spec = TrainingSpec()
     assert apply_changes(spec, {"k": 2}).k == 2 and spec.k == TrainingSpec().k

@@ -2,23 +2,14 @@
 
 import math
 import statistics
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from common import of_one_document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.commands import comparing as studies
-from adept_ray.commands.compare import build_field, split_blocks
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import CompareRun
-from adept_ray.data.loading import Backbone
-from adept_ray.method.fit import Fit
-from adept_ray.method.scores import SIDES
 from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.comparison import (
     APART,
@@ -250,40 +241,3 @@ def test_the_page_holds_every_method_and_number(tmp_path):
     lines = (tmp_path / "comparison.csv").read_text().splitlines()
     assert lines[0].startswith("method,seeds")
     assert [line.split(",")[0] for line in lines[1:]] == ["full", "adept"]
-
-
-@pytest.mark.parametrize("passes", [1, 4])
-def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
-    """No two seeds share a block, and a training takes its text so many times."""
-    run = CompareRun(tokens=64 * 8, passes=passes, seeds=2, seq_len=8)
-    tokens = np.arange(1600).reshape(200, 8)
-    text = of_one_document(tokens)
-    made = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
-    made.blocks["train"] = made.blocks["train"].take_first(run.tokens // passes * (run.seeds + 1))
-    found = [split_blocks(run, made, number, {})["train"].tokens for number in range(3)]
-    assert [len(each) for each in found] == [64 // passes] * 3
-    assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)
-
-
-def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch):
-    """One that no worker can hold is shared out for its own measurement, too."""
-    run, fit, asked = CompareRun(seeds=1), Fit(sharded=True), []
-    backbone = Backbone("a model", "a model", trusted=True)
-    text = of_one_document(np.zeros((4, 8), int))
-    made = SimpleNamespace(
-        sources=SimpleNamespace(backbone=backbone, items_of=lambda split: {}),
-        sets={},
-        blocks=dict.fromkeys(("train", "replay", *SIDES), text),
-        importance={"units": {}},
-        layer_importance=None,
-        before={},
-    )
-    for name, instead in {
-        "on_crew": lambda *_: nullcontext(),
-        "test_blocks": lambda *_: dict.fromkeys(SIDES, text),
-        "put": lambda blocks: blocks,
-        "do": lambda board, task: asked.append(task.work) or {"nats": {}, "correct": {}},
-    }.items():
-        monkeypatch.setattr(studies, name, instead)
-    field = build_field(run, made, SimpleNamespace(ray=""), None, None, fit)
-    assert asked[0].fit == fit and asked[0].backbone == field.work.backbone == backbone

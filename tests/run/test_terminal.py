@@ -7,10 +7,7 @@ import time
 import pytest
 from rich.progress import Progress
 
-from adept_ray.run.context import OUTPUT_LOG, redirect_output
 from adept_ray.run.terminal import Display, TimeLeft, estimate_time_left, format_clock, share_done
-from adept_ray.storage.files import fetch_temporarily
-from adept_ray.storage.results import Results
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
@@ -97,24 +94,3 @@ def test_what_was_done_before_a_resume_says_nothing_of_the_time_left(capsys, mon
         show({"trial-002": (4, 4)}, [OVER, {**second, "state": "finished"}])
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["left"] for event in events if event["event"] == "trial"][2:] == pytest.approx(lefts)
-
-
-@pytest.mark.parametrize("kind", ["path", "file", "s3"])
-def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, capsys, kind):
-    """Only what the display writes comes to the terminal meanwhile; a resumed run adds to the file."""
-    storage = {"path": str(tmp_path), "file": tmp_path.as_uri(), "s3": "s3://chatter"}[kind]
-    if kind == "s3":
-        request.getfixturevalue("s3").create_bucket(Bucket="chatter")
-    display = Display()
-    for words in ("began", "went on"):
-        results = Results(storage, "run")
-        results.open(resume=words == "went on")
-        results.write("run.json", "{}")
-        with pytest.raises(KeyboardInterrupt), redirect_output(results):
-            print(words)
-            display.show("news")
-            raise KeyboardInterrupt
-    print("afterwards")
-    assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
-    with fetch_temporarily(results.place) as folder:
-        assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"

@@ -11,19 +11,20 @@ import pytest
 from common import save_backbone_with_code, save_tiny_backbone, write_corpus
 
 from adept_ray.commands import probe, train, tune_k
-from adept_ray.commands.tune_k import rerun_command
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainRun
 from adept_ray.data.backbones import ON_GPUS, PRESETS
 from adept_ray.data.corpus_texts import BOOLQ
 from adept_ray.report.rerun import format_flags
+from adept_ray.run import search_settings
 from adept_ray.run.flags import parse_flags, run_command
 from adept_ray.run.settings import resolve_settings
 from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_layers": ProbeRun, "train_model": TrainRun}
 MODULES = {"find_k": tune_k, "probe_layers": probe, "train_model": train}
+RESOLVING = (search_settings, probe, train)  # where a command's settings are made definite
 
 
 @pytest.fixture(scope="module")
@@ -257,14 +258,15 @@ def test_a_full_disk_is_one_sentence(small, monkeypatch, capsys):
 )
 def test_a_flag_that_nothing_goes_by_is_refused(monkeypatch, command, words, sentence):
     """Though it may be at its usual value: who gives it expects something of it."""
-    monkeypatch.setattr(MODULES[command], "resolve_settings", lambda *_: pytest.fail("it was taken"))
+    for module in RESOLVING:
+        monkeypatch.setattr(module, "resolve_settings", lambda *_: pytest.fail("it was taken"))
     with pytest.raises(UserError, match=sentence):
         getattr(MODULES[command], command)(parse_flags(COMMANDS[command], "", words.split()))
 
 
 def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
     """So a growth takes a space that says how many trials, and a probe a preset with its sizes."""
-    for module in MODULES.values():
+    for module in RESOLVING:
         monkeypatch.setattr(module, "resolve_settings", lambda *_: (_ for _ in ()).throw(InterruptedError))
     for command, words in (
         ("find_k", "--strategy grow --search-space quick"),
@@ -381,23 +383,6 @@ def test_a_search_can_say_with_which_flags_it_began(words):
     run = resolve_settings(parse_flags(SearchRun, "", words))
     again = resolve_settings(parse_flags(SearchRun, "", shlex.split(format_flags(run))))
     assert again.model_copy(update={"name": run.name}) == run
-
-
-@pytest.mark.parametrize(
-    ("study", "shown"),
-    [
-        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
-        ("postgresql+psycopg://me:se/c:r?e@secret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
-        ("mysql://:secret@host/db?charset=utf8", "mysql://:***@host/db?charset=utf8"),
-        ("mysql://host/db?passwd=secret&user=me", "mysql://host/db?passwd=***&user=me"),
-        ("postgresql:/me:secret@host/db", "postgresql:/me:***@host/db"),
-        *((same, same) for same in ("postgresql://me@host:5432/db", "sqlite:////a/b:c@d.db", "a/b@c.log")),
-    ],
-)
-def test_a_password_is_in_no_command(study, shown):
-    """The rest of the study stays as it was given, whatever form it has."""
-    command = rerun_command(SearchRun(study=study, pareto=True))
-    assert f"--study {shlex.quote(shown)}" in command and "secret" not in command
 
 
 def test_a_resumed_run_takes_no_sizes_from_the_preset():

@@ -1,0 +1,19 @@
+"""What run.json is written from, made up."""
+
+from types import SimpleNamespace
+
+from adept_ray.run.context import Session
+
+SOURCES = SimpleNamespace(
+    backbone=SimpleNamespace(name="tiny", note="ours"),
+    general=SimpleNamespace(name="boolq", note="CC"),
+    fingerprints={"backbone": "0123"},
+    domain=None,
+)
+PREPARED = SimpleNamespace(fingerprints={"backbone": "0123"})
+SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"
+
+
+def session_at(run, results, total, **seconds):
+    """The session of a command that began so many seconds ago, and those of its stages."""
+    return Session(run, results, SimpleNamespace(seconds=seconds, total=lambda: total))

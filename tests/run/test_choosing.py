@@ -1,0 +1,84 @@
+"""The trial that a search chooses, and the table and curves that are written by the same weights."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from record_parts import SPACE
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.run.choosing import choose_trial, find_kept_weights
+from adept_ray.run.question import Question
+from adept_ray.run.search_settings import load_space
+from adept_ray.search.choice import rescore
+from adept_ray.search.edges import DepthLimit
+from adept_ray.search.trials import describe_trial, write_trials
+from adept_ray.storage.checkpoints import checkpoint_place, save_checkpoint
+from adept_ray.storage.results import Results
+
+
+def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
+    """Though it is chosen among those alone whose weights were kept."""
+    file = tmp_path / "space.yaml"
+    file.write_text(SPACE)
+    run = SearchRun(search_space=file, pareto=True)
+    rows = [
+        {
+            "trial": f"trial-{number}",
+            "k": 1 + number % 3,
+            "base_lr": 0.001 * 2**number,
+            "state": "finished",
+            "score": float(number),
+            "score_se": 0.1,
+            "general_delta": float(-number),
+            "domain_delta": 3.0 * number,
+            "tokens": 4096,
+            "pulls": {"general": [0.0, 0.1], "domain": [0.1 * number, 0.0]},
+        }
+        for number in range(6)
+    ]
+    kept = [{**row, "state": row["state"] if row["trial"] == "trial-2" else "given up"} for row in rows]
+    base = TrainingSpec()
+    question = Question(load_space(run, {}), DepthLimit(6, 6), base, base, 3)
+    choice, row = choose_trial(run, question, rows, kept)
+    assert choice.trial == row["trial"] == "trial-2" and choice.k == 3
+    assert [edge.parameter for edge in choice.edges] == ["k"]
+    assert set(choice.hyperparameters) == {"k", "base_lr"} and len(choice.front) == 6
+    assert choose_trial(run, question, rows)[0].trial != "trial-2"
+
+
+def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
+    """A finished one without them has no state that counts; of the others the place is named."""
+    results = SimpleNamespace(ray=str(tmp_path), place="results/x")
+    place = f"{tmp_path}/trials/trial-1"
+    states = {"trial-1": "finished", "trial-2": "finished", "trial-3": "stopped"}
+    rows = [{"trial": name, "state": state} for name, state in states.items()]
+    with pytest.raises(UserError, match="results/x has no candidates any more"):
+        find_kept_weights(rows, results)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    save_checkpoint(saved, place, 3)
+    found = {row["trial"]: (row["state"], row["saved"]) for row in find_kept_weights(rows, results)}
+    assert found == {
+        "trial-1": ("finished", checkpoint_place(place, 3)),
+        "trial-2": ("given up", None),
+        "trial-3": ("stopped", None),
+    }
+
+
+def test_the_curves_are_those_of_the_table(tmp_path):
+    """Written with it, so by the same weights: a trial's last reading has the score of its row."""
+    deltas = {"general_delta": -1.0, "domain_delta": 4.0}
+    ends = {"step": 8, "tokens": 512, "score": 1.5, "loss": 3.0, **deltas}
+    pulls = {"general": [0.1, -0.1], "domain": [0.0, 0.0]}
+    metrics = {**ends, "score_se": 0.1, "pulls": pulls, "curve": [{**ends, "step": 4, "tokens": 256}, ends]}
+    row = describe_trial("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
+    results = Results(str(tmp_path), "picked")
+    results.open(resume=False)
+    for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
+        write_trials(results, rescore([row], weights))
+        readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
+        (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
+        assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]
+        assert table["score"] == score and readings == [{"trial": "trial-001", **r} for r in table["curve"]]

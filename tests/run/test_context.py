@@ -1,0 +1,125 @@
+"""A command at work: the order in which it takes the cluster, and where others' output goes."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from adept_ray.config.specs import RunSpec, SearchRun
+from adept_ray.run import context as context_module
+from adept_ray.run.context import (
+    OUTPUT_LOG,
+    Context,
+    Session,
+    open_context,
+    open_session,
+    redirect_output,
+    report_stage_times,
+)
+from adept_ray.run.terminal import Display
+from adept_ray.storage.files import fetch_temporarily
+from adept_ray.storage.results import Results
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """The order in which a context takes what it needs; nothing of it is real."""
+    order = []
+
+    @contextmanager
+    def note(name):
+        order.append(name)
+        yield name
+
+    for name, instead in {
+        "connect_cluster": lambda run: note("cluster"),
+        "check_compiler": lambda run: order.append("compiler"),
+        "measure_worker_memory": lambda run: order.append("memory") or 7,
+        "resolve_crews": lambda run: run.model_copy(update={"concurrent": 2}),
+    }.items():
+        monkeypatch.setattr(context_module.cluster, name, instead)
+    monkeypatch.setattr(context_module, "start_crews", lambda run, storage, say, memory: note("crew"))
+    monkeypatch.setattr(context_module, "redirect_output", nullcontext)
+    monkeypatch.setattr(context_module, "report_stage_times", lambda *_: nullcontext())
+    return order
+
+
+def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(order, display):
+    """The other way round the questions would wait for a GPU for ever; a compiler is for what trains."""
+    session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
+    with open_context(session) as context:
+        assert (context.board, context.memory) == ("crew", 7)
+    with open_context(session, trains=False):
+        assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
+
+
+def test_a_context_has_the_settings_that_were_asked_for(order, display):
+    """How many trials fit at once is shown; it is no setting of the run, which other machines may resume."""
+    run = SearchRun(concurrent="auto")
+    with open_context(Session(run, SimpleNamespace(place="", ray=""), display)) as context:
+        assert context.run is run and context.display is display
+    assert "trials at once: 2, what the cluster has room for" in display.lines
+
+
+def test_a_session_opens_the_folder_that_the_run_names(tmp_path):
+    """It is new, or that of the run that it continues."""
+    run = RunSpec(storage=str(tmp_path), name="mine")
+    session = open_session(run)
+    session.results.write("run.json", "{}")
+    assert session.run is run and session.results.place == f"{tmp_path}/mine"
+    assert open_session(run, continues=True).results.about() == {}
+
+
+def test_the_stage_shows_how_much_of_its_jobs_is_done(display, monkeypatch):
+    """Two jobs, one after the other: the first is done, the second half so."""
+    shown = []
+
+    @contextmanager
+    def stage(name, what):
+        yield lambda done, of: shown.append((name, what, done, of))
+
+    @contextmanager
+    def watch_board(board, show):
+        show({"one": (4, 4), "two": (1, 2)}, ())
+        yield
+
+    display.stage = stage
+    monkeypatch.setattr(context_module, "watch_board", watch_board)
+    context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
+    with context.show_jobs("probe", "stage 1", "one", "two", "three"):
+        pass
+    assert shown == [("probe", "stage 1", 1500, 3000)]
+
+
+def test_the_board_hears_of_every_stage_that_ended():
+    """Of those that were over when it came, too; afterwards nothing is sent to it."""
+    heard, display = [], Display(json_lines=True)
+    board = SimpleNamespace(record_stage_times=lambda seconds: heard.append(list(seconds)))
+    with display.stage("assets", "backbone"):
+        pass
+    with report_stage_times(display, board), display.stage("probe", "stage 1"):
+        pass
+    with display.stage("search", "trials"):
+        pass
+    assert heard == [["assets"], ["assets", "probe"]]
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "s3"])
+def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, capsys, kind):
+    """Only what the display writes comes to the terminal meanwhile; a resumed run adds to the file."""
+    storage = {"path": str(tmp_path), "file": tmp_path.as_uri(), "s3": "s3://chatter"}[kind]
+    if kind == "s3":
+        request.getfixturevalue("s3").create_bucket(Bucket="chatter")
+    display = Display()
+    for words in ("began", "went on"):
+        results = Results(storage, "run")
+        results.open(resume=words == "went on")
+        results.write("run.json", "{}")
+        with pytest.raises(KeyboardInterrupt), redirect_output(results):
+            print(words)
+            display.show("news")
+            raise KeyboardInterrupt
+    print("afterwards")
+    assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
+    with fetch_temporarily(results.place) as folder:
+        assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"

@@ -1,0 +1,88 @@
+"""What every command makes ready: whether what is held out can say how sure a score is."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from common import of_one_document, one_document_each
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
+from adept_ray.method.fit import Fit
+from adept_ray.run.context import Context
+from adept_ray.run.preparing import FEW, check_sample_sizes, prepare, select_blocks
+from adept_ray.run.sources import Needs
+
+
+def blocks(documents):
+    return one_document_each(np.full((documents, 4), 5))
+
+
+def sources(items=None):
+    """Sources with so many items on the general side, if any."""
+    return SimpleNamespace(items_of=lambda split: {"general": range(items)} if items else {})
+
+
+def warnings(run, general, domain, found=None):
+    """What is warned of."""
+    lines = []
+    check_sample_sizes(
+        run, "validation", {"general": general, "domain": domain}, found or sources(), lines.append
+    )
+    return lines
+
+
+def test_a_single_document_is_refused():
+    """However many blocks it fills: a score without an error would be taken for certain."""
+    long = of_one_document(np.full((12, 4), 5))
+    with pytest.raises(UserError, match=r"for validation is a single document.*--validation-tokens"):
+        warnings(RunSpec(), blocks(FEW), long)
+
+
+def test_few_documents_are_warned_of():
+    """Once for each side, with the flag that gives more; enough of them give no line."""
+    (line,) = warnings(RunSpec(), blocks(FEW), blocks(FEW - 1))
+    assert f"'medical' for validation is {FEW - 1} documents" in line and "--validation-tokens" in line
+    assert warnings(RunSpec(), blocks(FEW), blocks(FEW)) == []
+
+
+def test_items_count_where_a_side_is_judged_by_them():
+    """A side that is scored by tasks takes its error from the items, unless bits per byte are asked for."""
+    assert warnings(RunSpec(), blocks(1), blocks(FEW), sources(FEW)) == []
+    with pytest.raises(UserError, match=r"a single item.*--task-items"):
+        warnings(RunSpec(), blocks(FEW), blocks(FEW), sources(1))
+    with pytest.raises(UserError, match="a single document"):
+        warnings(RunSpec(score="bpb"), blocks(1), blocks(FEW), sources(FEW))
+
+
+def test_a_model_that_is_shared_out_has_no_reception(display):
+    """Reception is measured of a whole model; that is refused before anything is read or measured."""
+    context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
+    needs = Needs(4, reception=True, fit=Fit(sharded=True))
+    with pytest.raises(UserError, match="placement receptive needs the whole model on each worker"):
+        prepare(context, sources(), needs)
+
+
+@pytest.mark.parametrize("domain", [True, False])
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
+    """Its training text is as long as was asked for, and general text is loaded if it is trained on."""
+    loaded = []
+
+    def make_set(side):
+        def load(split, tokens, seq_len, name):
+            loaded.append((side, split, name))
+            return blocks(64)
+
+        return SimpleNamespace(load=load)
+
+    run = RunSpec(seq_len=8, probe_tokens=32, validation_tokens=24, remeasure_tokens=64)
+    sets = {side: make_set(side) for side in ("general", "domain")}
+    found = select_blocks(run, SimpleNamespace(domain=domain), sets, Needs(4, 80, replay=replay))
+    names = ["probe", "remeasure", "general"] + domain * (["domain", "train"] + replay * ["replay"])
+    assert list(found) == names
+    assert len(found["remeasure"]) == len(found["probe"])  # no more is measured again than is probed
+    assert (("general", "train", "boolq") in loaded) == (domain and replay)
+    if domain:
+        assert ("domain", "train", "medical") in loaded
+        assert len(found["train"]) == len(blocks(64).first(80))

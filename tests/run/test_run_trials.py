@@ -1,0 +1,78 @@
+"""The trials of a search: how many are to come, and what is written and deleted as they end."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from adept_ray.config.specs import SearchRun
+from adept_ray.run import trials as trials_module
+from adept_ray.run.context import Context
+from adept_ray.run.trials import TrialFiles, count_trials_left
+from adept_ray.storage.results import Results
+
+
+@pytest.mark.parametrize(
+    ("settings", "over", "crews", "each"),
+    [
+        ({}, None, 1, 8),
+        ({"concurrent": "auto"}, None, 5, 2),
+        ({"resume": True}, 6, 1, 2),
+        ({"strategy": "grow"}, None, 1, 1),
+    ],
+)
+def test_what_is_over_is_not_to_come(tmp_path, display, settings, over, crews, each):
+    """Each of the crews that there really are has its share of the others."""
+    results = Results(str(tmp_path), "x")
+    if over:
+        rows = [{"state": state} for state in ("untouched", *["finished"] * over)]
+        results.write_json("trials.json", {"trials": rows})
+    board = SimpleNamespace(count_crews=lambda: crews)
+    run = SearchRun(name="x", **settings)
+    assert count_trials_left(Context(run, results, display, board, 0)) == each
+
+
+def row(number, state="finished"):
+    """What the table says of a trial."""
+    return {
+        "trial": f"trial-{number}",
+        "state": state,
+        "saved": None if state == "running" else f"at-{number}",
+    }
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """The files of a search, the tables that were written, and whose weights were looked at to be deleted.
+
+    The weights of every trial but the last are deleted.
+    """
+    written, looked_at = [], []
+
+    def delete_weights(rows, weights, pareto):
+        looked_at.append([row["saved"] for row in rows])
+        return [row["saved"] for row in rows][:-1]
+
+    monkeypatch.setattr(trials_module, "write_trials", lambda _, rows: written.append([*rows]))
+    monkeypatch.setattr(trials_module, "delete_weights", delete_weights)
+    space = SimpleNamespace(weights="weights")
+    return TrialFiles(None, space, False, {"trial": "untouched"}), written, looked_at
+
+
+def test_the_table_is_written_when_a_trial_ends_and_only_then(files):
+    """The untouched backbone goes first, and a trial that runs isn't in it."""
+    files, written, _ = files
+    files.update([row(1, "running")])
+    files.update([row(1), row(2, "running")])
+    files.update([row(1), row(2, "running"), row(3, "running")])
+    files.update([row(1), row(2, "failed"), row(3, "running")])
+    names = [[each["trial"] for each in rows] for rows in written]
+    assert names == [["untouched", "trial-1"], ["untouched", "trial-1", "trial-2"]]
+
+
+def test_weights_are_deleted_once(files):
+    """Those that are gone are not looked for again, and the table still holds their trials."""
+    files, written, looked_at = files
+    files.write([row(1), row(2)])
+    files.write([row(1), row(2), row(3)])
+    assert looked_at == [["at-1", "at-2"], ["at-2", "at-3"]]
+    assert len(written[-1]) == 4
