@@ -86,7 +86,7 @@ def list_entrants(run: CompareRun) -> list[Entrant]:
 
 
 def make_entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
-    """The entrant of a label ``NAME`` or ``NAME:key=value:key=value``; raises as :func:`list_entrants` does."""
+    """The entrant of a label ``NAME`` or ``NAME:key=value:…``; raises as :func:`list_entrants` does."""
     name, *changes = label.split(":")
     if name not in METHODS:
         raise UserError(f"unknown method '{name}': {suggest_names(name, METHODS)}")

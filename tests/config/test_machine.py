@@ -39,7 +39,7 @@ def test_a_machine_is_flat_in_a_file_and_nested_in_python(spec):
 
 @pytest.mark.parametrize("spec", RUNS)
 def test_the_machine_stands_where_its_flags_always_stood(spec):
-    """Between what is scored and what is printed: the order of --help, run.json, best.yaml and every check."""
+    """Between the score and what is printed: so in --help, run.json, best.yaml and every check."""
     names = list(spec.flat_fields())
     first = names.index("score") + 1
     assert names[first : first + len(Machine.model_fields)] == list(Machine.model_fields)
