@@ -6,7 +6,7 @@ from adept_ray.config.fields import Mark, list_fields, read_extra, setting
 from adept_ray.config.search_space import SEARCHABLE, SIZES
 from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import Spec
-from adept_ray.report.evidence import ELSEWHERE, GOING_ON, PICKED
+from adept_ray.report.rerun import CALL, ELSEWHERE
 
 # Lists as they were before the marks; a new mark on a field must be written down here, too.
 CHANGEABLE = (
@@ -53,16 +53,12 @@ def test_every_run_may_change_the_same_of_its_machine(spec):
 def test_what_follows_from_several_marks():
     """What a resuming command has of its own, what a report's command leaves out, what a space may say."""
     assert set(list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)) == {*COMMAND.split(), "storage", "name"}
-    assert set(list_fields(TrainRun, Mark.COMMAND, Mark.RESULTS)) == {
-        "storage",
-        "name",
-        "resume",
-        "json_lines",
-    }
-    going_on = {"name", "resume", "more_trials", "report_only", "comparison", "json_lines"}
-    assert set(GOING_ON) == going_on
-    assert set(ELSEWHERE) == going_on | {"storage", "cache", "study"}
-    assert PICKED == ("general", "min_gain_per_layer") and set(SIZES) == set(SIZE.split())
+    of_training = {"storage", "name", "resume", "json_lines"}
+    assert set(list_fields(TrainRun, Mark.COMMAND, Mark.RESULTS)) == of_training
+    call = {"name", "resume", "more_trials", "report_only", "comparison", "json_lines"}
+    assert set(CALL) == call
+    assert set(ELSEWHERE) == call | {"storage", "cache", "study"}
+    assert set(SIZES) == set(SIZE.split())
     unsearched = {"tokens", "reports", "tunes", "text", "lora_rank", "layers"}
     assert set(SEARCHABLE) == set(TrainingSpec.model_fields) - unsearched
 

@@ -1,6 +1,7 @@
 """The trial that a search chooses, and the table and curves that are written by the same weights."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from adept_ray.run.question import Question
 from adept_ray.run.search_settings import load_space
 from adept_ray.search.choice import rescore
 from adept_ray.search.edges import DepthLimit
-from adept_ray.search.trials import describe_trial, write_trials
+from adept_ray.search.trials import Trial, describe_trial, write_trials
 from adept_ray.storage.checkpoints import checkpoint_place, save_checkpoint
 from adept_ray.storage.results import Results
 
@@ -23,29 +24,29 @@ def test_what_is_picked_has_its_edges_and_all_trials_have_their_say(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text(SPACE)
     run = SearchRun(search_space=file, pareto=True)
-    rows = [
-        {
-            "trial": f"trial-{number}",
-            "k": 1 + number % 3,
-            "base_lr": 0.001 * 2**number,
-            "state": "finished",
-            "score": float(number),
-            "score_se": 0.1,
-            "general_delta": float(-number),
-            "domain_delta": 3.0 * number,
-            "tokens": 4096,
-            "pulls": {"general": [0.0, 0.1], "domain": [0.1 * number, 0.0]},
-        }
+    trials = [
+        Trial(
+            f"trial-{number}",
+            1 + number % 3,
+            setting={"base_lr": 0.001 * 2**number},
+            state="finished",
+            score=float(number),
+            score_se=0.1,
+            general_delta=float(-number),
+            domain_delta=3.0 * number,
+            tokens=4096,
+            pulls={"general": [0.0, 0.1], "domain": [0.1 * number, 0.0]},
+        )
         for number in range(6)
     ]
-    kept = [{**row, "state": row["state"] if row["trial"] == "trial-2" else "given up"} for row in rows]
+    kept = [trial if trial.name == "trial-2" else replace(trial, state="given up") for trial in trials]
     base = TrainingSpec()
     question = Question(load_space(run, {}), DepthLimit(6, 6), base, base, 3)
-    choice, row = choose_trial(run, question, rows, kept)
-    assert choice.trial == row["trial"] == "trial-2" and choice.k == 3
+    choice, chosen = choose_trial(run, question, trials, kept)
+    assert choice.trial == chosen.name == "trial-2" and choice.k == 3
     assert [edge.parameter for edge in choice.edges] == ["k"]
     assert set(choice.hyperparameters) == {"k", "base_lr"} and len(choice.front) == 6
-    assert choose_trial(run, question, rows)[0].trial != "trial-2"
+    assert choose_trial(run, question, trials)[0].trial != "trial-2"
 
 
 def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
@@ -53,13 +54,13 @@ def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
     results = SimpleNamespace(ray=str(tmp_path), place="results/x")
     place = f"{tmp_path}/trials/trial-1"
     states = {"trial-1": "finished", "trial-2": "finished", "trial-3": "stopped"}
-    rows = [{"trial": name, "state": state} for name, state in states.items()]
+    trials = [Trial(name, 1, state=state) for name, state in states.items()]
     with pytest.raises(UserError, match="results/x has no candidates any more"):
-        find_kept_weights(rows, results)
+        find_kept_weights(trials, results)
     saved = tmp_path / "saved"
     saved.mkdir()
     save_checkpoint(saved, place, 3)
-    found = {row["trial"]: (row["state"], row["saved"]) for row in find_kept_weights(rows, results)}
+    found = {trial.name: (trial.state, trial.saved) for trial in find_kept_weights(trials, results)}
     assert found == {
         "trial-1": ("finished", checkpoint_place(place, 3)),
         "trial-2": ("given up", None),
@@ -73,11 +74,11 @@ def test_the_curves_are_those_of_the_table(tmp_path):
     ends = {"step": 8, "tokens": 512, "score": 1.5, "loss": 3.0, **deltas}
     pulls = {"general": [0.1, -0.1], "domain": [0.0, 0.0]}
     metrics = {**ends, "score_se": 0.1, "pulls": pulls, "curve": [{**ends, "step": 4, "tokens": 256}, ends]}
-    row = describe_trial("trial-001", {"k": 1}, metrics, "finished", lambda _: (2,))
+    trial = describe_trial("trial-001", {"k": 1}, metrics, "finished", (2,))
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
     for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
-        write_trials(results, rescore([row], weights))
+        write_trials(results, rescore([trial], weights))
         readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
         (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
         assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]

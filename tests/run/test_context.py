@@ -67,7 +67,7 @@ def test_a_session_opens_the_folder_that_the_run_names(tmp_path):
     session = open_session(run)
     session.results.write("run.json", "{}")
     assert session.run is run and session.results.place == f"{tmp_path}/mine"
-    assert open_session(run, continues=True).results.about() == {}
+    assert open_session(run, continues=True).results.read_record() == {}
 
 
 def test_the_stage_shows_how_much_of_its_jobs_is_done(display, monkeypatch):

@@ -57,7 +57,7 @@ def refusal(room, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
         monkeypatch.setattr(
-            "adept_ray.data.assets._pip_download", lambda *_: pytest.fail("something was fetched")
+            "adept_ray.data.assets._download_wheel", lambda *_: pytest.fail("something was fetched")
         )
         with pytest.raises(SystemExit) as exit_:
             run_command(COMMANDS[command], f"{MODULES[command].__name__.rpartition('.')[2]}.{command}", "")

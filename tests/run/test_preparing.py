@@ -85,4 +85,4 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
     assert (("general", "train", "boolq") in loaded) == (domain and replay)
     if domain:
         assert ("domain", "train", "medical") in loaded
-        assert len(found["train"]) == len(blocks(64).first(80))
+        assert len(found["train"]) == len(blocks(64).take_first(80))

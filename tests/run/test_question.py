@@ -9,13 +9,14 @@ from common import tiny_model
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
+from adept_ray.data.corpora import CorpusFiles
+from adept_ray.data.loading import Backbone
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.question import limit_k, name_question, pose_question, rerun_command
+from adept_ray.run.sources import Sources
 from adept_ray.search.edges import DepthLimit
 
-SOURCES = SimpleNamespace(
-    layers=4, config=tiny_model().config, backbone=SimpleNamespace(trusted=False, revision=None)
-)
+SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles((), "", "", ""), None)
 
 
 def space(**parameters):
@@ -50,7 +51,7 @@ def test_a_budget_ends_the_range_of_k_and_says_so():
     most = question.space.parameters["k"].values[1]
     assert most < 3 and f"no k above {most} is tried" in line and line.startswith("--max-new-params 40%: at")
     assert (question.limit.layers, question.limit.most) == (4, most)
-    assert "--max-new-params 80%" in question.limit.dearer
+    assert "--max-new-params 80%" in question.limit.richer_command
     assert question.deepest.k == most
 
 
@@ -66,7 +67,7 @@ def test_a_budget_that_ends_k_comes_with_the_command_of_twice_that():
     sources = SimpleNamespace(layers=30)
     found = limit_k(asked, sources, 2)
     assert (found.layers, found.most, found.budget) == (30, 2, "--max-new-params 7.5%")
-    script, *flags = shlex.split(found.dearer)[1:]
+    script, *flags = shlex.split(found.richer_command)[1:]
     assert script == "scripts/tune_k.py"
     again = parse_flags(SearchRun, "", flags)
     assert (again.max_new_params, again.trials, again.range) == ("15%", 9, ())

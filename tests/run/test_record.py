@@ -35,24 +35,24 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     """One that was stopped, one that came to the end, one that extended it; and the most memory of all."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
     peaks = iter([3.0, 5.0, 2.0])
-    monkeypatch.setattr(Memory, "peak_gib", lambda: next(peaks))
+    monkeypatch.setattr(Memory, "read_peak", lambda: next(peaks))
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--trials", "2"])
     record_run(session_at(run, results, 1), SOURCES)
     stopped = session_at(run, results, 20, probe=10, search=5)
     with pytest.raises(InterruptedRun), explain_stops(stopped, "tune-k"):
         raise KeyboardInterrupt
-    assert not has_ended(results.about())
+    assert not has_ended(results.read_record())
     monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--resume"])
     record_run(session_at(run, results, 1), SOURCES)
     record_run(session_at(run, results, 7, search=4.5, test=1), SOURCES, PREPARED)
-    ended = results.about()
+    ended = results.read_record()
     assert ended["seconds"] == {"probe": 10, "search": 9.5, "test": 1, "total": 27}
     assert ended["peak_memory_gib"] == 5 and "spent" not in ended and has_ended(ended)
     assert ended["command"] == "python scripts/tune_k.py --trials 2"
     record_run(session_at(run, results, 1), SOURCES)
     record_run(session_at(run, results, 3, search=2), SOURCES, PREPARED)
-    assert results.about()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
-    assert results.about()["peak_memory_gib"] == 5
+    assert results.read_record()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
+    assert results.read_record()["peak_memory_gib"] == 5
 
 
 def test_best_yaml_holds_a_run_that_can_be_read_again(tmp_path):

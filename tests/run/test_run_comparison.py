@@ -9,6 +9,7 @@ import pytest
 from common import of_one_document
 
 from adept_ray.config.specs import CompareRun
+from adept_ray.data.loading import Backbone
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.rivals.methods import list_entrants
@@ -24,7 +25,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     tokens = np.arange(1600).reshape(200, 8)
     text = of_one_document(tokens)
     prepared = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
-    prepared.blocks["train"] = prepared.blocks["train"].first(run.tokens // passes * (run.seeds + 1))
+    prepared.blocks["train"] = prepared.blocks["train"].take_first(run.tokens // passes * (run.seeds + 1))
     found = [split_blocks(run, prepared, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3
     assert len(np.unique(np.concatenate(found))) == sum(each.size for each in found)
@@ -33,7 +34,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
 def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch, display):
     """One that no worker can hold is shared out for this, too; each training brings its own fit."""
     run, fit, asked = CompareRun(seeds=1), Fit(sharded=True), []
-    backbone = SimpleNamespace(source="a model", revision=None, trusted=True)
+    backbone = Backbone("a model", "a model", trusted=True)
     text = of_one_document(np.zeros((4, 8), int))
     prepared = SimpleNamespace(
         sources=SimpleNamespace(backbone=backbone, items_of=lambda split: {}),
@@ -53,7 +54,7 @@ def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch,
     monkeypatch.setattr(Context, "show_jobs", lambda *_: nullcontext())
     context = Context(run, SimpleNamespace(ray=""), display, "board", 7)
     field = build_field(context, prepared)
-    assert asked[0].fit == fit and asked[0].trusted and field.work.trusted
+    assert asked[0].fit == fit and asked[0].backbone == field.work.backbone == backbone
     assert field.work.fit == PLAIN and field.board == "board"
 
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.run import trials as trials_module
 from adept_ray.run.context import Context
-from adept_ray.run.trials import TrialFiles, count_trials_left
+from adept_ray.run.trials import count_trials_left
+from adept_ray.search import upkeep
+from adept_ray.search.trials import Trial
+from adept_ray.search.upkeep import TrialFiles
 from adept_ray.storage.results import Results
 
 
@@ -33,11 +35,8 @@ def test_what_is_over_is_not_to_come(tmp_path, display, settings, over, crews, e
 
 def row(number, state="finished"):
     """What the table says of a trial."""
-    return {
-        "trial": f"trial-{number}",
-        "state": state,
-        "saved": None if state == "running" else f"at-{number}",
-    }
+    saved = None if state == "running" else f"at-{number}"
+    return Trial(f"trial-{number}", 1, state=state, saved=saved).as_row()
 
 
 @pytest.fixture
@@ -48,14 +47,14 @@ def files(monkeypatch):
     """
     written, looked_at = [], []
 
-    def delete_weights(rows, weights, pareto):
-        looked_at.append([row["saved"] for row in rows])
-        return [row["saved"] for row in rows][:-1]
+    def delete_checkpoints(trials, weights, pareto):
+        looked_at.append([trial.saved for trial in trials])
+        return [trial.saved for trial in trials][:-1]
 
-    monkeypatch.setattr(trials_module, "write_trials", lambda _, rows: written.append([*rows]))
-    monkeypatch.setattr(trials_module, "delete_weights", delete_weights)
+    monkeypatch.setattr(upkeep, "write_trials", lambda _, trials: written.append([*trials]))
+    monkeypatch.setattr(upkeep, "delete_checkpoints", delete_checkpoints)
     space = SimpleNamespace(weights="weights")
-    return TrialFiles(None, space, False, {"trial": "untouched"}), written, looked_at
+    return TrialFiles(None, space, False, Trial("untouched", 0)), written, looked_at
 
 
 def test_the_table_is_written_when_a_trial_ends_and_only_then(files):
@@ -65,14 +64,15 @@ def test_the_table_is_written_when_a_trial_ends_and_only_then(files):
     files.update([row(1), row(2, "running")])
     files.update([row(1), row(2, "running"), row(3, "running")])
     files.update([row(1), row(2, "failed"), row(3, "running")])
-    names = [[each["trial"] for each in rows] for rows in written]
+    names = [[trial.name for trial in trials] for trials in written]
     assert names == [["untouched", "trial-1"], ["untouched", "trial-1", "trial-2"]]
 
 
 def test_weights_are_deleted_once(files):
     """Those that are gone are not looked for again, and the table still holds their trials."""
     files, written, looked_at = files
-    files.write([row(1), row(2)])
-    files.write([row(1), row(2), row(3)])
+    one, two, three = (Trial.from_row(row(number)) for number in (1, 2, 3))
+    files.write([one, two])
+    files.write([one, two, three])
     assert looked_at == [["at-1", "at-2"], ["at-2", "at-3"]]
     assert len(written[-1]) == 4

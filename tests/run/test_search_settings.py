@@ -15,18 +15,18 @@ def test_results_stay_whole_while_a_search_is_extended(tmp_path):
     """Cut off, it has what it was finished with, and is to be resumed first; at its end no pick holds."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")
     record_run(session_at(run, results, 9, search=8), SOURCES, PREPARED)
-    results.write_json("run.json", results.about() | {"pick": {"general": 0.7}})
-    whole = results.about()
+    results.write_json("run.json", results.read_record() | {"pick": {"general": 0.7}})
+    whole = results.read_record()
     asked = SearchRun(name="x", storage=str(tmp_path), more_trials=2)
     results.write_json("trials.json", {"trials": [{"state": "finished"}] * 8})
     longer = continue_search(asked, results)
     assert longer.trials == 10
     record_run(session_at(longer, results, 1), SOURCES)
-    assert {**results.about(), "run": whole["run"], "ended": True} == whole
+    assert {**results.read_record(), "run": whole["run"], "ended": True} == whole
     with pytest.raises(UserError, match="isn't finished"):
         continue_search(asked, results)
     record_run(session_at(longer, results, 2, search=1), SOURCES, PREPARED)
-    assert "pick" not in results.about() and continue_search(asked, results).trials == 10
+    assert "pick" not in results.read_record() and continue_search(asked, results).trials == 10
 
 
 def test_a_search_continues_with_the_space_that_it_began_with(tmp_path, display):
@@ -37,12 +37,12 @@ def test_a_search_continues_with_the_space_that_it_began_with(tmp_path, display)
     begun, results = load_space(run, {}), Results(str(tmp_path), "x")
     record_run(session_at(run, results, 1), SOURCES, space=begun)
     file.write_text(f"# the same\n{SPACE}")
-    assert load_space(run, results.about(), display.say) == begun and not display.lines
+    assert load_space(run, results.read_record(), display.say) == begun and not display.lines
     file.write_text(SPACE.replace("[1, 3]", "[1, 2]").replace("0.001", "0.01"))
-    assert load_space(run, results.about(), display.say) == begun
+    assert load_space(run, results.read_record(), display.say) == begun
     assert "space.yaml isn't what the search 'x' began with any more" in display.lines[0]
     file.unlink()
-    assert load_space(run, results.about(), display.say) == begun and len(display.lines) == 2
+    assert load_space(run, results.read_record(), display.say) == begun and len(display.lines) == 2
     with pytest.raises(UserError, match="no such file"):
         load_space(run, {"run": {}})  # an older folder keeps none
 

@@ -15,14 +15,14 @@ from adept_ray.run.terminal import Display
 
 def session(run=None, **about):
     """A session in a folder whose run.json holds that."""
-    return Session(run or RunSpec(), SimpleNamespace(about=lambda: about), Display())
+    return Session(run or RunSpec(), SimpleNamespace(read_record=lambda: about), Display())
 
 
 @pytest.fixture
 def texts(monkeypatch):
     """Both corpora and the backbone, found without looking for them."""
     files = {name: SimpleNamespace(name=name, fingerprint=f"{name} now") for name in ("boolq", "medical")}
-    backbone = Backbone("mine", "mine", None, "now", "")
+    backbone = Backbone("mine", "mine", fingerprint="now")
     monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(sources_module, "load_checked_config", lambda *_: None)
     monkeypatch.setattr(sources_module, "resolve_corpus", lambda name, *_: files[name])
@@ -31,7 +31,7 @@ def texts(monkeypatch):
 @pytest.mark.parametrize("known", ["by the run", "by what it was made from"])
 def test_another_backbone_than_before_is_refused_before_its_code_runs(monkeypatch, known):
     """A run continues with what it began with: reading a config may already run code of a backbone."""
-    found = Backbone("mine", "mine", None, "now", "", trusted=True)
+    found = Backbone("mine", "mine", fingerprint="now", trusted=True)
     monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: found)
     monkeypatch.setattr(sources_module, "load_config", lambda *_: pytest.fail("its code ran"))
     then = {"backbone": "then"}

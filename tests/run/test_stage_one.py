@@ -10,6 +10,7 @@ import ray
 from common import one_document_each, tiny_model
 
 from adept_ray.config.specs import RunSpec
+from adept_ray.data.loading import Backbone
 from adept_ray.run import preparing
 from adept_ray.run import sources as sources_module
 from adept_ray.run import stage_one as stage_module
@@ -43,7 +44,7 @@ def asked(monkeypatch):
 
 def stage_in(folder, display, needs=None, trusted=False, **settings):
     """Stage 1 of a run whose cache is that folder."""
-    backbone = SimpleNamespace(name="b", source="b", revision="r", fingerprint="f", trusted=trusted)
+    backbone = Backbone("b", "b", "r", "f", trusted=trusted)
     run = RunSpec(cache=str(folder), **settings)
     context = Context(run, SimpleNamespace(), display, "board", 7)
     blocks = {"probe": TEXT, "general": TEXT, "domain": TEXT}
@@ -97,12 +98,12 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, displa
     """Its config, the tokenizer of the blocks, and both measurements of stage 1."""
     heard = {}
 
-    def load_config(source, revision, trusted):
-        heard["config"] = trusted
+    def load_config(backbone):
+        heard["config"] = backbone.trusted
         return tiny_model().config
 
-    def build_blocks(corpus, *_, trusted, **__):
-        heard["blocks"] = trusted
+    def build_blocks(plan, *_):
+        heard["blocks"] = plan.backbone.trusted
 
     monkeypatch.setattr(sources_module, "load_config", load_config)
     monkeypatch.setattr(preparing, "build_blocks", build_blocks)
@@ -111,5 +112,5 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, displa
     preparing.build_block_sets(stage.context, stage.sources, lambda *_: None)
     stage.read_or_measure()
     measure_reception(stage)
-    heard |= {job.name: job.work.trusted for job in asked}
+    heard |= {job.name: job.work.backbone.trusted for job in asked}
     assert heard == dict.fromkeys(("config", "blocks", "probe", "reception"), trusted)

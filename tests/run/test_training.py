@@ -9,15 +9,18 @@ from common import tiny_model
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.data.corpora import CorpusFiles
+from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import CrewLost, JobFailed, JobRefused
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.run import training as training_module
 from adept_ray.run.context import Context
+from adept_ray.run.sources import Sources
 from adept_ray.run.training import choose_compiling, describe_side, plan_fit
 from adept_ray.training.work import TrainWork
 
 GIB = 2**30
-SOURCES = SimpleNamespace(config=tiny_model().config, backbone=SimpleNamespace(trusted=False, revision=None))
+SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles((), "", "", ""), None)
 
 
 def at_work(display, memory=GIB, **settings):
@@ -63,7 +66,9 @@ def test_layers_are_compiled_where_that_was_asked_for(display, asked):
     assert plan_fit(at_work(display, compile=asked), SOURCES, TrainingSpec()).compiled == (asked == "on")
 
 
-WORK = TrainWork("", None, TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True))
+WORK = TrainWork(
+    Backbone("", ""), TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=Fit(recompute=True)
+)
 TIMES = {"fault": "", "plain": 0.5, "compiled": 0.4, "compiling": 60.0, "peak_gib": 1.0}
 
 
