@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import (
@@ -28,6 +26,7 @@ from adept_ray.run.settings import (
 )
 from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.training import build_work, plan_fit
+from adept_ray.storage.records import BestRecord
 
 FEWEST = 8  # blocks of a kind of text that a density is drawn of
 
@@ -68,7 +67,7 @@ def draw_activations(args: ActivationsRun) -> str:
     return place
 
 
-def resolve_run(args: ActivationsRun, best: Mapping[str, Any]) -> RunSpec:
+def resolve_run(args: ActivationsRun, best: BestRecord) -> RunSpec:
     """The settings of the run. Raises :class:`UserError`."""
     check_trust(args.trust_remote_code, best["run"], args.config)
     changes = {**overrides_from(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
@@ -77,13 +76,13 @@ def resolve_run(args: ActivationsRun, best: Mapping[str, Any]) -> RunSpec:
     return resolve_settings(validate_spec(RunSpec, {**best["run"], **changes}, args.config), "activations")
 
 
-def describe_tuning(args: ActivationsRun, best: Mapping[str, Any]) -> TrainingSpec:
+def describe_tuning(args: ActivationsRun, best: BestRecord) -> TrainingSpec:
     """The training without expansion. Raises :class:`UserError`."""
     tuned = best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1}
     return validate_spec(TrainingSpec, tuned, args.config)
 
 
-def find_expanded(config: str, best: Mapping[str, Any]) -> Path:
+def find_expanded(config: str, best: BestRecord) -> Path:
     """The expanded model beside a best.yaml. Raises :class:`UserError` where there is none."""
     expanded = Path(config).parent / "model"
     if not best["layers"] or not (expanded / RECORD).exists():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
@@ -27,6 +25,7 @@ from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
 from adept_ray.search.trials import read_curve, write_curves
+from adept_ray.storage.records import BestRecord
 
 
 def train_model(args: TrainRun) -> str:
@@ -61,7 +60,7 @@ def train_model(args: TrainRun) -> str:
     return results.publish()
 
 
-def open_training(args: TrainRun, best: Mapping[str, Any]) -> tuple[Session[RunSpec], TrainingSpec]:
+def open_training(args: TrainRun, best: BestRecord) -> tuple[Session[RunSpec], TrainingSpec]:
     """The session of a training with what a best.yaml holds, new or resumed, and the training's settings.
 
     Raises :class:`UserError` for settings that can't be.

@@ -59,8 +59,7 @@ def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonF
     """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
     run, sources, tests = context.run, prepared.sources, load_test_blocks(context.run, prepared.sets)
     items = {"rate": sources.items_of("validation"), "test": sources.items_of("test")}
-    asked = {"importance": False, "held_out": SIDES, "items": items["test"]}
-    work = describe_probe(run, sources, prepared.fit, **asked)
+    work = replace(describe_probe(run, sources, prepared.fit), held_out=SIDES, items=items["test"])
     with context.show_jobs("untouched", "the untouched backbone on the test splits", "untouched"):
         found = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
     answers = {tasks_key(side): right for side, right in found["correct"].items()}
@@ -113,7 +112,7 @@ def run_comparison(
             # Those of an earlier attempt that are still to come stay in the file.
             later = [row for row in known if row.key not in {r.key for r in rows}]
             results.write("runs.csv", format_csv([asdict(row) for row in [*rows, *later]]))
-            display.training(asdict(rows[-1]))
+            display.training(rows[-1])
 
     with display.stage("compare", f"{total} trainings") as update:
 

@@ -18,13 +18,14 @@ from adept_ray.storage.results import Results
 
 OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
+OfRun = TypeVar("OfRun", bound=RunSpec, covariant=True)
 
 
 @dataclass(frozen=True)
-class Session(Generic[R]):
+class Session(Generic[OfRun]):
     """What a command has from its beginning."""
 
-    run: R
+    run: OfRun
     """Its settings."""
     results: Results
     """The folder that it writes."""
@@ -33,7 +34,7 @@ class Session(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Context(Session[R]):
+class Context(Session[OfRun]):
     """A session with workers."""
 
     board: BoardClient

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn, TypedDict
+from typing import Annotated, Any, NoReturn, TypedDict, cast
 
 import tyro
 
@@ -14,7 +14,7 @@ from adept_ray.config.errors import InterruptedRun, UserError
 from adept_ray.config.fields import read_extra
 from adept_ray.config.machine import FollowingSpec, Machine
 from adept_ray.config.search_space import load_search_space
-from adept_ray.config.validation import Spec, validate_spec
+from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.storage.files import describe_full_disk, is_disk_full
 
@@ -47,14 +47,14 @@ def run_command(spec: type[Spec], command: str, description: str | None) -> NoRe
     sys.exit(0)
 
 
-def parse_flags(spec: type[Spec], description: str | None, args: list[str] | None = None) -> Any:
+def parse_flags(spec: type[S], description: str | None, args: list[str] | None = None) -> S:
     """A `spec` from command-line flags (default: those of this process).
 
     A backbone's preset brings its own defaults of other flags, and so does a search space. Raises
     :class:`UserError` for a value that `spec` refuses.
     """
     purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
-    sizes: Mapping[str, Any] = {}
+    sizes: Mapping[str, object] = {}
     if "backbone" in spec.model_fields:
         words = [word for word in (sys.argv[1:] if args is None else args) if word not in ("-h", "--help")]
         first = vars(tyro.cli(make_flag_class(spec, {}), description=purpose, args=words))
@@ -70,10 +70,11 @@ def parse_flags(spec: type[Spec], description: str | None, args: list[str] | Non
     given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
     given -= {name for name in given if follows(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
-    return spec.model_construct(given, **dict(validate_spec(spec, known, where="command line")))
+    checked = validate_spec(spec, known, where="command line")
+    return cast("S", spec.model_construct(given, **dict(checked)))
 
 
-def make_flag_class(spec: type[Spec], defaults: Mapping[str, Any]) -> Any:
+def make_flag_class(spec: type[Spec], defaults: Mapping[str, object]) -> type:
     """A plain dataclass with the fields of `spec`, some with other `defaults`.
 
     It checks nothing, so that a value that `spec` refuses is reported in our one sentence.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
@@ -19,7 +18,7 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
-from adept_ray.run.stage_one import StageOne, measure_reception
+from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
 from adept_ray.run.terminal import Update
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
@@ -34,7 +33,7 @@ class Prepared:
     """``general`` and ``domain`` → all blocks of the corpus."""
     blocks: Mapping[str, Blocks]
     """The blocks this run uses: probe, remeasure, general, domain (validation), train, maybe replay."""
-    importance: Mapping[str, Any]
+    importance: ImportanceFile
     """Content of importance.json."""
     before: Mapping[str, list[float]]
     """``general`` and ``domain`` → the backbone's loss of each validation document, nats; under the names of
@@ -61,7 +60,7 @@ class Prepared:
         return self.sources.fingerprints | made
 
 
-def prepare(context: Context[Any], sources: Sources, needs: Needs) -> Prepared:
+def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepared:
     """Build the blocks and run stage 1, as far as the cache doesn't hold them.
 
     Raises :class:`UserError` when a corpus is too small for its splits, and when reception is to be measured
@@ -92,7 +91,7 @@ def prepare(context: Context[Any], sources: Sources, needs: Needs) -> Prepared:
     return Prepared(sources, sets, blocks, importance, before, needs.fit)
 
 
-def build_block_sets(context: Context[Any], sources: Sources, update: Update) -> dict[str, BlockSet]:
+def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:
     """All blocks of the corpora, from the cache or built now.
 
     `update` hears of the bytes that are done, the display of a set in the cache that isn't whole.

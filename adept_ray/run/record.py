@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import yaml
 
@@ -13,13 +12,13 @@ from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.engine import memory
-from adept_ray.method.scores import SIDES
 from adept_ray.report.records import Importance, Side, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
 from adept_ray.search.choice import Choice, format_choice
+from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
@@ -27,11 +26,11 @@ PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "
 
 
 def record_best(
-    session: Session[Any],
+    session: Session[RunSpec],
     prepared: Prepared,
     work: TrainWork,
-    test: Mapping[str, Any],
-    choice: Mapping[str, Any],
+    test: TestedRecord,
+    choice: Mapping[str, object],
     k_max: int,
 ) -> None:
     """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
@@ -50,7 +49,7 @@ def record_best(
 
 
 def record_run(
-    session: Session[Any],
+    session: Session[RunSpec],
     sources: Sources,
     prepared: Prepared | None = None,
     training: TrainingSpec | None = None,
@@ -77,7 +76,7 @@ def record_run(
     session.results.write_json("run.json", about)
 
 
-def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
+def sum_spent(about: RunRecord, display: Display) -> SpentRecord:
     """Wall clock in seconds, by stage and in all, and peak memory of a run's commands, this one included.
 
     `about` is the run.json that the earlier ones left.
@@ -90,12 +89,12 @@ def sum_spent(about: Mapping[str, Any], display: Display) -> dict[str, Any]:
     return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
 
 
-def seconds_before(about: Mapping[str, Any]) -> dict[str, float]:
+def seconds_before(about: RunRecord) -> dict[str, float]:
     """Seconds by stage that the commands took which left this run.json."""
     return about.get("spent", about).get("seconds", {})
 
 
-def has_ended(about: Mapping[str, Any]) -> bool:
+def has_ended(about: RunRecord) -> bool:
     """Whether the last command of a run, whose run.json this is, came to its end."""
     return about.get("ended", "seconds" in about)
 
@@ -112,10 +111,10 @@ def list_versions() -> dict[str, str]:
 
 
 def show_summary(
-    session: Session[Any],
+    session: Session[RunSpec],
     prepared: Prepared,
     work: TrainWork,
-    test: Mapping[str, Any],
+    test: TestedRecord,
     reason: str,
     advised_k: int | None = None,
 ) -> None:
@@ -128,8 +127,8 @@ def show_summary(
     doubt = check_record(Importance, prepared.importance, "importance").express_doubt(work.layers)
     if doubt:
         display.show(doubt)
-    for side in SIDES:
-        found = check_record(Side, test[side], "test")
+    for side, tested in (("general", test["general"]), ("domain", test["domain"])):
+        found = check_record(Side, tested, "test")
         display.show(
             f"{side + ':':9} {found.describe_levels('bits per byte')} on the test split, "
             f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
@@ -142,7 +141,7 @@ def show_summary(
 
 
 def show_choice(
-    session: Session[Any], prepared: Prepared, work: TrainWork, test: Mapping[str, Any], choice: Choice
+    session: Session[RunSpec], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
 ) -> None:
     """Show the table of k that led to a choice, then the summary."""
     session.display.say(format_choice(choice))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
@@ -17,13 +17,14 @@ from adept_ray.run.context import Session
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, overrides_from, resolve_settings
 from adept_ray.storage.files import describe_full_disk, is_disk_full
+from adept_ray.storage.records import BestRecord, RunRecord
 
 Begun = TypeVar("Begun", bound=RunSpec)
 OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that continues a run
 
 
 @contextmanager
-def explain_stops(session: Session[Any], command: str) -> Iterator[None]:
+def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
     Both name the command that continues the run. What a run has spent when it stops half-way is kept in
@@ -44,7 +45,7 @@ def explain_stops(session: Session[Any], command: str) -> Iterator[None]:
 
 
 @contextmanager
-def keep_spent_time(session: Session[Any]) -> Iterator[None]:
+def keep_spent_time(session: Session[RunSpec]) -> Iterator[None]:
     """Write to run.json what was spent, if what is done here stops half-way."""
     try:
         yield
@@ -63,7 +64,7 @@ def format_resume_command(command: str, run: RunSpec) -> str:
     return format_command(f"{command} --name {run.name} --resume{trust}{elsewhere}")
 
 
-def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:
+def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
     What no result depends on (see :class:`~adept_ray.config.fields.Mark`) may be given anew. What isn't given
@@ -86,9 +87,7 @@ def resume_settings(run: Begun, begun: Mapping[str, Any]) -> Begun:
     return apply_changes(saved, changes, where=f"resuming '{run.name}'")
 
 
-def resume_training(
-    args: TrainRun, best: Mapping[str, Any], begun: Mapping[str, Any]
-) -> tuple[RunSpec, TrainingSpec]:
+def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple[RunSpec, TrainingSpec]:
     """The settings that a training at full length began with, to resume it.
 
     `best` is the best.yaml that was given, `begun` the run.json of the training. Raises :class:`UserError`
@@ -96,8 +95,14 @@ def resume_training(
     """
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
-    overrides = overrides_from(args)
-    given = RunSpec.model_construct(set(overrides), **{**overrides, "machine": args.machine})
+    given = RunSpec.model_construct(
+        set(overrides_from(args)),
+        machine=args.machine,
+        trust_remote_code=args.trust_remote_code,
+        storage=args.storage,
+        name=args.name,
+        json_lines=args.json_lines,
+    )
     run = resolve_settings(resume_settings(given, begun["run"]))
     file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.flat_fields() if name not in TrainRun.flat_fields()):
@@ -112,7 +117,7 @@ def resume_training(
     return run, training
 
 
-def check_same_training(training: TrainingSpec, begun: Mapping[str, Any]) -> None:
+def check_same_training(training: TrainingSpec, begun: Mapping[str, object]) -> None:
     """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
     had = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
     for name, value in training.model_dump(mode="json").items():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace, load_search_space
@@ -19,6 +18,7 @@ from adept_ray.run.terminal import Display
 from adept_ray.search.ranges import override_ranges
 from adept_ray.search.study import open_study
 from adept_ray.search.trials import UNTOUCHED
+from adept_ray.storage.records import RunRecord
 from adept_ray.storage.results import Results
 
 Say = Callable[[str], None]
@@ -60,7 +60,7 @@ def continue_search(run: SearchRun, results: Results) -> SearchRun:
     return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")
 
 
-def load_space(run: SearchRun, about: Mapping[str, Any], say: Say = lambda text: None) -> SearchSpace:
+def load_space(run: SearchRun, about: RunRecord, say: Say = lambda text: None) -> SearchSpace:
     """The space that a search began with; that of its file, with the run's ranges, where none is kept.
 
     `about` is the run.json, and `say` hears of a file that has another one by now. Raises

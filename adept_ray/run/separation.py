@@ -45,7 +45,7 @@ def measure_separations(
     run, backbone = context.run, prepared.sources.backbone
     added = json.loads((expanded / RECORD).read_text())["added_layers"]
     blocks = store_blocks(load_test_blocks(run, prepared.sets))
-    probe = describe_probe(run, prepared.sources, PLAIN, importance=False, separation=True)
+    probe = replace(describe_probe(run, prepared.sources, PLAIN), separation=True)
     found = {}
     with fetch_temporarily(f"{context.results.place}/model") as without:
         folders = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.places import list_search_spaces
@@ -15,12 +15,13 @@ from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.corpora import CORPORA
 from adept_ray.run.context import R
 from adept_ray.storage.files import fetch_temporarily
+from adept_ray.storage.records import BestRecord
 from adept_ray.storage.results import make_run_name
 
 
 def resolve_settings(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
-    changes: dict[str, Any] = {} if run.name else {"name": make_run_name(run, what)}
+    changes: dict[str, object] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = run.machine.dtype  # whatever a later command of this run has for GPUs
     named = {"backbone": {*BACKBONES}, "general": {*CORPORA}, "domain": {*CORPORA}}
@@ -44,7 +45,7 @@ def resolve_study(study: str) -> str:
     return f"{found}{Path(file).expanduser().absolute()}"
 
 
-def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
+def check_trust(trusted: bool, begun: Mapping[str, object], what: str) -> None:
     """Refuse to go on with other code than a run of those settings had: no file can ask for trust.
 
     Raises :class:`UserError`.
@@ -54,7 +55,7 @@ def check_trust(trusted: bool, begun: Mapping[str, Any], what: str) -> None:
         raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
 
 
-def load_best(place: str | Path) -> dict[str, Any]:
+def load_best(place: str | Path) -> BestRecord:
     """Read a best.yaml, behind a path or URI. Raises :class:`UserError` for one that can't be used."""
     if "://" in str(place):
         parent, _, name = str(place).rpartition("/")
@@ -68,15 +69,15 @@ def load_best(place: str | Path) -> dict[str, Any]:
     for part in ("run", "training", "layers", "score", "k_max"):
         if part not in best:
             raise UserError(f"{place}: no '{part}' in it; give the best.yaml that a search wrote")
-    return best
+    return cast("BestRecord", best)
 
 
-def known_fingerprints(best: Mapping[str, Any]) -> dict[str, str]:
+def known_fingerprints(best: BestRecord) -> dict[str, str]:
     """What a best.yaml knows of what it was made from."""
     return {"backbone": best["backbone"]} if "backbone" in best else {}
 
 
-def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, Any]:
+def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, object]:
     """The fields of the run that a command which goes on from a best.yaml was given anew."""
     own = ("trust_remote_code", "storage", "name", "json_lines")
     return args.list_overrides() | {name: getattr(args, name) for name in own}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
@@ -19,7 +20,7 @@ from adept_ray.run.context import Session
 from adept_ray.storage.files import check_place
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sources:
     """Backbone and corpora, found and checked, before anything expensive."""
 
     backbone: Backbone
-    config: Any
+    config: PreTrainedConfig
     """Its Hugging Face config."""
     general: CorpusFiles
     domain: CorpusFiles | None
@@ -72,7 +73,7 @@ class Needs:
 
 
 def find_sources(
-    session: Session[Any], with_domain: bool = True, made_from: Mapping[str, str] | None = None
+    session: Session[RunSpec], with_domain: bool = True, made_from: Mapping[str, str] | None = None
 ) -> Sources:
     """Fetch and check backbone and corpora.
 
@@ -121,7 +122,7 @@ def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[st
         )
 
 
-def load_checked_config(backbone: Backbone, seq_len: int) -> Any:
+def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
     """The config of a backbone.
 
     Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
@@ -136,7 +137,7 @@ def load_checked_config(backbone: Backbone, seq_len: int) -> Any:
 
 def list_notes(sources: Sources) -> dict[str, str]:
     """Where things come from and under which licence."""
-    found: Sequence[tuple[str, Any]] = (
+    found: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
         ("backbone", sources.backbone),
         ("general", sources.general),
         ("domain", sources.domain),

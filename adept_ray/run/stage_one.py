@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import fingerprint
@@ -18,16 +18,28 @@ from adept_ray.method.scores import tasks_key
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.storage.files import read_json, store_json
-from adept_ray.training.work import ProbeWork
+from adept_ray.training.work import ImportanceRecord, ProbeResult, ProbeWork
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
+
+
+class ImportanceFile(ImportanceRecord, total=False):
+    """Content of importance.json."""
+
+    made_from: dict[str, object]
+    """What it was measured on."""
+    reception: list[float]
+    """A number a layer, where the run needs it."""
 
 
 @dataclass(frozen=True)
 class StageOne:
     """Stage 1 of a run: what it measures, and where the cache keeps each result."""
 
-    context: Context[Any]
+    context: Context[RunSpec]
     sources: Sources
     sets: Mapping[str, BlockSet]
     blocks: Mapping[str, Blocks]
@@ -69,7 +81,7 @@ class StageOne:
         """A file of the cache; None if it isn't there whole."""
         return read_json(place, say=self.context.display.say)
 
-    def read_or_measure(self) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    def read_or_measure(self) -> tuple[ImportanceFile, dict[str, list[float]]]:
         """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
         importance = self.read(self.place_importance())
         nats = {side: self.read(place) for side, place in self.place_losses().items()}
@@ -88,15 +100,11 @@ class StageOne:
         before |= {tasks_key(side): known["correct"] for side, known in answers.items()}
         return importance, before
 
-    def measure(
-        self, importance: bool, held_out: list[str], items: Mapping[str, TaskItems]
-    ) -> dict[str, Any]:
+    def measure(self, importance: bool, held_out: list[str], items: Mapping[str, TaskItems]) -> ProbeResult:
         """What the crew measures now: importance, the losses of held-out sides, the answers to items."""
         run = self.context.run
-        work = describe_probe(
-            run,
-            self.sources,
-            self.needs.fit,
+        work = replace(
+            describe_probe(run, self.sources, self.needs.fit),
             importance=importance,
             raced=self.race is not None,
             k_max=self.race,
@@ -105,9 +113,9 @@ class StageOne:
             items=items,
         )
         blocks = store_blocks({name: self.blocks[name] for name in ("probe", *held_out)})
-        return run_job(self.context.board, Job("probe", "probe", work, blocks))
+        return cast("ProbeResult", run_job(self.context.board, Job("probe", "probe", work, blocks)))
 
-    def describe_origin(self) -> dict[str, Any]:
+    def describe_origin(self) -> dict[str, object]:
         """What the importance was measured on."""
         return {
             "backbone": self.sources.backbone.name,
@@ -119,12 +127,14 @@ class StageOne:
         }
 
     @staticmethod
-    def _store(measured: Mapping[str, Any], places: Mapping[str, str], key: str) -> dict[str, Any]:
+    def _store(
+        measured: Mapping[str, list[float]], places: Mapping[str, str], key: str
+    ) -> dict[str, dict[str, list[float]]]:
         """Keep each side's values in the cache; returns them as they are read again."""
-        found = {side: {key: values} for side, values in measured.items()}
-        for side, values in found.items():
-            store_json(places[side], values)
-        return found
+        contents = {side: {key: values} for side, values in measured.items()}
+        for side, content in contents.items():
+            store_json(places[side], content)
+        return contents
 
 
 def measure_reception(stage: StageOne) -> list[float]:
@@ -135,25 +145,25 @@ def measure_reception(stage: StageOne) -> list[float]:
     known = stage.read(place)
     if known is None:
         text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
-        work = describe_probe(run, sources, stage.needs.fit, importance=False, reception=True)
+        work = replace(describe_probe(run, sources, stage.needs.fit), reception=True)
         job = Job("reception", "probe", work, store_blocks({"reception": text}))
         known = {"reception": run_job(stage.context.board, job)["reception"]}
         store_json(place, known)
     return known["reception"]
 
 
-def describe_probe(run: RunSpec, sources: Sources, fit: Fit, **asked: Any) -> ProbeWork:
-    """The work that measures what is `asked` (fields of :class:`ProbeWork`) of a run's backbone."""
-    return ProbeWork(sources.backbone, run.machine.micro_batch, fit=fit, **asked)
+def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
+    """A measurement of a run's backbone; what to measure is still to be said."""
+    return ProbeWork(sources.backbone, run.machine.micro_batch, importance=False, fit=fit)
 
 
-def store_blocks(blocks: Mapping[str, Blocks]) -> Any:
+def store_blocks(blocks: Mapping[str, Blocks]) -> ObjectRef:
     """A reference to `blocks` in the object store, which every process that needs them reads once."""
     import ray
 
     return ray.put(dict(blocks))
 
 
-def cache_place(run: RunSpec, kind: str, *parts: Any) -> str:
+def cache_place(run: RunSpec, kind: str, *parts: object) -> str:
     """Path or URI at which the cache keeps a result of that kind made from `parts`."""
     return f"{run.machine.cache}/{kind}/{fingerprint(*parts)}.json"

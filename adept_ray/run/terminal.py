@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 from rich.console import Console, Group
@@ -29,16 +29,19 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from adept_ray.search.trials import Facts
+
 if TYPE_CHECKING:
     from adept_ray.config.machine import Machine
+    from adept_ray.data.benchmark_tasks import AccuracyRow
     from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
+    from adept_ray.rivals.table import ComparedTraining, Summary
+    from adept_ray.training.work import ImportanceRecord
 
 Update = Callable[[int, int], None]
-Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Mapping[str, Any]]], None]
-Listener = Callable[[str, Mapping[str, Any]], None]
-# What others print is none of a live picture's business.
-ASIDE: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Facts]], None]
+Listener = Callable[[str, Mapping[str, object]], None]
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
 PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
 
@@ -79,7 +82,7 @@ class Display:
         """One line (or more) for persons."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def event(self, name: str, /, **facts: Any) -> None:
+    def event(self, name: str, /, **facts: object) -> None:
         """Something that happened, for machines and listeners; what isn't finite becomes null."""
         for listener in self.listeners:
             listener(name, facts)
@@ -103,18 +106,26 @@ class Display:
         """Show that a stage runs; yields a function that takes (done, of)."""
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        bar = Progress(*columns, TimeLeft(), console=self.console, transient=True, **ASIDE)
+        bar = Progress(
+            *columns,
+            TimeLeft(),
+            console=self.console,
+            transient=True,
+            redirect_stdout=False,  # what others print is none of its business
+            redirect_stderr=False,
+        )
         self.event("stage_began", stage=name, what=what)
         if not self.live:
             self.show(f"{what} …")
             bar.disable = True
         task = bar.add_task(what, total=None)
-        told = [started]
+        last_event = started
 
         def update(done: int, of: int) -> None:
+            nonlocal last_event
             bar.update(task, completed=done, total=of)
-            if (now := time.monotonic()) - told[0] > PROGRESS_EVERY:
-                told[0] = now
+            if (now := time.monotonic()) - last_event > PROGRESS_EVERY:
+                last_event = now
                 self.event(
                     "progress",
                     stage=name,
@@ -159,9 +170,10 @@ class Display:
             + (" (as it is without --compile)" if fit.compiled else "")
         )
 
-    def importance(self, importance: Mapping[str, Any]) -> None:
+    def importance(self, importance: ImportanceRecord) -> None:
         """The importance of every layer as a table with bars, least important first."""
-        self.event("importance", **{name: importance[name] for name in ("order", "ties", "layers")})
+        facts = {"order": importance["order"], "ties": importance["ties"], "layers": importance["layers"]}
+        self.event("importance", **facts)
         rows = {row["layer"]: row for row in importance["layers"]}
         most = max(row["mean"] for row in rows.values())
         table = Table("layer", "nats per token", "", box=None, header_style="bold")
@@ -176,15 +188,15 @@ class Display:
             self.show(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
         self.show(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
 
-    def training(self, row: Mapping[str, Any]) -> None:
+    def training(self, row: ComparedTraining) -> None:
         """A line about a training of a comparison that ended."""
-        rate = f"  rate {row['base_lr']:.3g}" if row["base_lr"] else ""
-        deltas = [format_signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
-        end = f"failed: {row['error']}" if row["error"] else "general {}  domain {}  score {}".format(*deltas)
-        self.event("training", **row)
-        self.show(f"{row['method']}{rate}  seed {row['seed']} ({row['phase']})  {end}")
+        rate = f"  rate {row.base_lr:.3g}" if row.base_lr else ""
+        deltas = map(format_signed, (row.general_delta, row.domain_delta, row.score))
+        end = f"failed: {row.error}" if row.error else "general {}  domain {}  score {}".format(*deltas)
+        self.event("training", **asdict(row))
+        self.show(f"{row.method}{rate}  seed {row.seed} ({row.phase})  {end}")
 
-    def comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def comparison(self, rows: Sequence[Summary]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
         self.event("comparison", rows=rows)
         numbers = ("score", "general_delta", "domain_delta", "against_adept")
@@ -202,7 +214,7 @@ class Display:
             table.add_row(row["method"], *texts)
         self.console.print(table)
 
-    def overlaps(self, models: Mapping[str, Sequence[Mapping[str, Any]]], layers: Sequence[int]) -> None:
+    def overlaps(self, models: Mapping[str, Sequence[Facts]], layers: Sequence[int]) -> None:
         """How far the densities of both kinds of text overlap: mean over layers, and at the chosen ones."""
         self.event("overlaps", models=models)
         table = Table("model", "mean overlap", *(f"layer {layer}" for layer in layers), box=None)
@@ -212,7 +224,7 @@ class Display:
             table.add_row(name, f"{mean:.3f}", *(" → ".join(f"{o:.3f}" for o in each) for each in chosen))
         self.console.print(table)
 
-    def accuracies(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def accuracies(self, rows: Sequence[AccuracyRow]) -> None:
         """Accuracy of each benchmark task beside that of guessing."""
         self.event("accuracies", rows=rows)
         table = Table("task", "items", "accuracy %", "chance %", box=None)
@@ -232,10 +244,10 @@ class Display:
         """
         started = time.monotonic()
         before: dict[str, float] = {}
-        live = Live(console=self.console, auto_refresh=False, transient=False, **ASIDE)
-        told: dict[str, Mapping[str, Any]] = {}
+        live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        shown: dict[str, Facts] = {}
 
-        def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]) -> None:
+        def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Facts]) -> None:
             elapsed, done = time.monotonic() - started, share_done(rows, progress)
             if resumed:
                 before.update({trial: share for trial, share in done.items() if trial not in before})
@@ -248,8 +260,8 @@ class Display:
                     refresh=True,
                 )
             for row in rows:
-                if row != told.get(row["trial"]):
-                    told[row["trial"]] = row
+                if row != shown.get(row["trial"]):
+                    shown[row["trial"]] = row
                     short = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
                     self.event("trial", **short, left=seconds)
                     if not self.live and row["state"] != "running":
@@ -271,9 +283,7 @@ def estimate_time_left(elapsed: float, made: float, more: float) -> float | None
     return round(elapsed * more / made, 1) if made > 0 else None
 
 
-def share_done(
-    rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]
-) -> dict[str, float]:
+def share_done(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     """Trial → the share of it that is done (0…1); a running one that made no step isn't there."""
     shares = {name: done / of for name, (done, of) in progress.items()}
     over = {row["trial"]: 1.0 for row in rows if row["state"] != "running"}
@@ -286,7 +296,7 @@ def format_clock(elapsed: float, over: int, total: int, seconds: float | None) -
     return f"search: {over} of {total} trials over, {elapsed:.0f} s{more}"
 
 
-def build_trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str, tuple[int, int]]) -> Table:
+def build_trials_table(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]]) -> Table:
     """The trials so far as a table."""
     table = Table(box=None, header_style="bold")
     for name in COLUMNS:
@@ -301,7 +311,7 @@ def build_trials_table(rows: Sequence[Mapping[str, Any]], progress: Mapping[str,
     return table
 
 
-def format_cells(row: Mapping[str, Any], progress: Mapping[str, tuple[int, int]]) -> list[str]:
+def format_cells(row: Facts, progress: Mapping[str, tuple[int, int]]) -> list[str]:
     """A trial's row as short texts, in the order of COLUMNS."""
     done, of = progress.get(row["trial"], (0, 0))
     rate = f"{row['base_lr']:.1e}" if "base_lr" in row else "–"

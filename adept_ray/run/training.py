@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine.client import run_job
-from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused
+from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import choose_fit, plan_memory
-from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
+from adept_ray.storage.records import SideRecord, TestedRecord
 from adept_ray.training.pace import compiling_pays
 from adept_ray.training.state import STATE
 from adept_ray.training.work import TrainWork
@@ -47,7 +47,7 @@ def build_work(
 
 
 def plan_fit(
-    context: Context[Any],
+    context: Context[RunSpec],
     sources: Sources,
     training: TrainingSpec,
     layers: Sequence[int] | None = None,
@@ -80,7 +80,7 @@ def plan_fit(
     return fit
 
 
-def choose_compiling(context: Context[Any], prepared: Prepared, work: TrainWork, steps: int) -> Fit:
+def choose_compiling(context: Context[RunSpec], prepared: Prepared, work: TrainWork, steps: int) -> Fit:
     """How `work` is made to fit, with compiled layers where the run leaves that open and it pays.
 
     It pays, or not, over so many `steps`. Each command asks its own workers, since a resumed run may have
@@ -111,8 +111,8 @@ def choose_compiling(context: Context[Any], prepared: Prepared, work: TrainWork,
 
 
 def test_and_export(
-    context: Context[Any], prepared: Prepared, work: TrainWork, checkpoint: str
-) -> dict[str, Any]:
+    context: Context[RunSpec], prepared: Prepared, work: TrainWork, checkpoint: str
+) -> TestedRecord:
     """Look once at the test splits, export the model and the winner's rates; returns the test's numbers."""
     run, results, display = context.run, context.results, context.display
     backbone = prepared.sources.backbone
@@ -132,14 +132,19 @@ def test_and_export(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
     )
     display.event("sizes", checkpoint=kept, model=whole)
-    return {**{side: describe_side(found, side, work.by_tasks) for side in SIDES}, "score": found["score"]}
+    return {
+        "general": describe_side(found, "general", work.by_tasks),
+        "domain": describe_side(found, "domain", work.by_tasks),
+        "score": found["score"],
+    }
 
 
-def describe_side(found: Mapping[str, Any], side: str, by_tasks: bool) -> dict[str, Any]:
+def describe_side(found: Metrics, side: str, by_tasks: bool) -> SideRecord:
     """What best.yaml says of a side, from the metrics of the test; `measure` is what its delta is of."""
     measures = [measure for measure in ("bpb", "accuracy") if f"{side}_{measure}" in found]
-    said: dict[str, Any] = {"measure": measures[-1] if by_tasks else "bpb"}
+    facts: dict[str, object] = {"measure": measures[-1] if by_tasks else "bpb"}
     for measure in measures:
-        said[f"before_{measure}"] = found[f"{side}_{measure}_before"]
-        said[f"after_{measure}"] = found[f"{side}_{measure}"]
-    return said | {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}
+        facts[f"before_{measure}"] = found[f"{side}_{measure}_before"]
+        facts[f"after_{measure}"] = found[f"{side}_{measure}"]
+    facts |= {"delta": found[f"{side}_delta"], "standard_error": found[f"{side}_delta_se"]}
+    return cast("SideRecord", facts)

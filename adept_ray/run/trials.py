@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.client import watch_board
@@ -17,7 +16,7 @@ from adept_ray.run.record import seconds_before
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
 from adept_ray.search.setup import SearchSetup, measure_untouched
-from adept_ray.search.trials import UNTOUCHED, Trial
+from adept_ray.search.trials import UNTOUCHED, Facts, Trial
 from adept_ray.search.tune import run_search
 from adept_ray.search.upkeep import TrialFiles
 from adept_ray.storage.results import TRIALS
@@ -48,7 +47,7 @@ def run_trials(
     growing = run.strategy == "grow"
     plan = plan_growth(run, question.space, work, prepared.layer_importance) if growing else []
 
-    def watch(progress: JobProgress, rows: list[dict[str, Any]]) -> None:
+    def watch(progress: JobProgress, rows: Sequence[Facts]) -> None:
         show(progress, rows)
         files.update(rows)
 

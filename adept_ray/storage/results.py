@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.files import delete_folder, open_filesystem, write_text
+from adept_ray.storage.records import RunRecord
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -54,7 +55,7 @@ class Results:
         filesystem, path = self.open_place()
         return bool(filesystem.get_file_info(f"{path}/run.json").type == fs.FileType.File)
 
-    def read_record(self) -> dict[str, Any]:
+    def read_record(self) -> RunRecord:
         """Content of run.json; empty as long as the run hasn't begun."""
         file = self.folder / "run.json"
         return json.loads(file.read_text()) if file.exists() else {}

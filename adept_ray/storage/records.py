@@ -1,0 +1,77 @@
+"""What run.json and best.yaml hold, as commands write and read them."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+Settings = dict[str, object]
+"""A specification as JSON holds it: field → value."""
+
+
+class SpentRecord(TypedDict):
+    """What the commands of a run have taken so far."""
+
+    seconds: dict[str, float]
+    """Wall clock of each stage, and ``total``."""
+    peak_memory_gib: float | None
+
+
+class RunRecord(TypedDict, total=False):
+    """Content of run.json; empty as long as the run hasn't begun."""
+
+    command: str
+    """The command line that began it."""
+    run: Settings
+    seed: int
+    notes: dict[str, str]
+    """Backbone and corpora → where they come from, and their licence."""
+    fingerprints: dict[str, str]
+    ended: bool
+    """Whether the last command came to its end; older ones don't have it."""
+    training: Settings
+    """Of a training at full length, and of one without expansion."""
+    space: Settings
+    """Of a search: the space that it began with."""
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    """As in :class:`SpentRecord`, once a command came to its end."""
+    peak_memory_gib: float | None
+    spent: SpentRecord
+    """What was spent by commands that were stopped half-way, and those before them."""
+    pick: Settings
+    """By what pick.py has chosen anew since."""
+
+
+class SideRecord(TypedDict):
+    """What best.yaml says of a side of the test."""
+
+    measure: str
+    """``bpb`` or ``accuracy``: what `delta` is of."""
+    before_bpb: NotRequired[float]
+    after_bpb: NotRequired[float]
+    before_accuracy: NotRequired[float]
+    after_accuracy: NotRequired[float]
+    delta: float
+    standard_error: float
+
+
+class TestedRecord(TypedDict):
+    """The one look at the test splits."""
+
+    general: SideRecord
+    domain: SideRecord
+    score: float
+
+
+class BestRecord(TypedDict):
+    """Content of best.yaml: all that train.py needs, and the evidence for it."""
+
+    run: Settings
+    training: Settings
+    layers: list[int]
+    k_max: int
+    score: Settings
+    choice: NotRequired[Settings]
+    test: TestedRecord
+    backbone: NotRequired[str]
+    """Its fingerprint; older ones don't have it."""
