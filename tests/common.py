@@ -1,12 +1,14 @@
 """What the tests share: tiny random models from configs, tiny batches, a backbone folder, made-up text."""
 
 import json
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -91,6 +93,15 @@ def padded(sequences: list[torch.Tensor], side: str = "right") -> dict[str, torc
         at = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
         ids[row, at], mask[row, at] = sequence, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def run_ranks(function: Any, args: tuple[Any, ...], count: int) -> None:
+    """Call ``function(rank, *args)`` in so many processes of their own, and wait for them.
+
+    They are forked from one that has imported what takes long, and computed nothing yet.
+    """
+    multiprocessing.set_forkserver_preload(["torch", "transformers", "adept_ray.training.export"])
+    torch.multiprocessing.start_processes(function, args, nprocs=count, start_method="forkserver")
 
 
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

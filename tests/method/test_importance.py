@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from common import padded, random_ids, shake, tiny_model
+from common import padded, random_ids, run_ranks, shake, tiny_model
 from torch import nn
 
 from adept_ray.config.errors import UserError
@@ -299,7 +298,7 @@ def measure_as_rank(rank, store, results):
 
 def test_two_processes_equal_one(tmp_path):
     """Shares of the probe on two processes give every process the numbers of the whole probe on one."""
-    mp.spawn(measure_as_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    run_ranks(measure_as_rank, (str(tmp_path / "store"), str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
     assert first == second
     model, whole = tiny_model(), [padded(UNEQUAL)]

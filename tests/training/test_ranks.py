@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from common import run_ranks
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from trainings import BLOCKS, CPU, PER_STEP, SEQ_LEN, Run, changed, keeping
@@ -75,7 +75,7 @@ def test_several_processes_equal_one(work, measured, tmp_path, workers):
     So do, where the model itself is shared out, the pieces of it.
     """
     short = changed(work, tokens=4 * PER_STEP * SEQ_LEN, reports=2)
-    mp.spawn(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), nprocs=workers)
+    run_ranks(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), workers)
     first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
     assert all(other == first for other in others)
     one = Run(tmp_path / "one", short)
@@ -134,13 +134,18 @@ def train_sharded(rank, store, folder, work):
     dist.destroy_process_group()
 
 
+def measure_distance(first, second):
+    """Euclidean distance of two sets of weights."""
+    return sum((first[n].double() - second[n].double()).square().sum().item() for n in second) ** 0.5
+
+
 @pytest.mark.timeout(300)
 def test_whatever_is_trained_can_be_shared_out(work, tmp_path):
     """Shared out over two processes a training ends as on one, resumed or not, and so does its export.
 
     In bfloat16 the norms of what is trained are computed in other bits, so there only the losses agree.
     """
-    mp.spawn(train_sharded, (str(tmp_path / "store"), str(tmp_path), work), nprocs=2)
+    run_ranks(train_sharded, (str(tmp_path / "store"), str(tmp_path), work), 2)
     for name in SHARDED:
         sharded, plain = tmp_path / name / "sharded", sharded_variant(work, name)
         one = Run(tmp_path / name / "one", plain)
@@ -158,8 +163,9 @@ def test_whatever_is_trained_can_be_shared_out(work, tmp_path):
         ours, theirs = (
             load_file(f / "model" / "model.safetensors") for f in (sharded / "5", tmp_path / name / "plain")
         )
-        apart = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in theirs)
-        moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in weights)
+        # Over all scalars: of a single one with next to no gradient AdamW takes the sign, which is chance.
+        apart = measure_distance(ours, theirs)
+        moved = measure_distance(one.weights(), one.weights(0))
         assert ours.keys() == theirs.keys()
         assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
         assert apart < moved / 100 or name == "bfloat16"
