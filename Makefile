@@ -9,7 +9,7 @@ check:  ## format, lint, types
 test:  ## everything
 	pytest
 
-fast:  ## all that takes less than about 20 seconds a test
+fast:  ## what is worth running before every commit: under two minutes
 	pytest -m "not slow"
 
 docs:  ## every command, snippet and link on the pages, and the examples

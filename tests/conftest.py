@@ -26,11 +26,16 @@ settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
 
 COMMANDS = "test_end_to_end"  # start Ray in processes of their own
+# Every test of these starts processes, a browser or the compiler, so all are slow.
+HEAVY = {"test_device", "test_pace", "test_page", "test_ranks", "test_wheel"}
 RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test_monitoring"}
 
 
 def pytest_collection_modifyitems(items):
     """What takes longest first: else the other process has nothing left to do beside it."""
+    for item in items:
+        if item.path.stem in {COMMANDS, *HEAVY, *RAY}:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem != COMMANDS, item.path.stem not in RAY))
 
 

@@ -50,7 +50,6 @@ def test_every_folder_of_the_package_is_named():
     assert set(named) == folders | {"adept_ray.search_spaces"} and len(named) == len(set(named))
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     """Code, benchmark tasks, the Grafana dashboard, search spaces and the mark of types; nothing else."""
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
@@ -60,7 +59,6 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     assert {"adept_ray/py.typed", "adept_ray/engine/monitoring/grafana.json"} <= held
 
 
-@pytest.mark.slow
 @pytest.mark.assets
 @pytest.mark.timeout(600)
 def test_an_installed_wheel_searches_with_what_is_there_by_default(wheel, tmp_path):

@@ -193,7 +193,6 @@ def gone(seconds, which=bool):
         time.sleep(0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_search_leaves_the_whole_results_folder(room, searched):
     """Every file that is promised is there, and the summary says k, why, the change and where."""
@@ -219,7 +218,6 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
             assert ends[row["trial"]]["tokens"] == int(row["tokens"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_slow_trial_is_stopped_early_and_the_next_runs(room, searched):
     """The second trial, at a tiny rate, is stopped before its tokens are spent; the third still starts.
@@ -233,7 +231,6 @@ def test_a_slow_trial_is_stopped_early_and_the_next_runs(room, searched):
     assert len(rows) == TRIALS["trials"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_trial_that_explodes_is_recorded_and_the_search_goes_on(room, searched):
     """The third trial, at an absurd rate, fails alone: it has a row, and another one is chosen."""
@@ -245,7 +242,6 @@ def test_a_trial_that_explodes_is_recorded_and_the_search_goes_on(room, searched
     assert best["choice"]["trial"] != row["trial"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_the_exported_model_is_a_plain_hugging_face_folder(room, searched):
     """It loads without remote code, has the layers that adept.json names, and differs from the backbone."""
@@ -259,7 +255,6 @@ def test_the_exported_model_is_a_plain_hugging_face_folder(room, searched):
     assert not torch.equal(model(ids).logits, before(ids).logits)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_ray_leaves_no_process_behind(room, searched):
     """After a command has ended nothing of Ray runs on."""
@@ -278,7 +273,6 @@ def interrupted(process, going_on="--name second --resume"):
     return printed
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_interrupted_search_resumes_to_the_same_table(room, searched, shared):
     """Ctrl-C in stage 1, then in a trial: trials.csv equals that of the undisturbed search, seconds aside.
@@ -307,7 +301,6 @@ def test_an_interrupted_search_resumes_to_the_same_table(room, searched, shared)
     assert about(room.results("second"))["seconds"]["search"] > ended["search"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_killed_in_mid_trial_resumes_from_a_bucket(room, searched, s3):
     """SIGKILL of a search with results and cache on an S3 server: nothing goes on running, nothing is lost.
@@ -363,7 +356,6 @@ def pairs(room, searched):
     return trials(room.results("pairs"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_trials_at_once_survive_the_loss_of_their_processes(room, searched, pairs):
     """SIGKILL of what waits for a trial's workers: the trial goes on, and its row is that of a quiet search.
@@ -385,7 +377,6 @@ def test_two_trials_at_once_survive_the_loss_of_their_processes(room, searched, 
     gone(30, working)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_other_weights_pick_another_trial_of_the_front(room, pairs, shared):
     """A search for trade-offs keeps what may be picked: by new weights it is exported without training."""
@@ -414,7 +405,6 @@ def test_other_weights_pick_another_trial_of_the_front(room, pairs, shared):
     assert again["test"]["score"] == pytest.approx(again["test"]["general"]["delta"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_comparison_leaves_its_tables_and_its_page(room, shared):
     """Every method trains on the same tokens; who wins is said, and all three files hold every method."""
@@ -438,7 +428,6 @@ def test_a_comparison_leaves_its_tables_and_its_page(room, shared):
     assert all(name in (folder / "comparison.html").read_text() for name in methods)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_trained_model_is_scored_on_benchmarks(room, searched):
     """evaluate.py takes the exported folder, prints a line a task, and writes what it found."""
@@ -450,7 +439,6 @@ def test_a_trained_model_is_scored_on_benchmarks(room, searched):
     assert f"{100 * row['accuracy']:.1f}" in printed and "reports" in printed
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_activations_of_three_models_are_drawn(room, searched, shared):
     """activations.py goes on from a best.yaml; each model has a row a layer, a copy is one more."""
@@ -471,7 +459,6 @@ def layer_count(folder):
     return json.loads((folder / "config.json").read_text())["num_hidden_layers"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_training_at_full_length_takes_what_the_search_found(room, searched, shared):
     """train.py trains the layers of best.yaml on N tokens and exports the model.
@@ -500,7 +487,6 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched, sha
     assert "65,536 tokens" in (folder / "model" / "README.md").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_probe_alone_gives_what_the_search_used(room, searched, shared):
     """probe.py on two workers draws and writes the importance that one worker measured, to 1e-6."""
@@ -517,7 +503,6 @@ def test_the_probe_alone_gives_what_the_search_used(room, searched, shared):
     assert (room.results("probe") / "importance.png").stat().st_size > 5000
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_in_which_every_trial_fails_says_so(room, shared):
     """Status 2 and one sentence; the table of failed trials is kept, and what Ray printed of them in a file.
@@ -549,7 +534,6 @@ def test_a_search_in_which_every_trial_fails_says_so(room, shared):
     assert trials(room.results("bad"))[0]["state"] == "failed"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_one_model_grows_while_two_workers_share_it_out(room, shared):
     """A row a depth of one nested model, all of whose tokens add up, and its export is a plain folder."""
@@ -569,7 +553,6 @@ def test_one_model_grows_while_two_workers_share_it_out(room, shared):
     assert layers == 4 + best["choice"]["k"] and (folder / "report.html").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_of_all_these_runs_nothing_is_left(room, searched):
     """Nor of the one that was killed, whose agents wait for their node before they go."""

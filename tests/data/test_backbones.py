@@ -383,6 +383,7 @@ def test_broken_gguf_files_are_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.assets
 def test_the_default_backbone_loads():
     """SmolLM2 comes out of its package as an ordinary 30-layer model that predicts English."""

@@ -14,6 +14,7 @@ from adept_ray.data.tasks import questions
 CACHE = default_cache()
 
 
+@pytest.mark.slow
 def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
     """Its own definitions are found beside ours; without a hub the sentence says what works without."""
     with pytest.raises(UserError, match=r"task 'medqa_4options' can't be had.*offline_piqa"):

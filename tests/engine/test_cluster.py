@@ -76,6 +76,7 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
     """Before anything is made: what torch says, and what to install or to leave out."""
     asked = []

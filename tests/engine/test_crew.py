@@ -70,7 +70,6 @@ def workers():
     return [a["Pid"] for a in actors if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE"]
 
 
-@pytest.mark.slow
 def test_a_diverged_training_says_why_and_the_workers_stay(board, work, tmp_path):
     """It fails on all workers alike, so none of them has to start anew for the next job."""
     before = workers()
@@ -82,7 +81,6 @@ def test_a_diverged_training_says_why_and_the_workers_stay(board, work, tmp_path
     assert workers() == before and len(before) == 2
 
 
-@pytest.mark.slow
 def test_workers_time_their_steps_together(board, work, tmp_path):
     """Each of two makes its share of every step, else one would wait for ever; the next job goes well."""
     found = run_job(board, Job("pace", "time_compiling", work, ray.put(BLOCKS)))
@@ -92,7 +90,6 @@ def test_workers_time_their_steps_together(board, work, tmp_path):
     assert run_job(board, Job("short", "train", short, ray.put(BLOCKS), str(tmp_path)))["complete"]
 
 
-@pytest.mark.slow
 def test_trust_reaches_the_workers(board, tmp_path):
     """Each of them runs the code that came with a backbone."""
     marker = tmp_path / "marker"

@@ -103,7 +103,6 @@ def watched(tmp_path_factory):
             yield dashboard, board, said, next(said)  # its worker waits for the verdict
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_dashboard_shows_the_job_the_board_and_the_trial_by_name(watched, browser, tmp_path):
     """With the token that one is told to paste the page opens; without it it shows nothing of the run."""
@@ -148,7 +147,6 @@ def prometheus(watched, tmp_path):
         server.terminate()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_prometheus_has_what_every_panel_asks_for(watched, prometheus):
     """Found by Ray's service discovery; so has it what the dashboard's two variables choose from."""
@@ -167,7 +165,6 @@ def test_prometheus_has_what_every_panel_asks_for(watched, prometheus):
         assert (label, found) == (variable, [value])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_metrics_endpoint_serves_what_the_reports_say(watched):
     """Every series, with the values of the report; once it is over the trial is seen to stand still."""

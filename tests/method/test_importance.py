@@ -296,6 +296,7 @@ def measure_as_rank(rank, store, results):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Shares of the probe on two processes give every process the numbers of the whole probe on one."""
     run_ranks(measure_as_rank, (str(tmp_path / "store"), str(tmp_path)), 2)

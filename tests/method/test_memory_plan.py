@@ -68,6 +68,7 @@ def real(family, spec, dtype=torch.float32, sequences=1, recompute=False):
     return model, tuning, sum(s.nbytes() for s in kept.values()), forward, counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tunes", get_args(Tunes))
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_a_plan_is_what_a_real_pass_takes(family, tunes):
@@ -86,6 +87,7 @@ def test_a_plan_is_what_a_real_pass_takes(family, tunes):
     assert found.kept == pytest.approx(kept, rel=0.03) and found.casts == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tunes", ["copies", "all", "lora"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -111,6 +113,7 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
     assert found.recomputed == pytest.approx(outside + streams + layer, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_can_be_planned(family):
     skeleton = build_skeleton(tiny_model(family).config, "bfloat16")
@@ -139,6 +142,7 @@ def test_fewer_bits_are_for_what_is_frozen():
     assert half.casts == 2 * half.trained and single.casts == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_a_preset_is_expanded_as_published(name):
     """Parameter counts, layers, units and their groups of the real architecture, without its weights."""

@@ -302,6 +302,7 @@ def whole(tmp_path: Path) -> Path:
     return write_whole_folder(tmp_path / "tiny-medical")
 
 
+@pytest.mark.slow
 def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
     """What only newer folders know is on the page: gains per k, edges, costs, what mattered, rivals."""
     text = text_of(write_report(whole).read_text(encoding="utf-8"))
@@ -322,6 +323,7 @@ def test_doubt_cost_and_rivals_are_told(whole: Path) -> None:
         assert words in text, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edge", "words", "command"),
     [
@@ -348,6 +350,7 @@ def test_an_edge_says_what_ends_it(whole: Path, edge: dict[str, Any], words: str
     assert (edge.get("held") or "so a better value may lie beyond it") in limits
 
 
+@pytest.mark.slow
 def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None:
     """On the first screen and in the card; of a training at full length the search's advice is none."""
     found = best_of(whole)
@@ -367,6 +370,7 @@ def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None
     assert "advises" not in write_card(whole / "model", read_evidence(whole)).read_text()
 
 
+@pytest.mark.slow
 def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
     """Where each step is of one layer the table has no such column."""
     assert "a layer" not in text_of(write_report(whole).read_text(encoding="utf-8"))
@@ -387,6 +391,7 @@ def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:
     assert cost.flops > cost.flops_before > cost.flops * LAYERS / (LAYERS + len(CHOSEN))
 
 
+@pytest.mark.slow
 def test_a_front_is_drawn_where_one_was_searched_for(whole: Path) -> None:
     """The search's own, in the order of general change; without --pareto trials stay, and no line."""
     found, drawn = best_of(whole), {}
@@ -508,6 +513,7 @@ def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"failed", "chosen"}
 
 
+@pytest.mark.slow
 def test_a_grown_model_is_drawn_as_one_line(whole: Path) -> None:
     """Each depth goes on where the one before ended, the first from the backbone; trials begin at 0 alike."""
     ends = [
@@ -548,6 +554,7 @@ def test_a_card_says_nothing_that_is_not_known(whole: Path) -> None:
     assert not {"base_model", "base_model_relation", "license", "language"} & set(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", [False, True])
 def test_report_only_writes_page_and_card_again(tmp_path: Path, remote: bool) -> None:
     """From the folder alone, here or behind a URI, with the rivals of a comparison from then on."""

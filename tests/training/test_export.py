@@ -115,6 +115,7 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(work, whole, t
     assert results[0]["domain_bpb"] == pytest.approx(bits, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_training_that_changes_the_backbone_leaves_it_to_others_as_it_was(work, whole, tmp_path):
     """All parameters trained, LoRA merged: the next training starts from the backbone none the less."""
     for tunes in ("all", "originals", "lora"):
