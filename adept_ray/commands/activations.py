@@ -19,16 +19,16 @@ from adept_ray.run.record import record_run
 from adept_ray.run.separation import measure_separations, tune_originals, write_activations
 from adept_ray.run.settings import (
     check_trust,
-    known_fingerprints,
+    list_known_fingerprints,
+    list_run_overrides,
     load_best,
-    overrides_from,
     resolve_settings,
 )
 from adept_ray.run.sources import Needs, find_sources
 from adept_ray.run.training import build_work, plan_fit
 from adept_ray.storage.records import BestRecord
 
-FEWEST = 8  # blocks of a kind of text that a density is drawn of
+FEWEST = 8  # blocks that a density is drawn of
 
 
 def draw_activations(args: ActivationsRun) -> str:
@@ -46,7 +46,7 @@ def draw_activations(args: ActivationsRun) -> str:
     expanded = find_expanded(args.config, best)
     session = open_session(run)
     results, display = session.results, session.display
-    sources = find_sources(session, made_from=known_fingerprints(best))
+    sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources)
     training = describe_tuning(args, best)
     with open_context(session) as context:
@@ -57,11 +57,11 @@ def draw_activations(args: ActivationsRun) -> str:
         prepared = prepare(context, sources, needs)
         check_blocks(run, prepared)
         tune_originals(context, prepared, build_work(run, prepared, training, best["layers"], ScoreWeights()))
-        with display.stage("activations", "activations of three models") as update:
+        with display.show_stage("activations", "activations of three models") as update:
             models = measure_separations(context, prepared, expanded, update)
     write_activations(results, models, best["layers"])
     record_run(session, sources, prepared, training)
-    display.overlaps(models, best["layers"])
+    display.show_overlaps(models, best["layers"])
     place = results.publish()
     display.say(f"activations.png, activations.csv and activations.json are in {place}")
     return place
@@ -70,7 +70,7 @@ def draw_activations(args: ActivationsRun) -> str:
 def resolve_run(args: ActivationsRun, best: BestRecord) -> RunSpec:
     """The settings of the run. Raises :class:`UserError`."""
     check_trust(args.trust_remote_code, best["run"], args.config)
-    changes = {**overrides_from(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
+    changes = {**list_run_overrides(args), "general_tasks": (), "domain_tasks": (), "min_workers": 0}
     if args.test_tokens:
         changes["test_tokens"] = args.test_tokens
     return resolve_settings(validate_spec(RunSpec, {**best["run"], **changes}, args.config), "activations")

@@ -46,7 +46,7 @@ def compare_methods(run: CompareRun) -> str:
         about = {rival.label: rival.about for rival in rivals}
         summaries = write_comparison(results.folder, rows, about, run.model_dump(mode="json"))
     display.say(f"\n{express_verdict(summaries)}")
-    display.comparison(summaries)
+    display.show_comparison(summaries)
     for name in ("comparison.html", "comparison.csv", "runs.csv"):
         display.say(f"{name + ':':16} {results.place}/{name}")
     return results.publish()

@@ -24,16 +24,16 @@ def evaluate_model(run: EvaluateRun) -> None:
     import torch
 
     display = Display(run.json_lines)
-    with display.stage("tasks", "benchmark tasks"):
+    with display.show_stage("tasks", "benchmark tasks"):
         items = draw_items(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
-    with display.stage("model", run.model):
+    with display.show_stage("model", run.model):
         device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
         backbone = resolve_backbone(run.model, run.cache, run.trust_remote_code, dtype)
         model, tokenizer = load_model(backbone, device), load_tokenizer(backbone)
-    with display.stage("items", f"{len(items)} items"):
+    with display.show_stage("items", f"{len(items)} items"):
         right = answer_items(model, tokenizer, items, run.micro_batch, quiet=not display.live)
     rows = summarise_accuracies(items, right)
-    display.accuracies(rows)
+    display.show_accuracies(rows)
     for sentence in find_tasks_at_chance(items, right):
         display.warn(sentence)
     if run.output:

@@ -35,7 +35,7 @@ def probe_layers(run: ProbeRun) -> str:
     results.write_json("importance.json", prepared.importance)
     save_importance(prepared.importance, (), results.folder / "importance.png")
     record_run(session, sources, prepared)
-    display.importance(prepared.importance)
+    display.show_importance(prepared.importance)
     place = results.publish()
     display.say(f"importance.json and importance.png are in {place}")
     return place

@@ -16,9 +16,9 @@ from adept_ray.run.record import record_best, record_run, show_summary
 from adept_ray.run.resuming import explain_stops, resume_training
 from adept_ray.run.settings import (
     check_trust,
-    known_fingerprints,
+    list_known_fingerprints,
+    list_run_overrides,
     load_best,
-    overrides_from,
     resolve_settings,
 )
 from adept_ray.run.sources import Needs, find_sources
@@ -37,7 +37,7 @@ def train_model(args: TrainRun) -> str:
     check_trust(args.trust_remote_code, best["run"], args.config)
     session, training = open_training(args, best)
     run, results = session.run, session.results
-    sources = find_sources(session, made_from=known_fingerprints(best))  # a search may have had less text
+    sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
         with open_context(session) as context:
@@ -63,15 +63,15 @@ def train_model(args: TrainRun) -> str:
 def open_training(args: TrainRun, best: BestRecord) -> tuple[Session[RunSpec], TrainingSpec]:
     """The session of a training with what a best.yaml holds, new or resumed, and the training's settings.
 
-    Raises :class:`UserError` for settings that can't be.
+    Raises :class:`UserError` for settings that don't go together.
     """
     if args.resume:
         named = RunSpec(storage=args.storage, name=args.name, json_lines=args.json_lines)
         session = open_session(named, continues=True)
         run, training = resume_training(args, best, session.results.read_record())
         return replace(session, run=run), training
-    wanted = {**best["run"], **overrides_from(args)}
+    settings = {**best["run"], **list_run_overrides(args)}
     sizes = {"tokens": args.tokens, "reports": args.reports}
-    run = resolve_settings(validate_spec(RunSpec, wanted, args.config), "train")
+    run = resolve_settings(validate_spec(RunSpec, settings, args.config), "train")
     training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
     return open_session(run), training

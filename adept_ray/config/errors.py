@@ -11,14 +11,14 @@ class UserError(ValueError):
 
 
 class UnfinishedRun(UserError):
-    """What stopped a run half-way; what is finished is kept, so the command that goes on is to be added."""
+    """A fault that stopped a run half-way. What is finished is kept, so a command that resumes it helps."""
 
 
 class InterruptedRun(Exception):
-    """A run was stopped half-way; the message is the command that goes on from there."""
+    """A run was stopped half-way; the message is the command that resumes it."""
 
 
-MAX_LISTED = 20  # names that an error message lists
+MAX_LISTED = 20  # names in an error message
 
 
 def suggest_names(name: str, known: Iterable[str]) -> str:
@@ -31,7 +31,7 @@ def suggest_names(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known[:MAX_LISTED])}{more}"
 
 
-# What lines begin with that torch puts after an error of torch.compile, or of a GPU.
+# How the lines begin that torch puts after an error of torch.compile or of a GPU.
 ADVICE = (
     "Set TORCHDYNAMO_VERBOSE=1",
     "Search for `cuda",
@@ -47,9 +47,9 @@ def first_line(problem: object) -> str:
 
 
 def find_cause(problem: object) -> str:
-    """The last line of an error's text, where the cause is of one that came through several processes.
+    """The last line of an error's text: there an error that came through several processes names its cause.
 
-    What torch adds to its errors on how to look for their cause is passed over.
+    Lines that torch adds, on how to look for a cause, are passed over.
     """
     lines = [line.strip() for line in str(problem).splitlines()]
     causes = (line for line in reversed(lines) if line and not line.startswith(ADVICE))
@@ -57,5 +57,5 @@ def find_cause(problem: object) -> str:
 
 
 def shorten_error(problem: Exception) -> str:
-    """An error's text on one line, 200 characters of it at most."""
+    """The first 200 characters of an error's text, on one line."""
     return " ".join(str(problem).split())[:200] or type(problem).__name__

@@ -1,4 +1,4 @@
-"""What a field of a specification is to the commands: said on the field itself, asked for by its mark."""
+"""Marks on the fields of a specification: facts that commands go by, stated where the field is."""
 
 from __future__ import annotations
 

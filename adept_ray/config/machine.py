@@ -1,7 +1,7 @@
 """The machine that a command works on: one specification, inside that of every run.
 
-Flags and files name its fields beside those of the run (``--workers``, ``workers: 2``); only in Python are
-they one object, ``run.machine``.
+Flags and files name its fields beside those of the run (``--workers``, ``workers: 2``). In Python they are
+one object, ``run.machine``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class MachineSpec(Spec):
     """Workers, what each of them has, and how it computes."""
 
     @classmethod
-    def machine_fields(cls) -> dict[str, FieldInfo]:
+    def list_machine_fields(cls) -> dict[str, FieldInfo]:
         """The fields of the machine that this specification takes."""
         return dict(Machine.model_fields)
 
@@ -93,10 +93,10 @@ class MachineSpec(Spec):
         own = {name: field for name, field in cls.model_fields.items() if name != "machine"}
         end = list(own).index(cls.MACHINE_AFTER) + 1 if cls.MACHINE_AFTER else 0
         before = dict(list(own.items())[:end])
-        return before | cls.machine_fields() | own
+        return before | cls.list_machine_fields() | own
 
     @classmethod
-    def flat_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
+    def shorten_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
         return path[1:] if len(path) > 1 and path[0] == "machine" else path
 
     @property
@@ -114,7 +114,7 @@ class MachineSpec(Spec):
         """Take the machine's fields from beside the others."""
         if not isinstance(values, dict):
             return values
-        beside = {name: value for name, value in values.items() if name in cls.machine_fields()}
+        beside = {name: value for name, value in values.items() if name in cls.list_machine_fields()}
         others = {name: value for name, value in values.items() if name not in beside}
         nested = others.get("machine", {})
         nested = nested.model_dump(exclude_unset=True) if isinstance(nested, Machine) else nested
@@ -131,18 +131,20 @@ class MachineSpec(Spec):
 
 
 class FollowingSpec(MachineSpec):
-    """A command that continues from what a search wrote: only what is given of the machine counts."""
+    """A command that takes what a search wrote. Of its machine only the fields count that are given."""
 
     MACHINE_FLAGS: ClassVar[tuple[str, ...]] = ()
     """The fields of the machine that it takes, in the order of ``--help``."""
 
     @classmethod
-    def machine_fields(cls) -> dict[str, FieldInfo]:
+    def list_machine_fields(cls) -> dict[str, FieldInfo]:
         return {name: Machine.model_fields[name] for name in cls.MACHINE_FLAGS}
 
     def list_overrides(self) -> dict[str, object]:
         """The machine's fields that were given, with their values."""
-        return {name: getattr(self.machine, name) for name in self.machine_fields() if name in self.given}
+        return {
+            name: getattr(self.machine, name) for name in self.list_machine_fields() if name in self.given
+        }
 
     @model_validator(mode="after")
     def _check_machine(self) -> FollowingSpec:

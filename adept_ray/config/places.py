@@ -23,7 +23,7 @@ SEARCH_SPACES = next(
 
 
 def refuse_secret(place: object) -> str:
-    """A path or URI as it is kept; one with a secret in it is refused, for it is printed and written down."""
+    """A path or URI as it is kept; one with a secret is refused, because it is printed and written down."""
     text = os.path.expanduser(str(place))
     if re.search(r"://[^/@:]*:(?!\d+/).*@", text):  # but for HOST:PORT/, whose path may have an @
         raise ValueError(
@@ -34,7 +34,7 @@ def refuse_secret(place: object) -> str:
 
 
 def make_absolute(place: str) -> str:
-    """A path made absolute, for workers are in other folders; a URI as it is."""
+    """A path made absolute, because workers are in other folders; a URI unchanged."""
     return place if "://" in place else os.path.abspath(place)
 
 
@@ -56,7 +56,7 @@ def default_cache() -> Path:
 def mask_password(study: str) -> str:
     """A ``--study`` as it is printed: ``***`` in place of the password of a database's URL.
 
-    It goes by the text alone, for a URL that can't be read is printed, too.
+    It goes by the text alone, because a URL that can't be read is printed, too.
     """
     named = re.sub(r"(:/{1,2}[^:/@]*):.*@", r"\1:***@", study)  # up to the last @: some passwords have one
     return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", named, flags=re.IGNORECASE)

@@ -41,8 +41,8 @@ class Range(Spec):
     """One searched parameter: exactly one of ``int``, ``float``, ``log``, ``choice``, ``fixed``.
 
     ``int``, ``float`` and ``log`` (a float on a logarithmic scale) take ``[low, high]``, both ends
-    included; ``choice`` takes a list of values, ``fixed`` one value. ``when`` names the parameters, and the
-    values of them, without which this one isn't there.
+    included; ``choice`` takes a list of values, ``fixed`` one value. ``when`` names other parameters and
+    their values: without these this parameter isn't there.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -57,12 +57,12 @@ class Range(Spec):
     @property
     def kind(self) -> str:
         """Which of the five forms this range has."""
-        return self._given()[0].rstrip("_")
+        return self._list_forms()[0].rstrip("_")
 
     @property
     def values(self) -> Values:
         """``(low, high)``, the choices, or the one fixed value."""
-        value = getattr(self, self._given()[0])
+        value = getattr(self, self._list_forms()[0])
         return (value,) if self.kind == "fixed" else tuple(value)
 
     def __contains__(self, value: object) -> bool:
@@ -71,7 +71,7 @@ class Range(Spec):
         return self.values[0] <= value <= self.values[1]
 
     def check(self, value: object) -> None:
-        """Refuse what no range of this form takes, wherever its ends are. Raises ValueError."""
+        """Refuse a value that no range of this form takes, whatever its ends. Raises ValueError."""
         number = _read_as_number(value) if isinstance(value, str) else value
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
@@ -84,8 +84,8 @@ class Range(Spec):
         if not isinstance(value, KINDS.get(self.kind, object)):
             raise ValueError(f"'{self.kind}' takes numbers of that kind, not {value!r}")
 
-    def clipped(self, value: Any) -> Any:
-        """`value`, or what lies nearest to it; of choices that are no numbers the first."""
+    def clip(self, value: Any) -> Any:
+        """`value`, or the value that lies nearest to it; the first of choices that are no numbers."""
         if value in self:
             return value
         if self.kind in ("choice", "fixed"):
@@ -95,20 +95,20 @@ class Range(Spec):
 
     @property
     def middle(self) -> Any:
-        """The middle on its own scale; of choices the middle one."""
+        """The middle on the range's own scale, or the middle choice."""
         if self.kind in ("choice", "fixed"):
             return self.values[(len(self.values) - 1) // 2]
         low, high = self.values
         if self.kind == "log":
-            return self.clipped(float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}"))
+            return self.clip(float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}"))
         return (low + high) // 2 if self.kind == "int" else (low + high) / 2
 
-    def _given(self) -> list[str]:
+    def _list_forms(self) -> list[str]:
         return [name for name in FORMS if getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _check(self) -> Range:
-        if len(self._given()) != 1:
+        if len(self._list_forms()) != 1:
             raise ValueError("needs exactly one of int, float, log, choice, fixed")
         values = self.values
         if not values or any(v is None for v in values):
@@ -132,7 +132,7 @@ FORMS = ("int_", "float_", "log", "choice", "fixed")
 SEARCHABLE = tuple(
     n for n in TrainingSpec.model_fields if n not in list_fields(TrainingSpec, Mark.UNSEARCHED)
 )
-SIZES = list_fields(SearchRun, Mark.SIZE)  # what a search space may say about a run: how much, never on what
+SIZES = list_fields(SearchRun, Mark.SIZE)  # a search space may say how much a run does, never on what
 
 
 class SearchSpace(Spec):
@@ -156,7 +156,7 @@ class SearchSpace(Spec):
         """The weights with what counts on the general side."""
         return apply_changes(self.score, {"retain": self.general == "retain"})
 
-    def active(self, setting: Mapping[str, object]) -> list[str]:
+    def list_active(self, setting: Mapping[str, object]) -> list[str]:
         """The parameters that are there, given the values of those that others depend on."""
         names: list[str] = []
         for name, searched in self.parameters.items():
@@ -237,7 +237,7 @@ class SearchSpace(Spec):
         at = ("first", number)
         for name in (name for name in setting if name in self.parameters):
             self._check_form(name, setting[name], "first", *at, name)
-        wanted = self.active(setting)
+        wanted = self.list_active(setting)
         if set(setting) != set(wanted):
             raise MisplacedError(
                 f"a setting under 'first' must name exactly {', '.join(sorted(wanted))}", *at
@@ -286,7 +286,7 @@ def refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
 
 
 def find_mark(node: yaml.Node, at: Iterable[Key]) -> yaml.Mark:
-    """Where in a YAML document the path of keys `at` leads, as far as it goes."""
+    """The mark in a YAML document to which the path of keys `at` leads, as far as it goes."""
     mark = node.start_mark
     for part in at:
         if isinstance(node, yaml.MappingNode):

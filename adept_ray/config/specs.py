@@ -91,7 +91,7 @@ class RunSpec(MachineSpec):
     @model_validator(mode="after")
     def _check_workers(self) -> RunSpec:
         continues = getattr(self, "resume", False) or getattr(self, "more_trials", 0) > 0
-        known = "workers" in self.given or not continues  # else it is what the run began with
+        known = "workers" in self.given or not continues  # else it is the number that the run began with
         fewest, most = self.machine.min_workers, self.machine.workers
         if known and fewest > most:
             raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
@@ -171,7 +171,7 @@ class SearchRun(RunSpec):
     trials: int = setting(8, Mark.SIZE, ge=1, aliases=("--max-trials",))
     """Number of trials; fewer where --max-hours is over first."""
     max_hours: float | None = setting(None, Mark.CHANGEABLE, Mark.TRIALS, gt=0)
-    """Begin no trial that, as long as the longest so far, would end after so many hours of search in all."""
+    """Hours of search in all; no trial begins that would end later if it took as long as the longest."""
     max_new_params: str = ""
     """Most parameters to add: a share of the backbone's (10%) or a number (15M, 1.5B, 2e7)."""
     strategy: Literal["trials", "grow"] = "trials"
@@ -341,7 +341,7 @@ class EvaluateRun(Spec):
     tasks: Tasks = ()
     """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
     items: int = Field(100, ge=1)
-    """Items of each task or group, drawn from the half of its own by which no search chooses."""
+    """Items of each task or group, drawn from the half that no search chooses by."""
     seed: int = Field(0, ge=0)
     """Seed of that drawing."""
     micro_batch: int = Field(8, ge=1)

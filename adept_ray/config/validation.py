@@ -27,7 +27,7 @@ class Spec(BaseModel):
         return dict(cls.model_fields)
 
     @classmethod
-    def flat_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
+    def shorten_path(cls, path: tuple[Key, ...]) -> tuple[Key, ...]:
         """A path of keys into a specification, as files and flags name it."""
         return path
 
@@ -55,14 +55,14 @@ def validate_spec(
 ) -> S:
     """Build `spec` from `values`, turning pydantic's report into one sentence.
 
-    `where` names their place, or is asked for it with the path of keys to the mistake.
+    `where` names their place, or is called with the path of keys to the mistake and names it.
     Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
     """
     try:
         return spec.model_validate(dict(values))
     except ValidationError as problem:
         first = problem.errors()[0]
-        path = spec.flat_path(first["loc"])
+        path = spec.shorten_path(first["loc"])
         key = ".".join(map(str, path))
         if callable(where):
             cause = first.get("ctx", {}).get("error")
@@ -136,7 +136,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def describe_line(mark: yaml.Mark | None) -> str:
-    """A place that PyYAML marked, in words, to follow a file's name."""
+    """A place that PyYAML marked, in words that follow a file's name."""
     return f", line {mark.line + 1}" if mark else ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError, find_cause
 from adept_ray.config.specs import TrainingSpec
@@ -18,7 +18,7 @@ from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
 from adept_ray.data.blocks import Blocks
 from adept_ray.engine.client import BoardClient, run_job
-from adept_ray.engine.job import CrewLost, Job, JobFailed
+from adept_ray.engine.job import CrewLost, Job, JobFailed, Metrics
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.rivals.methods import Entrant
@@ -26,6 +26,9 @@ from adept_ray.rivals.table import ComparedTraining, Phase
 from adept_ray.storage.files import delete_folder
 from adept_ray.training.scoring import score_model
 from adept_ray.training.work import TrainWork
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 APART = 3.0  # factor between base rates until the best one is enclosed
 
@@ -65,10 +68,10 @@ class ComparisonField:
     work: TrainWork
     """Settings; its training, layers and seed are replaced."""
     importance: LayerImportance
-    references: Sequence[Any]
+    references: Sequence[ObjectRef]
     """Number of a seed (0 tries the rates) → object reference to its training text and judged splits."""
     before: Mapping[Phase, Mapping[str, Sequence[float]]]
-    """Phase → what was measured of the untouched backbone (see ``TrainJob.before``)."""
+    """Phase → what was measured of the untouched backbone (see :attr:`TrainWork.before`)."""
     judged: Mapping[Phase, Mapping[str, Blocks]]
     """Phase → side → the blocks that its losses are of."""
     items: Mapping[Phase, Mapping[str, TaskItems]]
@@ -81,31 +84,30 @@ class ComparisonField:
         """Run one training; one that fails is a row with its error. Raises :class:`CrewLost`."""
         row = ComparedTraining(entrant.label, phase, seed, base_lr)
         if base_lr is None:
-            return replace(row, **self.untouched(phase))
+            return replace(row, **self.score_untouched(phase))
         spec = apply_changes(entrant.training, {"base_lr": base_lr})
         layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
         work = replace(self.work, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         work = replace(work, before=self.before[phase], items=self.items[phase])
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
-            delete_folder(
-                f"{self.storage}/{name}"
-            )  # cut off: it would end at once, without time or memory to report
+            # What was cut off would be resumed, and end without its whole time and memory.
+            delete_folder(f"{self.storage}/{name}")
             blocks = self.references[seed - self.work.seed]
-            found = run_job(self.board, Job(name, "train", work, blocks, self.storage))
+            metrics = run_job(self.board, Job(name, "train", work, blocks, self.storage))
         except CrewLost:
             raise
         except JobFailed as problem:
             return replace(row, error=find_cause(problem))
         delete_folder(f"{self.storage}/{name}")  # all parameters of a model, for some methods
-        kept = {each.name for each in fields(ComparedTraining)} & set(found)
-        return replace(row, **{each: found[each] for each in kept})
+        columns = {each.name for each in fields(ComparedTraining)} & set(metrics)
+        return replace(row, **{column: metrics[column] for column in columns})
 
-    def untouched(self, phase: Phase) -> dict[str, Any]:
+    def score_untouched(self, phase: Phase) -> Metrics:
         """Numbers of the untouched backbone, which needs no training."""
         before = self.before[phase]
-        found = score_model(before, before, self.judged[phase], self.work.by_tasks, self.work.weights)
-        return {each.name: found[each.name] for each in fields(ComparedTraining) if each.name in found}
+        metrics = score_model(before, before, self.judged[phase], self.work.by_tasks, self.work.weights)
+        return {each.name: metrics[each.name] for each in fields(ComparedTraining) if each.name in metrics}
 
 
 def trains_anything(spec: TrainingSpec) -> bool:
@@ -125,25 +127,25 @@ def compare_entrants(
     rate_trials: int,
     seeds: int,
     known: Sequence[ComparedTraining] = (),
-    ended: Callable[[list[ComparedTraining], str], None] = lambda rows, name: None,
+    record: Callable[[list[ComparedTraining], str], None] = lambda rows, name: None,
 ) -> list[ComparedTraining]:
     """Run all trainings that aren't `known` without an error; returns every row, in the order they were run.
 
-    `ended` gets all rows after each training, and the name of the job that comes next. The first seed tries
-    the rates, the `seeds` after it count. With one try a method takes the rate it would begin with. A method
-    of which every rate fails is left at that.
+    `record` gets all rows after each training, and the name of the next job. The first seed tries the rates,
+    and the `seeds` after it count. With one try a method takes the rate that it would begin with. A method
+    that fails at every rate is trained no further.
     Raises :class:`UserError` when no method could be trained and scored, :class:`CrewLost` without workers.
     """
-    had = {row.key: row for row in known if not row.error}
+    finished = {row.key: row for row in known if not row.error}
     rows: list[ComparedTraining] = []
     first = field.work.seed
 
     def run(entrant: Entrant, phase: Phase, base_lr: float | None, seed: int) -> ComparedTraining:
         number = len(rows) + 1
         name = f"training-{number:03d}"
-        ended(rows, name)
+        record(rows, name)
         key = (entrant.label, phase, seed, base_lr)
-        row = had[key] if key in had else field.train(entrant, phase, base_lr, seed, name)
+        row = finished[key] if key in finished else field.train(entrant, phase, base_lr, seed, name)
         rows.append(row)
         return row
 
@@ -163,7 +165,7 @@ def compare_entrants(
             continue
         for seed in range(first + 1, first + 1 + seeds):
             run(entrant, "test", best, seed)
-    ended(rows, "")
+    record(rows, "")
     if not any(row.phase == "test" and row.score is not None for row in rows):
         raise UserError(f"all {len(rows)} trainings failed, the last with: {rows[-1].error}")
     return rows

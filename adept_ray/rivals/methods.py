@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 
@@ -23,7 +22,7 @@ class Method:
     about: str
     rate: float
     """Base rate where the search for the best one begins."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Fields of :class:`TrainingSpec`."""
 
 
@@ -102,7 +101,7 @@ def make_entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
 FIXED = ("tokens", "tokens_per_step", "reports", "base_lr")  # the same for all, or searched for each
 
 
-def parse_settings(label: str, changes: Iterable[str]) -> Iterable[tuple[str, Any]]:
+def parse_settings(label: str, changes: Iterable[str]) -> Iterable[tuple[str, object]]:
     """Settings of a variant, from ``key=value`` texts."""
     for change in changes:
         key, separator, value = change.partition("=")

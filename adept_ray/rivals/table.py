@@ -13,7 +13,7 @@ from typing import Any
 MEASURE = "adept"  # the method that the others' scores are set against
 CONFIDENCE = 0.95
 Phase = str  # "rate" or "test"
-Summary = Mapping[str, Any]  # a row of comparison.csv
+Summary = dict[str, Any]  # a row of comparison.csv
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ComparedTraining:
         return self.method, self.phase, self.seed, self.base_lr
 
 
-def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
+def compute_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and half the width of its 95 % confidence interval (Student's t); None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -62,29 +62,27 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(half)
 
 
-def summarise_methods(rows: Sequence[ComparedTraining]) -> list[dict[str, Any]]:
+def summarise_methods(rows: Sequence[ComparedTraining]) -> list[Summary]:
     """A row of comparison.csv for each method, in the order of `rows`; means over seeds, 95 % intervals.
 
     ``against_adept`` is the mean difference in score to ADEPT on the same seeds, with the interval of that
     difference. ``rate_at_edge``: the best base rate has no worse one on one side, so more tries may help.
     """
     methods = list(dict.fromkeys(row.method for row in rows))
-    measure = {row.seed: row.score for row in counted_trainings(rows, MEASURE) if row.score is not None}
+    measure = {row.seed: row.score for row in list_counted_trainings(rows, MEASURE) if row.score is not None}
     return [summarise_method(method, rows, measure) for method in methods]
 
 
-def counted_trainings(rows: Sequence[ComparedTraining], method: str) -> list[ComparedTraining]:
+def list_counted_trainings(rows: Sequence[ComparedTraining], method: str) -> list[ComparedTraining]:
     """The trainings of a method that count and didn't fail."""
     return [row for row in rows if (row.method, row.phase) == (method, "test") and row.score is not None]
 
 
-def summarise_method(
-    method: str, rows: Sequence[ComparedTraining], measure: Mapping[int, float]
-) -> dict[str, Any]:
+def summarise_method(method: str, rows: Sequence[ComparedTraining], measure: Mapping[int, float]) -> Summary:
     """One row of :func:`summarise_methods`; `measure` is seed → ADEPT's score."""
-    counted = counted_trainings(rows, method)
+    counted = list_counted_trainings(rows, method)
     tried = {r.base_lr: r.score for r in rows if (r.method, r.phase) == (method, "rate") and r.base_lr}
-    found: dict[str, Any] = {
+    summary: Summary = {
         "method": method,
         "seeds": len(counted),
         "failed": sum(bool(row.error) for row in rows if row.method == method),
@@ -94,17 +92,17 @@ def summarise_method(
     }
     for name in ("general_delta", "domain_delta", "score", "general_accuracy", "domain_accuracy"):
         values = [getattr(row, name) for row in counted if getattr(row, name) is not None]
-        found[name], found[f"{name}_ci"] = confidence_interval(values) if values else (None, None)
-    pairs = score_differences(counted, measure) if method != MEASURE else []
-    found["against_adept"], found["against_adept_ci"] = confidence_interval(pairs) if pairs else (None, None)
-    found["trained_parameters"] = counted[0].trained_parameters if counted else None
-    found["tokens"] = counted[0].tokens if counted else None
-    found["training_seconds"] = statistics.fmean(r.training_seconds for r in counted) if counted else None
-    found["peak_gib"] = max((row.peak_gib for row in counted if row.peak_gib), default=None)
-    return found
+        summary[name], summary[f"{name}_ci"] = compute_interval(values) if values else (None, None)
+    pairs = compare_scores(counted, measure) if method != MEASURE else []
+    summary["against_adept"], summary["against_adept_ci"] = compute_interval(pairs) if pairs else (None, None)
+    summary["trained_parameters"] = counted[0].trained_parameters if counted else None
+    summary["tokens"] = counted[0].tokens if counted else None
+    summary["training_seconds"] = statistics.fmean(r.training_seconds for r in counted) if counted else None
+    summary["peak_gib"] = max((row.peak_gib for row in counted if row.peak_gib), default=None)
+    return summary
 
 
-def score_differences(counted: Sequence[ComparedTraining], measure: Mapping[int, float]) -> list[float]:
+def compare_scores(counted: Sequence[ComparedTraining], measure: Mapping[int, float]) -> list[float]:
     """Scores minus ADEPT's (`measure`: seed → its score) on the same seeds."""
     if any(row.base_lr is None for row in counted):  # the untouched backbone is the same at every seed
         return [-score for score in measure.values()]
@@ -116,7 +114,7 @@ def is_at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:
     return rate in (min(tried), max(tried))
 
 
-def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_csv(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of the same keys as CSV text; None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

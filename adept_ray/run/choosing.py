@@ -23,9 +23,9 @@ from adept_ray.training.work import TrainWork
 def choose_trial(
     run: SearchRun, question: Question, trials: Sequence[Trial], among: Sequence[Trial] = ()
 ) -> tuple[Choice, Trial]:
-    """What a search that is over says, with all that it leaves open; and the chosen trial.
+    """What a finished search says, with all that it leaves open; and the chosen trial.
 
-    The trial is chosen `among` some of the trials where not all of them can be had any more.
+    The trial is chosen `among` some of the trials where the weights of others are gone.
     """
     among, weights = among or trials, question.space.weights
     choice = choose_k(among, weights, run.min_gain_per_layer)
@@ -58,15 +58,15 @@ def find_kept_weights(trials: Sequence[Trial], results: Results) -> list[Trial]:
 
     Raises :class:`UserError` when no weights are left.
     """
-    found = []
+    kept = []
     for trial in trials:
         place = f"{results.ray}/{TRIALS}/{trial.name}"
         number = NO_STEP if trial.state != "finished" else find_last_checkpoint(place)
         state = "given up" if trial.state == "finished" and number == NO_STEP else trial.state
         saved = None if number == NO_STEP else checkpoint_place(place, number)
-        found.append(replace(trial, state=state, saved=saved))
-    if not any(trial.saved for trial in found):
+        kept.append(replace(trial, state=state, saved=saved))
+    if not any(trial.saved for trial in kept):
         raise UserError(
             f"{results.place} has no candidates any more: their weights under ray/trials are gone"
         )
-    return found
+    return kept

@@ -32,7 +32,7 @@ from adept_ray.run.training import build_work, plan_fit
 
 
 def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:
-    """What all the rivals need together: of each measurement and of memory the most that one of them does."""
+    """What all the rivals need together: of each measurement and of memory the most that one needs."""
     return Needs(
         max(count_ranks_needed(rival.training, sources.layers) for rival in rivals),
         run.tokens // run.passes * (run.seeds + 1),
@@ -43,26 +43,26 @@ def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> 
 
 
 def plan_rivals(context: Context[CompareRun], sources: Sources, rivals: Sequence[Entrant]) -> list[Entrant]:
-    """The rivals with how they are made to fit; those of the same size are planned once."""
-    found: dict[tuple[str, int, int], Fit] = {}
+    """The rivals, each with how it is made to fit; rivals of the same size are planned once."""
+    fits: dict[tuple[str, int, int], Fit] = {}
     planned = []
     for rival in rivals:
         spec = rival.training
         size = (spec.tunes, spec.k, spec.lora_rank)
-        if trains_anything(spec) and size not in found:
-            found[size] = plan_fit(context, sources, spec, what=rival.label)
-        planned.append(replace(rival, fit=found.get(size, PLAIN)))
+        if trains_anything(spec) and size not in fits:
+            fits[size] = plan_fit(context, sources, spec, what=rival.label)
+        planned.append(replace(rival, fit=fits.get(size, PLAIN)))
     return planned
 
 
 def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonField:
     """What all trainings of a comparison share; measures the untouched backbone on the test splits."""
     run, sources, tests = context.run, prepared.sources, load_test_blocks(context.run, prepared.sets)
-    items = {"rate": sources.items_of("validation"), "test": sources.items_of("test")}
+    items = {"rate": sources.select_items("validation"), "test": sources.select_items("test")}
     work = replace(describe_probe(run, sources, prepared.fit), held_out=SIDES, items=items["test"])
     with context.show_jobs("untouched", "the untouched backbone on the test splits", "untouched"):
-        found = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
-    answers = {tasks_key(side): right for side, right in found["correct"].items()}
+        measured = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
+    answers = {tasks_key(side): right for side, right in measured["correct"].items()}
     judged = {"rate": {side: prepared.blocks[side] for side in SIDES}, "test": tests}
     return ComparisonField(
         board=context.board,
@@ -72,7 +72,7 @@ def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonF
             store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"]))
             for number in range(run.seeds + 1)
         ],
-        before={"rate": prepared.before, "test": found["nats"] | answers},
+        before={"rate": prepared.before, "test": measured["nats"] | answers},
         judged=judged,
         items=items,
         storage=f"{context.results.ray}/trainings",
@@ -84,8 +84,8 @@ def split_blocks(
 ) -> dict[str, Blocks]:
     """The blocks of one seed: no two seeds train on a common one, unless there are too few.
 
-    Then all train on all of them, each in an order of its own. What a seed has is gone through as often as
-    the training is long.
+    If there are too few, every seed trains on all of them in an order of its own. A training goes through its
+    blocks as often as it is long.
     """
     blocks = {**prepared.blocks, **judged}
     needed = run.tokens // run.passes * (run.seeds + 1) // run.seq_len
@@ -109,12 +109,12 @@ def run_comparison(
         nonlocal now
         now = (name, len(rows))
         if rows:
-            # Those of an earlier attempt that are still to come stay in the file.
+            # Rows of an earlier attempt that are still to come stay in the file.
             later = [row for row in known if row.key not in {r.key for r in rows}]
             results.write("runs.csv", format_csv([asdict(row) for row in [*rows, *later]]))
-            display.training(rows[-1])
+            display.show_training(rows[-1])
 
-    with display.stage("compare", f"{total} trainings") as update:
+    with display.show_stage("compare", f"{total} trainings") as update:
 
         def show(progress: JobProgress, _: object) -> None:
             name, over = now

@@ -45,7 +45,7 @@ class Context(Session[OfRun]):
     @contextmanager
     def show_jobs(self, stage: str, what: str, *jobs: str) -> Iterator[None]:
         """Show a stage with the progress of the `jobs` that the crew does in it one after the other."""
-        with self.display.stage(stage, what) as update:
+        with self.display.show_stage(stage, what) as update:
 
             def show(progress: JobProgress, _: object) -> None:
                 shares = [done / of for done, of in (progress.get(job, (0, 1)) for job in jobs)]
@@ -76,13 +76,13 @@ def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R
     with redirect_output(results), cluster.connect_cluster(session.run) as dashboard:
         token = cluster.explain_dashboard_token() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
-        display.event("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
+        display.emit("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
         run = cluster.resolve_crews(session.run)
         if run != session.run:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
         if trains:
             cluster.check_compiler(run)
-        memory = cluster.measure_worker_memory(run)  # asked now: the crew may take every GPU there is
+        memory = cluster.measure_worker_memory(run)  # before the crew takes every GPU there is
         with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
             yield Context(session.run, results, display, board, memory)
 
@@ -91,8 +91,8 @@ def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R
 def redirect_output(results: Results) -> Iterator[None]:
     """Send what Ray, Tune and Train print here, and what workers print, to a file among the results.
 
-    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards. A run
-    that goes on adds to what it printed before, behind a URI too.
+    What :class:`Display` writes still comes to the terminal, and so does what is printed afterwards. A
+    resumed run adds to the file, behind a URI too.
     """
     results.fetch((OUTPUT_LOG,))
     file = results.folder / OUTPUT_LOG

@@ -22,7 +22,7 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
 def run_command(spec: type[Spec], command: str, description: str | None) -> NoReturn:
-    """Parse the flags of `spec`, call `command` (``commands.find_k``, …) and exit with its status.
+    """Parse the flags of `spec`, call `command` (``tune_k.find_k``, …) and exit with its status.
 
     Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
@@ -68,7 +68,7 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     values = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args))
     # What was given counts as given; sizes that a preset or a search space brought don't.
     given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
-    given -= {name for name in given if follows(spec, name) and values[name] is None}
+    given -= {name for name in given if stays_as_searched(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
     checked = validate_spec(spec, known, where="command line")
     return cast("S", spec.model_construct(given, **dict(checked)))
@@ -83,7 +83,7 @@ def make_flag_class(spec: type[Spec], defaults: Mapping[str, object]) -> type:
     for name, kind in list_arguments(spec).items():
         field, default = spec.flat_fields()[name], dataclasses.field()
         if not field.is_required():
-            usual = None if follows(spec, name) else field.get_default(call_default_factory=True)
+            usual = None if stays_as_searched(spec, name) else field.get_default(call_default_factory=True)
             default = dataclasses.field(default=defaults.get(name, usual))
         fields.append((name, kind, default))
     return dataclasses.make_dataclass(spec.__name__, fields)
@@ -91,20 +91,20 @@ def make_flag_class(spec: type[Spec], defaults: Mapping[str, object]) -> type:
 
 def list_arguments(spec: type[Spec]) -> dict[str, Any]:
     """Field of `spec` → its type as tyro takes it, with its help."""
-    found = {}
+    arguments = {}
     for name, field in spec.flat_fields().items():
         kind, text = field.annotation, field.description or ""
-        if follows(spec, name):
+        if stays_as_searched(spec, name):
             what = text.partition(";")[0].rstrip(".")
             kind, text = kind | None, f"{what}; default: as the search had."  # type: ignore
         names = {"name": read_extra(field, "flag"), "aliases": read_extra(field, "aliases")}
         marks = [tyro.conf.arg(help=text, **names)]
         if read_extra(field, "positional"):
             marks.append(tyro.conf.Positional)
-        found[name] = Annotated[(kind, *marks)]  # type: ignore[name-defined, valid-type]
-    return found
+        arguments[name] = Annotated[(kind, *marks)]  # type: ignore[name-defined, valid-type]
+    return arguments
 
 
-def follows(spec: type[Spec], name: str) -> bool:
-    """Whether a field of `spec` is what the search had, unless it is given."""
+def stays_as_searched(spec: type[Spec], name: str) -> bool:
+    """Whether a field of `spec` stays as the search had it unless it is given."""
     return issubclass(spec, FollowingSpec) and name in Machine.model_fields

@@ -1,6 +1,6 @@
-"""What every command does first: build token blocks, measure importance.
+"""What every command does first: it builds token blocks and measures importance.
 
-Each result is kept in the cache under the fingerprint of all that made it, so a second run reads.
+The cache keeps each result under the fingerprint of all that it was made from. A second run reads it there.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Prepared:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Names of all that the run was made from."""
-        made = {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
-        return self.sources.fingerprints | made
+        of_blocks = {f"{side} blocks": blocks.fingerprint for side, blocks in self.sets.items()}
+        return self.sources.fingerprints | of_blocks
 
 
 def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepared:
@@ -72,7 +72,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "leave it out, or use larger workers"
         )
     display = context.display
-    with display.stage("blocks", "token blocks") as update:
+    with display.show_stage("blocks", "token blocks") as update:
         sets = build_block_sets(context, sources, update)
         blocks = select_blocks(context.run, sources, sets, needs)
         if sources.domain:  # a split that is too small is refused now, not after the search
@@ -85,7 +85,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
         importance, before = stage.read_or_measure()
         if needs.reception:
             importance["reception"] = measure_reception(stage)
-    for side, items in sources.items_of("validation").items():
+    for side, items in sources.select_items("validation").items():
         for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
             display.warn(f"{side} task {sentence}")
     return Prepared(sources, sets, blocks, importance, before, needs.fit)
@@ -94,7 +94,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
 def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:
     """All blocks of the corpora, from the cache or built now.
 
-    `update` hears of the bytes that are done, the display of a set in the cache that isn't whole.
+    `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
     """
     run, machine = context.run, context.run.machine
     where = machine.local_cache, machine.shared_cache, context.display.say
@@ -142,11 +142,11 @@ def load_held_out(
 def check_sample_sizes(
     run: RunSpec, split: str, held: Mapping[str, Blocks], sources: Sources, warn: Callable[[str], None]
 ) -> None:
-    """See that standard errors can be told on a held-out split: they come from its documents or items.
+    """Check that a held-out split has enough documents, or items, for standard errors.
 
-    Warns of few, and raises :class:`UserError` where there is a single one.
+    Warns of few. Raises :class:`UserError` where there is only one.
     """
-    items = sources.items_of(split) if run.score == "tasks" else {}
+    items = sources.select_items(split) if run.score == "tasks" else {}
     for side in SIDES:
         count = len(items[side]) if side in items else len(held[side].document_bytes)
         what, flag = ("item", "--task-items") if side in items else ("document", f"--{split}-tokens")

@@ -33,7 +33,7 @@ class Question:
     limit: DepthLimit
     """How large k may be, whatever the space says."""
     base: TrainingSpec
-    """What every trial trains with, but for what is searched."""
+    """What every trial trains with, apart from what is searched."""
     deepest: TrainingSpec
     """A deepest training of the space."""
     k_max: int
@@ -50,8 +50,8 @@ def pose_question(
 ) -> Question:
     """What a run asks on these sources; `begun_with` is the space of its file.
 
-    `say` hears of a budget that ends the range of k. Raises :class:`UserError` for a k or a placement that
-    the backbone doesn't allow.
+    `say` hears of a budget that shortens the range of k. Raises :class:`UserError` for a k or a placement
+    that the backbone doesn't allow.
     """
     base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports)
     space, most = limit_space(run, begun_with, sources, say)
@@ -64,7 +64,7 @@ def limit_space(
 ) -> tuple[SearchSpace, int]:
     """The space as it is searched, and the largest k that backbone and budget allow.
 
-    The budget ends the range of k, which `say` hears of, and the paper's setting goes first. Raises
+    A budget shortens the range of k, and `say` hears of it. The paper's setting is tried first. Raises
     :class:`UserError`.
     """
     most = sources.layers
@@ -82,7 +82,7 @@ def limit_space(
 
 
 def limit_k(run: SearchRun, sources: Sources, most: int) -> DepthLimit:
-    """How large k may be in such a search, `most` by its budget, and the command with twice that."""
+    """How large k may be (at most `most` in its budget), and the command with twice that budget."""
     if not run.max_new_params:
         return DepthLimit(sources.layers, most)
     twice = apply_changes(run, {"max_new_params": double_amount(run.max_new_params)})
@@ -95,11 +95,11 @@ def rerun_command(run: SearchRun) -> str:
 
 
 def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str:
-    """The name of a study: searches of the same question share it, and learn from each other's trials."""
+    """The name of a study. Searches of the same question share it and learn from each other's trials."""
     sizes = (run.tokens_per_trial, run.validation_tokens, run.seq_len, run.task_items, run.score)
     probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
     tasks = (run.general_tasks, run.domain_tasks)
-    asked = space.model_dump(exclude={"run", "first", "judge_after"})
-    wanted = (run.pareto, run.min_gain_per_layer or 0.0)
+    searched = space.model_dump(exclude={"run", "first", "judge_after"})
+    goal = (run.pareto, run.min_gain_per_layer or 0.0)
     dtype = run.machine.dtype
-    return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, asked, dtype, wanted)}"
+    return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, searched, dtype, goal)}"

@@ -57,13 +57,13 @@ def record_run(
 ) -> None:
     """Write run.json: the settings, and, when `prepared` is given, versions, fingerprints and wall clock.
 
-    What an earlier command of the same run wrote holds until this one has ended. So a command that is cut off
-    leaves results that can be read. What the commands spent adds up.
+    What an earlier command of the same run wrote stays until this one has ended, so a command that is cut off
+    leaves results that can be read. Times of all commands add up.
     """
-    run, had = session.run, session.results.read_record()
-    about = {"command": format_own_call(), **had}
+    run, earlier = session.run, session.results.read_record()
+    about = {"command": format_own_call(), **earlier}
     about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
-    about["fingerprints"] = sources.fingerprints | had.get("fingerprints", {})
+    about["fingerprints"] = sources.fingerprints | earlier.get("fingerprints", {})
     about["ended"] = prepared is not None
     if training:
         about["training"] = training.model_dump(mode="json")
@@ -71,7 +71,7 @@ def record_run(
         about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if prepared:
         about |= {"versions": list_versions(), "fingerprints": prepared.fingerprints}
-        about |= sum_spent(had, session.display)
+        about |= sum_spent(earlier, session.display)
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     session.results.write_json("run.json", about)
 
@@ -81,16 +81,16 @@ def sum_spent(about: RunRecord, display: Display) -> SpentRecord:
 
     `about` is the run.json that the earlier ones left.
     """
-    had = about.get("spent", about)
-    before, now = seconds_before(about), {**display.seconds, "total": display.total()}
+    earlier = about.get("spent", about)
+    before, now = read_spent_seconds(about), {**display.seconds, "total": display.count_seconds()}
     stages = [name for name in dict.fromkeys([*before, *now]) if name != "total"]
     seconds = {name: round(before.get(name, 0.0) + now.get(name, 0.0), 1) for name in (*stages, "total")}
-    peaks = [peak for peak in (had.get("peak_memory_gib"), memory.Memory.read_peak()) if peak is not None]
+    peaks = [peak for peak in (earlier.get("peak_memory_gib"), memory.Memory.read_peak()) if peak is not None]
     return {"seconds": seconds, "peak_memory_gib": max(peaks, default=None)}
 
 
-def seconds_before(about: RunRecord) -> dict[str, float]:
-    """Seconds by stage that the commands took which left this run.json."""
+def read_spent_seconds(about: RunRecord) -> dict[str, float]:
+    """Seconds by stage that all commands took until they left this run.json."""
     return about.get("spent", about).get("seconds", {})
 
 
@@ -101,13 +101,13 @@ def has_ended(about: RunRecord) -> bool:
 
 def list_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that isn't installed
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def show_summary(
@@ -128,16 +128,16 @@ def show_summary(
     if doubt:
         display.show(doubt)
     for side, tested in (("general", test["general"]), ("domain", test["domain"])):
-        found = check_record(Side, tested, "test")
+        change = check_record(Side, tested, "test")
         display.show(
-            f"{side + ':':9} {found.describe_levels('bits per byte')} on the test split, "
-            f"{found.delta:+.2f} ± {found.standard_error:.2f} {found.unit} against the untouched backbone"
+            f"{side + ':':9} {change.describe_levels('bits per byte')} on the test split, "
+            f"{change.delta:+.2f} ± {change.standard_error:.2f} {change.unit} against the untouched backbone"
         )
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.has(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
     facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": reason, "doubt": doubt}
-    display.event("summary", **facts, test=test, files=files, seconds=display.seconds)
+    display.emit("summary", **facts, test=test, files=files, seconds=display.seconds)
 
 
 def show_choice(

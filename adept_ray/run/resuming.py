@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped: its settings, and the command that does it."""
+"""Resuming a run that was stopped: its settings, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
 from adept_ray.run.context import Session
 from adept_ray.run.record import has_ended, sum_spent
-from adept_ray.run.settings import check_trust, overrides_from, resolve_settings
+from adept_ray.run.settings import check_trust, list_run_overrides, resolve_settings
 from adept_ray.storage.files import describe_full_disk, is_disk_full
 from adept_ray.storage.records import BestRecord, RunRecord
 
@@ -27,8 +27,8 @@ OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that 
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    Both name the command that continues the run. What a run has spent when it stops half-way is kept in
-    run.json, and the run that continues it adds to that.
+    Both name the command that resumes the run. run.json keeps the time that was spent, and the command that
+    resumes the run adds to it.
     """
     continued = format_resume_command(command, session.run)
     try:
@@ -46,7 +46,7 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
 
 @contextmanager
 def keep_spent_time(session: Session[RunSpec]) -> Iterator[None]:
-    """Write to run.json what was spent, if what is done here stops half-way."""
+    """Write the time that was spent to run.json if the work inside stops half-way."""
     try:
         yield
     except BaseException:
@@ -58,7 +58,7 @@ def keep_spent_time(session: Session[RunSpec]) -> Iterator[None]:
 
 
 def format_resume_command(command: str, run: RunSpec) -> str:
-    """The command line that goes on with a run; `command` is as in ``tune-k`` or ``train --config FILE``."""
+    """The command line that resumes a run; `command` is as in ``tune-k`` or ``train --config FILE``."""
     trust = " --trust-remote-code" if run.trust_remote_code else ""
     elsewhere = "" if run.storage == RunSpec().storage else f" --storage {shlex.quote(run.storage)}"
     return format_command(f"{command} --name {run.name} --resume{trust}{elsewhere}")
@@ -67,23 +67,23 @@ def format_resume_command(command: str, run: RunSpec) -> str:
 def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
     """The settings that a run began with, to resume it; a flag that contradicts them is refused.
 
-    What no result depends on (see :class:`~adept_ray.config.fields.Mark`) may be given anew. What isn't given
-    stays as it was.
+    Settings that no result depends on (see :class:`~adept_ray.config.fields.Mark`) may be given anew. The
+    others stay as they were.
     """
     saved = validate_spec(type(run), begun, "run.json")
     check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     fields = type(run).flat_fields()
     changes = {name: getattr(run, name) for name in OWN if name in fields}
     for name in (n for n in fields if n in run.given and n not in OWN):
-        asked, had = run.read_field(name), saved.read_field(name)
-        if asked == had:
+        new, old = run.read_field(name), saved.read_field(name)
+        if new == old:
             continue
         if name not in list_fields(type(run), Mark.CHANGEABLE):
             flag = "--" + name.replace("_", "-")
             if name == "study":
-                asked, had = mask_password(asked), mask_password(had)
-            raise UserError(f"{flag} {asked}: the run '{run.name}' began with {had}, so leave that flag out")
-        changes[name] = asked
+                new, old = mask_password(new), mask_password(old)
+            raise UserError(f"{flag} {new}: the run '{run.name}' began with {old}, so leave that flag out")
+        changes[name] = new
     return apply_changes(saved, changes, where=f"resuming '{run.name}'")
 
 
@@ -96,7 +96,7 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
     if "training" not in begun:
         raise UserError(f"'{args.name}' is no training at full length: check --name and --storage")
     given = RunSpec.model_construct(
-        set(overrides_from(args)),
+        set(list_run_overrides(args)),
         machine=args.machine,
         trust_remote_code=args.trust_remote_code,
         storage=args.storage,
@@ -106,9 +106,9 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
     run = resolve_settings(resume_settings(given, begun["run"]))
     file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.flat_fields() if name not in TrainRun.flat_fields()):
-        if (asked := file.read_field(name)) != (had := run.read_field(name)):
+        if (new := file.read_field(name)) != (old := run.read_field(name)):
             raise UserError(
-                f"{args.config}: {name} is {asked}, but the training to be resumed began with {had}"
+                f"{args.config}: {name} is {new}, but the training to be resumed began with {old}"
             )
     training = validate_spec(TrainingSpec, begun["training"], "run.json")
     reports = args.reports if "reports" in args.given else training.reports
@@ -119,7 +119,7 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
 
 def check_same_training(training: TrainingSpec, begun: Mapping[str, object]) -> None:
     """Refuse to resume a training as another one: the schedule would break. Raises :class:`UserError`."""
-    had = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
+    old = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
     for name, value in training.model_dump(mode="json").items():
-        if value != had[name]:
-            raise UserError(f"{name} is {value}, but the training to be resumed began with {had[name]}")
+        if value != old[name]:
+            raise UserError(f"{name} is {value}, but the training to be resumed began with {old[name]}")

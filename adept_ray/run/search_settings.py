@@ -41,7 +41,7 @@ def open_search(run: SearchRun) -> Session[SearchRun]:
 
 
 def continue_search(run: SearchRun, results: Results) -> SearchRun:
-    """The settings of a search that goes on, or of a finished one that is extended.
+    """The settings of a search that is resumed, or of a finished one that is extended.
 
     Raises :class:`UserError` for flags that contradict them, and for more trials of an unfinished search.
     """
@@ -55,16 +55,16 @@ def continue_search(run: SearchRun, results: Results) -> SearchRun:
             "--resume first"
         )
     rows = json.loads((results.folder / "trials.json").read_text())["trials"]
-    had = sum(row["state"] != UNTOUCHED for row in rows)  # fewer than asked for where the time was over
-    changes = {"resume": True, "more_trials": 0, "trials": had + run.more_trials}
+    over = sum(row["state"] != UNTOUCHED for row in rows)  # --max-hours may have ended the search early
+    changes = {"resume": True, "more_trials": 0, "trials": over + run.more_trials}
     return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")
 
 
 def load_space(run: SearchRun, about: RunRecord, say: Say = lambda text: None) -> SearchSpace:
-    """The space that a search began with; that of its file, with the run's ranges, where none is kept.
+    """The space that a search began with, or, where run.json keeps none, its file's with the run's ranges.
 
-    `about` is the run.json, and `say` hears of a file that has another one by now. Raises
-    :class:`UserError` for a file that is needed and can't be used.
+    `about` is the run.json. `say` hears of a file that has changed since. Raises :class:`UserError` for a
+    file that is needed and can't be used.
     """
     if "space" not in about:
         return override_ranges(load_search_space(run.search_space), run.range)
@@ -75,8 +75,8 @@ def load_space(run: SearchRun, about: RunRecord, say: Say = lambda text: None) -
         same = False
     if not same:
         say(
-            f"{run.search_space} isn't what the search '{run.name}' began with any more: it goes on with "
-            "what it was, and another --name begins one with what it is now"
+            f"{run.search_space} isn't what the search '{run.name}' began with any more: the search goes on "
+            "with what it was, and another --name begins one with what it is now"
         )
     return kept
 
@@ -102,5 +102,5 @@ def open_finished(args: PickRun) -> tuple[SearchRun, Session[SearchRun]]:
 
 
 def override_machine(run: SearchRun, args: PickRun) -> SearchRun:
-    """The settings of a search with the machine that is picked on: no trial is run, so one crew is enough."""
+    """The settings of a search with the machine of pick.py: no trial is run, so one crew is enough."""
     return apply_changes(run, args.list_overrides() | {"concurrent": 1, "min_workers": 0})

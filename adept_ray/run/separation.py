@@ -46,7 +46,7 @@ def measure_separations(
     added = json.loads((expanded / RECORD).read_text())["added_layers"]
     blocks = store_blocks(load_test_blocks(run, prepared.sets))
     probe = replace(describe_probe(run, prepared.sources, PLAIN), separation=True)
-    found = {}
+    models: Models = {}
     with fetch_temporarily(f"{context.results.place}/model") as without:
         folders = {
             "untouched": backbone,
@@ -57,12 +57,12 @@ def measure_separations(
             work = replace(probe, backbone=model)
             measured = run_job(context.board, Job(f"activations of {name}", "probe", work, blocks))
             copies = added if name == "expanded" else []
-            found[name] = [
+            models[name] = [
                 {"layer": at - sum(a <= at for a in copies), "copy": at in copies, **row}
                 for at, row in enumerate(measured["separation"])
             ]
-            update(len(found), len(folders))
-    return found
+            update(len(models), len(folders))
+    return models
 
 
 def write_activations(results: Results, models: Models, layers: Sequence[int]) -> None:

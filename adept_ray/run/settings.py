@@ -1,4 +1,4 @@
-"""Settings made definite: names, absolute paths, what a best.yaml says and what is given anew."""
+"""Definite settings: names, absolute paths, those of a best.yaml and those that are given anew."""
 
 from __future__ import annotations
 
@@ -39,20 +39,22 @@ def resolve_settings(run: R, what: str = "") -> R:
 
 def resolve_study(study: str) -> str:
     """A ``--study`` whose file, if it is one, is named by an absolute path."""
-    scheme, found, file = study.rpartition("sqlite:///")
-    if "://" in study and not (found and not scheme and file != ":memory:"):
+    before, scheme, file = study.rpartition("sqlite:///")
+    if "://" in study and not (scheme and not before and file != ":memory:"):
         return study
-    return f"{found}{Path(file).expanduser().absolute()}"
+    return f"{scheme}{Path(file).expanduser().absolute()}"
 
 
 def check_trust(trusted: bool, begun: Mapping[str, object], what: str) -> None:
-    """Refuse to go on with other code than a run of those settings had: no file can ask for trust.
+    """Refuse to trust more or less code than a run of those settings did: no file can ask for trust.
 
     Raises :class:`UserError`.
     """
     if trusted != begun.get("trust_remote_code", False):
-        had, so = ("without", "leave it out") if trusted else ("with", "give it again if that code may run")
-        raise UserError(f"{what} was made {had} --trust-remote-code: {so}")
+        how, remedy = (
+            ("without", "leave it out") if trusted else ("with", "give it again if that code may run")
+        )
+        raise UserError(f"{what} was made {how} --trust-remote-code: {remedy}")
 
 
 def load_best(place: str | Path) -> BestRecord:
@@ -72,12 +74,12 @@ def load_best(place: str | Path) -> BestRecord:
     return cast("BestRecord", best)
 
 
-def known_fingerprints(best: BestRecord) -> dict[str, str]:
-    """What a best.yaml knows of what it was made from."""
+def list_known_fingerprints(best: BestRecord) -> dict[str, str]:
+    """The fingerprints that a best.yaml holds, by what they are of."""
     return {"backbone": best["backbone"]} if "backbone" in best else {}
 
 
-def overrides_from(args: TrainRun | ActivationsRun) -> dict[str, object]:
-    """The fields of the run that a command which goes on from a best.yaml was given anew."""
+def list_run_overrides(args: TrainRun | ActivationsRun) -> dict[str, object]:
+    """The run's fields that somebody gave to a command which takes a best.yaml."""
     own = ("trust_remote_code", "storage", "name", "json_lines")
     return args.list_overrides() | {name: getattr(args, name) for name in own}

@@ -43,14 +43,14 @@ class Sources:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Names of backbone and corpora by their content."""
-        made = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
-        return made | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
+        names = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
+        return names | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
 
     def build_skeleton(self) -> PreTrainedModel:
         """The backbone's shapes, without data."""
         return build_outline(self.backbone, self.config)
 
-    def items_of(self, split: str) -> dict[str, TaskItems]:
+    def select_items(self, split: str) -> dict[str, TaskItems]:
         """Side → its items of that split."""
         return {side: splits[split] for side, splits in self.items.items()}
 
@@ -77,9 +77,9 @@ def find_sources(
 ) -> Sources:
     """Fetch and check backbone and corpora.
 
-    Where the results folder says what they were, they must be the same, else as far as `made_from` says it.
+    They must be those that the results folder names; where it names none, those that `made_from` names.
     Raises :class:`UserError` for what can't be used, for what has changed since, and for more workers than
-    this machine has. No code that comes with a backbone is run before that is known.
+    this machine has. Code that comes with a backbone runs only after these checks.
     """
     run, display = session.run, session.display
     check_workers(run)
@@ -89,7 +89,7 @@ def find_sources(
         display.say(f"downloads and copies out of {run.machine.cache} are kept in {kept}, here alone")
     if "://" in run.machine.cache:
         check_place(run.machine.cache, "--cache")
-    with display.stage("assets", "backbone and corpora") as update:
+    with display.show_stage("assets", "backbone and corpora") as update:
         backbone = resolve_backbone(
             run.backbone, run.machine.local_cache, run.trust_remote_code, run.machine.dtype
         )
@@ -105,7 +105,7 @@ def find_sources(
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items: dict[str, dict[str, TaskItems]] = {}
     if any(tasks.values()):
-        with display.stage("tasks", "benchmark tasks") as update:
+        with display.show_stage("tasks", "benchmark tasks") as update:
             for number, (side, names) in enumerate(tasks.items(), 1):
                 if names:
                     items[side] = draw_items(names, run.task_items, run.seed, run.machine.local_cache)
@@ -117,8 +117,8 @@ def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[st
     """Refuse another backbone or corpus than earlier results were made from. Raises :class:`UserError`."""
     if began.get(what, source.fingerprint) != source.fingerprint:
         raise UserError(
-            f"the {what} '{source.name}' has changed since the results that this goes on from were made, and "
-            "can't be compared with them: put back what it was, or begin again under another --name"
+            f"the {what} '{source.name}' has changed since the earlier results were made, so new ones can't "
+            "be compared with them: put back what it was, or begin again under another --name"
         )
 
 
@@ -137,9 +137,9 @@ def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
 
 def list_notes(sources: Sources) -> dict[str, str]:
     """Where things come from and under which licence."""
-    found: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
+    parts: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
         ("backbone", sources.backbone),
         ("general", sources.general),
         ("domain", sources.domain),
     )
-    return {side: f"{source.name}: {source.note}" for side, source in found if source}
+    return {side: f"{source.name}: {source.note}" for side, source in parts if source}

@@ -1,4 +1,4 @@
-"""Stage 1 of a run: what the cache doesn't hold is measured now."""
+"""Stage 1 of a run: it measures what the cache doesn't hold."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ class StageOne:
         run = self.context.run
         return (PROBE_VERSION, self.sources.backbone.fingerprint, run.machine.dtype, run.seq_len)
 
-    def place_importance(self) -> str:
+    def locate_importance(self) -> str:
         """Where the cache keeps the importance of layers and units."""
         run = self.context.run
-        asked = (self.sets["general"].fingerprint, run.probe_tokens, self.race, run.probe_confidence)
-        return cache_place(run, "probes", *self._model, *asked)
+        probe = (self.sets["general"].fingerprint, run.probe_tokens, self.race, run.probe_confidence)
+        return locate_in_cache(run, "probes", *self._model, *probe)
 
-    def place_losses(self) -> dict[str, str]:
+    def locate_losses(self) -> dict[str, str]:
         """Side → where the cache keeps the backbone's losses."""
         run = self.context.run
         return {
-            side: cache_place(run, "losses", *self._model, each.fingerprint, run.validation_tokens)
+            side: locate_in_cache(run, "losses", *self._model, each.fingerprint, run.validation_tokens)
             for side, each in self.sets.items()
         }
 
-    def place_answers(self) -> dict[str, str]:
+    def locate_answers(self) -> dict[str, str]:
         """Side → where the cache keeps the backbone's answers to its items."""
-        made_with = (*self._model[:3], version("lm_eval"))
+        parts = (*self._model[:3], version("lm_eval"))
         return {
-            side: cache_place(self.context.run, "answers", *made_with, items.content)
-            for side, items in self.sources.items_of("validation").items()
+            side: locate_in_cache(self.context.run, "answers", *parts, items.content)
+            for side, items in self.sources.select_items("validation").items()
         }
 
     def read(self, place: str) -> Any:
@@ -82,20 +82,20 @@ class StageOne:
         return read_json(place, say=self.context.display.say)
 
     def read_or_measure(self) -> tuple[ImportanceFile, dict[str, list[float]]]:
-        """Importance and validation losses of the untouched backbone; measured now if no earlier run did."""
-        importance = self.read(self.place_importance())
-        nats = {side: self.read(place) for side, place in self.place_losses().items()}
-        answers = {side: self.read(place) for side, place in self.place_answers().items()}
+        """Importance and validation losses of the untouched backbone, from the cache or measured now."""
+        importance = self.read(self.locate_importance())
+        nats = {side: self.read(place) for side, place in self.locate_losses().items()}
+        answers = {side: self.read(place) for side, place in self.locate_answers().items()}
         missing = [side for side, known in nats.items() if known is None]
-        items = self.sources.items_of("validation")
+        items = self.sources.select_items("validation")
         unanswered = {side: items[side] for side, known in answers.items() if known is None}
         if missing or unanswered or importance is None:
             measured = self.measure(importance is None, missing, unanswered)
             if importance is None:
                 importance = {**measured["importance"], "made_from": self.describe_origin()}
-                store_json(self.place_importance(), importance)
-            nats |= self._store(measured["nats"], self.place_losses(), "nats")
-            answers |= self._store(measured["correct"], self.place_answers(), "correct")
+                store_json(self.locate_importance(), importance)
+            nats |= self._store(measured["nats"], self.locate_losses(), "nats")
+            answers |= self._store(measured["correct"], self.locate_answers(), "correct")
         before = {side: known["nats"] for side, known in nats.items()}
         before |= {tasks_key(side): known["correct"] for side, known in answers.items()}
         return importance, before
@@ -141,7 +141,7 @@ def measure_reception(stage: StageOne) -> list[float]:
     """Reception of every layer, on as much training text as the probe has of general text."""
     run, sources, domain = stage.context.run, stage.sources, stage.sets["domain"]
     named = (sources.backbone.fingerprint, run.machine.dtype, run.seq_len, domain.fingerprint)
-    place = cache_place(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
+    place = locate_in_cache(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
     known = stage.read(place)
     if known is None:
         text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
@@ -153,7 +153,7 @@ def measure_reception(stage: StageOne) -> list[float]:
 
 
 def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
-    """A measurement of a run's backbone; what to measure is still to be said."""
+    """Work on a run's backbone that measures nothing yet: callers switch on what they need."""
     return ProbeWork(sources.backbone, run.machine.micro_batch, importance=False, fit=fit)
 
 
@@ -164,6 +164,6 @@ def store_blocks(blocks: Mapping[str, Blocks]) -> ObjectRef:
     return ray.put(dict(blocks))
 
 
-def cache_place(run: RunSpec, kind: str, *parts: object) -> str:
+def locate_in_cache(run: RunSpec, kind: str, *parts: object) -> str:
     """Path or URI at which the cache keeps a result of that kind made from `parts`."""
     return f"{run.machine.cache}/{kind}/{fingerprint(*parts)}.json"

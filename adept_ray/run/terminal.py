@@ -1,6 +1,6 @@
 """What a person sees in the terminal: stages with their progress, a live table of trials.
 
-Or, for a machine, an object of JSON a line: every event, and nothing else, on stdout.
+For a machine it is one object of JSON a line: every event, and nothing else, on stdout.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage,
 
 
 class TimeLeft(ProgressColumn):
-    """How long a stage has to go at its pace so far, known as soon as a part of it is done."""
+    """How long a stage still takes at its pace so far, known as soon as a part of it is done."""
 
     def render(self, task: Task) -> Text:
         """``0:01:05``, or dashes."""
@@ -63,7 +63,7 @@ class Display:
     """
 
     def __init__(self, json_lines: bool = False) -> None:
-        self._out = sys.stdout  # the terminal's, wherever what others print is sent
+        self._out = sys.stdout  # the terminal's, even where other output is redirected
         self._json = json_lines
         self.console = Console(file=self._out, highlight=False, quiet=json_lines)
         self.live = self.console.is_terminal and not json_lines
@@ -74,7 +74,7 @@ class Display:
         """Called with the name of every event and its facts."""
         self._started = time.monotonic()
 
-    def total(self) -> float:
+    def count_seconds(self) -> float:
         """Seconds since the command began."""
         return round(time.monotonic() - self._started, 1)
 
@@ -82,27 +82,27 @@ class Display:
         """One line (or more) for persons."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def event(self, name: str, /, **facts: object) -> None:
+    def emit(self, name: str, /, **facts: object) -> None:
         """Something that happened, for machines and listeners; what isn't finite becomes null."""
         for listener in self.listeners:
             listener(name, facts)
         if self._json:
-            line = to_json({"event": name, "at": self.total(), **facts}, inf_nan_mode="null")
+            line = to_json({"event": name, "at": self.count_seconds(), **facts}, inf_nan_mode="null")
             self._out.write(line.decode() + "\n")
             self._out.flush()
 
     def say(self, text: str) -> None:
         """One line (or more) for persons and machines alike."""
         self.show(text)
-        self.event("note", text=text.strip())
+        self.emit("note", text=text.strip())
 
     def warn(self, sentence: str) -> None:
         """Something that the user should look into."""
         self.show(f"warning: {sentence}")
-        self.event("warning", text=sentence)
+        self.emit("warning", text=sentence)
 
     @contextmanager
-    def stage(self, name: str, what: str) -> Iterator[Update]:
+    def show_stage(self, name: str, what: str) -> Iterator[Update]:
         """Show that a stage runs; yields a function that takes (done, of)."""
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -114,7 +114,7 @@ class Display:
             redirect_stdout=False,  # what others print is none of its business
             redirect_stderr=False,
         )
-        self.event("stage_began", stage=name, what=what)
+        self.emit("stage_began", stage=name, what=what)
         if not self.live:
             self.show(f"{what} …")
             bar.disable = True
@@ -126,7 +126,7 @@ class Display:
             bar.update(task, completed=done, total=of)
             if (now := time.monotonic()) - last_event > PROGRESS_EVERY:
                 last_event = now
-                self.event(
+                self.emit(
                     "progress",
                     stage=name,
                     done=done,
@@ -140,9 +140,9 @@ class Display:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
         self.show(f"{what}: {self.seconds[name]:.1f} s")
-        self.event("stage_ended", stage=name, seconds=self.seconds[name])
+        self.emit("stage_ended", stage=name, seconds=self.seconds[name])
 
-    def plan(self, needs: MemoryPlan, machine: Machine, fit: Fit, memory: int, what: str) -> None:
+    def show_plan(self, needs: MemoryPlan, machine: Machine, fit: Fit, memory: int, what: str) -> None:
         """What a training takes of a worker of `memory` bytes."""
         share = machine.fewest_workers if fit.sharded else 1
         parts = {
@@ -161,7 +161,7 @@ class Display:
         sizes_of = ("parameters", "added", "trained", "flops")
         facts = {name: getattr(needs, name) for name in sizes_of}
         facts |= {"gib": total, "of_gib": memory / 2**30, **asdict(fit)}
-        self.event("plan", what=what, **facts)
+        self.emit("plan", what=what, **facts)
         self.show(
             f"{what}: {needs.parameters / 1e6:.1f} M parameters, {needs.added / 1e6:.1f} M added, "
             f"{needs.trained / 1e6:.1f} M ({needs.share:.1%}) trained, "
@@ -170,10 +170,10 @@ class Display:
             + (" (as it is without --compile)" if fit.compiled else "")
         )
 
-    def importance(self, importance: ImportanceRecord) -> None:
+    def show_importance(self, importance: ImportanceRecord) -> None:
         """The importance of every layer as a table with bars, least important first."""
         facts = {"order": importance["order"], "ties": importance["ties"], "layers": importance["layers"]}
-        self.event("importance", **facts)
+        self.emit("importance", **facts)
         rows = {row["layer"]: row for row in importance["layers"]}
         most = max(row["mean"] for row in rows.values())
         table = Table("layer", "nats per token", "", box=None, header_style="bold")
@@ -188,17 +188,17 @@ class Display:
             self.show(f"not told apart at {importance['confidence']:.0%} confidence: {names}")
         self.show(f"loss of the whole model: {importance['base_loss']:.4f} nats per token")
 
-    def training(self, row: ComparedTraining) -> None:
+    def show_training(self, row: ComparedTraining) -> None:
         """A line about a training of a comparison that ended."""
         rate = f"  rate {row.base_lr:.3g}" if row.base_lr else ""
         deltas = map(format_signed, (row.general_delta, row.domain_delta, row.score))
         end = f"failed: {row.error}" if row.error else "general {}  domain {}  score {}".format(*deltas)
-        self.event("training", **asdict(row))
+        self.emit("training", **asdict(row))
         self.show(f"{row.method}{rate}  seed {row.seed} ({row.phase})  {end}")
 
-    def comparison(self, rows: Sequence[Summary]) -> None:
+    def show_comparison(self, rows: Sequence[Summary]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
-        self.event("comparison", rows=rows)
+        self.emit("comparison", rows=rows)
         numbers = ("score", "general_delta", "domain_delta", "against_adept")
         table = Table(Column("method", overflow="fold"), box=None)
         for name in ("score", "general Δ", "domain Δ", "score − adept"):
@@ -214,9 +214,9 @@ class Display:
             table.add_row(row["method"], *texts)
         self.console.print(table)
 
-    def overlaps(self, models: Mapping[str, Sequence[Facts]], layers: Sequence[int]) -> None:
+    def show_overlaps(self, models: Mapping[str, Sequence[Facts]], layers: Sequence[int]) -> None:
         """How far the densities of both kinds of text overlap: mean over layers, and at the chosen ones."""
-        self.event("overlaps", models=models)
+        self.emit("overlaps", models=models)
         table = Table("model", "mean overlap", *(f"layer {layer}" for layer in layers), box=None)
         for name, rows in models.items():
             mean = sum(row["overlap"] for row in rows) / len(rows)
@@ -224,9 +224,9 @@ class Display:
             table.add_row(name, f"{mean:.3f}", *(" → ".join(f"{o:.3f}" for o in each) for each in chosen))
         self.console.print(table)
 
-    def accuracies(self, rows: Sequence[AccuracyRow]) -> None:
+    def show_accuracies(self, rows: Sequence[AccuracyRow]) -> None:
         """Accuracy of each benchmark task beside that of guessing."""
-        self.event("accuracies", rows=rows)
+        self.emit("accuracies", rows=rows)
         table = Table("task", "items", "accuracy %", "chance %", box=None)
         for row in rows:
             error = row["standard_error"]
@@ -236,11 +236,11 @@ class Display:
         self.console.print(table)
 
     @contextmanager
-    def trials(self, total: int, resumed: bool = False) -> Iterator[Show]:
+    def show_trials(self, total: int, resumed: bool = False) -> Iterator[Show]:
         """A live table; yields a function that takes the progress of each trial and the trials' rows.
 
-        Where the search is `resumed`, what is there of a trial when it is first seen was made before and says
-        nothing of how long the others will take.
+        Where the search is `resumed`, what a trial has when it is first seen was done before. It says nothing
+        about how long the other trials will take.
         """
         started = time.monotonic()
         before: dict[str, float] = {}
@@ -248,11 +248,11 @@ class Display:
         shown: dict[str, Facts] = {}
 
         def show(progress: Mapping[str, tuple[int, int]], rows: Sequence[Facts]) -> None:
-            elapsed, done = time.monotonic() - started, share_done(rows, progress)
+            elapsed, done = time.monotonic() - started, compute_shares(rows, progress)
             if resumed:
                 before.update({trial: share for trial, share in done.items() if trial not in before})
-            made = sum(done.values())
-            seconds = estimate_time_left(elapsed, made - sum(before.values()), total - made)
+            whole = sum(done.values())
+            seconds = estimate_time_left(elapsed, whole - sum(before.values()), total - whole)
             if self.live:
                 over = sum(row["state"] != "running" for row in rows)
                 live.update(
@@ -263,28 +263,28 @@ class Display:
                 if row != shown.get(row["trial"]):
                     shown[row["trial"]] = row
                     short = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
-                    self.event("trial", **short, left=seconds)
+                    self.emit("trial", **short, left=seconds)
                     if not self.live and row["state"] != "running":
                         texts = zip(COLUMNS, format_cells(row, progress), strict=True)
                         self.show("  ".join(f"{name} {text}" for name, text in texts))
 
-        self.event("stage_began", stage="search", what=f"{total} trials")
+        self.emit("stage_began", stage="search", what=f"{total} trials")
         try:
             with live if self.live else nullcontext():
                 yield show
         finally:
             self.seconds["search"] = round(time.monotonic() - started, 1)
         self.show(f"search: {self.seconds['search']:.1f} s")
-        self.event("stage_ended", stage="search", seconds=self.seconds["search"])
+        self.emit("stage_ended", stage="search", seconds=self.seconds["search"])
 
 
-def estimate_time_left(elapsed: float, made: float, more: float) -> float | None:
-    """Seconds that `more` will take after `made` took `elapsed` of them; None where nothing was made."""
-    return round(elapsed * more / made, 1) if made > 0 else None
+def estimate_time_left(elapsed: float, done: float, left: float) -> float | None:
+    """Seconds that the part `left` will take if `done` took `elapsed`; None where nothing is done."""
+    return round(elapsed * left / done, 1) if done > 0 else None
 
 
-def share_done(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """Trial → the share of it that is done (0…1); a running one that made no step isn't there."""
+def compute_shares(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """Trial → the share of it that is done (0…1); a running trial without a step is left out."""
     shares = {name: done / of for name, (done, of) in progress.items()}
     over = {row["trial"]: 1.0 for row in rows if row["state"] != "running"}
     return {row["trial"]: shares[row["trial"]] for row in rows if row["trial"] in shares} | over

@@ -40,7 +40,7 @@ def build_work(
         seq_len=run.seq_len,
         micro_batch=run.machine.micro_batch,
         seed=run.seed,
-        items=prepared.sources.items_of("validation"),
+        items=prepared.sources.select_items("validation"),
         by_tasks=run.score == "tasks",
         fit=prepared.fit,
     )
@@ -76,36 +76,36 @@ def plan_fit(
         switches = machine.activation_checkpointing, machine.sharding, machine.compile
         return Fit(*(switch == "on" for switch in switches))
     fit = choose_fit(needs, machine, context.memory, what)
-    display.plan(needs, machine, fit, context.memory, what)
+    display.show_plan(needs, machine, fit, context.memory, what)
     return fit
 
 
 def choose_compiling(context: Context[RunSpec], prepared: Prepared, work: TrainWork, steps: int) -> Fit:
-    """How `work` is made to fit, with compiled layers where the run leaves that open and it pays.
+    """How `work` is made to fit, with compiled layers where the run leaves that open and they pay.
 
-    It pays, or not, over so many `steps`. Each command asks its own workers, since a resumed run may have
-    others. The display says what came of it.
+    Whether they pay depends on the number of `steps`. Each command asks its own workers, because a resumed
+    run may have others. The display says what was decided.
     """
     display = context.display
     if context.run.machine.compile != "auto" or steps < WORTH_ASKING or not work.layers:
         return work.fit
     try:
         with context.show_jobs("pace", "steps with and without torch.compile", "pace"):
-            found = run_job(context.board, Job("pace", "time_compiling", work, store_blocks(prepared.blocks)))
+            pace = run_job(context.board, Job("pace", "time_compiling", work, store_blocks(prepared.blocks)))
     except (CrewLost, JobRefused):
         raise
     except JobFailed as problem:
         display.say(f"trained without torch.compile: timing it failed ({find_cause(problem)})")
         return work.fit
-    if found["fault"]:
-        display.say(f"trained without torch.compile, which a worker can't use: {found['fault']}")
+    if pace["fault"]:
+        display.say(f"trained without torch.compile, which a worker can't use: {pace['fault']}")
         return work.fit
-    compiled = compiling_pays(found, steps)
-    times = {name: found[name] for name in ("plain", "compiled", "compiling")}
-    display.event("pace", **times, steps=steps, compile=compiled)
+    compiled = compiling_pays(pace, steps)
+    times = {name: pace[name] for name in ("plain", "compiled", "compiling")}
+    display.emit("pace", **times, steps=steps, compile=compiled)
     display.show(
-        f"a step takes {found['plain']:.3g} s, by torch.compile {found['compiled']:.3g} s, which took "
-        f"{found['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
+        f"a step takes {pace['plain']:.3g} s, by torch.compile {pace['compiled']:.3g} s, which took "
+        f"{pace['compiling']:.0f} s; {steps:,} steps: trained {'with' if compiled else 'without'} it"
     )
     return replace(work.fit, compiled=compiled)
 
@@ -119,7 +119,7 @@ def test_and_export(
     about = {"backbone": backbone.name, "revision": backbone.revision, "run": run.name}
     with context.show_jobs("test", "test splits and export", "conclude"):
         blocks = store_blocks(load_test_blocks(run, prepared.sets))
-        work = replace(work, items=prepared.sources.items_of("test"))
+        work = replace(work, items=prepared.sources.select_items("test"))
         job = Job("conclude", "conclude", work, blocks, results.ray, checkpoint=checkpoint, about=about)
         found = run_job(context.board, job)
         kept, whole = measure_size(checkpoint), measure_size(f"{found['saved']}/model")
@@ -131,7 +131,7 @@ def test_and_export(
     display.show(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
     )
-    display.event("sizes", checkpoint=kept, model=whole)
+    display.emit("sizes", checkpoint=kept, model=whole)
     return {
         "general": describe_side(found, "general", work.by_tasks),
         "domain": describe_side(found, "domain", work.by_tasks),

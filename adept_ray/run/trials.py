@@ -12,7 +12,7 @@ from adept_ray.engine.job import JobProgress
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, name_question
-from adept_ray.run.record import seconds_before
+from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
 from adept_ray.search.setup import SearchSetup, measure_untouched
@@ -29,8 +29,8 @@ def count_trials_left(context: Context[SearchRun]) -> int:
     if run.strategy == "grow":
         return 1
     over = json.loads(file.read_text())["trials"] if (file := results.folder / "trials.json").exists() else ()
-    had = sum(row["state"] != UNTOUCHED for row in over)
-    return math.ceil((run.trials - had) / context.board.count_crews())
+    ended = sum(row["state"] != UNTOUCHED for row in over)
+    return math.ceil((run.trials - ended) / context.board.count_crews())
 
 
 def run_trials(
@@ -38,8 +38,8 @@ def run_trials(
 ) -> list[Trial]:
     """Search under a live table; returns the trials, the untouched backbone first.
 
-    `work` is what all trials share. As trials end trials.csv is written, and the weights of those that can't
-    be chosen any more are deleted.
+    `work` is what all trials share. Whenever a trial ends, trials.csv is written, and weights that can't be
+    chosen any more are deleted.
     """
     run, display = context.run, context.display
     untouched = measure_untouched(work, prepared.blocks)
@@ -51,7 +51,7 @@ def run_trials(
         show(progress, rows)
         files.update(rows)
 
-    with display.trials(len(plan) or run.trials, run.resume) as show, watch_board(context.board, watch):
+    with display.show_trials(len(plan) or run.trials, run.resume) as show, watch_board(context.board, watch):
         if growing:
             trials = grow_trials(context, prepared, plan)
         else:
@@ -83,5 +83,5 @@ def search_trials(
     run, space = context.run, question.space
     study = name_question(run, space, prepared)
     setup = SearchSetup(run, space, work, prepared.layer_importance, context.results.ray, study)
-    spent = seconds_before(context.results.read_record()).get("search", 0.0)
+    spent = read_spent_seconds(context.results.read_record()).get("search", 0.0)
     return run_search(setup, store_blocks(prepared.blocks), spent)

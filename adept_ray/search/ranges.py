@@ -42,7 +42,7 @@ def check_space(space: SearchSpace, layers: int, base: TrainingSpec) -> tuple[Tr
     trainings = []
     for placement in values["placement"]:
         setting = {**extreme, "placement": placement}
-        if "offset" not in ranges or "offset" in space.active(setting):
+        if "offset" not in ranges or "offset" in space.list_active(setting):
             setting["offset"] = max(values["offset"])
         trainings.append(apply_changes(base, setting))
     for training in trainings:
@@ -133,8 +133,8 @@ def put_paper_first(space: SearchSpace) -> SearchSpace:
     paper: dict[str, Value] = {}
     for name, searched in space.parameters.items():
         usual = PAPER.get(name, TrainingSpec.model_fields[name].default)
-        if name in space.active(paper):
-            paper[name] = searched.middle if name == "base_lr" else searched.clipped(usual)
+        if name in space.list_active(paper):
+            paper[name] = searched.middle if name == "base_lr" else searched.clip(usual)
     compared = [name for name in paper if name in PAPER]
     same = [s for s in space.first if all(s.get(name) == paper[name] for name in compared)]
     front = same[0] if same else paper

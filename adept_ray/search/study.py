@@ -210,7 +210,7 @@ def propose_setting(space: SearchSpace, trial: optuna.Trial) -> None:
     """Ask Optuna for a value of each parameter that is there, in the order of the file."""
     setting: dict[str, Value] = {}
     for name, searched in space.parameters.items():
-        if name not in space.active(setting):
+        if name not in space.list_active(setting):
             continue
         if searched.kind == "int":
             setting[name] = trial.suggest_int(name, *searched.values)

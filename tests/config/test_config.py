@@ -49,7 +49,7 @@ def test_every_shipped_search_space_loads(path):
     assert ready.first[0]["k"] == 4 and all(setting in ready.first for setting in loaded.first)
     for setting in ready.first:
         apply_changes(TrainingSpec(), setting)
-        assert list(loaded.active(setting)) == [name for name in loaded.parameters if name in setting]
+        assert list(loaded.list_active(setting)) == [name for name in loaded.parameters if name in setting]
         for name, value in setting.items():
             searched = loaded.parameters[name]
             if searched.kind in ("choice", "fixed"):
@@ -291,8 +291,8 @@ def test_a_condition_may_name_one_value_or_several(tmp_path):
     """And it is part of what a first setting has to name."""
     one = space(f"{HEAD}  offset: {{int: [0, 4], when: {{placement: uniform}}}}", tmp_path)
     several = space(f"{HEAD}  offset: {{int: [0, 4], when: {{placement: [uniform]}}}}", tmp_path)
-    assert one == several and one.active({"placement": "uniform"}) == ["k", "placement", "offset"]
-    assert one.active({"placement": "guided"}) == ["k", "placement"]
+    assert one == several and one.list_active({"placement": "uniform"}) == ["k", "placement", "offset"]
+    assert one.list_active({"placement": "guided"}) == ["k", "placement"]
     whole = (
         f"{HEAD}  offset: {{int: [0, 4], when: {{placement: uniform}}}}\nfirst: [{{k: 1, placement: guided}}"
     )

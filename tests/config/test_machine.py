@@ -138,5 +138,7 @@ def test_the_help_says_where_a_default_comes_from(spec, capsys, monkeypatch):
         parse_flags(spec, "", ["--help"])
     text = capsys.readouterr().out
     own = spec is ActivationsRun  # its test_tokens has such a default, too
-    assert text.count("; default: as the search had. (default: None)") == len(spec.machine_fields()) + own
+    assert (
+        text.count("; default: as the search had. (default: None)") == len(spec.list_machine_fields()) + own
+    )
     assert "Ray Train workers; default: as the search had" in text

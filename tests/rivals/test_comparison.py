@@ -21,10 +21,10 @@ from adept_ray.rivals.comparison import (
 from adept_ray.rivals.methods import METHODS, list_entrants
 from adept_ray.rivals.table import (
     ComparedTraining,
-    confidence_interval,
+    compare_scores,
+    compute_interval,
     format_csv,
     parse_runs,
-    score_differences,
     summarise_methods,
 )
 
@@ -177,11 +177,11 @@ def test_when_every_training_fails_the_reason_is_given():
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=8))
 def test_the_interval_is_students(values):
     """Half the width is t times the standard error; t of two degrees of freedom is 4.303."""
-    mean, half = confidence_interval(values)
+    mean, half = compute_interval(values)
     assert mean == pytest.approx(statistics.fmean(values))
     if len(values) == 3:
         assert half == pytest.approx(4.302653 * statistics.stdev(values) / math.sqrt(3), rel=1e-6, abs=1e-9)
-    assert confidence_interval(values[:1])[1] is None
+    assert compute_interval(values[:1])[1] is None
 
 
 def scored(method, scores, rate=1e-3):
@@ -193,8 +193,8 @@ def scored(method, scores, rate=1e-3):
 def test_differences_go_seed_by_seed():
     """A seed that one of the two lacks is left out; the untouched backbone counts at every seed."""
     measure = {1: 5.0, 2: 7.0}
-    assert score_differences(scored("full", [(1, 6.0), (3, 99.0)]), measure) == [1.0]
-    assert score_differences(scored("vanilla", [(0, 0.0)], rate=None), measure) == [-5.0, -7.0]
+    assert compare_scores(scored("full", [(1, 6.0), (3, 99.0)]), measure) == [1.0]
+    assert compare_scores(scored("vanilla", [(0, 0.0)], rate=None), measure) == [-5.0, -7.0]
 
 
 def test_a_loser_is_shown_losing():

@@ -12,8 +12,8 @@ def display():
     every = dict.fromkeys(("say", "show", "warn"), lines.append)
     return SimpleNamespace(
         **every,
-        event=lambda *_, **__: None,
-        plan=lambda *args: lines.append(args[-1]),
+        emit=lambda *_, **__: None,
+        show_plan=lambda *args: lines.append(args[-1]),
         lines=lines,
         listeners=[],
         seconds={},

@@ -16,4 +16,4 @@ SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{
 
 def session_at(run, results, total, **seconds):
     """The session of a command that began so many seconds ago, and those of its stages."""
-    return Session(run, results, SimpleNamespace(seconds=seconds, total=lambda: total))
+    return Session(run, results, SimpleNamespace(seconds=seconds, count_seconds=lambda: total))

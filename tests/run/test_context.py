@@ -83,7 +83,7 @@ def test_the_stage_shows_how_much_of_its_jobs_is_done(display, monkeypatch):
         show({"one": (4, 4), "two": (1, 2)}, ())
         yield
 
-    display.stage = stage
+    display.show_stage = stage
     monkeypatch.setattr(context_module, "watch_board", watch_board)
     context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
     with context.show_jobs("probe", "stage 1", "one", "two", "three"):
@@ -95,11 +95,11 @@ def test_the_board_hears_of_every_stage_that_ended():
     """Of those that were over when it came, too; afterwards nothing is sent to it."""
     heard, display = [], Display(json_lines=True)
     board = SimpleNamespace(record_stage_times=lambda seconds: heard.append(list(seconds)))
-    with display.stage("assets", "backbone"):
+    with display.show_stage("assets", "backbone"):
         pass
-    with report_stage_times(display, board), display.stage("probe", "stage 1"):
+    with report_stage_times(display, board), display.show_stage("probe", "stage 1"):
         pass
-    with display.stage("search", "trials"):
+    with display.show_stage("search", "trials"):
         pass
     assert heard == [["assets"], ["assets", "probe"]]
 

@@ -20,7 +20,7 @@ def blocks(documents):
 
 def sources(items=None):
     """Sources with so many items on the general side, if any."""
-    return SimpleNamespace(items_of=lambda split: {"general": range(items)} if items else {})
+    return SimpleNamespace(select_items=lambda split: {"general": range(items)} if items else {})
 
 
 def warnings(run, general, domain, found=None):

@@ -15,7 +15,7 @@ from adept_ray.run.resuming import (
     resume_settings,
     resume_training,
 )
-from adept_ray.run.settings import overrides_from, resolve_settings
+from adept_ray.run.settings import list_run_overrides, resolve_settings
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
 
@@ -146,7 +146,7 @@ FOUND = {
 def begin_training(text="--tokens 1000 --workers 8 --micro-batch 2 --cache /c --reports 20", name="full"):
     """What run.json of a training that began with these flags holds."""
     args = parse_flags(TrainRun, "", ["--config", "best.yaml", "--name", name, *text.split()])
-    run = resolve_settings(RunSpec(**{**FOUND["run"], **overrides_from(args)}))
+    run = resolve_settings(RunSpec(**{**FOUND["run"], **list_run_overrides(args)}))
     training = {**FOUND["training"], "tokens": args.tokens, "reports": args.reports}
     return {"run": run.model_dump(mode="json"), "training": training}
 

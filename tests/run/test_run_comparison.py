@@ -37,7 +37,7 @@ def test_the_untouched_backbone_is_made_to_fit_as_the_trainings_are(monkeypatch,
     backbone = Backbone("a model", "a model", trusted=True)
     text = of_one_document(np.zeros((4, 8), int))
     prepared = SimpleNamespace(
-        sources=SimpleNamespace(backbone=backbone, items_of=lambda split: {}),
+        sources=SimpleNamespace(backbone=backbone, select_items=lambda split: {}),
         sets={},
         blocks=dict.fromkeys(("train", "replay", *SIDES), text),
         importance={"units": {}},

@@ -10,7 +10,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ActivationsRun, PickRun, RunSpec, SearchRun, TrainRun
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.resuming import resume_settings
-from adept_ray.run.settings import load_best, overrides_from, resolve_settings
+from adept_ray.run.settings import list_run_overrides, load_best, resolve_settings
 
 FOLLOWERS = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
 
@@ -53,7 +53,7 @@ def test_trust_is_taken_from_the_command_line_alone():
     """A command that takes a best.yaml always says it, so that the file never does."""
     for trusted in (True, False):
         for args in FOLLOWERS:
-            given = overrides_from(args(config="best.yaml", trust_remote_code=trusted))
+            given = list_run_overrides(args(config="best.yaml", trust_remote_code=trusted))
             assert given["trust_remote_code"] is trusted
 
 
@@ -61,11 +61,11 @@ def test_what_is_given_anew_holds_and_the_rest_stays_as_the_search_had_it():
     """Compiling is one such setting; the cache is another, so that nothing is measured twice."""
     for args in FOLLOWERS:
         for asked in ("on", "off"):
-            assert overrides_from(args(config="best.yaml", compile=asked))["compile"] == asked
-        assert "compile" not in overrides_from(args(config="best.yaml"))
+            assert list_run_overrides(args(config="best.yaml", compile=asked))["compile"] == asked
+        assert "compile" not in list_run_overrides(args(config="best.yaml"))
     trained = parse_flags(TrainRun, "", ["--config", "best.yaml", "--tokens", "9"])
     drawn = parse_flags(ActivationsRun, "", ["--config", "best.yaml"])
-    assert "cache" not in overrides_from(trained) and "cache" not in overrides_from(drawn)
+    assert "cache" not in list_run_overrides(trained) and "cache" not in list_run_overrides(drawn)
 
 
 def test_what_was_found_is_read_from_a_bucket(s3, tmp_path):

@@ -68,7 +68,7 @@ def test_only_what_is_missing_is_measured(tmp_path, display, asked):
     """Of a lost file that side alone; with more validation tokens both sides' losses, and no importance."""
     stage = stage_in(tmp_path, display)
     stage.read_or_measure()
-    Path(stage.place_losses()["domain"]).unlink()
+    Path(stage.locate_losses()["domain"]).unlink()
     stage.read_or_measure()
     assert (asked[1].work.importance, asked[1].work.held_out) == (False, ("domain",))
     assert set(asked[1].blocks) == {"probe", "domain"}
@@ -79,7 +79,7 @@ def test_only_what_is_missing_is_measured(tmp_path, display, asked):
 @pytest.mark.parametrize(("probe", "same"), [("exhaustive", True), ("raced", False)])
 def test_an_exhaustive_probe_serves_every_depth(tmp_path, display, probe, same):
     """A raced one tells apart no layers beyond its own, so its file is that of its depth."""
-    places = {stage_in(tmp_path, display, Needs(k), probe=probe).place_importance() for k in (2, 4)}
+    places = {stage_in(tmp_path, display, Needs(k), probe=probe).locate_importance() for k in (2, 4)}
     assert (len(places) == 1) == same
 
 

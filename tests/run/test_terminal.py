@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.progress import Progress
 
-from adept_ray.run.terminal import Display, TimeLeft, estimate_time_left, format_clock, share_done
+from adept_ray.run.terminal import Display, TimeLeft, compute_shares, estimate_time_left, format_clock
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
@@ -16,10 +16,10 @@ OVER = {**RUNNING, "state": "finished"}
 
 def play(display):
     """A stage, a warning, and a trial that is seen running twice and then over."""
-    with display.stage("probe", "stage 1") as update:
+    with display.show_stage("probe", "stage 1") as update:
         update(1, 2)
     display.warn("too few blocks")
-    with display.trials(2) as show:
+    with display.show_trials(2) as show:
         show({"trial-001": (1, 4)}, [RUNNING])
         show({"trial-001": (2, 4)}, [RUNNING])
         show({"trial-001": (4, 4)}, [OVER])
@@ -29,7 +29,9 @@ def test_every_event_is_an_object_of_json_on_a_line(capsys):
     """Nothing else is on stdout, a trial's row comes when it changes, and what isn't finite is null."""
     display = Display(json_lines=True)
     play(display)
-    display.importance({"order": [0], "ties": [], "confidence": 0.95, "base_loss": 1.0, "layers": [LAYER]})
+    display.show_importance(
+        {"order": [0], "ties": [], "confidence": 0.95, "base_loss": 1.0, "layers": [LAYER]}
+    )
     printed = capsys.readouterr()
     events = [json.loads(line) for line in printed.out.splitlines()]
     names = "stage_began stage_ended warning stage_began trial trial stage_ended importance"
@@ -57,7 +59,10 @@ def test_where_nobody_looks_on_there_are_plain_lines(capsys):
 def test_the_time_left_counts_what_running_trials_have_done():
     """One and a half of two trials took 30 s, so 10 s are left; before the first step nothing is said."""
     rows = [OVER, {**RUNNING, "trial": "trial-002"}, {**RUNNING, "trial": "trial-003"}]
-    assert share_done(rows, {"trial-002": (2, 4), "probe": (1, 1)}) == {"trial-001": 1.0, "trial-002": 0.5}
+    assert compute_shares(rows, {"trial-002": (2, 4), "probe": (1, 1)}) == {
+        "trial-001": 1.0,
+        "trial-002": 0.5,
+    }
     assert (
         estimate_time_left(30.0, 1.5, 0.5) == pytest.approx(10.0)
         and estimate_time_left(30.0, 0.0, 2.0) is None
@@ -85,7 +90,7 @@ def test_what_was_done_before_a_resume_says_nothing_of_the_time_left(capsys, mon
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     display = Display(json_lines=True)
     second = {**RUNNING, "trial": "trial-002"}
-    with display.trials(4, resumed) as show:
+    with display.show_trials(4, resumed) as show:
         show({}, [])
         show({}, [OVER, second])
         now[0] = 10.0

@@ -112,7 +112,7 @@ def test_parameters_with_a_condition_are_proposed_where_it_holds(name):
     settings = [algorithm.suggest(f"t{number}") for number in range(40)]
     assert {len(setting) for setting in settings} == {2, 3, 4}
     for setting in settings:
-        assert list(setting) == space.active(setting)
+        assert list(setting) == space.list_active(setting)
         assert ("offset" in setting) == (setting["placement"] != "guided")
         assert ("replay" in setting) == (setting.get("offset") in (2, 3))
     assert all(setting[name] in CONDITIONAL[name] for setting in settings if name in setting)
