@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.method.placement import resolve_layers
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.choosing import choose_trial, describe_trial_work
+from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import Context, open_context
 from adept_ray.run.preparing import Prepared, prepare
 from adept_ray.run.question import Question, pose_question
@@ -18,6 +17,7 @@ from adept_ray.run.search_settings import load_space, open_search
 from adept_ray.run.sources import Needs, Sources, find_sources
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
 from adept_ray.run.trials import count_trials_left, run_trials
+from adept_ray.search.setup import place_work, rebuild_work
 from adept_ray.training.work import TrainWork
 
 
@@ -39,7 +39,7 @@ def find_k(run: SearchRun) -> str:
             prepared, work = prepare_search(context, sources, question)
             trials = run_trials(context, prepared, work, question)
             choice, chosen = choose_trial(run, question, trials)
-            work = describe_trial_work(work, prepared, chosen)
+            work = rebuild_work(work, prepared.layer_importance, chosen)
             test = test_and_export(context, prepared, work, chosen.checkpoint)
         record_best(session, prepared, work, test, asdict(choice), question.k_max)
         record_run(session, sources, prepared)
@@ -63,7 +63,6 @@ def prepare_search(
     prepared = prepare(context, sources, needs)
     context.results.write_json("importance.json", prepared.importance)
     work = build_work(run, prepared, question.base, (), question.space.weights)
-    layers = resolve_layers(prepared.layer_importance, question.deepest, run.seed)
-    deepest = replace(work, training=question.deepest, layers=layers)
+    deepest = place_work(work, prepared.layer_importance, question.deepest)
     steps = deepest.steps * count_trials_left(context)
     return prepared, replace(work, fit=choose_compiling(context, prepared, deepest, steps))

@@ -7,17 +7,13 @@ from dataclasses import replace
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
-from adept_ray.config.validation import apply_changes
-from adept_ray.method.placement import resolve_layers
-from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, rerun_command
 from adept_ray.search.choice import RELIABLE_TRIALS, Choice, choose_k, find_front, rescore
 from adept_ray.search.edges import find_edges
 from adept_ray.search.study import rank_hyperparameters
-from adept_ray.search.trials import Trial, read_trials, resolve_training
+from adept_ray.search.trials import Trial, read_trials
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
 from adept_ray.storage.results import TRIALS, Results
-from adept_ray.training.work import TrainWork
 
 
 def choose_trial(
@@ -39,13 +35,6 @@ def choose_trial(
         front=find_front(trials, weights) if run.pareto else (),
     )
     return choice, chosen
-
-
-def describe_trial_work(work: TrainWork, prepared: Prepared, trial: Trial) -> TrainWork:
-    """The work of a trial: what all trials share, with its own settings and layers."""
-    training = apply_changes(resolve_training(trial, work.training), {"tokens": trial.tokens})
-    layers = resolve_layers(prepared.layer_importance, training, work.seed)
-    return replace(work, training=training, layers=layers)
 
 
 def load_trials(results: Results, weights: ScoreWeights) -> list[Trial]:

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import find_cause
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.blocks import Blocks
 from adept_ray.method.anatomy import layer_of
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
-from adept_ray.search.trials import UNTOUCHED, Facts, Setting, Trial, describe_trial, name_end
+from adept_ray.search.trials import (
+    UNTOUCHED,
+    Facts,
+    Setting,
+    Trial,
+    describe_trial,
+    name_end,
+    resolve_training,
+)
 from adept_ray.search.verdicts import name_trial
 from adept_ray.training.scoring import score_model
 from adept_ray.training.work import TrainWork
@@ -66,6 +74,17 @@ class SearchSetup:
         state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
         error = find_cause(trial.get_error()) if state == "failed" else None
         return replace(self.describe_trial(trial, trial.last_result, state), error=error)
+
+
+def place_work(work: TrainWork, importance: LayerImportance, training: TrainingSpec) -> TrainWork:
+    """The work with another training, and the layers that this one takes."""
+    return replace(work, training=training, layers=resolve_layers(importance, training, work.seed))
+
+
+def rebuild_work(work: TrainWork, importance: LayerImportance, trial: Trial) -> TrainWork:
+    """The work of a trial that is over: what all trials share, with its own settings and layers."""
+    training = apply_changes(resolve_training(trial, work.training), {"tokens": trial.tokens})
+    return place_work(work, importance, training)
 
 
 def measure_untouched(work: TrainWork, blocks: Mapping[str, Blocks]) -> Trial:
