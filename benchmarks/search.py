@@ -27,7 +27,8 @@ from rivals import prepare_torch
 
 from adept_ray.config.places import default_cache
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.search.choice import UNTOUCHED, choose_k
+from adept_ray.search.choice import choose_k
+from adept_ray.search.trials import UNTOUCHED, Trial
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("assets", "backbones", "corpora", "wheels")
@@ -53,10 +54,10 @@ def fresh_cache(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def numbers(row: dict[str, str]) -> dict[str, object]:
-    """A row of trials.csv with its numbers as numbers."""
-    names = ("k", "score", "score_se")
-    return {**row, **{name: float(row[name]) for name in names}, "k": int(row["k"])}
+def read_trial(row: dict[str, str]) -> Trial:
+    """What a choice asks of a row of trials.csv."""
+    score, error = float(row["score"]), float(row["score_se"])
+    return Trial(row["trial"], int(row["k"]), state=row["state"], score=score, score_se=error)
 
 
 def main() -> None:
@@ -88,9 +89,9 @@ def main() -> None:
     print(f"\n{'together':24}{together:8.0f} s")
     print(f"{'each alone':24}{total:8.0f} s  ({len(alone)} of {len(rows)} measured)")
     print(f"{'ratio':24}{total / together:8.2f}")
-    print(f"winner together: {choose_k([numbers(row) for row in rows]).trial}", end="")
+    print(f"winner together: {choose_k([read_trial(row) for row in rows]).trial}", end="")
     if len(alone) == len(rows):
-        print(f", alone: {choose_k([numbers(row) for row in found]).trial}")
+        print(f", alone: {choose_k([read_trial(row) for row in found]).trial}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adept_ray.rivals.comparison import ComparedTraining, parse_runs, summarise_methods
+from adept_ray.rivals.table import ComparedTraining, parse_runs, summarise_methods
 
 COLUMNS = {
     "method": "method",

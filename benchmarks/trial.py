@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def trainer_a_trial(config: dict[str, Any]) -> None:
         run_config=RunConfig(
             name=f"trial-{os.getpid()}-{time.time()}",
             storage_path=config["at"],
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one to Ray Train
         ),
     ).fit()
 
@@ -75,7 +76,7 @@ def guides(trials: int) -> float:
     import ray
     from ray import tune
 
-    ray.init(address="local", num_cpus=3, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=3, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         tune.Tuner(
