@@ -5,7 +5,7 @@ check:  ## format, lint, types
 	ruff format --check .
 	ruff check .
 	mypy
-	MYPYPATH=benchmarks:tests mypy benchmarks/*.py
+	mypy benchmarks/*.py
 
 test:  ## everything
 	pytest
