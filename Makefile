@@ -5,7 +5,7 @@ check:  ## format, lint, types
 	ruff format --check .
 	ruff check .
 	mypy
-	mypy benchmarks/*.py
+	mypy benchmarks
 
 test:  ## everything
 	pytest
