@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import Context, open_context
+from adept_ray.run.examination import plan_examination, refuse_faults
 from adept_ray.run.preparing import Prepared, prepare
 from adept_ray.run.question import Question, pose_question
 from adept_ray.run.record import record_best, record_run, show_choice
@@ -35,7 +37,8 @@ def find_k(run: SearchRun) -> str:
     question = pose_question(run, begun_with, sources, display.say)
     record_run(session, sources, space=begun_with)
     with explain_stops(session, "tune-k"):
-        with open_context(session) as context:
+        examine = partial(refuse_faults, plan_examination(run, sources, question), display)
+        with open_context(session, examine=examine) as context:
             prepared, work = prepare_search(context, sources, question)
             trials = run_trials(context, prepared, work, question)
             choice, chosen = choose_trial(run, question, trials)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from adept_ray.data.blocks import Blocks
-    from adept_ray.training.work import ProbeWork, TrainWork
+    from adept_ray.training.work import ProbeWork, SpeedWork, TrainWork
 
 PROGRESS_EVERY_S = 0.5  # seconds between two reports of progress
 LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of the last one
@@ -204,6 +204,10 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
         from adept_ray.training.pace import time_compiling
 
         report(time_compiling(cast("TrainWork", job.work), blocks, device, progress), None)
+    elif job.kind == "measure_speed":
+        from adept_ray.training.speed import measure_speed
+
+        report(measure_speed(cast("SpeedWork", job.work), blocks, device, progress), None)
     elif job.kind == "train":
         perform_training(job, blocks, voice, device)
     else:
