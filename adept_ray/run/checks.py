@@ -236,4 +236,4 @@ def check_backbone_folder(folder: str, answers: Answers[str], here: str) -> Chec
 def format_size(size: float) -> str:
     """Bytes as a person reads them: ``9.3 GB``, ``340 MB``, ``12 kB``."""
     unit, least = next((each for each in UNITS.items() if size >= each[1]), ("bytes", 1.0))
-    return f"{size / least:.{unit == 'GB'}f} {unit}"
+    return f"{size / least:.{int(unit == 'GB')}f} {unit}"
