@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub.file_download import DryRunFileInfo
 
 # What transformers reads of a repository. Some hold the same weights once more, under other names.
-WANTED = ["model*.safetensors", "*.json", "tokenizer*", "vocab*", "*.txt", "*.jinja", "*.py"]
+WANTED = ["model*.safetensors", "*.json", "tokenizer*", "vocab*", "*.model", "*.txt", "*.jinja", "*.py"]
 UNWANTED = ["*/*"]
 LOOK_EVERY = 1.0  # seconds between two looks at how much is there
 

@@ -61,7 +61,10 @@ def test_a_silent_node_is_a_fault_and_the_others_count():
     ("changes", "words"),
     [
         ({"transformers": "5.1.0"}, "node other has transformers 5.1.0 where the command has 5.23.0"),
-        ({"ray": "2.59.0", "torch": "2.12.0"}, "has ray 2.59.0, torch 2.12.0 where the command has 2.60.0, 2"),
+        (
+            {"ray": "2.59.0", "torch": "2.12.0"},
+            "has ray 2.59.0, torch 2.12.0 where the command has 2.60.0, 2",
+        ),
         ({"python": "3.12.7"}, "node other has python 3.12.7 where the command has 3.11.7: install the same"),
         ({"python": "3.11.2", "torch": "2.13.0+cpu"}, None),
     ],
@@ -181,7 +184,10 @@ def test_a_backbone_folder_must_be_the_same_everywhere():
     """Missing or other files on a node would be noticed by a worker there, after stage 1 elsewhere."""
     answers = Answers({"head": "a", "other": "a", "third": "", "fourth": "b"}, {"fifth": "gone"})
     faults = check_backbone_folder("/models/x", answers, "head").faults
-    assert "isn't there on node third" in faults[0] and "other files than the command's on node four" in faults[1]
+    assert (
+        "isn't there on node third" in faults[0]
+        and "other files than the command's on node four" in faults[1]
+    )
     assert faults[2:] == ("node fifth: gone",)
 
 

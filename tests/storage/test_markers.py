@@ -46,7 +46,9 @@ def test_places_behind_uris_are_compared_like_folders(s3):
         s3.create_bucket(Bucket=name)
     leave_mark("s3://shared/x", "token")
     s3.put_object(Bucket="other", Key="x/file")
-    assert answer_mark("s3://shared/x", "token", "node") == "" and has_answer("s3://shared/x", "token", "node")
+    assert answer_mark("s3://shared/x", "token", "node") == "" and has_answer(
+        "s3://shared/x", "token", "node"
+    )
     assert answer_mark("s3://other/x", "token", "node")
     remove_marks("s3://shared/x", "token")
     kept = s3.list_objects_v2(Bucket="shared").get("Contents", [])
