@@ -18,7 +18,7 @@ import torch.distributed as dist
 from adept_ray.data.blocks import Blocks, make_micro_batches
 from adept_ray.data.loading import borrow, borrow_sharded
 from adept_ray.method.importance import limit_layers, limit_sequences, measure_bypass_losses, unit_importance
-from adept_ray.method.ranks import world_size
+from adept_ray.method.ranks import sum_over_ranks, world_size
 from adept_ray.method.scores import Metrics
 from adept_ray.training.callbacks import Progress, ignore_progress
 from adept_ray.training.pace import time_compiling, time_steps
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PIECE = (
     2**26
 )  # float32 values that travel at a time: gradients do so in pieces, and there may be no more room
+REPEATS, LONG_S = 3, 2.0  # calls that are timed, unless one takes so many seconds
 PARTS = 5  # of progress
 
 
@@ -139,13 +140,20 @@ def measure_product(model: PreTrainedModel, work: TrainWork, device: torch.devic
     return many * 2 * rows * config.hidden_size * wide / time_calls(multiply, device)
 
 
-def time_calls(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Median seconds of `call`, after one that doesn't count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
+def time_calls(call: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of `call`, after one that doesn't count; once is enough where that one took long."""
+    seconds = [time_call(call, device)]
+    # All ranks have to make as many calls, so they go by all their clocks.
+    first = sum_over_ranks(torch.tensor(seconds, dtype=torch.float64), device) / world_size()
+    for _ in range(1 if float(first) > LONG_S else REPEATS):
+        seconds.append(time_call(call, device))
     return statistics.median(seconds[1:])
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device has done it."""
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
