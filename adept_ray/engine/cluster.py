@@ -26,6 +26,8 @@ QUIET_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own CSV, JSON and TensorBoard files
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about actors without GPUs
 }
+# Nobody takes away the only node of a cluster on this machine, so no process has to watch for that.
+LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -46,12 +48,13 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
     join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
     try:
         if address is None:
-            context = join(
-                "local",
-                num_cpus=count_local_cpus(run),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=run.machine.dashboard,
-            )
+            with set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
+                context = join(
+                    "local",
+                    num_cpus=count_local_cpus(run),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=run.machine.dashboard,
+                )
         else:
             check_address(address)
             context = join()
@@ -62,6 +65,18 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def set_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these environment variables set within this, where the user hasn't set them."""
+    new = values.keys() - os.environ.keys()
+    os.environ.update({name: values[name] for name in new})
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def count_local_cpus(run: RunSpec) -> int:

@@ -53,6 +53,22 @@ class LeavingNodes(Exception):
 
 
 @dataclass(frozen=True)
+class DeferredWork:
+    """Work that the workers build, so that who hands the job in need not load what it is made of."""
+
+    builder: bytes
+    """A pickled object whose ``build_work`` takes the setting."""
+    setting: Mapping[str, object]
+
+    def build(self) -> ProbeWork | TrainWork:
+        """The work itself."""
+        from ray import cloudpickle
+
+        work: ProbeWork | TrainWork = cloudpickle.loads(self.builder).build_work(self.setting)
+        return work
+
+
+@dataclass(frozen=True)
 class Job:
     """A piece of work for a whole crew."""
 
@@ -60,7 +76,7 @@ class Job:
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
     kind: Literal["probe", "time_compiling", "train", "conclude"]
     """Which function of :mod:`adept_ray.training` does it; ``conclude`` scores on the tests and exports."""
-    work: ProbeWork | TrainWork
+    work: ProbeWork | TrainWork | DeferredWork
     blocks: ObjectRef
     """Reference to what that function takes as its blocks."""
     storage: str = ""

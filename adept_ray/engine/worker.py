@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from adept_ray.engine.client import BoardClient
 from adept_ray.engine.cluster import count_logical_cpus, share_threads
-from adept_ray.engine.job import DONE, Job, LeavingNodes, Metrics, Outcome, describe_error
+from adept_ray.engine.job import DONE, DeferredWork, Job, LeavingNodes, Metrics, Outcome, describe_error
 from adept_ray.engine.job_queue import NO_MORE
 from adept_ray.engine.memory import count_kernel_kills, read_peak_memory, reset_peak_memory
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint, save_checkpoint
@@ -196,31 +196,34 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
 
     reset_peak_memory(device)
     blocks = ray.get(job.blocks)
+    work = job.work.build() if isinstance(job.work, DeferredWork) else job.work
     if job.kind == "probe":
         from adept_ray.training.stage1 import run_probe
 
-        report({**run_probe(cast("ProbeWork", job.work), blocks, device, progress)}, None)
+        report({**run_probe(cast("ProbeWork", work), blocks, device, progress)}, None)
     elif job.kind == "time_compiling":
         from adept_ray.training.pace import time_compiling
 
-        report(time_compiling(cast("TrainWork", job.work), blocks, device, progress), None)
+        report(time_compiling(cast("TrainWork", work), blocks, device, progress), None)
     elif job.kind == "train":
-        perform_training(job, blocks, voice, device)
+        perform_training(job, cast("TrainWork", work), blocks, voice, device)
     else:
         from adept_ray.training.callbacks import Callbacks
         from adept_ray.training.export import score_and_export
 
-        work, callbacks = cast("TrainWork", job.work), Callbacks(report, progress)
+        callbacks = Callbacks(report, progress)
         with fetch_temporarily(job.checkpoint) as checkpoint:
-            score_and_export(work, blocks, device, checkpoint, job.about, callbacks)
+            score_and_export(cast("TrainWork", work), blocks, device, checkpoint, job.about, callbacks)
 
 
-def perform_training(job: Job, blocks: Mapping[str, Blocks], voice: JobVoice, device: torch.device) -> None:
+def perform_training(
+    job: Job, work: TrainWork, blocks: Mapping[str, Blocks], voice: JobVoice, device: torch.device
+) -> None:
     """Train on this worker, from the job's last checkpoint if there is one."""
     from adept_ray.training.callbacks import Callbacks, ResumePoint
     from adept_ray.training.stage2 import train
 
-    work, place = cast("TrainWork", job.work), f"{job.storage}/{job.name}"
+    place = f"{job.storage}/{job.name}"
 
     def report(metrics: Metrics, folder: Path | None) -> None:
         voice.show_numbers(job.name, metrics)
