@@ -57,7 +57,8 @@ def test_fewer_workers_are_enough_where_that_is_allowed():
         (SearchRun(concurrent="auto"), {"CPU": 6}, 4),
         (SearchRun(concurrent="auto", workers=3), {"CPU": 9}, 2),
         (SearchRun(concurrent="auto", trials=5), {"CPU": 99}, 5),
-        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=0.5), {"CPU": 99, "GPU": 3}, 3),
+        (SearchRun(concurrent="auto", gpus_per_worker=0.5), {"CPU": 99, "GPU": 1.5}, 3),
+        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=1), {"CPU": 99, "GPU": 7}, 3),
         (SearchRun(concurrent="auto"), {"CPU": 2}, 1),  # a busy cluster: one waits for its turn
         (SearchRun(concurrent=2), {"CPU": 99}, 2),
         (RunSpec(), {"CPU": 99}, 1),
