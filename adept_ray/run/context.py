@@ -73,7 +73,7 @@ def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R
     what the cluster can't do.
     """
     results, display = session.results, session.display
-    with redirect_output(results), cluster.connect_cluster(session.run) as dashboard:
+    with redirect_output(results), cluster.connect_cluster(session.run, display.say) as dashboard:
         token = cluster.explain_dashboard_token() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
         display.emit("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
@@ -81,8 +81,8 @@ def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R
         if run != session.run:
             display.say(f"trials at once: {run.crews}, what the cluster has room for")
         if trains:
-            cluster.check_compiler(run)
-        memory = cluster.measure_worker_memory(run)  # before the crew takes every GPU there is
+            cluster.check_compiler(run, display.say)
+        memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
         with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
             yield Context(session.run, results, display, board, memory)
 

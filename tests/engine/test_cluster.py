@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from ray._private.state import state
+from ray.autoscaler.v2 import utils as autoscaler
 
 from adept_ray.config import errors
 from adept_ray.config.errors import UserError
@@ -41,6 +43,57 @@ def test_workers_of_all_trials_at_once_are_counted(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"--workers 2 with --concurrent 3: this machine has 4 CPUs"):
         launch.check_workers(run)
+
+
+@pytest.fixture
+def growth(monkeypatch):
+    """A cluster that has two CPUs, and what it says of nodes that it may start; Ray isn't asked."""
+    growth = SimpleNamespace(most=None, asks=True, wanted=None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: growth.most)
+    monkeypatch.setattr(autoscaler, "is_autoscaler_v2", lambda fetch_from_server: growth.asks)
+
+    def wait(bundles, refusal, say):
+        growth.wanted, growth.refusal = bundles, refusal
+
+    monkeypatch.setattr(launch, "wait_for_room", wait)
+    return growth
+
+
+def test_a_cluster_that_grows_is_asked_for_what_the_workers_need(growth):
+    """One that starts at no GPU isn't refused by what it has now, where it may have more."""
+    run = RunSpec(workers=2, gpus_per_worker=1)
+    for growth.most, growth.asks in ((None, True), ({"GPU": 8, "CPU": 64}, False)):
+        growth.wanted = None
+        launch.ensure_room(run, print)
+        assert growth.wanted == 2 * [{"CPU": 1, "GPU": 1}] + 2 * [{"CPU": 1}]
+        assert growth.refusal.startswith("--workers 2 with --gpus-per-worker 1 needs 2 GPUs")
+    launch.ensure_room(RunSpec(workers=8, min_workers=3, gpus_per_worker=1), print)
+    assert len(growth.wanted) == 3 + 2  # the fewest that may begin
+
+
+@pytest.mark.parametrize(
+    ("most", "asks", "address"),
+    [({"GPU": 1, "CPU": 64}, True, "head:6379"), (None, False, "head:6379"), (None, True, None)],
+)
+def test_what_a_cluster_can_never_have_is_refused_at_once(most, asks, address, growth, monkeypatch):
+    """By its largest size, where that is known; by what there is where nothing can be started."""
+    growth.most, growth.asks = most, asks
+    if not address:
+        monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(UserError, match=r"needs 2 GPUs and the cluster has [01] "):
+        launch.ensure_room(RunSpec(workers=2, gpus_per_worker=1), print)
+    assert growth.wanted is None
+
+
+def test_gpus_that_torch_cant_use_are_one_sentence(monkeypatch):
+    """Before Ray starts, on this machine: else they are "0 GPUs", or a traceback of a worker."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(launch, "find_gpu_fault", lambda: "torch is built for CPUs alone")
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 1: torch is built for CPUs alone$"):
+        launch.check_workers(RunSpec(gpus_per_worker=1))
+    launch.check_workers(RunSpec())
 
 
 def test_fewer_workers_are_enough_where_that_is_allowed():
@@ -87,7 +140,7 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
         return lambda function: SimpleNamespace(remote=function)
 
     monkeypatch.setattr(ray, "remote", remote)
-    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(launch, "wait_for_task", lambda task, what, say: task)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
     run = RunSpec(compile="on")

@@ -32,9 +32,9 @@ def order(monkeypatch):
         yield name
 
     for name, instead in {
-        "connect_cluster": lambda run: note("cluster"),
-        "check_compiler": lambda run: order.append("compiler"),
-        "measure_worker_memory": lambda run: order.append("memory") or 7,
+        "connect_cluster": lambda run, say: note("cluster"),
+        "check_compiler": lambda run, say: order.append("compiler"),
+        "measure_worker_memory": lambda run, say: order.append("memory") or 7,
         "resolve_crews": lambda run: run.model_copy(update={"concurrent": 2}),
     }.items():
         monkeypatch.setattr(context_module.cluster, name, instead)
