@@ -58,6 +58,8 @@ def connect_cluster(run: RunSpec, say: Say = print) -> Iterator[str]:
         else:
             check_address(address)
             context = join()
+    except ray.exceptions.AuthenticationError as problem:
+        raise UserError(explain_missing_token(address, problem)) from None
     except (ConnectionError, OSError) as problem:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
     try:
@@ -80,11 +82,48 @@ def explain_dashboard_token() -> str:
     return " (it asks for a token: paste what `ray get-auth-token` prints)"
 
 
+def explain_missing_token(address: str | None, problem: Exception) -> str:
+    """A sentence on what a person must do so that the cluster lets the command in."""
+    what = first_line(problem).removeprefix("RPC error: ").partition(". ")[0].rstrip(".")
+    return (
+        f"the Ray cluster at RAY_ADDRESS={address} turns this command away ({what}): run `export "
+        "RAY_AUTH_MODE=token` here, and give the token of its head in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
+
+
 def check_address(address: str) -> None:
-    """Raise OSError unless something listens at `address`: Ray itself would try for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if host and port.isdigit():  # not "auto"
+    """Try what answers at `address`: Ray itself would try for half a minute, or for minutes.
+
+    Raises OSError where nothing listens, and Ray's AuthenticationError where the cluster wants a token.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    head = address if "://" in address else canonicalize_bootstrap_address(address) or ""
+    host, _, port = head.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+        if "://" not in head:
+            check_token(head, found=address == "auto")
+
+
+def check_token(head: str, found: bool) -> None:
+    """Raise Ray's AuthenticationError if the cluster whose head is there wants a token, or another one.
+
+    Where the head was `found` by Ray, a token that is there is used without being asked for, as Ray does.
+    """
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
+    if found:
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # else the next line ends the process
+    try:
+        GcsClient(address=head)
+    except AuthenticationError:
+        raise
+    except RayError:  # a head that is slow: Ray gives it more time
+        return
 
 
 def check_workers(run: RunSpec) -> None:

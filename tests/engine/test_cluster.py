@@ -1,12 +1,20 @@
 """What fits on a cluster is known before a run."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import traceback
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
+from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.state import state
 from ray.autoscaler.v2 import utils as autoscaler
 
@@ -128,6 +136,84 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
     with refused, launch.connect_cluster(RunSpec(name="x")):
         pass
+
+
+JOIN = """
+from adept_ray.config.specs import RunSpec
+from adept_ray.engine.cluster import connect_cluster
+
+try:
+    with connect_cluster(RunSpec(name="x")):
+        print("joined")
+except Exception as problem:
+    print(type(problem).__name__, problem)
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """Calls a command that joins a cluster which asks for a token, in a home without one; gives its words."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as home, socket.socket() as free:  # sockets have short names
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        plain |= {"HOME": home, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        start = (
+            f"ray.scripts.scripts start --head --block --num-cpus=3 --include-dashboard=false --port={port}"
+        )
+        head = subprocess.Popen(
+            [sys.executable, "-m", *start.split(), f"--temp-dir={home}"],
+            env={**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+        def join(**changes):
+            command = [sys.executable, "-c", JOIN]
+            return subprocess.run(command, env=plain | changes, capture_output=True, text=True).stdout
+
+        try:
+            while "no Ray cluster answers" in (said := join()):
+                assert head.poll() is None
+            yield lambda **changes: join(**changes) if changes else said
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({}, "token is missing or incorrect"),
+        ({"RAY_AUTH_MODE": "token"}, "no authentication token was found"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "token is missing or incorrect"),
+    ],
+)
+def test_a_cluster_that_turns_the_command_away_is_one_sentence(settings, what, guarded):
+    """Whether there is no token, another one, or none is asked for, it says what to give, and where."""
+    said = guarded(**settings)
+    assert said.startswith("UserError the Ray cluster at RAY_ADDRESS=127.0.0.1:") and said.count("\n") == 1
+    assert what in said and "export RAY_AUTH_MODE=token" in said and "~/.ray/auth_token" in said
+
+
+def test_a_head_that_is_slow_is_left_to_ray(monkeypatch):
+    """Only a missing token is told before Ray tries; where it found the head itself, it looks for a token."""
+    asked = []
+    monkeypatch.setattr(tokens, "maybe_enable_token_auth_if_token_available", lambda **_: asked.append(1))
+    monkeypatch.setattr(tokens, "ensure_token_if_auth_enabled", lambda **_: None)
+    for problem in (ray.exceptions.RpcError("timed out"), ray.exceptions.AuthenticationError("no token")):
+
+        def fail(address, problem=problem):
+            raise problem
+
+        monkeypatch.setattr(ray._raylet, "GcsClient", fail)
+        turned_away = isinstance(problem, ray.exceptions.AuthenticationError)
+        with pytest.raises(ray.exceptions.AuthenticationError) if turned_away else nullcontext():
+            launch.check_token("head:6379", found=turned_away)
+    assert len(asked) == 1
 
 
 @pytest.mark.slow
