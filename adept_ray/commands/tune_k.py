@@ -15,8 +15,8 @@ from adept_ray.run.report import rewrite_report
 from adept_ray.run.resuming import explain_stops
 from adept_ray.run.search_settings import load_space, open_search
 from adept_ray.run.sources import Needs, Sources, find_sources
-from adept_ray.run.training import build_work, choose_compiling, fit_work, plan_fit, test_and_export
-from adept_ray.run.trials import count_trials_left, run_trials
+from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
+from adept_ray.run.trials import count_trials_left, fit_work, run_trials
 from adept_ray.search.setup import place_work, rebuild_work
 from adept_ray.training.work import TrainWork
 

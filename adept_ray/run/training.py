@@ -17,7 +17,6 @@ from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import store_blocks
-from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
 from adept_ray.storage.records import SideRecord, TestedRecord
 from adept_ray.training.pace import compiling_pays
@@ -79,18 +78,6 @@ def plan_fit(
     fit = choose_fit(needs, machine, context.memory, what)
     display.show_plan(needs, machine, fit, context.memory, what)
     return fit
-
-
-def fit_work(context: Context[RunSpec], work: TrainWork) -> TrainWork:
-    """`work` as it fits on its own layers (see :func:`fit_to_layers`); the display says what that changes."""
-    fitted = fit_to_layers(work, context.run.machine, context.memory)
-    if fitted is not work:
-        layers = " ".join(map(str, work.layers))
-        context.display.say(
-            f"k = {work.training.k} on layers {layers} leaves room for its activations, so they are kept; "
-            "each trial decides that for its own layers"
-        )
-    return fitted
 
 
 def choose_compiling(context: Context[RunSpec], prepared: Prepared, work: TrainWork, steps: int) -> Fit:

@@ -34,6 +34,18 @@ def count_trials_left(context: Context[SearchRun]) -> int:
     return math.ceil((run.trials - ended) / context.board.count_crews())
 
 
+def fit_work(context: Context[SearchRun], work: TrainWork) -> TrainWork:
+    """`work` as it fits on its own layers (see :func:`fit_to_layers`); the display says what that changes."""
+    fitted = fit_to_layers(work, context.run.machine, context.memory)
+    if fitted is not work:
+        layers = " ".join(map(str, work.layers))
+        context.display.say(
+            f"k = {work.training.k} on layers {layers} leaves room for its activations, so they are kept; "
+            "each trial decides that for its own layers"
+        )
+    return fitted
+
+
 def run_trials(
     context: Context[SearchRun], prepared: Prepared, work: TrainWork, question: Question
 ) -> list[Trial]:

@@ -16,7 +16,7 @@ from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.run import training as training_module
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
-from adept_ray.run.training import choose_compiling, describe_side, fit_work, plan_fit
+from adept_ray.run.training import choose_compiling, describe_side, plan_fit
 from adept_ray.training.work import TrainWork
 
 GIB = 2**30
@@ -112,14 +112,6 @@ def test_what_is_decided_or_not_worth_the_question_is_not_asked(monkeypatch, dis
     for problem in (CrewLost("nobody is there"), JobRefused("no such folder")):
         with pytest.raises(type(problem)):
             compiling_of(monkeypatch, display, problem)
-
-
-def test_room_on_the_real_layers_is_said(monkeypatch, display):
-    """Once they are known a plan may change, and only then is there a word of it."""
-    for fitted, lines in ((WORK, 0), (replace(WORK, fit=PLAIN), 1)):
-        monkeypatch.setattr(training_module, "fit_to_layers", lambda *_, fitted=fitted: fitted)
-        assert fit_work(at_work(display), WORK) is fitted and len(display.lines) == lines
-    assert display.lines[0].startswith("k = 1 on layers 3 leaves room for its activations")
 
 
 @pytest.mark.parametrize(("by_tasks", "measure"), [(False, "bpb"), (True, "accuracy")])
