@@ -16,7 +16,7 @@ from adept_ray.run.resuming import explain_stops
 from adept_ray.run.search_settings import load_space, open_search
 from adept_ray.run.sources import Needs, Sources, find_sources
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
-from adept_ray.run.trials import count_trials_left, run_trials
+from adept_ray.run.trials import count_trials_left, fit_work, run_trials
 from adept_ray.search.setup import place_work, rebuild_work
 from adept_ray.training.work import TrainWork
 
@@ -63,6 +63,7 @@ def prepare_search(
     prepared = prepare(context, sources, needs)
     context.results.write_json("importance.json", prepared.importance)
     work = build_work(run, prepared, question.base, (), question.space.weights)
-    deepest = place_work(work, prepared.layer_importance, question.deepest)
+    deepest = fit_work(context, place_work(work, prepared.layer_importance, question.deepest))
     steps = deepest.steps * count_trials_left(context)
-    return prepared, replace(work, fit=choose_compiling(context, prepared, deepest, steps))
+    compiled = choose_compiling(context, prepared, deepest, steps).compiled
+    return prepared, replace(work, fit=replace(work.fit, compiled=compiled))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine.board import Board
 from adept_ray.engine.client import BoardClient, call_every_second, name_board
-from adept_ray.engine.cluster import CPUS_PER_WORKER, read_thread_request
+from adept_ray.engine.cluster import list_worker_resources, read_thread_request
 from adept_ray.engine.health import describe_worker_memory
 from adept_ray.engine.job import KERNEL_KILL, is_out_of_memory
 from adept_ray.engine.memory import count_kernel_kills
@@ -97,9 +97,6 @@ def build_trainer(board: BoardClient, run: RunSpec, storage: str, threads: int, 
     from ray.train.torch import TorchTrainer
 
     machine = run.machine
-    resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
-    if machine.gpus_per_worker:
-        resources["GPU"] = machine.gpus_per_worker
     fewest, most = machine.fewest_workers, machine.workers  # Ray Train changes the number between these
     return TorchTrainer(
         work_from_board,
@@ -108,7 +105,7 @@ def build_trainer(board: BoardClient, run: RunSpec, storage: str, threads: int, 
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_EVERY,
             use_gpu=machine.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=list_worker_resources(run),
         ),
         run_config=RunConfig(
             name=f"crew-{number}",

@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from adept_ray.training.work import ProbeWork, TrainWork
 
 KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
-# What torch, Ray and we say when a memory, a GPU's or a machine's, was too small.
+# What torch, Ray, the libraries of a GPU and we say when a memory, a GPU's or a machine's, was too small. Ray
+# lists memory among the usual reasons of any death, so "out of memory" alone isn't enough.
 MEMORY_SIGNS = (
-    "OutOfMemoryError",
-    "can't allocate memory",
+    "MemoryError",  # OutOfMemoryError of torch, of CUDA, HIP and XPU, and of Ray; Python's own, and Arrow's
+    "can't allocate memory",  # torch, on a CPU
+    "Cannot allocate memory",  # the kernel, to whoever starts a process or maps a file
+    "std::bad_alloc",
+    "error: out of memory",  # torch.AcceleratorError: "CUDA error", "CUDA driver error", "HIP error"
+    "]: out of memory",  # "Triton Error [CUDA]"
+    "'out of memory'",  # NCCL and RCCL: "Cuda failure 2 'out of memory'"
+    "Failed to CUDA calloc",  # NCCL's last word where the line above came first
+    "_ALLOC_FAILED",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUSOLVER_STATUS_, CUSPARSE_STATUS_, HIPBLAS_STATUS_
+    "ALLOCATION_FAILED",  # cuDNN since 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "ERROR_OUT_OF_MEMORY",  # the driver: CUDA_ERROR_OUT_OF_MEMORY
     "out of memory issue",
     "running low on memory",
     KERNEL_KILL,

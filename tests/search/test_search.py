@@ -23,9 +23,13 @@ from ray.tune.utils import flatten_dict
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.data import loading
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import DeferredWork, is_out_of_memory
+from adept_ray.method import memory_plan
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
+from adept_ray.method.memory_plan import MemoryPlan
 from adept_ray.search import study
 from adept_ray.search import tune as search
 from adept_ray.search import verdicts as judging
@@ -62,6 +66,34 @@ def make_setup(**settings):
     work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     space = SearchSpace(parameters=SPACE)
     return SearchSetup(SearchRun(name="x", **settings), space, work, IMPORTANCE, "")
+
+
+def test_a_trial_keeps_its_activations_where_they_fit_on_its_own_layers(monkeypatch):
+    """A gradient passes what lies above the lowest copy, so a copy high up leaves room."""
+
+    def plan(outline, training, layers, seq_len):
+        """A layer keeps 10 bytes of a sequence, and 1 where it is computed again."""
+        passed = 6 - min(layers)
+        return MemoryPlan(0, 0, 0, 0, 0, 0, 0, 10 * passed, passed + 9, 0, 0, 0, 0)
+
+    monkeypatch.setattr(memory_plan, "plan_memory", plan)
+    monkeypatch.setattr(loading, "build_outline", lambda backbone: None)
+    work = replace(make_setup().work, fit=Fit(recompute=True, compiled=True))
+    # Eight sequences a pass, and nine tenths of a memory that can be planned with.
+    setup = replace(make_setup(), work=work, memory=8 * 10 * 3 * 10 // 9 + 1)
+    fits = [setup.build_work({"k": 1, "layers": [layer]}).fit for layer in (2, 3)]
+    assert fits == [work.fit, Fit(compiled=True)]
+    asked = make_setup(activation_checkpointing="on").run
+    for same in (replace(setup, run=asked), replace(setup, memory=0)):
+        assert same.build_work({"k": 1, "layers": [5]}).fit == work.fit
+
+    def fail(*_):
+        raise UserError("it can't be read here")
+
+    monkeypatch.setattr(loading, "build_outline", fail)  # as on a machine that doesn't reach it
+    assert setup.build_work({"k": 1, "layers": [5]}).fit == work.fit
+    planned = replace(setup, work=replace(work, fit=PLAIN))
+    assert planned.build_work({"k": 1, "layers": [0]}).fit == PLAIN
 
 
 # --- the space ------------------------------------------------------------------------------------
