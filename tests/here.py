@@ -61,7 +61,7 @@ def call_script(script, flags, folder, env):
     printed, argv = io.StringIO(), [str(ROOT / "scripts" / script), *flags]
     with (
         patch.object(context, "start_crews", start_crew_here),
-        patch.object(cluster, "connect_cluster", lambda run: nullcontext("")),
+        patch.object(cluster, "connect_cluster", lambda *_: nullcontext("")),
         patch.object(worker, "is_preempted", lambda: False),  # which only Ray Train's workers may ask
         patch.dict(os.environ, env),
         patch.object(sys, "argv", argv),
