@@ -11,10 +11,11 @@ import pytest
 import torch
 from processes import ROOT
 
-from adept_ray.engine import cluster, worker
+from adept_ray.engine import cluster, job_kinds
 from adept_ray.engine.client import BoardClient
 from adept_ray.engine.job import DONE, describe_error
-from adept_ray.engine.worker import JobVoice, perform_job
+from adept_ray.engine.job_kinds import perform_job
+from adept_ray.engine.voice import JobVoice
 from adept_ray.run import context
 
 
@@ -62,7 +63,7 @@ def call_script(script, flags, folder, env):
     with (
         patch.object(context, "start_crews", start_crew_here),
         patch.object(cluster, "connect_cluster", lambda *_: nullcontext("")),
-        patch.object(worker, "is_preempted", lambda: False),  # which only Ray Train's workers may ask
+        patch.object(job_kinds, "is_preempted", lambda: False),  # which only Ray Train's workers may ask
         patch.dict(os.environ, env),
         patch.object(sys, "argv", argv),
         chdir(folder),

@@ -102,6 +102,11 @@ class Job:
     about: Mapping[str, str | None] = field(default_factory=dict)
     """What ``conclude`` writes beside the model: the names of the backbone and of the run."""
 
+    @property
+    def place(self) -> str:
+        """Path or URI of the folder for what it saves."""
+        return f"{self.storage}/{self.name}"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -132,8 +137,8 @@ def describe_error(problem: Exception, job: Job | None) -> Outcome:
         return Outcome(str(problem), JobRefused)
     if job and is_disk_full(problem):
         sentence = (
-            f"no space left for a checkpoint of {job.name} under {job.storage} (it is made in "
-            f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
+            f"no space left for a checkpoint of {job.name} under {job.storage} (or in "
+            f"{tempfile.gettempdir()}): make room and go on with --resume, from the last whole one"
         )
         return Outcome(sentence, DiskFull)
     return Outcome("".join(traceback.format_exception(problem)))

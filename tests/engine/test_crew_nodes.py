@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from common import local_backbone, one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone, write_files
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
@@ -75,11 +76,12 @@ def work(tmp_path_factory):
 def undisturbed(work):
     """The last metrics and the final weights of a training in this process."""
     last = {}
+    with tempfile.TemporaryDirectory() as folder:
 
-    def report(metrics, folder):
-        last.update(metrics, weights=load_file(folder / WEIGHTS))
+        def report(metrics, checkpoint):
+            last.update(metrics, weights=load_file(write_files(checkpoint, Path(folder)) / WEIGHTS))
 
-    train(work, BLOCKS, torch.device("cpu"), Callbacks(report))
+        train(work, BLOCKS, torch.device("cpu"), Callbacks(report))
     return last
 
 
