@@ -31,7 +31,7 @@ from adept_ray.method.memory_plan import GIB, MemoryPlan, plan_memory
 from adept_ray.method.rates import parameter_groups, set_rates
 from adept_ray.method.sharding import build_skeleton
 from adept_ray.method.tuning import build_tuning
-from adept_ray.training.stage2 import clip_gradients, compute_gradients
+from adept_ray.training.learner import clip_gradients, compute_gradients
 
 SPECS = {
     "adept": TrainingSpec(),
@@ -90,8 +90,8 @@ def training(
 
     def step() -> None:
         set_rates(optimizer, 1e-5, 1.0, scales)
-        loss = compute_gradients(model, parameters, blocks, range(len(blocks)), args.sequences, args.device)
-        clip_gradients(parameters, 1.0, loss, "a step")
+        share = compute_gradients(model, parameters, blocks, range(len(blocks)), args.sequences, args.device)
+        clip_gradients(parameters, 1.0, float(share), "a step")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

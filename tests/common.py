@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from adept_ray.data.blocks import Blocks
 from adept_ray.data.loading import Backbone
+from adept_ray.storage.checkpoints import Checkpoint
 
 SIZES = dict(
     vocab_size=128,
@@ -93,6 +94,15 @@ def padded(sequences: list[torch.Tensor], side: str = "right") -> dict[str, torc
         at = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
         ids[row, at], mask[row, at] = sequence, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_files(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The files of a checkpoint in a folder of their own."""
+    for name, write in checkpoint.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as stream:
+            write(stream)
+    return folder
 
 
 def run_ranks(function: Any, args: tuple[Any, ...], count: int) -> None:

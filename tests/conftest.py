@@ -1,5 +1,6 @@
 """One thread, no network and no stopwatch, fixed before torch is imported."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -28,14 +29,7 @@ settings.load_profile("adept_ray")
 COMMANDS = "test_end_to_end"  # start Ray in processes of their own
 # Every test of these starts processes, a browser or the compiler, so all are slow.
 HEAVY = {"test_device", "test_pace", "test_page", "test_ranks", "test_wheel"}
-RAY = {
-    "test_packing",
-    "test_crew",
-    "test_crew_memory",
-    "test_crew_nodes",
-    "test_node_faults",
-    "test_monitoring",
-}
+RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test_node_faults"}
 
 
 def pytest_collection_modifyitems(items):
@@ -80,6 +74,7 @@ def s3():
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else each request is a line of a failure's report
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +9,13 @@ import torch
 from common import (
     of_one_document,
     one_document_each,
+    write_files,
 )
 from safetensors.torch import load_file
 
 from adept_ray.data.blocks import Blocks
 from adept_ray.data.loading import borrow
-from adept_ray.training import stage2 as stage2_module
+from adept_ray.training import learner as learner_module
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage2 import train
 from adept_ray.training.state import STATE, WEIGHTS
@@ -58,7 +58,7 @@ def changed(work, **fields):
 
 def keeping(folder):
     """A report that keeps what comes with it in `folder`."""
-    return lambda _, saved: shutil.copytree(saved, folder)
+    return lambda _, saved: write_files(saved, folder)
 
 
 def split_options(report, options):
@@ -71,14 +71,14 @@ class Run:
     """A training and all that it reported: the metrics, and a checkpoint folder for each report."""
 
     def __init__(self, folder, work, **options):
-        self.metrics, self.folders = [], []
+        self.metrics, self.folders, self.resumable = [], [], []
         self._folder = folder
         train(work, BLOCKS, CPU, *split_options(self.report, options))
 
-    def report(self, metrics, folder):
+    def report(self, metrics, checkpoint):
         self.metrics.append({name: value for name, value in metrics.items() if "second" not in name})
-        self.folders.append(self._folder / str(len(self.folders)))
-        shutil.copytree(folder, self.folders[-1])
+        self.resumable.append(checkpoint.resumable)
+        self.folders.append(write_files(checkpoint, self._folder / str(len(self.folders))))
 
     def weights(self, at=-1):
         return load_file(self.folders[at] / WEIGHTS)
@@ -100,7 +100,7 @@ def caught(monkeypatch, spoil=lambda model: None):
         spoil(models[-1])
         return models[-1]
 
-    monkeypatch.setattr(stage2_module, "borrow", lend)
+    monkeypatch.setattr(learner_module, "borrow", lend)
     return models
 
 

@@ -32,7 +32,7 @@ class Machine(Spec):
     min_workers: int = setting(0, CHANGEABLE, FITTING, ge=0)
     """Fewest workers to go on with (0: all of them) when nodes are lost and none replaces them."""
     gpus_per_worker: float = setting(0, FITTING, ge=0)
-    """GPUs each worker gets; 0 trains on CPUs."""
+    """GPUs each worker gets; 0 trains on CPUs, a part of one is for one worker a trial."""
     precision: Precision = "auto"
     """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
     activation_checkpointing: Switch = setting("auto", CHANGEABLE, FITTING)
@@ -121,6 +121,18 @@ class MachineSpec(Spec):
         if not beside or not isinstance(nested, dict):
             return others
         return {**others, "machine": {**nested, **beside}}
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> MachineSpec:
+        gpus, workers = self.machine.gpus_per_worker, self.machine.workers
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one")
+        if gpus % 1 and workers > 1:  # NCCL takes one rank a card
+            raise ValueError(
+                f"gpus_per_worker is {gpus:g}, but {workers} workers that train together need a GPU each, so "
+                "give --gpus-per-worker 1 or --workers 1 (the trials of --concurrent may share a GPU)"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _spread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

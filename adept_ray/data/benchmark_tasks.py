@@ -215,7 +215,13 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     from lm_eval.models.huggingface import HFLM
 
     how = get_compute_policy(model).autocast
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, mixed_precision_dtype=how)
+    return HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch,
+        mixed_precision_dtype=how,
+        softmax_dtype="float32",  # in bfloat16 options tie, and one answer in forty is another one
+    )
 
 
 @lru_cache(maxsize=4)  # a worker scores with the same tasks again and again

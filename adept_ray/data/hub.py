@@ -9,6 +9,7 @@ from adept_ray.config.errors import UserError, shorten_error
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 HUB_TIMEOUT_S = 10
+TOKEN = "HF_TOKEN"  # the hub client's environment variable
 
 
 def find_hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
@@ -34,3 +35,10 @@ def find_hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
             f"can't ask the Hugging Face hub about the {kind} '{name}' ({shorten_error(problem)}); check the "
             "network, or the path if it is a local one"
         ) from problem
+
+
+def find_token() -> str:
+    """The token with which this process asks the hub, of its environment or of a login; empty without one."""
+    from huggingface_hub import get_token
+
+    return get_token() or ""

@@ -13,7 +13,10 @@ from typing import TypeVar
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
+from adept_ray.engine.node_gpus import measure_gpu_memory
+from adept_ray.engine.waiting import Say, wait_for_room, wait_for_task
 from adept_ray.method.compiling import find_compiler_fault
+from adept_ray.method.gpus import find_gpu_fault
 
 R = TypeVar("R", bound=RunSpec)
 CPUS_PER_WORKER = 1
@@ -26,15 +29,17 @@ QUIET_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own CSV, JSON and TensorBoard files
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about actors without GPUs
 }
+# Nobody takes away the only node of a cluster on this machine, so no process has to watch for that.
+LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
-def connect_cluster(run: RunSpec) -> Iterator[str]:
+def connect_cluster(run: RunSpec, say: Say = print) -> Iterator[str]:
     """Connect to the cluster in ``RAY_ADDRESS``, else start one on this machine; yields the dashboard's URL.
 
     A local cluster gets logical CPUs for the workers and for what Ray needs on top, so that two real CPUs are
-    enough. On the way out this process leaves the cluster, which ends a local one. Raises :class:`UserError`
-    when the workers don't fit.
+    enough. On the way out this process leaves the cluster, which ends a local one. `say` hears what is waited
+    for. Raises :class:`UserError` when the workers don't fit.
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -46,22 +51,37 @@ def connect_cluster(run: RunSpec) -> Iterator[str]:
     join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
     try:
         if address is None:
-            context = join(
-                "local",
-                num_cpus=count_local_cpus(run),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=run.machine.dashboard,
-            )
+            with set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
+                context = join(
+                    "local",
+                    num_cpus=count_local_cpus(run),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=run.machine.dashboard,
+                )
         else:
             check_address(address)
             context = join()
+    except ray.exceptions.AuthenticationError as problem:
+        raise UserError(explain_missing_token(address, problem)) from None
     except (ConnectionError, OSError) as problem:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
     try:
-        check_cluster(run, ray.cluster_resources())
+        ensure_room(run, say)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def set_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these environment variables set within this, where the user hasn't set them."""
+    new = values.keys() - os.environ.keys()
+    os.environ.update({name: values[name] for name in new})
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def count_local_cpus(run: RunSpec) -> int:
@@ -77,11 +97,48 @@ def explain_dashboard_token() -> str:
     return " (it asks for a token: paste what `ray get-auth-token` prints)"
 
 
+def explain_missing_token(address: str | None, problem: Exception) -> str:
+    """A sentence on what a person must do so that the cluster lets the command in."""
+    what = first_line(problem).removeprefix("RPC error: ").partition(". ")[0].rstrip(".")
+    return (
+        f"the Ray cluster at RAY_ADDRESS={address} turns this command away ({what}): run `export "
+        "RAY_AUTH_MODE=token` here, and give the token of its head in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
+
+
 def check_address(address: str) -> None:
-    """Raise OSError unless something listens at `address`: Ray itself would try for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if host and port.isdigit():  # not "auto"
+    """Try what answers at `address`: Ray itself would try for half a minute, or for minutes.
+
+    Raises OSError where nothing listens, and Ray's AuthenticationError where the cluster wants a token.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    head = address if "://" in address else canonicalize_bootstrap_address(address) or ""
+    host, _, port = head.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+        if "://" not in head:
+            check_token(head, found=address == "auto")
+
+
+def check_token(head: str, found: bool) -> None:
+    """Raise Ray's AuthenticationError if the cluster whose head is there wants a token, or another one.
+
+    Where the head was `found` by Ray, a token that is there is used without being asked for, as Ray does.
+    """
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
+    if found:
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # else the next line ends the process
+    try:
+        GcsClient(address=head)
+    except AuthenticationError:
+        raise
+    except RayError:  # a head that is slow: Ray gives it more time
+        return
 
 
 def check_workers(run: RunSpec) -> None:
@@ -96,6 +153,8 @@ def check_workers(run: RunSpec) -> None:
         asked = f"--workers {run.machine.workers}{format_concurrent(run)}"
         raise UserError(f"{asked}: this machine has {cpus} CPUs, so at most {cpus} workers")
     if run.machine.gpus_per_worker:
+        if fault := find_gpu_fault():
+            raise UserError(f"--gpus-per-worker {run.machine.gpus_per_worker:g}: {fault}")
         check_cluster(run, {**list_local_resources(run), "CPU": math.inf})
 
 
@@ -151,18 +210,51 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
         )
 
 
+def ensure_room(run: RunSpec, say: Say) -> None:
+    """Refuse what the cluster can't hold now, nor when it has grown; let it grow to what the workers need.
+
+    Raises :class:`UserError`. A cluster whose nodes Ray starts as they are needed may have none at first.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    have = ray.cluster_resources()
+    try:
+        check_cluster(run, have)
+    except UserError as refusal:
+        # What it may have at most is known from clusters whose service says so; others know it when asked.
+        most = state.get_max_resources_from_cluster_config()
+        if most:
+            check_cluster(run, {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most}})
+        if not os.environ.get("RAY_ADDRESS") or not (most or is_autoscaler_v2(fetch_from_server=True)):
+            raise
+        workers = [list_worker_resources(run)] * run.machine.fewest_workers * run.crews
+        wait_for_room([*workers, *[{"CPU": 1.0}] * SPARE_CPUS], str(refusal), say)
+
+
+def list_worker_resources(run: RunSpec) -> dict[str, float]:
+    """What Ray sets aside for a worker, by its names."""
+    gpus = run.machine.gpus_per_worker
+    return {"CPU": CPUS_PER_WORKER, "GPU": gpus} if gpus else {"CPU": CPUS_PER_WORKER}
+
+
 def format_concurrent(run: RunSpec) -> str:
     """The flag of several trials at once, as an error names it; empty for one."""
     return f" with --concurrent {run.crews}" if run.crews > 1 else ""
 
 
-def measure_worker_memory(run: RunSpec) -> int:
-    """Bytes that one worker may use: of its GPU, or its share of a machine's memory. Needs a running Ray."""
+def measure_worker_memory(run: RunSpec, say: Say = print) -> int:
+    """Bytes that one worker may use: of its GPU, or its share of a machine's memory. Needs a running Ray.
+
+    Raises :class:`UserError` for nodes whose GPUs can't be used; `say` hears what is waited for.
+    """
     import ray
 
     if run.machine.gpus_per_worker:
-        ask = ray.remote(num_cpus=0, num_gpus=run.machine.gpus_per_worker)(measure_gpu_memory)
-        return int(ray.get(ask.remote()) * min(1.0, run.machine.gpus_per_worker))
+        return int(
+            measure_gpu_memory(run.machine.gpus_per_worker, say) * min(1.0, run.machine.gpus_per_worker)
+        )
     shares = []
     for resources in (node["Resources"] for node in ray.nodes()):
         fit = int(resources.get("CPU", 0)) // CPUS_PER_WORKER
@@ -172,24 +264,19 @@ def measure_worker_memory(run: RunSpec) -> int:
     return int(min(shares, default=UNKNOWN))
 
 
-def measure_gpu_memory() -> int:
-    """Memory of the first GPU that this process sees."""
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory
-
-
-def check_compiler(run: RunSpec) -> None:
+def check_compiler(run: RunSpec, say: Say = print) -> None:
     """Try torch.compile where a worker of a run with ``--compile on`` runs. Needs a running Ray.
 
-    Without this the first training would fail, after token blocks and stage 1. Raises :class:`UserError`.
+    Without this the first training would fail, after token blocks and stage 1. `say` hears what is waited
+    for. Raises :class:`UserError`.
     """
     if run.machine.compile != "on":
         return
     import ray
 
     ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.machine.gpus_per_worker)(find_compiler_fault)
-    if why := ray.get(ask.remote("cuda" if run.machine.gpus_per_worker else "cpu")):
+    device, where = ("cuda", "a GPU") if run.machine.gpus_per_worker else ("cpu", "a CPU")
+    if why := wait_for_task(ask.remote(device), f"{where} on which to try torch.compile", say):
         raise UserError(
             f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
             "such as g++, and Python's headers there, or give --compile off"

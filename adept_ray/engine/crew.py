@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adept_ray.config.specs import RunSpec
+from adept_ray.data.hub import find_token
 from adept_ray.engine.board import Board
 from adept_ray.engine.client import BoardClient, call_every_second, name_board
-from adept_ray.engine.cluster import CPUS_PER_WORKER, read_thread_request
+from adept_ray.engine.cluster import list_worker_resources, read_thread_request
 from adept_ray.engine.health import describe_worker_memory
 from adept_ray.engine.job import KERNEL_KILL, is_out_of_memory
 from adept_ray.engine.memory import count_kernel_kills
@@ -51,7 +53,8 @@ def start_crews(
     made = ray.remote(num_cpus=0)(Board).options(name=name_board(run.name), scheduling_strategy=here)
     actor = made.remote(storage, describe_worker_memory(run, memory), run.crews)
     board = BoardClient(actor)
-    keep = functools.partial(keep_crew, board, run, storage, read_thread_request())
+    settings = CrewSettings(board, 0, run.machine.workers, run.crews, read_thread_request(), find_token())
+    keep = functools.partial(keep_crew, settings, run, storage)
     leading = actor.lead.remote(run.name, keep)  # type: ignore[attr-defined]
     seen = 0
 
@@ -71,15 +74,16 @@ def start_crews(
         ray.get(leading, timeout=END_TIMEOUT_S)  # so that the workers' resources are free again
 
 
-def keep_crew(board: BoardClient, run: RunSpec, storage: str, threads: int, number: int) -> None:
-    """Start a crew and keep it running until the board sends it home. Raises Ray Train's errors.
+def keep_crew(settings: CrewSettings, run: RunSpec, storage: str, number: int) -> None:
+    """Start the crew of a number and keep it running until the board sends it home.
 
-    `threads` is the number that each worker was asked to take, 0 for its share of its machine.
+    `settings` are those of any crew. Raises Ray Train's errors.
     """
-    restarts = 0
+    settings, restarts = replace(settings, crew=number), 0
+    board = settings.board
     while not board.explain_closing():  # again, if it left its nodes
         try:
-            build_trainer(board, run, storage, threads, number).fit()
+            build_trainer(settings, run, storage).fit()
         except Exception as error:
             # Where a memory is too full Ray kills the newest actors first, its own helpers among them.
             if restarts == RESTARTS or not is_out_of_memory(str(error)):
@@ -91,30 +95,27 @@ def keep_crew(board: BoardClient, run: RunSpec, storage: str, threads: int, numb
         board.give_back_jobs(number)  # whoever has workers first goes on with it
 
 
-def build_trainer(board: BoardClient, run: RunSpec, storage: str, threads: int, number: int) -> TorchTrainer:
+def build_trainer(settings: CrewSettings, run: RunSpec, storage: str) -> TorchTrainer:
     """Ray Train's trainer that keeps one worker group of a crew."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     machine = run.machine
-    resources: dict[str, float] = {"CPU": CPUS_PER_WORKER}
-    if machine.gpus_per_worker:
-        resources["GPU"] = machine.gpus_per_worker
     fewest, most = machine.fewest_workers, machine.workers  # Ray Train changes the number between these
     return TorchTrainer(
         work_from_board,
-        train_loop_config={"settings": CrewSettings(board, number, most, run.crews, threads)},
+        train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_EVERY,
             use_gpu=machine.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=list_worker_resources(run),
         ),
         run_config=RunConfig(
-            name=f"crew-{number}",
+            name=f"crew-{settings.crew}",
             storage_path=storage,
             failure_config=FailureConfig(RESTARTS, controller_failure_limit=START_TRIES),  # type: ignore[call-arg]
-            callbacks=[build_death_callback(board, number)],  # type: ignore[list-item]
+            callbacks=[build_death_callback(settings.board, settings.crew)],  # type: ignore[list-item]
         ),
     )
 

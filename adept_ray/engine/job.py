@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from adept_ray.training.work import ProbeWork, SpeedWork, TrainWork
 
 KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
-# What torch, Ray and we say when a memory, a GPU's or a machine's, was too small.
+# What torch, Ray, the libraries of a GPU and we say when a memory, a GPU's or a machine's, was too small. Ray
+# lists memory among the usual reasons of any death, so "out of memory" alone isn't enough.
 MEMORY_SIGNS = (
-    "OutOfMemoryError",
-    "can't allocate memory",
+    "MemoryError",  # OutOfMemoryError of torch, of CUDA, HIP and XPU, and of Ray; Python's own, and Arrow's
+    "can't allocate memory",  # torch, on a CPU
+    "Cannot allocate memory",  # the kernel, to whoever starts a process or maps a file
+    "std::bad_alloc",
+    "error: out of memory",  # torch.AcceleratorError: "CUDA error", "CUDA driver error", "HIP error"
+    "]: out of memory",  # "Triton Error [CUDA]"
+    "'out of memory'",  # NCCL and RCCL: "Cuda failure 2 'out of memory'"
+    "Failed to CUDA calloc",  # NCCL's last word where the line above came first
+    "_ALLOC_FAILED",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUSOLVER_STATUS_, CUSPARSE_STATUS_, HIPBLAS_STATUS_
+    "ALLOCATION_FAILED",  # cuDNN since 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "ERROR_OUT_OF_MEMORY",  # the driver: CUDA_ERROR_OUT_OF_MEMORY
     "out of memory issue",
     "running low on memory",
     KERNEL_KILL,
@@ -53,6 +63,22 @@ class LeavingNodes(Exception):
 
 
 @dataclass(frozen=True)
+class DeferredWork:
+    """Work that the workers build, so that who hands the job in need not load what it is made of."""
+
+    builder: bytes
+    """A pickled object whose ``build_work`` takes the setting."""
+    setting: Mapping[str, object]
+
+    def build(self) -> ProbeWork | TrainWork:
+        """The work itself."""
+        from ray import cloudpickle
+
+        work: ProbeWork | TrainWork = cloudpickle.loads(self.builder).build_work(self.setting)
+        return work
+
+
+@dataclass(frozen=True)
 class Job:
     """A piece of work for a whole crew."""
 
@@ -60,7 +86,7 @@ class Job:
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
     kind: Literal["probe", "time_compiling", "measure_speed", "train", "conclude"]
     """Which function of :mod:`adept_ray.training` does it; ``conclude`` scores on the tests and exports."""
-    work: ProbeWork | TrainWork | SpeedWork
+    work: ProbeWork | TrainWork | SpeedWork | DeferredWork
     blocks: ObjectRef
     """Reference to what that function takes as its blocks."""
     storage: str = ""
@@ -75,6 +101,11 @@ class Job:
     """Place of the trained model that ``conclude`` takes."""
     about: Mapping[str, str | None] = field(default_factory=dict)
     """What ``conclude`` writes beside the model: the names of the backbone and of the run."""
+
+    @property
+    def place(self) -> str:
+        """Path or URI of the folder for what it saves."""
+        return f"{self.storage}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +137,8 @@ def describe_error(problem: Exception, job: Job | None) -> Outcome:
         return Outcome(str(problem), JobRefused)
     if job and is_disk_full(problem):
         sentence = (
-            f"no space left for a checkpoint of {job.name} under {job.storage} (it is made in "
-            f"{tempfile.gettempdir()} first): make room and go on with --resume, from the last whole one"
+            f"no space left for a checkpoint of {job.name} under {job.storage} (or in "
+            f"{tempfile.gettempdir()}): make room and go on with --resume, from the last whole one"
         )
         return Outcome(sentence, DiskFull)
     return Outcome("".join(traceback.format_exception(problem)))

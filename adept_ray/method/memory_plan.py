@@ -212,13 +212,18 @@ def choose_fit(needs: MemoryPlan, machine: Machine, memory: int, what: str) -> F
         )
     fits = list_allowed_fits(machine)
     for fit in fits:
-        if needs.find_peak(machine, machine.micro_batch, fit) <= SLACK * memory:
+        if fits_memory(needs, machine, memory, fit):
             return fit
     takes = min(needs.find_peak(machine, machine.micro_batch, fit) for fit in fits) / SLACK / GIB
     raise UserError(
         f"{what} with --micro-batch {machine.micro_batch} takes {takes:.1f} GiB a worker, and a worker has "
         f"{memory / GIB:.1f} GiB: {advise_size(needs, machine, memory)}"
     )
+
+
+def fits_memory(needs: MemoryPlan, machine: Machine, memory: int, fit: Fit) -> bool:
+    """Whether a training that `needs` so much fits, made to fit that way, into workers of `memory` bytes."""
+    return needs.find_peak(machine, machine.micro_batch, fit) <= SLACK * memory
 
 
 def list_allowed_fits(machine: Machine) -> list[Fit]:

@@ -33,13 +33,6 @@ def split_over_ranks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [mine[start : start + size] for start in range(0, longest, size)]
 
 
-def sum_over_ranks_in_place(values: torch.Tensor) -> torch.Tensor:
-    """`values`, which become their sum over all ranks: no second piece of memory is taken."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
 def sum_over_ranks(values: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """`values` summed over all ranks, on the device they came on.
 
@@ -50,3 +43,12 @@ def sum_over_ranks(values: torch.Tensor, device: torch.device | None = None) -> 
     total = values.to(device) if device is not None else values.clone()
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def agree_on_largest(number: int, device: torch.device) -> int:
+    """The largest `number` that any rank has; `device` is where the backend can reduce."""
+    if world_size() == 1:
+        return number
+    numbers = torch.tensor([number], device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)

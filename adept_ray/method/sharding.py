@@ -103,10 +103,10 @@ def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole tensors on the first rank, on the CPU if they were in pieces; all ranks must call this."""
+    """Copies of the whole tensors on the CPU of the first rank; all ranks must call this."""
     found = {}
     for name, tensor in tensors.items():
         together = gather_whole(tensor.detach())
         if rank() == 0:
-            found[name] = together.cpu() if isinstance(tensor, DTensor) else together
+            found[name] = together.to("cpu", copy=True)
     return found

@@ -44,6 +44,8 @@ class Tuning:
         if lower:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.float()
+            for norm in list_trained_norms(model):
+                norm.register_forward_hook(cast_output)
             set_compute_policy(model, replace(get_compute_policy(model), autocast=lower.pop()))
         # Without a probe all units are alike, and equal importances give equal rates.
         self.importance = dict(importance if importance is not None else dict.fromkeys(self.parameters, 0.0))
@@ -72,7 +74,7 @@ class Tuning:
         """Within this, trained parameters have the backbone's type, as they will in the exported model.
 
         So a model of fewer bits is measured in the same arithmetic before and after training. Parameters in
-        pieces can't change their type; they take values of that type, and only norms come out differently.
+        pieces can't change their type; they take values of that type, of which autocast makes the same.
         """
         how = get_compute_policy(self.model)
         if how.autocast is None:
@@ -165,6 +167,26 @@ class Tasl(Lora):
             lora.measure_domain_importance(self.parameters, optimizer),
             by_skill,
         )
+
+
+def list_trained_norms(model: nn.Module) -> list[nn.Module]:
+    """The modules of `model` with trained vectors and no matrices of their own, which are its norms."""
+    own = ((module, list(module.parameters(recurse=False))) for module in model.modules())
+    return [
+        module
+        for module, parameters in own
+        if any(p.requires_grad for p in parameters) and all(p.dim() == 1 for p in parameters)
+    ]
+
+
+def cast_output(module: nn.Module, args: tuple[object, ...], output: torch.Tensor) -> torch.Tensor:
+    """A forward hook: what a module puts out, in the type of autocast where that is on.
+
+    A norm multiplies by float32 weights, so it would hand on float32, and each projection behind it would
+    cast that anew and keep its own cast for the gradient.
+    """
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 def unify_dtype(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,7 +18,7 @@ UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 REMEDY = "pip install -c constraints.txt there"
 FOLDERS = {  # what is kept there, and how to have it elsewhere
     "storage": ("results and checkpoints", "give another --storage"),
-    "temporary": ("checkpoints and the exported model, before they go to --storage", "set TMPDIR there"),
+    "temporary": ("the exported model, before it goes to --storage", "set TMPDIR there"),
     "hub": ("the backbone's files from the hub", "set HF_HOME there"),
 }
 
@@ -156,8 +156,8 @@ class DiskNeeds:
 
     @property
     def temporary(self) -> int:
-        """In the temporary folder of one machine: what every trial saves there, or at the end the model."""
-        return max(self.crews * self.checkpoint, self.model)
+        """In the temporary folder of one machine: at the end the model."""
+        return self.model
 
 
 def count_disk_needs(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Generic, TextIO, TypeVar
 
+from adept_ray.config.errors import UnfinishedRun
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine import cluster
 from adept_ray.engine.client import BoardClient, watch_board
 from adept_ray.engine.crew import start_crews
+from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
 from adept_ray.run.terminal import Display
+from adept_ray.storage.files import is_disk_full
 from adept_ray.storage.results import Results
 
 OUTPUT_LOG = "ray.log"
@@ -73,10 +77,14 @@ def open_context(
 
     Where nothing `trains`, nothing is compiled and no compiler is asked for. `examine` is called once the
     cluster is there, before anything is started on it. Raises :class:`UserError` for what the cluster can't
-    do.
+    do, and :class:`UnfinishedRun` where Ray loses a part of the run.
     """
     results, display = session.results, session.display
-    with redirect_output(results), cluster.connect_cluster(session.run) as dashboard:
+    with (
+        redirect_output(results),
+        explain_failures(),
+        cluster.connect_cluster(session.run, display.say) as dashboard,
+    ):
         token = cluster.explain_dashboard_token() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
         display.emit("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
@@ -93,10 +101,26 @@ def start_work(session: Session[R], trains: bool = True) -> Iterator[Context[R]]
     if run != session.run:
         display.say(f"trials at once: {run.crews}, what the cluster has room for")
     if trains:
-        cluster.check_compiler(run)
-    memory = cluster.measure_worker_memory(run)  # before the crew takes every GPU there is
+        cluster.check_compiler(run, display.say)
+    memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
     with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
         yield Context(session.run, results, display, board, memory)
+
+
+@contextmanager
+def explain_failures() -> Iterator[None]:
+    """Turn errors of Ray's and of jobs into :class:`UnfinishedRun`; what they say at length is printed.
+
+    What is printed goes to the results (see :func:`redirect_output`).
+    """
+    try:
+        yield
+    except Exception as problem:
+        sentence = "" if is_disk_full(problem) else explain_failure(problem)
+        if not sentence:
+            raise
+        traceback.print_exc()
+        raise UnfinishedRun(f"{sentence}; {OUTPUT_LOG} among the results has the whole report") from problem
 
 
 @contextmanager

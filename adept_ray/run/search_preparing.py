@@ -10,7 +10,7 @@ from adept_ray.run.preparing import Prepared, prepare
 from adept_ray.run.question import Question
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.training import build_work, choose_compiling, plan_fit
-from adept_ray.run.trials import count_trials_left
+from adept_ray.run.trials import count_trials_left, fit_work
 from adept_ray.search.setup import place_work
 from adept_ray.training.work import TrainWork
 
@@ -30,6 +30,7 @@ def prepare_search(
     prepared = prepare(context, sources, needs)
     context.results.write_json("importance.json", prepared.importance)
     work = build_work(run, prepared, question.base, (), question.space.weights)
-    deepest = place_work(work, prepared.layer_importance, question.deepest)
+    deepest = fit_work(context, place_work(work, prepared.layer_importance, question.deepest))
     steps = deepest.steps * count_trials_left(context)
-    return prepared, replace(work, fit=choose_compiling(context, prepared, deepest, steps))
+    compiled = choose_compiling(context, prepared, deepest, steps).compiled
+    return prepared, replace(work, fit=replace(work.fit, compiled=compiled))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 PROBE_VERSION = 2  # raise when the same model and probe would give other numbers
+ANSWERS_VERSION = 2  # raise when the same model would give other answers to the same items
 
 
 class ImportanceFile(ImportanceRecord, total=False):
@@ -71,7 +72,7 @@ class StageOne:
 
     def locate_answers(self) -> dict[str, str]:
         """Side → where the cache keeps the backbone's answers to its items."""
-        parts = (*self._model[:3], version("lm_eval"))
+        parts = (ANSWERS_VERSION, *self._model[:3], version("lm_eval"))
         return {
             side: locate_in_cache(self.context.run, "answers", *parts, items.content)
             for side, items in self.sources.select_items("validation").items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.client import watch_board
@@ -15,7 +16,7 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.setup import SearchSetup, measure_untouched
+from adept_ray.search.setup import SearchSetup, fit_to_layers, measure_untouched
 from adept_ray.search.trials import UNTOUCHED, Facts, Trial
 from adept_ray.search.tune import run_search
 from adept_ray.search.upkeep import TrialFiles
@@ -33,6 +34,18 @@ def count_trials_left(context: Context[SearchRun]) -> int:
     return math.ceil((run.trials - ended) / context.board.count_crews())
 
 
+def fit_work(context: Context[SearchRun], work: TrainWork) -> TrainWork:
+    """`work` as it fits on its own layers (see :func:`fit_to_layers`); the display says what that changes."""
+    fitted = fit_to_layers(work, context.run.machine, context.memory)
+    if fitted is not work:
+        layers = " ".join(map(str, work.layers))
+        context.display.say(
+            f"k = {work.training.k} on layers {layers} leaves room for its activations, so they are kept; "
+            "each trial decides that for its own layers"
+        )
+    return fitted
+
+
 def run_trials(
     context: Context[SearchRun], prepared: Prepared, work: TrainWork, question: Question
 ) -> list[Trial]:
@@ -46,6 +59,7 @@ def run_trials(
     files = TrialFiles(context.results, question.space, run.pareto, untouched)
     growing = run.strategy == "grow"
     plan = plan_growth(run, question.space, work, prepared.layer_importance) if growing else []
+    plan = [replace(stage, work=fit_to_layers(stage.work, run.machine, context.memory)) for stage in plan]
 
     def watch(progress: JobProgress, rows: Sequence[Facts]) -> None:
         show(progress, rows)
@@ -82,6 +96,7 @@ def search_trials(
     """Independent trials."""
     run, space = context.run, question.space
     study = name_question(run, space, prepared)
-    setup = SearchSetup(run, space, work, prepared.layer_importance, context.results.ray, study)
+    storage = context.results.ray
+    setup = SearchSetup(run, space, work, prepared.layer_importance, storage, study, context.memory)
     spent = read_spent_seconds(context.results.read_record()).get("search", 0.0)
     return run_search(setup, store_blocks(prepared.blocks), spent)

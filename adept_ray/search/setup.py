@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adept_ray.config.errors import find_cause
+from adept_ray.config.errors import UserError, find_cause
+from adept_ray.config.machine import Machine
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
@@ -46,6 +47,8 @@ class SearchSetup:
     """Folder or URI of what Ray and the workers keep."""
     study: str = ""
     """Names the question: searches of the same one find each other's trials in a database."""
+    memory: int = 0
+    """Bytes that a worker may use; 0 where that isn't known."""
 
     @property
     def experiment(self) -> str:
@@ -57,11 +60,12 @@ class SearchSetup:
         return resolve_layers(self.importance, apply_changes(self.work.training, setting), self.work.seed)
 
     def build_work(self, setting: Setting) -> TrainWork:
-        """The training of a trial."""
+        """The training of a trial, made to fit on the layers that it copies."""
         layers = self.place_layers(setting)
         units = {name: value for name, value in self.work.units.items() if layer_of(name) in layers}
         training = apply_changes(self.work.training, setting)
-        return replace(self.work, training=training, layers=layers, units=units)
+        work = replace(self.work, training=training, layers=layers, units=units)
+        return fit_to_layers(work, self.run.machine, self.memory)
 
     def describe_trial(self, trial: TuneTrial, metrics: Facts | None, state: str) -> Trial:
         """A trial of Tune's, with what its last report says."""
@@ -74,6 +78,26 @@ class SearchSetup:
         state = {"ERROR": "failed", "TERMINATED": end}.get(trial.status, "interrupted")
         error = find_cause(trial.get_error()) if state == "failed" else None
         return replace(self.describe_trial(trial, trial.last_result, state), error=error)
+
+
+def fit_to_layers(work: TrainWork, machine: Machine, memory: int) -> TrainWork:
+    """`work` keeping its activations where they fit into workers of `memory` bytes, on its own layers.
+
+    Before stage 1 the layers aren't known. A gradient passes all layers above the lowest copy, so how a model
+    is made to fit was planned for the lowest ones; on others it may keep what it was to compute again.
+    """
+    if not (work.fit.recompute and machine.activation_checkpointing == "auto" and memory):
+        return work
+    from adept_ray.data.loading import build_outline
+    from adept_ray.method.memory_plan import fits_memory, plan_memory
+
+    try:
+        outline = build_outline(work.backbone)
+    except UserError:  # a machine other than the one that planned may not reach the backbone
+        return work
+    needs = plan_memory(outline, work.training, work.layers, work.seq_len)
+    plain = replace(work.fit, recompute=False)
+    return replace(work, fit=plain) if fits_memory(needs, machine, memory, plain) else work
 
 
 def place_work(work: TrainWork, importance: LayerImportance, training: TrainingSpec) -> TrainWork:

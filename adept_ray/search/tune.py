@@ -7,17 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from adept_ray.config.errors import UnfinishedRun
-from adept_ray.engine.client import find_board, follow_job
-from adept_ray.engine.job import DiskFull, Job, JobFailed, is_out_of_memory
+from adept_ray.engine.client import find_board
 from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
-from adept_ray.search.trials import Facts, Setting, Trial, name_end, title_trial
+from adept_ray.search.trial_process import TrialErrand, run_trial
+from adept_ray.search.trials import Facts, Trial, name_end, title_trial
 from adept_ray.search.upkeep import extend_search, forget_trials
 from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
-from adept_ray.storage.results import TRIALS
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -61,36 +60,6 @@ def title_tune_trial(trial: TuneTrial) -> str:
     return title_trial(name_trial(trial), trial.config)
 
 
-def run_trial(config: Setting, setup: SearchSetup, blocks: tuple[ObjectRef]) -> None:
-    """One trial, in a process of Tune's: stage 2 on the crew, its reports passed on to Tune.
-
-    `blocks` holds an object reference in a tuple, since Tune would fetch a bare one here.
-    Raises :class:`JobFailed`, without trying, for a k at which or below which a worker ran out of memory.
-    """
-    run, work = setup.run, setup.build_work(config)
-    k = work.training.k
-    board = find_board(run.name)
-    limit = board.read_limit()
-    if limit is not None and k >= limit:
-        raise JobFailed(f"k = {k} was not tried: a worker ran out of memory at k = {limit}")
-    price = run.min_gain_per_layer or 0.0  # the search is for the score less what its layers cost
-    title = tune.get_context().get_trial_name()
-    name = title.partition(" ")[0]
-    storage = f"{setup.storage}/{TRIALS}"
-    try:
-        for metrics in follow_job(
-            board, Job(name, "train", work, blocks[0], storage, judged=True, title=title)
-        ):
-            tune.report({**metrics, "worth": metrics["score"] - price * k})
-    except DiskFull as problem:
-        board.close(str(problem))
-        raise
-    except JobFailed as problem:
-        if is_out_of_memory(str(problem)):
-            board.lower_limit(k)
-        raise
-
-
 def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.0) -> list[Trial]:
     """Run (or continue, or extend) the trials of a search, and return them.
 
@@ -105,7 +74,7 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
     Proposals.find_limit = staticmethod(board.read_limit)
     crews = board.count_crews()
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, setup=setup, blocks=(blocks,)),
+        tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
     if run.resume and tune.Tuner.can_restore(setup.experiment):
@@ -127,6 +96,13 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
     if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
     return trials
+
+
+def build_errand(setup: SearchSetup) -> TrialErrand:
+    """What the trials' processes get of a search."""
+    run = setup.run
+    price = run.min_gain_per_layer or 0.0
+    return TrialErrand(run.name, setup.storage, setup.work.training, cloudpickle.dumps(setup), price)
 
 
 def read_tune_trials(setup: SearchSetup) -> list[Trial]:

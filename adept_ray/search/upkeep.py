@@ -53,7 +53,7 @@ def delete_checkpoints(trials: Sequence[Trial], weights: ScoreWeights, pareto: b
     over = [trial for trial in trials if trial.state in ("finished", "stopped", "failed")]
     places = [trial.saved for trial in over if trial.saved and trial.name not in candidates]
     for place in places:
-        delete_folder(place)
+        delete_folder(place.rpartition("/")[0])  # one that failed may have left more than its last report did
     return places
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -10,14 +11,26 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adept_ray.config.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+COPIED_AT_ONCE = 16 * 2**20  # bytes
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stream(Protocol):
+    """A file that is being written, here or behind a URI."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Add `data` at its end."""
+
+
+WriteFile = Callable[[Stream], object]
+"""Writes the content of a file."""
 
 
 def check_place(place: str, flag: str) -> None:
@@ -46,6 +59,16 @@ def list_sizes(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
+def list_files(folder: Path) -> dict[str, WriteFile]:
+    """Name in `folder` of every file in it → what writes a copy of it."""
+
+    def copy(name: str, stream: Stream) -> None:
+        with (folder / name).open("rb") as file:
+            shutil.copyfileobj(file, stream, COPIED_AT_ONCE)
+
+    return {name: functools.partial(copy, name) for name in list_sizes(folder)}
+
+
 def measure_size(place: str) -> int:
     """Bytes of all files in a folder behind a path or URI."""
     from pyarrow import fs
@@ -55,17 +78,22 @@ def measure_size(place: str) -> int:
     return sum(each.size for each in found if each.is_file)
 
 
+def find_local_folder(place: str) -> Path | None:
+    """The folder behind a path or URI, if it is one of this machine."""
+    from pyarrow import fs
+
+    filesystem, path = open_filesystem(place)
+    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
 @contextmanager
 def fetch_temporarily(place: str, names: Iterable[str] | None = None) -> Iterator[Path]:
     """A folder behind a path or URI as a local one: itself, or a copy that is deleted afterwards.
 
     `names` are the files to copy; by default all.
     """
-    from pyarrow import fs
-
-    filesystem, path = open_filesystem(place)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        yield Path(path)
+    if local := find_local_folder(place):
+        yield local
         return
     with tempfile.TemporaryDirectory() as folder:
         fetch_folder(place, Path(folder) / "copy", names)

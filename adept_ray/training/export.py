@@ -15,9 +15,11 @@ from adept_ray.method.expansion import export
 from adept_ray.method.fit import PLAIN
 from adept_ray.method.ranks import rank
 from adept_ray.method.tuning import Tuning
+from adept_ray.storage.checkpoints import Checkpoint
+from adept_ray.storage.files import list_files
 from adept_ray.training.callbacks import Callbacks
+from adept_ray.training.learner import prepare_tuning
 from adept_ray.training.scoring import measure_held_out, score_model
-from adept_ray.training.stage2 import prepare_tuning
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 
@@ -39,7 +41,7 @@ def score_and_export(
 ) -> None:
     """Score backbone and trained model on the test splits and export the model.
 
-    The report gets the metrics and, on rank 0, a folder with ``model/``. `about` goes into adept.json.
+    The report gets the metrics and, on rank 0, the files of ``model/``. `about` goes into adept.json.
     """
     take = borrow_sharded if work.fit.sharded else borrow
     before = measure_held_out(take(work.backbone, device), work, blocks)
@@ -60,4 +62,4 @@ def score_and_export(
         if model is not None and rank() == 0:
             record = {"added_layers": list(tuning.added), "source_layers": list(work.layers), **about}
             export(model, Path(folder) / "model", load_tokenizer(work.backbone), record)
-        callbacks.report(metrics, Path(folder) if rank() == 0 else None)
+        callbacks.report(metrics, Checkpoint(0, list_files(Path(folder))) if rank() == 0 else None)

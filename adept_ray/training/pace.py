@@ -14,7 +14,7 @@ from adept_ray.data.blocks import Blocks
 from adept_ray.method.compiling import find_compiler_fault
 from adept_ray.method.ranks import sum_over_ranks
 from adept_ray.training.callbacks import Progress, ignore_progress
-from adept_ray.training.stage2 import prepare_learner, take_step
+from adept_ray.training.learner import prepare_learner, take_step
 from adept_ray.training.work import TrainWork
 
 FIRST = 2  # steps in which what will be needed is made: layers are compiled, memory is taken

@@ -21,9 +21,10 @@ from adept_ray.method.importance import limit_layers, limit_sequences, measure_b
 from adept_ray.method.ranks import sum_over_ranks, world_size
 from adept_ray.method.scores import Metrics
 from adept_ray.training.callbacks import Progress, ignore_progress
+from adept_ray.training.learner import prepare_learner
 from adept_ray.training.pace import time_compiling, time_steps
 from adept_ray.training.scoring import measure_document_nats
-from adept_ray.training.stage2 import make_probe_batches, prepare_learner
+from adept_ray.training.stage2 import make_probe_batches
 from adept_ray.training.work import SpeedWork, TrainWork
 
 if TYPE_CHECKING:

@@ -7,31 +7,30 @@ call the same one.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import nn
 
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.data.blocks import BlockOrder, Blocks, join_blocks, make_shared_batches
-from adept_ray.data.loading import borrow, build_outline
+from adept_ray.data.blocks import Blocks, make_shared_batches
 from adept_ray.method.anatomy import unit_of
 from adept_ray.method.importance import limit_layers, unit_importance
-from adept_ray.method.loss import Batch, next_token_nats
-from adept_ray.method.ranks import rank, sum_over_ranks, sum_over_ranks_in_place, world_size
-from adept_ray.method.rates import average_scales, parameter_groups, schedule_factor, set_rates
+from adept_ray.method.loss import Batch
+from adept_ray.method.ranks import rank
+from adept_ray.method.rates import average_scales
 from adept_ray.method.scores import Metrics
-from adept_ray.method.sharding import gather_whole, is_sharded
-from adept_ray.method.tuning import Tuning, build_tuning
+from adept_ray.method.tuning import Tuning
+from adept_ray.storage.checkpoints import Checkpoint
 from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
+from adept_ray.training.learner import Learner, prepare_learner, take_step
 from adept_ray.training.scoring import measure_held_out, score_model
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
+
+MOMENT_BYTES = 8  # of a trained scalar, what AdamW keeps
+FEW_BYTES = 256 * 2**20  # moments that are written within a second go with every report
 
 
 def train(
@@ -49,7 +48,7 @@ def train(
     """
     clock = Clock()
     learner = prepare_learner(work, blocks, device)
-    tuning, optimizer = learner.tuning, learner.optimizer
+    tuning, optimizer, alarms = learner.tuning, learner.optimizer, learner.alarms
     state = begin_state(learner, start)
     scales = tuning.compute_scales(state.importance, work.training)
     begun = state.step  # by an earlier process
@@ -65,15 +64,20 @@ def train(
             state.reports += state.step > begun
             metrics = take_reading(learner, state, blocks)
             metrics |= clock.read(work.count_tokens(state.step - begun))
-            with save_temporarily(learner, state) as folder:
-                callbacks.report(metrics, folder)
+            callbacks.make_room()
+            callbacks.report(metrics, take_report_checkpoint(learner, state))
             if state.step == work.steps or callbacks.should_stop(state.reports):
                 return
 
         # Once in a while: this machine is about to be taken away, so save now.
-        elif state.step > begun and callbacks.asked_to_save():
-            with save_temporarily(learner, state) as folder:
-                callbacks.keep(state.step, folder)
+        elif alarms.ask.take_ring() and callbacks.asked_to_leave():
+            callbacks.make_room()
+            callbacks.leave(take_checkpoint(learner, state))
+
+        # Once in a while: whatever happens, no more than some minutes of work are lost.
+        elif alarms.save.rings:
+            callbacks.make_room()
+            callbacks.keep(take_checkpoint(learner, state))
 
         with clock.count_training():
             # Once in a while: the domain has moved what is trained, so ask the general probe again.
@@ -89,44 +93,6 @@ def train(
                 state.loss = take_step(learner, scales, state.step, ids)
             state.step += 1
             callbacks.progress(state.step, work.steps)
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What one rank trains, on which text, and with which optimizer."""
-
-    work: TrainWork
-    device: torch.device
-    tuning: Tuning
-    optimizer: torch.optim.Optimizer | None
-    """None where there is nothing to train."""
-    text: Blocks
-    """The blocks to train on, replayed ones behind the others."""
-    order: BlockOrder
-
-
-def prepare_learner(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> Learner:
-    """Make model, optimizer and text of a training ready on this rank."""
-    tuning = prepare_tuning(work, device)
-    optimizer = build_optimizer(tuning.model, work.training, device)
-    return Learner(work, device, tuning, optimizer, *order_text(work, blocks))
-
-
-def take_step(learner: Learner, scales: Mapping[str, float], step: int, ids: Sequence[int]) -> float:
-    """Make optimizer step number `step` (from 0) on the blocks `ids` of the text; returns the loss before it.
-
-    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite.
-    """
-    work, tuning, optimizer = learner.work, learner.tuning, learner.optimizer
-    assert optimizer is not None, "there is nothing to train"
-    spec, parameters = work.training, list(tuning.parameters.values())
-    set_rates(optimizer, spec.base_lr, schedule_factor(step, work.steps, spec.warmup, spec.final_lr), scales)
-    loss = compute_gradients(tuning.model, parameters, learner.text, ids, work.micro_batch, learner.device)
-    clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {work.steps}")
-    optimizer.step()
-    tuning.observe_step(optimizer)
-    optimizer.zero_grad(set_to_none=True)
-    return loss
 
 
 class Clock:
@@ -153,37 +119,28 @@ class Clock:
         }
 
 
-def prepare_tuning(work: TrainWork, device: torch.device) -> Tuning:
-    """What the work trains, on this rank.
-
-    Copies are trained beside the backbone that the process holds; other methods change its weights, so they
-    take it for themselves.
-    """
-    how = work.training, work.layers, work.units, work.seed
-    alone = work.training.tunes != "copies"
-    if work.fit.sharded:
-        whole = build_tuning(borrow(work.backbone, alone=alone), *how).model if rank() == 0 else None
-        tuning = build_tuning(build_outline(work.backbone), *how)
-        tuning.shard(whole, device)
-    else:
-        tuning = build_tuning(borrow(work.backbone, device, alone=alone), *how)
-    if work.fit.recompute:
-        tuning.recompute_activations()
-    if work.fit.compiled:
-        tuning.compile_layers()
-    return tuning
-
-
-@contextmanager
-def save_temporarily(learner: Learner, state: TrainState) -> Iterator[Path | None]:
-    """A folder with the checkpoint on rank 0, None elsewhere; it is deleted afterwards.
+def take_checkpoint(learner: Learner, state: TrainState, resumable: bool = True) -> Checkpoint | None:
+    """A copy, in rank 0's memory, of what is to be saved; None elsewhere, though all ranks must call this.
 
     After the last step nothing is trained any more, so the optimizer is left out.
     """
-    optimizer = learner.optimizer if state.step < learner.work.steps else None
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder), learner.tuning.model, optimizer)
-        yield Path(folder) if rank() == 0 else None
+    if resumable:
+        learner.alarms.save.set_again()
+    optimizer = learner.optimizer if resumable and state.step < learner.work.steps else None
+    files = state.take_files(learner.tuning.model, optimizer)
+    return Checkpoint(state.step, files, resumable) if rank() == 0 else None
+
+
+def take_report_checkpoint(learner: Learner, state: TrainState) -> Checkpoint | None:
+    """The checkpoint of a report, as a rule with all that a resume needs.
+
+    Where the optimizer's moments are large, twice as large as the weights, they are saved by the clock alone.
+    The weights always are: this report may turn out to be the last one.
+    """
+    scalars = sum(parameter.numel() for parameter in learner.tuning.parameters.values())
+    few = scalars * MOMENT_BYTES <= FEW_BYTES
+    last = state.step == learner.work.steps
+    return take_checkpoint(learner, state, few or last or learner.alarms.save.rings)
 
 
 def begin_state(learner: Learner, start: ResumePoint) -> TrainState:
@@ -212,14 +169,6 @@ def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Block
     return metrics
 
 
-def build_optimizer(
-    model: nn.Module, spec: TrainingSpec, device: torch.device
-) -> torch.optim.Optimizer | None:
-    """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
-    groups = parameter_groups(model, spec.weight_decay)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
-
-
 def needs_measuring(learner: Learner, state: TrainState) -> bool:
     """Whether units have rates by importance, and it is time to measure that again."""
     spec = learner.work.training
@@ -241,56 +190,12 @@ def remeasure_importance(learner: Learner, state: TrainState, general: Iterator[
     return found
 
 
-def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
-    """The blocks to train on and the order in which they come, replayed ones among them."""
-    text = blocks["train"]
-    if not work.replay_share:
-        return text, BlockOrder(len(text), work.seed)
-    replay = blocks["replay"]
-    return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replay_share)
-
-
 def make_probe_batches(
     work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device
 ) -> Iterator[Batch]:
     """This rank's share of the general text on which importance is measured again."""
     every = range(len(blocks["remeasure"]))
     return make_shared_batches(blocks["remeasure"], every, work.micro_batch, device)
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], clip: float, loss: float, at: str) -> None:
-    """Clip the global norm; raises FloatingPointError, naming where, when it or the loss isn't finite."""
-    norm = float(gather_whole(nn.utils.clip_grad_norm_(parameters, clip)))
-    # Clipping an infinite gradient would make every weight nan.
-    if not math.isfinite(loss + norm):
-        raise FloatingPointError(f"the loss is {loss} and its gradient's norm {norm} at {at}")
-
-
-def compute_gradients(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    blocks: Blocks,
-    ids: Sequence[int],
-    micro_batch: int,
-    device: torch.device,
-) -> float:
-    """Fill ``.grad`` with the gradient of the mean loss over the global batch `ids`; returns that loss.
-
-    Every rank works on its share and the gradients are summed: in one piece, or by FSDP where ranks hold
-    pieces of the model. Shares may be uneven: the sum is divided by the tokens of the whole batch.
-    """
-    total = len(ids) * (blocks.tokens.shape[1] - 1)  # packed blocks have no padding
-    nats = torch.zeros(1, dtype=torch.float64)
-    for batch in make_shared_batches(blocks, ids, micro_batch, device):
-        loss = next_token_nats(model, batch)[0].sum() / total
-        loss.backward()
-        nats += loss.detach().double().cpu()
-    if world_size() > 1 and not is_sharded(model):
-        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = sum_over_ranks_in_place(torch.cat([piece.flatten() for piece in pieces]))
-        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = piece.view_as(parameter)
-    return float(sum_over_ranks(nats, device))
 
 
 def record_rates(state: TrainState, tuning: Tuning, spec: TrainingSpec) -> None:

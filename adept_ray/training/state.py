@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from adept_ray.config.errors import UserError
@@ -17,6 +18,8 @@ from adept_ray.method.anatomy import layer_of, name_in_layer, trainable_paramete
 from adept_ray.method.ranks import rank
 from adept_ray.method.scores import Metrics
 from adept_ray.method.sharding import gather_tensors, split_like
+from adept_ray.storage.files import WriteFile
+from adept_ray.training.tensor_file import write_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 
@@ -71,22 +74,21 @@ class TrainState:
         self.curve = [*earlier, cast(CurveRow, {name: metrics[name] for name in CURVE})]
         return self.curve
 
-    def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write state, trained parameters and, for a training that goes on, the optimizer; no pickles.
+    def take_files(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, WriteFile]:
+        """State, trained parameters and, with an optimizer, its state as files to be written; no pickles.
 
-        The first rank writes, but every rank has to call this: each may hold pieces of the model.
+        They are copies in the first rank's memory of what is there now. The other ranks have none, but every
+        rank has to call this: each may hold pieces of the model.
         """
         parameters = trainable_parameters(model)
-        weights = gather_tensors(parameters)
-        moments = (
-            gather_tensors(_list_optimizer_tensors(parameters, optimizer)) if optimizer is not None else {}
-        )
-        if rank() > 0:
-            return
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+        tensors = {WEIGHTS: gather_tensors(parameters)}
         if optimizer is not None:
-            save_file(moments, folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps(vars(self)), encoding="utf-8")
+            tensors[OPTIMIZER] = gather_tensors(_list_optimizer_tensors(parameters, optimizer))
+        if rank() > 0:
+            return {}
+        text = json.dumps(vars(self)).encode()
+        files: dict[str, WriteFile] = {name: partial(write_tensors, each) for name, each in tensors.items()}
+        return {**files, STATE: lambda stream: stream.write(text)}
 
     @classmethod
     def load(
@@ -140,7 +142,7 @@ def _list_optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """Per-parameter optimizer state as ``name:key`` → tensor (AdamW: step, exp_avg, exp_avg_sq)."""
     return {
-        f"{name}:{key}": value.contiguous()
+        f"{name}:{key}": value
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

@@ -75,14 +75,14 @@ def items(name, numbers, tmp_path):
     return TaskItems({name: (name,)}, {name: tuple(numbers)}, {name: None}, "", tmp_path)
 
 
-def plainly_right(row):
+def plainly_right(row, model=MODEL):
     """Whether the right option has the largest sum of log-probabilities after the question."""
     sums = []
     for choice in row["choices"]:
         start = TOKENIZER(row["question"])["input_ids"]
         whole = TOKENIZER(f"{row['question']} {choice}")["input_ids"]
         assert whole[: len(start)] == start
-        log_p = logits(MODEL, torch.tensor([whole])).double().log_softmax(-1)[0]
+        log_p = logits(model, torch.tensor([whole])).double().log_softmax(-1)[0]
         sums.append(sum(float(log_p[at - 1, whole[at]]) for at in range(len(start), len(whole))))
     return float(int(np.argmax(sums)) == row["answer"])
 
@@ -97,6 +97,16 @@ def test_answers_equal_a_plain_computation(tmp_path):
     rows = made_up("words")
     assert found.tolist() == [plainly_right(rows[number]) for number in numbers]
     assert 0 < found.mean() < 1  # else every order of them would be the same
+
+
+def test_a_model_in_bfloat16_is_judged_by_float32(tmp_path, monkeypatch):
+    """Log-probabilities keep what logits hold: rounded to bfloat16 they tie, and other answers come out."""
+    model, rows = tiny_model(vocab_size=len(TOKENIZER)).bfloat16(), made_up("words")
+    found = answer_items(model, TOKENIZER, items("words", range(MANY), tmp_path), 1)
+    assert found.tolist() == [plainly_right(row, model) for row in rows]
+    plain = torch.nn.functional.log_softmax
+    monkeypatch.setattr(torch.nn.functional, "log_softmax", lambda logits, dim, dtype: plain(logits, dim))
+    assert answer_items(model, TOKENIZER, items("words", range(MANY), tmp_path), 1).tolist() != found.tolist()
 
 
 def test_ranks_share_the_items(tmp_path, monkeypatch):

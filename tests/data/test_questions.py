@@ -1,5 +1,7 @@
 """Our benchmark tasks and lm-eval's own: definitions of all that the paper has, sound questions, refusals."""
 
+import functools
+
 import pytest
 import yaml
 from openpyxl import Workbook
@@ -12,6 +14,15 @@ from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.tasks import questions
 
 CACHE = default_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def indexed_once():
+    """lm-eval reads its fourteen thousand definitions once."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = functools.cache(benchmark_tasks.build_task_manager)
+        patch.setattr(benchmark_tasks, "build_task_manager", build)
+        yield
 
 
 @pytest.mark.slow

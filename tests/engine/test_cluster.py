@@ -1,12 +1,22 @@
 """What fits on a cluster is known before a run."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import traceback
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
+from ray._private.authentication import authentication_token_setup as tokens
+from ray._private.state import state
+from ray.autoscaler.v2 import utils as autoscaler
 
 from adept_ray.config import errors
 from adept_ray.config.errors import UserError
@@ -43,6 +53,57 @@ def test_workers_of_all_trials_at_once_are_counted(monkeypatch):
         launch.check_workers(run)
 
 
+@pytest.fixture
+def growth(monkeypatch):
+    """A cluster that has two CPUs, and what it says of nodes that it may start; Ray isn't asked."""
+    growth = SimpleNamespace(most=None, asks=True, wanted=None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: growth.most)
+    monkeypatch.setattr(autoscaler, "is_autoscaler_v2", lambda fetch_from_server: growth.asks)
+
+    def wait(bundles, refusal, say):
+        growth.wanted, growth.refusal = bundles, refusal
+
+    monkeypatch.setattr(launch, "wait_for_room", wait)
+    return growth
+
+
+def test_a_cluster_that_grows_is_asked_for_what_the_workers_need(growth):
+    """One that starts at no GPU isn't refused by what it has now, where it may have more."""
+    run = RunSpec(workers=2, gpus_per_worker=1)
+    for growth.most, growth.asks in ((None, True), ({"GPU": 8, "CPU": 64}, False)):
+        growth.wanted = None
+        launch.ensure_room(run, print)
+        assert growth.wanted == 2 * [{"CPU": 1, "GPU": 1}] + 2 * [{"CPU": 1}]
+        assert growth.refusal.startswith("--workers 2 with --gpus-per-worker 1 needs 2 GPUs")
+    launch.ensure_room(RunSpec(workers=8, min_workers=3, gpus_per_worker=1), print)
+    assert len(growth.wanted) == 3 + 2  # the fewest that may begin
+
+
+@pytest.mark.parametrize(
+    ("most", "asks", "address"),
+    [({"GPU": 1, "CPU": 64}, True, "head:6379"), (None, False, "head:6379"), (None, True, None)],
+)
+def test_what_a_cluster_can_never_have_is_refused_at_once(most, asks, address, growth, monkeypatch):
+    """By its largest size, where that is known; by what there is where nothing can be started."""
+    growth.most, growth.asks = most, asks
+    if not address:
+        monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(UserError, match=r"needs 2 GPUs and the cluster has [01] "):
+        launch.ensure_room(RunSpec(workers=2, gpus_per_worker=1), print)
+    assert growth.wanted is None
+
+
+def test_gpus_that_torch_cant_use_are_one_sentence(monkeypatch):
+    """Before Ray starts, on this machine: else they are "0 GPUs", or a traceback of a worker."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(launch, "find_gpu_fault", lambda: "torch is built for CPUs alone")
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 1: torch is built for CPUs alone$"):
+        launch.check_workers(RunSpec(gpus_per_worker=1))
+    launch.check_workers(RunSpec())
+
+
 def test_fewer_workers_are_enough_where_that_is_allowed():
     """With --min-workers a cluster that holds so many is taken, and the flag is named where it doesn't."""
     run = RunSpec(workers=8, min_workers=2)
@@ -57,7 +118,8 @@ def test_fewer_workers_are_enough_where_that_is_allowed():
         (SearchRun(concurrent="auto"), {"CPU": 6}, 4),
         (SearchRun(concurrent="auto", workers=3), {"CPU": 9}, 2),
         (SearchRun(concurrent="auto", trials=5), {"CPU": 99}, 5),
-        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=0.5), {"CPU": 99, "GPU": 3}, 3),
+        (SearchRun(concurrent="auto", gpus_per_worker=0.5), {"CPU": 99, "GPU": 1.5}, 3),
+        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=1), {"CPU": 99, "GPU": 7}, 3),
         (SearchRun(concurrent="auto"), {"CPU": 2}, 1),  # a busy cluster: one waits for its turn
         (SearchRun(concurrent=2), {"CPU": 99}, 2),
         (RunSpec(), {"CPU": 99}, 1),
@@ -76,6 +138,84 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         pass
 
 
+JOIN = """
+from adept_ray.config.specs import RunSpec
+from adept_ray.engine.cluster import connect_cluster
+
+try:
+    with connect_cluster(RunSpec(name="x")):
+        print("joined")
+except Exception as problem:
+    print(type(problem).__name__, problem)
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """Calls a command that joins a cluster which asks for a token, in a home without one; gives its words."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as home, socket.socket() as free:  # sockets have short names
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        plain |= {"HOME": home, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        start = (
+            f"ray.scripts.scripts start --head --block --num-cpus=3 --include-dashboard=false --port={port}"
+        )
+        head = subprocess.Popen(
+            [sys.executable, "-m", *start.split(), f"--temp-dir={home}"],
+            env={**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+        def join(**changes):
+            command = [sys.executable, "-c", JOIN]
+            return subprocess.run(command, env=plain | changes, capture_output=True, text=True).stdout
+
+        try:
+            while "no Ray cluster answers" in (said := join()):
+                assert head.poll() is None
+            yield lambda **changes: join(**changes) if changes else said
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({}, "token is missing or incorrect"),
+        ({"RAY_AUTH_MODE": "token"}, "no authentication token was found"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "token is missing or incorrect"),
+    ],
+)
+def test_a_cluster_that_turns_the_command_away_is_one_sentence(settings, what, guarded):
+    """Whether there is no token, another one, or none is asked for, it says what to give, and where."""
+    said = guarded(**settings)
+    assert said.startswith("UserError the Ray cluster at RAY_ADDRESS=127.0.0.1:") and said.count("\n") == 1
+    assert what in said and "export RAY_AUTH_MODE=token" in said and "~/.ray/auth_token" in said
+
+
+def test_a_head_that_is_slow_is_left_to_ray(monkeypatch):
+    """Only a missing token is told before Ray tries; where it found the head itself, it looks for a token."""
+    asked = []
+    monkeypatch.setattr(tokens, "maybe_enable_token_auth_if_token_available", lambda **_: asked.append(1))
+    monkeypatch.setattr(tokens, "ensure_token_if_auth_enabled", lambda **_: None)
+    for problem in (ray.exceptions.RpcError("timed out"), ray.exceptions.AuthenticationError("no token")):
+
+        def fail(address, problem=problem):
+            raise problem
+
+        monkeypatch.setattr(ray._raylet, "GcsClient", fail)
+        turned_away = isinstance(problem, ray.exceptions.AuthenticationError)
+        with pytest.raises(ray.exceptions.AuthenticationError) if turned_away else nullcontext():
+            launch.check_token("head:6379", found=turned_away)
+    assert len(asked) == 1
+
+
 @pytest.mark.slow
 def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
     """Before anything is made: what torch says, and what to install or to leave out."""
@@ -86,7 +226,7 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
         return lambda function: SimpleNamespace(remote=function)
 
     monkeypatch.setattr(ray, "remote", remote)
-    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(launch, "wait_for_task", lambda task, what, say: task)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
     run = RunSpec(compile="on")

@@ -6,21 +6,18 @@ must be the CPU's, but no operation takes tensors of two devices, except for cop
 
 import functools
 import multiprocessing
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from common import local_backbone, one_document_each, save_tiny_backbone
-from safetensors.torch import save_file
+from common import local_backbone, one_document_each, save_tiny_backbone, write_files
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.method.fit import Fit
 from adept_ray.training import export, stage2
-from adept_ray.training import state as checkpoint
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage1 import run_probe
 from adept_ray.training.work import ProbeWork, TrainWork
@@ -90,7 +87,7 @@ class Module:
 
 
 def set_up():
-    """Make the device in this process; having no storage its tensors are saved by way of the CPU."""
+    """Make the device in this process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     set_up.library = torch.library.Library("_", "IMPL")
     set_up.library.fallback(computed, "PrivateUse1")
@@ -99,10 +96,6 @@ def set_up():
         op = getattr(getattr(torch.ops.aten, packet), overload or "default")
         torch.library.impl(f"aten::{name}", "PrivateUse1", functools.partial(computed, op))
 
-    def saved(tensors, path):
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-    checkpoint.save_file = saved
     torch.inference_mode = torch.no_grad  # there torch makes no views of such tensors
     torch.set_num_threads(1)
 
@@ -179,7 +172,7 @@ def trained(work, place, folder):
 
     def kept(metrics, made):
         found.append(metrics["score"])
-        shutil.copytree(made, folder / str(len(found)))
+        write_files(made, folder / str(len(found)))
 
     export.export = lambda model, folder, *about: folder.mkdir()  # it asks tensors for their storage
     stage2.train(work, BLOCKS, torch.device(place), Callbacks(kept))

@@ -142,15 +142,26 @@ def test_fewer_bits_are_for_what_is_frozen():
     assert half.casts == 2 * half.trained and single.casts == 0
 
 
-@pytest.mark.slow
+def build_on_meta(name):
+    """The model of a preset without its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config_of(name), dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_preset_has_the_published_shape(name):
+    """Its parameters, tied ones once, are those of the published weights."""
+    assert name in PRESETS and set(SHAPES) == set(PUBLISHED)
+    assert sum(p.numel() for p in build_on_meta(name).parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama3-8b", "qwen3-1.7b", "qwen3-8b"])  # tied embeddings and others
 def test_a_preset_is_expanded_as_published(name):
     """Parameter counts, layers, units and their groups of the real architecture, without its weights."""
-    assert name in PRESETS and set(SHAPES) == set(PUBLISHED)
     config, layers = config_of(name), (14, 16, 17, 20)
     found = plan_memory(build_skeleton(config, "bfloat16"), TrainingSpec(k=4), layers, 64)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.bfloat16)
+    model = build_on_meta(name)
     a_layer = sum(p.numel() for p in model.model.layers[0].parameters())
     units = dict.fromkeys(layer_parameters(model, layers), 1.0)
     tuning = build_tuning(model, TrainingSpec(k=4), layers, units, seed=0)

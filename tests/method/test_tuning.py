@@ -14,7 +14,7 @@ from adept_ray.method.anatomy import layer_parameters, sublayer_of, trainable_pa
 from adept_ray.method.expansion import export
 from adept_ray.method.importance import layer_importance, measure_taylor_importance, unit_importance
 from adept_ray.method.loss import get_compute_policy, next_token_nats
-from adept_ray.method.tuning import build_tuning
+from adept_ray.method.tuning import build_tuning, list_trained_norms
 
 LAYERS = (0, 2)
 BATCH = {"input_ids": random_ids(3, 12)}
@@ -41,7 +41,7 @@ def test_before_the_first_step_nothing_has_changed(tunes):
 def test_a_model_of_fewer_bits_starts_out_the_same(family, tunes):
     """What is trained becomes float32, all else stays bfloat16, and every loss is that of the backbone.
 
-    To the last bit where what is trained adds nothing; original norms of float32 round their outputs less.
+    To the last bit: what float32 weights put out is rounded as that of bfloat16 weights is.
     """
     backbone, model = (tiny_model(family).to(torch.bfloat16) for _ in range(2))
     units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
@@ -49,12 +49,47 @@ def test_a_model_of_fewer_bits_starts_out_the_same(family, tunes):
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert {kinds.pop(name) for name in tuning.parameters} == {torch.float32}
     assert set(kinds.values()) == {torch.bfloat16}
-    exact = 0.0 if tunes != "originals" else 2**-8
-    torch.testing.assert_close(
-        next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0], rtol=exact, atol=0.0
-    )
+    assert torch.equal(next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0])
     next_token_nats(model, BATCH)[0].sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in tuning.parameters.values())
+
+
+def outputs_of_norms(model):
+    """Types of what the norms of `model` put out in a pass by its policy, and the loss of that pass."""
+    seen = []
+    norms = [module for name, module in model.named_modules() if name.endswith("norm")]
+    hooks = [norm.register_forward_hook(lambda *args: seen.append(args[-1].dtype)) for norm in norms]
+    nats = next_token_nats(model, BATCH)[0]
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(norms)
+    return set(seen), nats
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])
+@pytest.mark.parametrize("tunes", ["copies", "originals"])
+def test_trained_norms_hand_on_fewer_bits(family, tunes):
+    """Their weights are float32; what they put out is cast once, to what each projection would make of it."""
+    model = tiny_model(family).to(torch.bfloat16)
+    units = dict.fromkeys(layer_parameters(model, range(4)), 1.0)
+    tuning = build_tuning(model, TrainingSpec(k=2, tunes=tunes), LAYERS, units, seed=3)
+    shake(tuning.parameters.values(), 0.1)
+    kinds, nats = outputs_of_norms(model)
+    assert kinds == {torch.bfloat16}
+    with tuning._round_values(torch.bfloat16):
+        rounded = next_token_nats(model, BATCH)[0]
+    with tuning.use_exported_dtype():
+        assert torch.equal(next_token_nats(model, BATCH)[0], rounded)  # as ranks with pieces measure it
+    for norm in list_trained_norms(model):
+        norm._forward_hooks.clear()
+    if family != "qwen3":  # between its norms of queries and keys and what casts them is a rotation
+        assert torch.equal(next_token_nats(model, BATCH)[0], nats)
+
+
+def test_norms_of_float32_are_left_alone():
+    """Without autocast nothing is cast, nor is anything called for it."""
+    model, _ = ready("copies")
+    assert list_trained_norms(model) and not any(norm._forward_hooks for norm in list_trained_norms(model))
 
 
 @pytest.mark.parametrize("tunes", get_args(Tunes))

@@ -136,7 +136,7 @@ def test_a_search_takes_what_it_writes():
     """Of k 1 and 2 of layers of 5: checkpoints 12 bytes a scalar, kept weights 4, the model 2."""
     needs = count_disk_needs((100, [4, 5]), [1, 2], kept=2, crews=3, itemsize=2)
     assert needs == DiskNeeds(checkpoint=120, kept=4 * (10 + 5), model=2 * 110, crews=3)
-    assert (needs.storage, needs.temporary) == (2 * 3 * 120 + 60 + 220, 3 * 120)
+    assert (needs.storage, needs.temporary) == (2 * 3 * 120 + 60 + 220, 220)
     few = count_disk_needs((100, [5]), [1, 2], kept=1, crews=1, itemsize=4)
     assert few.kept == 4 * 10 and few.temporary == few.model == 4 * 110
     assert count_disk_needs((100, [5]), [1, 2], kept=4, crews=1, itemsize=4).kept == 4 * (10 + 5 + 10 + 10)

@@ -15,7 +15,7 @@ from adept_ray.run.search_settings import load_space
 from adept_ray.search.choice import rescore
 from adept_ray.search.edges import DepthLimit
 from adept_ray.search.trials import Trial, describe_trial, write_trials
-from adept_ray.storage.checkpoints import checkpoint_place, save_checkpoint
+from adept_ray.storage.checkpoints import Checkpoint, checkpoint_place, save_checkpoint
 from adept_ray.storage.results import Results
 
 
@@ -57,9 +57,7 @@ def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
     trials = [Trial(name, 1, state=state) for name, state in states.items()]
     with pytest.raises(UserError, match="results/x has no candidates any more"):
         find_kept_weights(trials, results)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    save_checkpoint(saved, place, 3)
+    save_checkpoint(Checkpoint(3, {}), place)
     found = {trial.name: (trial.state, trial.saved) for trial in find_kept_weights(trials, results)}
     assert found == {
         "trial-1": ("finished", checkpoint_place(place, 3)),

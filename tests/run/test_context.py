@@ -4,7 +4,9 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 
+from adept_ray.config.errors import UnfinishedRun
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.run import context as context_module
 from adept_ray.run.context import (
@@ -32,9 +34,9 @@ def order(monkeypatch):
         yield name
 
     for name, instead in {
-        "connect_cluster": lambda run: note("cluster"),
-        "check_compiler": lambda run: order.append("compiler"),
-        "measure_worker_memory": lambda run: order.append("memory") or 7,
+        "connect_cluster": lambda run, say: note("cluster"),
+        "check_compiler": lambda run, say: order.append("compiler"),
+        "measure_worker_memory": lambda run, say: order.append("memory") or 7,
         "resolve_crews": lambda run: run.model_copy(update={"concurrent": 2}),
     }.items():
         monkeypatch.setattr(context_module.cluster, name, instead)
@@ -59,6 +61,20 @@ def test_a_context_has_the_settings_that_were_asked_for(order, display):
     with open_context(Session(run, SimpleNamespace(place="", ray=""), display)) as context:
         assert context.run is run and context.display is display
     assert "trials at once: 2, what the cluster has room for" in display.lines
+
+
+def test_a_lost_worker_ends_a_context_in_a_sentence(order, display, capsys):
+    """The report that Ray makes of it is printed, which goes to the results; a mistake of ours stays one."""
+    session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
+    refused = pytest.raises(
+        UnfinishedRun, match=r"^Ray lost a part of the run \(WorkerCrashedError.*; ray\.log "
+    )
+    with refused, open_context(session):
+        raise WorkerCrashedError
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(KeyError), open_context(session):
+        raise KeyError("x")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_session_opens_the_folder_that_the_run_names(tmp_path):

@@ -1,16 +1,21 @@
 """The trials of a search: how many are to come, and what is written and deleted as they end."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.data.loading import Backbone
+from adept_ray.method.fit import PLAIN, Fit
+from adept_ray.run import trials
 from adept_ray.run.context import Context
-from adept_ray.run.trials import count_trials_left
+from adept_ray.run.trials import count_trials_left, fit_work
 from adept_ray.search import upkeep
 from adept_ray.search.trials import Trial
 from adept_ray.search.upkeep import TrialFiles
 from adept_ray.storage.results import Results
+from adept_ray.training.work import TrainWork
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,17 @@ def test_what_is_over_is_not_to_come(tmp_path, display, settings, over, crews, e
     board = SimpleNamespace(count_crews=lambda: crews)
     run = SearchRun(name="x", **settings)
     assert count_trials_left(Context(run, results, display, board, 0)) == each
+
+
+def test_room_on_the_real_layers_is_said(monkeypatch, display):
+    """Once they are known a plan may change, and only then is there a word of it."""
+    fit = Fit(recompute=True)
+    work = TrainWork(Backbone("", ""), TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=fit)
+    context = Context(SearchRun(), SimpleNamespace(), display, "board", 0)
+    for fitted, lines in ((work, 0), (replace(work, fit=PLAIN), 1)):
+        monkeypatch.setattr(trials, "fit_to_layers", lambda *_, fitted=fitted: fitted)
+        assert fit_work(context, work) is fitted and len(display.lines) == lines
+    assert display.lines[0].startswith("k = 1 on layers 3 leaves room for its activations")
 
 
 def row(number, state="finished"):

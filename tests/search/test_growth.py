@@ -1,13 +1,12 @@
 """Growing through the depths: one model, one text, a reading at each depth, an end without gain."""
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from common import local_backbone, one_document_each, save_tiny_backbone
+from common import local_backbone, one_document_each, save_tiny_backbone, write_files
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace
@@ -76,8 +75,8 @@ def alone(monkeypatch, tmp_path):
         begun.append(job)
         found = []
 
-        def report(metrics, folder):
-            saved = str(shutil.copytree(folder, tmp_path / job.name))
+        def report(metrics, checkpoint):
+            saved = str(write_files(checkpoint, tmp_path / job.name))
             found.append({**metrics, "saved": saved})
 
         start = Path(job.grown_from) if job.grown_from else None

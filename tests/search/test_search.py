@@ -7,7 +7,6 @@ import sys
 import tempfile
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,9 +23,13 @@ from ray.tune.utils import flatten_dict
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
+from adept_ray.data import loading
 from adept_ray.data.loading import Backbone
-from adept_ray.engine.job import JobFailed, is_out_of_memory
+from adept_ray.engine.job import DeferredWork, is_out_of_memory
+from adept_ray.method import memory_plan
+from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
+from adept_ray.method.memory_plan import MemoryPlan
 from adept_ray.search import study
 from adept_ray.search import tune as search
 from adept_ray.search import verdicts as judging
@@ -43,7 +46,7 @@ from adept_ray.search.study import (
     rank_hyperparameters,
 )
 from adept_ray.search.trials import Trial, describe_trial, resolve_training
-from adept_ray.search.tune import TrialPoster
+from adept_ray.search.tune import TrialPoster, build_errand
 from adept_ray.search.upkeep import delete_checkpoints, forget_trials
 from adept_ray.search.verdicts import Verdicts
 from adept_ray.training.work import TrainWork
@@ -63,6 +66,34 @@ def make_setup(**settings):
     work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
     space = SearchSpace(parameters=SPACE)
     return SearchSetup(SearchRun(name="x", **settings), space, work, IMPORTANCE, "")
+
+
+def test_a_trial_keeps_its_activations_where_they_fit_on_its_own_layers(monkeypatch):
+    """A gradient passes what lies above the lowest copy, so a copy high up leaves room."""
+
+    def plan(outline, training, layers, seq_len):
+        """A layer keeps 10 bytes of a sequence, and 1 where it is computed again."""
+        passed = 6 - min(layers)
+        return MemoryPlan(0, 0, 0, 0, 0, 0, 0, 10 * passed, passed + 9, 0, 0, 0, 0)
+
+    monkeypatch.setattr(memory_plan, "plan_memory", plan)
+    monkeypatch.setattr(loading, "build_outline", lambda backbone: None)
+    work = replace(make_setup().work, fit=Fit(recompute=True, compiled=True))
+    # Eight sequences a pass, and nine tenths of a memory that can be planned with.
+    setup = replace(make_setup(), work=work, memory=8 * 10 * 3 * 10 // 9 + 1)
+    fits = [setup.build_work({"k": 1, "layers": [layer]}).fit for layer in (2, 3)]
+    assert fits == [work.fit, Fit(compiled=True)]
+    asked = make_setup(activation_checkpointing="on").run
+    for same in (replace(setup, run=asked), replace(setup, memory=0)):
+        assert same.build_work({"k": 1, "layers": [5]}).fit == work.fit
+
+    def fail(*_):
+        raise UserError("it can't be read here")
+
+    monkeypatch.setattr(loading, "build_outline", fail)  # as on a machine that doesn't reach it
+    assert setup.build_work({"k": 1, "layers": [5]}).fit == work.fit
+    planned = replace(setup, work=replace(work, fit=PLAIN))
+    assert planned.build_work({"k": 1, "layers": [0]}).fit == PLAIN
 
 
 # --- the space ------------------------------------------------------------------------------------
@@ -832,53 +863,11 @@ def test_a_memory_that_is_too_small_is_told_from_other_errors():
         assert is_out_of_memory("".join(traceback.format_exception(problem.value))) == expected
 
 
-def test_what_ran_out_of_memory_is_not_tried_larger(monkeypatch):
-    """The trial fails alone; the same k and larger ones fail at once, smaller ones are trained."""
-    begun = []
-
-    def train(board, job):
-        begun.append(job.work.training.k)
-        if job.work.training.k >= 5:
-            raise JobFailed("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
-        yield {"score": 1.0}
-
-    board = BoardHere()
-    monkeypatch.setattr(search, "follow_job", train)
-    monkeypatch.setattr(search, "find_board", lambda run: board)
-    monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
-    monkeypatch.setattr(search.tune, "report", lambda _: None)
-    for k, words in (
-        (5, "Tried to allocate"),
-        (6, "k = 6 was not tried: .* at k = 5$"),
-        (4, None),
-        (5, "not tried"),
-    ):
-        with pytest.raises(JobFailed, match=words) if words else nullcontext():
-            search.run_trial({"k": k}, make_setup(), (None,))
-    assert begun == [5, 4]
-
-
-class BoardHere:
-    """The board's word on memory, in this process."""
-
-    def __init__(self):
-        self.least = None
-
-    def read_limit(self):
-        return self.least
-
-    def lower_limit(self, k):
-        self.least = k
-
-
-def test_a_search_wants_what_its_layers_cost_to_be_earned(monkeypatch):
-    """With a price on layers Tune and Optuna hear the score less that, and nothing of the score changes."""
-    heard, board = [], BoardHere()
-    said = {"score": 9.0, "report": 1}
-    monkeypatch.setattr(search, "follow_job", lambda board, job: iter([said]))
-    monkeypatch.setattr(search, "find_board", lambda run: board)
-    monkeypatch.setattr(search.tune, "get_context", lambda: SimpleNamespace(get_trial_name=lambda: "trial"))
-    monkeypatch.setattr(search.tune, "report", heard.append)
-    for price in (None, 1.5):
-        search.run_trial({"k": 4}, make_setup(min_gain_per_layer=price), (None,))
-    assert heard == [{**said, "worth": 9.0}, {**said, "worth": 3.0}]
+def test_workers_build_the_work_of_a_setting_as_the_search_does():
+    """What they get is bytes, a setting and its price; the layers and rates are those of the setup."""
+    setup = make_setup(min_gain_per_layer=1.5)
+    errand = build_errand(setup)
+    for k in (1, 4):
+        built = DeferredWork(errand.setup, {"k": k}).build()
+        assert built == setup.build_work({"k": k}) and len(built.layers) == k
+    assert errand.price == 1.5 and build_errand(make_setup()).price == 0.0

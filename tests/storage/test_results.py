@@ -7,8 +7,9 @@ from pyarrow import fs
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
-from adept_ray.storage.checkpoints import save_checkpoint
+from adept_ray.storage.checkpoints import Checkpoint, save_checkpoint
 from adept_ray.storage.files import (
+    list_files,
     measure_size,
     open_filesystem,
     write_json,
@@ -40,7 +41,7 @@ def test_what_was_written_lies_in_its_place(storage, tmp_path):
     results.write("trials.csv", "a,ä\n")
     (tmp_path / "made" / "model").mkdir(parents=True)
     (tmp_path / "made" / "model" / "config.json").write_text("{}")
-    saved = save_checkpoint(tmp_path / "made", f"{results.ray}/conclude", 0)
+    saved = save_checkpoint(Checkpoint(0, list_files(tmp_path / "made")), f"{results.ray}/conclude")
     assert measure_size(f"{saved}/model") == 2
     filesystem, root = open_filesystem(storage)
     filesystem.create_dir(f"{root}/run/model")

@@ -2,11 +2,11 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from common import write_files
 from safetensors.torch import load_file
 from trainings import BLOCKS, CPU, LAYERS, Run, changed, plain_bpb, same
 from transformers import AutoModelForCausalLM
@@ -54,9 +54,9 @@ def test_every_method_learns_resumes_and_is_exported(work, method, tmp_path):
     assert same(resumed.weights(), straight.weights()) and resumed.metrics[-1] == straight.metrics[-1]
     results = []
 
-    def keep(metrics, folder):
+    def keep(metrics, made):
         results.append(metrics)
-        shutil.copytree(folder / "model", tmp_path / "model")
+        write_files(made, tmp_path)
 
     score_and_export(work, BLOCKS, CPU, straight.folders[-1], {}, Callbacks(keep))
     assert results[0]["domain_bpb"] == pytest.approx(straight.metrics[-1]["domain_bpb"])
@@ -68,9 +68,9 @@ def test_the_exported_model_is_the_one_scored(work, whole, tmp_path):
     """Reloaded by transformers it has the bits per byte reported; adept.json says what was added."""
     results = []
 
-    def report(metrics, folder):
+    def report(metrics, made):
         results.append(metrics)
-        shutil.copytree(folder / "model", tmp_path / "model")
+        write_files(made, tmp_path)
 
     score_and_export(
         work, BLOCKS, CPU, whole.folders[-1], {"backbone": "tiny", "run": "a run"}, Callbacks(report)
@@ -101,9 +101,9 @@ def test_a_backbone_of_fewer_bits_is_trained_and_exported_in_them(work, whole, t
     assert same(resumed.weights(), run.weights())
     results = []
 
-    def report(metrics, folder):
+    def report(metrics, made):
         results.append(metrics)
-        shutil.copytree(folder / "model", tmp_path / "model")
+        write_files(made, tmp_path)
 
     score_and_export(low, BLOCKS, CPU, run.folders[-1], {}, Callbacks(report))
     exported = load_file(tmp_path / "model" / "model.safetensors")

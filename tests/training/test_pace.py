@@ -27,8 +27,8 @@ from adept_ray.method.loss import (
 from adept_ray.training import pace as pace_module
 from adept_ray.training.callbacks import Callbacks
 from adept_ray.training.export import score_and_export
+from adept_ray.training.learner import take_step
 from adept_ray.training.pace import compiling_pays, time_compiling
-from adept_ray.training.stage2 import take_step
 
 
 def compiling(monkeypatch, backend="aot_eager"):

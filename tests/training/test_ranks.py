@@ -1,7 +1,7 @@
 """Several processes, whole models or pieces of one: the same training as in one process."""
 
 import json
-import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from common import run_ranks
+from common import run_ranks, write_files
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from trainings import BLOCKS, CPU, PER_STEP, SEQ_LEN, Run, changed, keeping
 
+from adept_ray.method import gradients
 from adept_ray.method.fit import PLAIN, Fit
-from adept_ray.training import stage2 as stage2_module
+from adept_ray.method.gradients import sum_gradients
+from adept_ray.training import learner as learner_module
+from adept_ray.training.alarms import Alarm
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.export import score_and_export
 from adept_ray.training.stage1 import run_probe
@@ -43,11 +46,32 @@ def fits_of(workers):
     return [name for name in FITS if name != "compiled" or workers == 2]
 
 
+def check_sums(rank):
+    """Gradients of one rank alone, of none, of two passes: their sums are those of an all-reduce of each."""
+    torch.manual_seed(rank)
+    parameters = [torch.nn.Parameter(torch.ones(size)) for size in (3, 50, 7, 20, 1, 5)]
+    uses = [[0, 1, 2, 3], [0, 2, 3 if rank else 4]]  # the last is used nowhere, in neither pass
+    mine = [torch.zeros_like(parameter) for parameter in parameters]
+    for number, used in enumerate(uses):
+        factors = {each: torch.randn(parameters[each].shape) for each in used}
+        with sum_gradients(parameters) if number else nullcontext():
+            sum((parameters[each] * factor).sum() for each, factor in factors.items()).backward()
+        for each, factor in factors.items():
+            mine[each] += factor
+    for parameter, expected in zip(parameters, mine, strict=True):
+        dist.all_reduce(expected)
+        assert torch.allclose(parameter.grad, expected, atol=1e-6)
+        assert not parameter._post_accumulate_grad_hooks
+
+
 def train_as_rank(rank, store, folder, work, workers):
     """Once in each of the ways."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     torch.set_num_threads(1)
-    found = []
+    gradients.BUCKET_BYTES = 200  # so that there are many
+    check_sums(rank)
+    found, asked = [], []
+    Alarm.is_due = lambda alarm: dist.get_rank() == 0  # by the other ranks' clocks it never is time
     torch.compile = partial(torch.compile, backend="aot_eager")
     for name in fits_of(workers):
         fit, reports = FITS[name], []
@@ -56,14 +80,18 @@ def train_as_rank(rank, store, folder, work, workers):
             reports.append(comparable(metrics))
             assert (checkpoint is None) == (rank > 0)
             if checkpoint and metrics["complete"]:
-                shutil.copytree(checkpoint, f"{folder}/{name}")
+                write_files(checkpoint, Path(folder) / name)
 
-        train(replace(work, fit=fit), BLOCKS, CPU, Callbacks(report))
+        def ask(name=name, reports=reports):
+            asked.append((name, len(reports)))
+            return False
+
+        train(replace(work, fit=fit), BLOCKS, CPU, Callbacks(report, asked_to_leave=ask))
         assert (counters["stats"]["unique_graphs"] > 0) == fit.compiled
         measured = run_probe(ProbeWork(work.backbone, 2, held_out=("general",), fit=fit), BLOCKS, CPU)
         measured["importance"].pop("seconds")
         found.append((reports, measured))
-    torch.save(found, f"{folder}/{rank}")
+    torch.save((found, asked), f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
@@ -78,6 +106,8 @@ def test_several_processes_equal_one(work, measured, tmp_path, workers):
     run_ranks(train_as_rank, (str(tmp_path / "store"), str(tmp_path), short, workers), workers)
     first, *others = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(workers))
     assert all(other == first for other in others)
+    first, asked = first
+    assert len(asked) == 2 * len(first)  # whether to leave: all ranks did, between two reports
     one = Run(tmp_path / "one", short)
     moved = max((one.weights()[n] - one.weights(0)[n]).abs().max().item() for n in one.weights())
     importance = measured[0]["importance"]
@@ -112,15 +142,15 @@ def train_sharded(rank, store, folder, work):
     torch.set_num_threads(1)
     shared = replace(work, fit=Fit(sharded=True))
     fused = torch.device("cuda")  # only whether it is one is asked there
-    optimizer_of = stage2_module.build_optimizer
-    stage2_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
+    optimizer_of = learner_module.build_optimizer
+    learner_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
     for name in SHARDED:
         own, seen = Path(folder) / name / "sharded", []
 
         def report(metrics, saved, own=own, seen=seen):
             seen.append(metrics["domain_bpb"])
             if saved:
-                shutil.copytree(saved, own / str(len(seen)))
+                write_files(saved, own / str(len(seen)))
 
         variant = sharded_variant(shared, name)
         train(variant, BLOCKS, CPU, Callbacks(report))

@@ -1,12 +1,12 @@
 """Stage 2 without Ray: what is frozen stays, what is stopped resumes, what is reported is true."""
 
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from common import write_files
 from trainings import (
     BLOCKS,
     CPU,
@@ -29,6 +29,8 @@ from adept_ray.method.anatomy import layer_parameters, unit_of
 from adept_ray.method.expansion import expand
 from adept_ray.method.fit import Fit
 from adept_ray.method.importance import unit_importance
+from adept_ray.training import alarms
+from adept_ray.training import learner as learner_module
 from adept_ray.training import stage2 as stage2_module
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.stage2 import train
@@ -90,26 +92,54 @@ def test_resumed_equals_uninterrupted(work, whole, tmp_path, stop):
     assert same(second.weights(), whole.weights()) and second.state() == whole.state()
 
 
+def equals_from(work, whole, kept, step, tmp_path):
+    """Whether a run that goes on from what was kept between two reports ends as if never interrupted."""
+    assert kept.step == step and kept.resumable
+    second = Run(tmp_path / "second", work, resume=write_files(kept, tmp_path / "kept"))
+    assert second.metrics == whole.metrics[step // 2 :]
+    return same(second.weights(), whole.weights()) and second.state() == whole.state()
+
+
 @pytest.mark.parametrize("step", [3, 5])
-def test_resumed_between_two_reports_equals_uninterrupted(work, whole, tmp_path, step):
-    """Asked to save, a run hands over its state after that very step; from there it ends as if never left."""
-    asked = []
+def test_resumed_where_it_left_equals_uninterrupted(work, whole, tmp_path, step, monkeypatch):
+    """Asked to leave, a run hands over its state after that step; from there it ends as if never left."""
+    monkeypatch.setattr(alarms, "ASK_EVERY_S", 0)
+    asked, kept = [], []
 
     class Left(Exception):
         pass
 
-    def keep(at, folder):
-        assert at == step
-        shutil.copytree(folder, tmp_path / "kept")
+    def leave(checkpoint):
+        kept.append(checkpoint)
         raise Left
 
     with pytest.raises(Left):
-        # Steps 2 and 4 end with a report, which is a checkpoint already: nobody asks there.
+        # Steps 2 and 4 end with a report: nobody asks there.
         ask = lambda: bool(asked.append(0)) or len(asked) == (step + 1) // 2  # noqa: E731
-        Run(tmp_path / "first", work, asked_to_save=ask, keep=keep)
-    second = Run(tmp_path / "second", work, resume=tmp_path / "kept")
-    assert second.metrics == whole.metrics[step // 2 :]
-    assert same(second.weights(), whole.weights()) and second.state() == whole.state()
+        Run(tmp_path / "first", work, asked_to_leave=ask, leave=leave)
+    assert equals_from(work, whole, *kept, step, tmp_path)
+
+
+def test_resumed_from_what_was_saved_by_the_clock_equals_uninterrupted(work, whole, tmp_path, monkeypatch):
+    """What is copied after a step between two reports is the state of that step, though the run goes on."""
+    monkeypatch.setattr(alarms, "SAVE_EVERY_S", 0)
+    kept = []
+    first = Run(tmp_path / "first", work, keep=kept.append)
+    assert first.metrics == whole.metrics and [checkpoint.step for checkpoint in kept] == [1, 3, 5, 7]
+    assert equals_from(work, whole, kept[2], 5, tmp_path)
+
+
+def test_many_moments_are_saved_by_the_clock_and_weights_with_every_report(
+    work, whole, tmp_path, monkeypatch
+):
+    """A report may be the last one, so weights go with each; the last of all needs no moments to go on."""
+    monkeypatch.setattr(stage2_module, "FEW_BYTES", 0)
+    run = Run(tmp_path / "run", work)
+    assert run.resumable == [False, False, False, True]
+    assert not any((folder / OPTIMIZER).exists() for folder in run.folders)
+    assert all(same(run.weights(at), whole.weights(at)) for at in range(4))
+    monkeypatch.setattr(alarms, "SAVE_EVERY_S", 0)
+    assert Run(tmp_path / "due", work).resumable == [True] * 4
 
 
 def test_a_stop_that_was_not_heard_holds_after_resuming(work, whole, tmp_path):
@@ -176,9 +206,9 @@ def test_an_infinite_gradient_is_an_error_too(work, tmp_path, monkeypatch):
 
     def infinite(model, parameters, *args):
         parameters[0].grad = torch.full_like(parameters[0], math.inf)
-        return 1.0
+        return torch.ones(1, dtype=torch.float64)
 
-    monkeypatch.setattr(stage2_module, "compute_gradients", infinite)
+    monkeypatch.setattr(learner_module, "compute_gradients", infinite)
     with pytest.raises(FloatingPointError, match=r"norm inf at step 1 of 8"):
         Run(tmp_path, work)
 

@@ -4,14 +4,16 @@ import json
 
 import pytest
 import torch
-from common import random_ids, shake, tiny_model
+from common import random_ids, shake, tiny_model, write_files
 from safetensors.torch import load_file
 
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.expansion import expand
 from adept_ray.method.rates import parameter_groups
+from adept_ray.storage.checkpoints import Checkpoint
 from adept_ray.training.state import OPTIMIZER, STATE, WEIGHTS, TrainState
+from adept_ray.training.tensor_file import write_tensors
 
 
 def fresh(layers=(0, 2)):
@@ -19,6 +21,11 @@ def fresh(layers=(0, 2)):
     model = tiny_model(layers=3)
     added = expand(model, layers)
     return model, added, torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3)
+
+
+def save(state, folder, model, optimizer):
+    """The checkpoint that a state and its model make, in `folder`."""
+    return write_files(Checkpoint(state.step, state.take_files(model, optimizer)), folder)
 
 
 def step(model, optimizer, seed):
@@ -41,7 +48,7 @@ def saved(tmp_path_factory):
     importance = {name: 1 / (3 + i) for i, name in enumerate(layer_parameters(model, added))}
     rates = [{"step": 0, "unit": "model.layers.1.mlp.up_proj", "importance": 0.1 + 0.2, "scale": 1 / 3}]
     state = TrainState((0, 2), added, 3, 1, importance, rates)
-    state.save(folder, model, optimizer)
+    save(state, folder, model, optimizer)
     return folder, model, optimizer, state
 
 
@@ -70,6 +77,35 @@ def test_the_next_step_is_the_same(saved):
     TrainState.load(folder, model, optimizer)  # as the other tests expect it
 
 
+def test_what_is_to_be_written_stays_as_it_was(tmp_path):
+    """Files that are written later hold the state of the moment when they were taken, whatever came after."""
+    model, added, optimizer = fresh()
+    shake(layer_parameters(model, added).values(), 0.05)
+    step(model, optimizer, 0)
+    state = TrainState((0, 2), added, 1, importance={"a": 1.0})
+    taken = Checkpoint(1, state.take_files(model, optimizer))
+    now = save(state, tmp_path / "now", model, optimizer)
+    step(model, optimizer, 1)
+    state.step, state.importance["a"] = 2, 2.0
+    later = write_files(taken, tmp_path / "later")
+    assert {path.name: path.read_bytes() for path in now.iterdir()} == {
+        path.name: path.read_bytes() for path in later.iterdir()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_of_tensors_is_one_of_safetensors(tmp_path, dtype):
+    """The library that defines the format reads back every bit: scalars, slices, nothing at all."""
+    drawn = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for tensors in ({"matrix": drawn, "slice": drawn.T[1:3], "é": drawn.sum(), "none": drawn[:0]}, {}):
+        with (tmp_path / "file").open("wb") as stream:
+            write_tensors(tensors, stream)
+        found = load_file(tmp_path / "file")
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        assert all(found[name].dtype == dtype for name in tensors)
+
+
 def test_nothing_is_pickled(saved):
     """A checkpoint is safetensors and JSON, files that can't run code, and holds the added layers alone."""
     folder, _, _, state = saved
@@ -93,7 +129,7 @@ def test_a_checkpoint_of_other_layers_is_refused(saved, layers):
 def test_a_final_checkpoint_loads(saved, tmp_path):
     """The last checkpoint has no optimizer and still gives the weights, with an optimizer at hand or not."""
     _, model, _, state = saved
-    state.save(tmp_path, model, None)
+    save(state, tmp_path, model, None)
     assert not (tmp_path / OPTIMIZER).exists()
     for has_optimizer in (False, True):
         other, _, optimizer = fresh()
@@ -105,5 +141,5 @@ def test_no_added_layer_is_a_checkpoint_too(tmp_path):
     """k = 0 saves and loads like any other."""
     model = tiny_model(layers=2)
     state = TrainState((), expand(model, ()), 5, 2)
-    state.save(tmp_path, model, None)
+    save(state, tmp_path, model, None)
     assert TrainState.load(tmp_path, model) == state

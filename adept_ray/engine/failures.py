@@ -1,0 +1,57 @@
+"""What a person reads of an error that came from Ray, or from a job that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adept_ray.config.errors import UserError, find_cause, first_line
+from adept_ray.engine.job import JobFailed, is_out_of_memory
+
+MOST = 250  # characters of an error's own words
+
+
+def explain_failure(problem: BaseException) -> str:
+    """One sentence on an error of Ray's, of its libraries, or of a job; empty for any other one.
+
+    It is empty for a :class:`UserError`, too, which is a sentence already. Where Ray carried one from another
+    process, or wrapped it in an error of its own, the sentence is that of the UserError.
+    """
+    import ray
+
+    if isinstance(problem, UserError) and not isinstance(problem, ray.exceptions.RayTaskError):
+        return ""
+    errors = list(follow_causes(problem))
+    for error in errors:
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
+            return str(error)
+    for error in errors:
+        if isinstance(error, JobFailed | ray.exceptions.RayError):
+            return describe_failure(error)
+    return ""
+
+
+def follow_causes(problem: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised in place of, and so on; of one that Ray carried, what was raised there."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [problem]
+    while waiting:
+        error = waiting.pop(0)
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            yield error
+            waiting += [error.__cause__, getattr(error, "cause", None), error.__context__]
+
+
+def describe_failure(error: BaseException) -> str:
+    """One sentence on a job's error, or on one of Ray's."""
+    text = f"{type(error).__name__}: {error}"
+    if is_out_of_memory(text):
+        line = next(line.strip() for line in text.splitlines() if is_out_of_memory(line))
+        return (
+            f"a process of the run was lost because a memory is too small or others use it ({line[:MOST]}): "
+            "end what else uses it, or give a smaller --micro-batch"
+        )
+    if isinstance(error, JobFailed):
+        return f"a job of the workers failed ({find_cause(error)[:MOST]})"
+    cause = find_cause if "Traceback" in text or "ray::" in text else first_line
+    return f"Ray lost a part of the run ({type(error).__name__}: {cause(error)[:MOST]})"

@@ -1,0 +1,99 @@
+"""The checkpoints of a job: written by the first worker while all go on, and found again by all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from adept_ray.engine.job import LeavingNodes, Metrics
+from adept_ray.engine.voice import JobVoice
+from adept_ray.storage.checkpoints import (
+    NO_STEP,
+    Checkpoint,
+    CheckpointWriter,
+    checkpoint_place,
+    delete_older_checkpoints,
+    find_last_checkpoint,
+    write_checkpoints,
+)
+from adept_ray.storage.files import read_json
+
+LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of the last one
+
+
+class JobCheckpoints:
+    """What the workers of a job do with its checkpoints under `place`; use :func:`open_checkpoints`.
+
+    Only the first worker writes. A job is over once its last checkpoint is whole. Until then a report may
+    name a place that isn't filled yet: a job that is cut off goes on from an older one, and reports again.
+    """
+
+    def __init__(self, voice: JobVoice, place: str, writer: CheckpointWriter) -> None:
+        self._voice, self._place, self._writer = voice, place, writer
+        self._last_report: Metrics | None = None
+        self._resumed = NO_STEP  # step of the checkpoint that the job goes on from
+
+    def find_last(self) -> str:
+        """Place of the checkpoint that the job goes on from, the same on all workers; empty if there is none.
+
+        One that was saved between two reports repeats the last of them, which may not have been heard.
+        """
+        # The first worker's word holds: another one's view of a shared folder may be older.
+        last = find_last_checkpoint(self._place, self._voice.add_remark) if self._voice.first else NO_STEP
+        self._resumed = self._voice.agree_on_largest(last)
+        if self._resumed == NO_STEP:
+            return ""
+        place = checkpoint_place(self._place, self._resumed)
+        if self._voice.first and (said := read_json(f"{place}/{LAST_REPORT}")):
+            self._last_report = self._voice.add_report({**said, "saved": place})
+        return place
+
+    def make_room(self) -> None:
+        """Wait until nothing is being written: there is memory for one checkpoint. Raises what went wrong."""
+        self._writer.wait()
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint that was being written."""
+        self._writer.check()
+
+    def pass_report(self, metrics: Metrics, checkpoint: Checkpoint | None) -> None:
+        """Begin to write the checkpoint of a report, and pass the report on."""
+        if not self._voice.first:
+            return
+        if checkpoint:
+            # A report that is repeated was saved before; what a job resumes from is never written over.
+            again = checkpoint.step == self._resumed
+            place = checkpoint_place(self._place, self._resumed) if again else self._writer.begin(checkpoint)
+            metrics = {**metrics, "saved": place}
+        self._last_report = self._voice.add_report(metrics)
+
+    def keep(self, checkpoint: Checkpoint | None) -> None:
+        """Begin to write a checkpoint that came between two reports."""
+        if checkpoint:
+            said = json.dumps(self._last_report, default=float).encode()
+            files = {LAST_REPORT: lambda stream: stream.write(said)} if self._last_report else {}
+            self._writer.begin(replace(checkpoint, files={**checkpoint.files, **files}))
+
+    def leave(self, checkpoint: Checkpoint | None) -> None:
+        """Write a checkpoint that came between two reports, and raise :class:`LeavingNodes`."""
+        if checkpoint:
+            self.keep(checkpoint)
+            self._writer.wait()
+            name, step = self._place.rpartition("/")[2], checkpoint.step
+            self._voice.add_remark(f"{name} leaves a node that will be taken away; saved at step {step}")
+        raise LeavingNodes
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is whole, and delete the others: the training is over."""
+        self._writer.wait()
+        if self._voice.first and self._last_report and "saved" in self._last_report:
+            delete_older_checkpoints(self._last_report["saved"])
+
+
+@contextmanager
+def open_checkpoints(voice: JobVoice, place: str) -> Iterator[JobCheckpoints]:
+    """The checkpoints of a job under `place`; nothing is written any more at the end, however it comes."""
+    with write_checkpoints(place) as writer:
+        yield JobCheckpoints(voice, place, writer)

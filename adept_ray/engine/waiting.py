@@ -1,0 +1,79 @@
+"""What a command waits for on a cluster that others share: with a word, and not for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adept_ray.config.errors import UserError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.util.placement_group import PlacementGroup
+
+Say = Callable[[str], None]
+SAY_AFTER_S = 10
+GIVE_UP_S = 1800  # a cloud takes minutes to start a node, and an image of some GB as long again
+LOOK_EVERY_S = 2
+NODE_ANSWER_S = 120  # a process starts in a few seconds, torch is loaded in a few more
+
+
+def wait_for_task(task: ObjectRef, what: str, say: Say, limit: int = GIVE_UP_S) -> Any:
+    """What a task of Ray's returns; `what` names what it waits for, as in "a GPU, to try torch.compile on".
+
+    `say` hears of it when that takes long. Raises :class:`UserError` after `limit` seconds.
+    """
+    import ray
+
+    done, _ = ray.wait([task], timeout=min(SAY_AFTER_S, limit))
+    if not done:
+        say(f"waiting for {what} (`ray status` says what is in use)")
+        done, _ = ray.wait([task], timeout=max(0, limit - SAY_AFTER_S))
+    if not done:
+        ray.cancel(task, force=True)
+        raise UserError(
+            f"waited {limit // 60} minutes for {what}: free it, or give the command again when `ray status` "
+            "shows it as free"
+        )
+    return ray.get(task)
+
+
+def wait_for_room(bundles: Sequence[dict[str, float]], refusal: str, say: Say) -> None:
+    """Let a cluster that starts nodes by itself start those on which `bundles` of resources fit.
+
+    Raises :class:`UserError` with `refusal` as soon as the cluster says that it can't have them, and with
+    a word more when they haven't come in time.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group(list(bundles))
+    started = time.monotonic()
+    said = False
+    try:
+        while not group.wait(LOOK_EVERY_S):
+            waited = time.monotonic() - started
+            if cannot_grow(group):
+                raise UserError(refusal)
+            if waited > GIVE_UP_S:
+                raise UserError(
+                    f"{refusal}; it was to start more nodes, and didn't in {GIVE_UP_S // 60} minutes"
+                )
+            if waited > SAY_AFTER_S and not said:
+                said = True
+                say("waiting for the cluster to start nodes for the workers (`ray status` shows them)")
+    finally:
+        remove_placement_group(group)
+
+
+def cannot_grow(group: PlacementGroup) -> bool:
+    """Whether Ray's autoscaler says that no node which it may start has room for a placement group.
+
+    Without one it says so of what is there. It has a few seconds' delay.
+    """
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+    from ray.experimental.internal_kv import internal_kv_get_gcs_client
+
+    reply = GetClusterStatusReply.FromString(internal_kv_get_gcs_client().get_cluster_status())
+    waiting = reply.autoscaling_state.infeasible_gang_resource_requests
+    return any(group.id.hex() in request.details for request in waiting)

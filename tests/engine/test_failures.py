@@ -1,0 +1,72 @@
+"""Whatever Ray raises ends a command with one sentence, and no mistake of the program hides behind one."""
+
+import pytest
+from ray.core.generated.common_pb2 import Address
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from adept_ray.config.errors import UserError
+from adept_ray.engine.failures import explain_failure
+from adept_ray.engine.job import CrewLost, JobFailed
+
+KILLED = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.1, ID: 4f) where the task was running was 23.1GB / 24.0GB (0.96)
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/en/latest/"""
+MEMORY = "because a memory is too small or others use it (OutOfMemoryError: Task was killed"
+
+
+def carried(problem):
+    """`problem` as it arrives from a task of Ray's."""
+    text = f"ray::f() (pid=1)\n  File x\n{type(problem).__name__}: {problem}"
+    return RayTaskError("f", text, problem).as_instanceof_cause()
+
+
+def wrapped(problem):
+    """`problem` under an error of a library's own."""
+    try:
+        raise RuntimeError("the run of trials failed") from problem
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (OutOfMemoryError(KILLED), MEMORY),
+        (wrapped(OutOfMemoryError(KILLED)), MEMORY),
+        (JobFailed(f"Traceback …\nOutOfMemoryError: {KILLED}"), MEMORY),
+        (
+            JobFailed("the workers died 3 times at this job\nTraceback …\nValueError: no"),
+            "failed (ValueError: no)",
+        ),
+        (
+            CrewLost("the workers can't be kept running: no node"),
+            "(the workers can't be kept running: no node)",
+        ),
+        (WorkerCrashedError(), "Ray lost a part of the run (WorkerCrashedError: "),
+        (ActorDiedError(), "(ActorDiedError: The actor died unexpectedly"),
+        (NodeDiedError("node 4f is gone"), "(NodeDiedError: node 4f is gone)"),
+        (OwnerDiedError("0" * 56, Address().SerializeToString(), ""), "(OwnerDiedError: "),
+        (GetTimeoutError("no answer"), "(GetTimeoutError: no answer)"),
+        (carried(KeyError("text")), "KeyError: 'text')"),
+        (carried(UserError("the disk is too slow")), "the disk is too slow"),
+        (wrapped(UserError("the database is gone")), "the database is gone"),
+    ],
+)
+def test_what_ray_raises_is_one_sentence(problem, words):
+    """Of a kill for memory, a death or a job; of what was raised elsewhere, its sentence or its last line."""
+    sentence = explain_failure(problem)
+    assert words in sentence and "\n" not in sentence and "Traceback" not in sentence
+
+
+@pytest.mark.parametrize("problem", [UserError("bad input"), KeyError("x"), wrapped(KeyError("x"))])
+def test_other_errors_stay_what_they_are(problem):
+    """A sentence is one already, and a mistake of the program keeps its traceback."""
+    assert explain_failure(problem) == ""
