@@ -29,7 +29,7 @@ settings.load_profile("adept_ray")
 COMMANDS = "test_end_to_end"  # start Ray in processes of their own
 # Every test of these starts processes, a browser or the compiler, so all are slow.
 HEAVY = {"test_device", "test_pace", "test_page", "test_ranks", "test_wheel"}
-RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes"}
+RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test_node_faults"}
 
 
 def pytest_collection_modifyitems(items):

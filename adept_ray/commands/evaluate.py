@@ -14,7 +14,7 @@ from adept_ray.data.benchmark_tasks import (
     summarise_accuracies,
 )
 from adept_ray.data.loading import load_model, load_tokenizer
-from adept_ray.run.record import list_versions
+from adept_ray.engine.nodes import list_versions
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import write_json
 

@@ -12,6 +12,7 @@ from adept_ray.config.errors import suggest_names
 from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
+    DoctorRun,
     EvaluateRun,
     PickRun,
     ProbeRun,
@@ -34,6 +35,11 @@ class Command:
 COMMANDS = {
     "tune-k": Command(
         SearchRun, "tune_k.find_k", "Find how many layers to add: probe, search, choose, export."
+    ),
+    "doctor": Command(
+        DoctorRun,
+        "doctor.examine_search",
+        "Look for what stands in the way of a search, on every node, and say how long it will take.",
     ),
     "train": Command(
         TrainRun, "train.train_model", "Train at full length with what a search found, and export the model."

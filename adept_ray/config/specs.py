@@ -215,6 +215,13 @@ class SearchRun(RunSpec):
         return 1 if self.concurrent == "auto" else min(self.concurrent, self.trials)
 
 
+class DoctorRun(SearchRun):
+    """What ``doctor.py`` takes: the search that is to follow, and how long the training after it."""
+
+    train_tokens: int = Field(0, ge=0)
+    """Tokens that train.py will train on (its --tokens), to say how long that takes; 0: it isn't asked."""
+
+
 class PickRun(FollowingSpec):
     """What ``pick.py`` takes: a finished search, and what counts now."""
 

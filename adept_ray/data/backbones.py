@@ -119,7 +119,7 @@ def _find_on_hub(asked: Backbone, repo: str, note: str) -> Backbone:
 
 
 def _find_folder(asked: Backbone, folder: Path) -> Backbone:
-    files = _list_model_files(folder)
+    files = list_model_files(folder)
     if asked.trusted:
         files += sorted(folder.rglob("*.py"))
     hashing = show_progress(files, f"reading {folder}", len(files))
@@ -128,8 +128,11 @@ def _find_folder(asked: Backbone, folder: Path) -> Backbone:
     return replace(asked, name=where.name, source=str(where), fingerprint=made_of, note=str(folder))
 
 
-def _list_model_files(folder: Path) -> list[Path]:
-    """Config, weight and tokenizer files, checked as far as can be without loading them."""
+def list_model_files(folder: Path) -> list[Path]:
+    """Config, weight and tokenizer files, checked as far as can be without loading them.
+
+    Raises :class:`UserError` for what is missing or damaged.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; give a folder made with save_pretrained")
     weights = sorted(folder.glob("*.safetensors"))

@@ -6,14 +6,10 @@ import re
 from typing import Literal
 
 from adept_ray.config.errors import UserError, shorten_error
-from adept_ray.data.loading import Backbone
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 HUB_TIMEOUT_S = 10
 TOKEN = "HF_TOKEN"  # the hub client's environment variable
-# Of a repository with a model: what transformers reads, and not the same weights in another form.
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-OTHER_FILES = ("*/*", "consolidated*")
 
 
 def find_hub_revision(kind: Literal["dataset", "model"], name: str) -> str:
@@ -46,34 +42,3 @@ def find_token() -> str:
     from huggingface_hub import get_token
 
     return get_token() or ""
-
-
-def count_missing_bytes(backbone: Backbone) -> int:
-    """Bytes of a hub model's files that this machine lacks. Raises the hub client's errors."""
-    from huggingface_hub import snapshot_download
-
-    files = snapshot_download(
-        backbone.source,
-        revision=backbone.revision,
-        allow_patterns=list_patterns(backbone),
-        ignore_patterns=list(OTHER_FILES),
-        dry_run=True,
-    )
-    return sum(file.file_size or 0 for file in files if file.will_download)
-
-
-def fetch_model(backbone: Backbone) -> None:
-    """Fetch a hub model's files to this machine's cache of the hub. Raises the hub client's errors."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(
-        backbone.source,
-        revision=backbone.revision,
-        allow_patterns=list_patterns(backbone),
-        ignore_patterns=list(OTHER_FILES),
-    )
-
-
-def list_patterns(backbone: Backbone) -> list[str]:
-    """Patterns of the files of a hub model that transformers reads; its code too, if that is trusted."""
-    return [*MODEL_FILES, *(["*.py"] if backbone.trusted else [])]

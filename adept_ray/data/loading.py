@@ -32,6 +32,8 @@ class Backbone:
     """Whether the Python code that comes with it may be run."""
     dtype: str = "float32"
     """Torch type of its weights. What is trained is float32 whatever this is."""
+    random: bool = False
+    """Random weights in its shapes, of which none is read: only to measure how fast they compute."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ def borrow(backbone: Backbone, device: torch.device | str = "cpu", alone: bool =
     weights are shared with all who borrow later, so nobody may change them. A borrower who has to change them
     takes the model `alone`: the process then keeps none. Raises :class:`UserError` as :func:`load_model`.
     """
-    key = (backbone.source, backbone.revision, backbone.dtype, backbone.trusted, str(device))
+    key = (backbone.source, backbone.revision, backbone.dtype, backbone.trusted, str(device), backbone.random)
     if _RESIDENT.key != key:
         _RESIDENT.key, _RESIDENT.model = (), None  # first, so that there are never two
         _RESIDENT.model = load_model(backbone, device).requires_grad_(False)
@@ -79,10 +81,13 @@ def borrow_sharded(backbone: Backbone, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def build_outline(backbone: Backbone, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+def build_outline(
+    backbone: Backbone, config: PreTrainedConfig | None = None, device: torch.device | str = "meta"
+) -> PreTrainedModel:
     """The backbone in eval mode on the meta device: shapes without data; `config` if it was read already.
 
-    Runs Python code that comes with the backbone if that is trusted, in the backbone's revision.
+    On another `device` it has random weights. Runs Python code that comes with the backbone if that is
+    trusted, in the backbone's revision.
     """
     from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -92,10 +97,10 @@ def build_outline(backbone: Backbone, config: PreTrainedConfig | None = None) ->
     config = config or load_config(backbone)
     own = (getattr(config, "auto_map", None) or {}).get(AutoModelForCausalLM.__name__)
     if not backbone.trusted or not own:
-        return build_skeleton(config, backbone.dtype)
+        return build_skeleton(config, backbone.dtype, device=device)
     # `from_config` would take the newest code of a hub id
     kind = get_class_from_dynamic_module(own, backbone.source, revision=backbone.revision)
-    return build_skeleton(config, backbone.dtype, cast("type[PreTrainedModel]", kind))
+    return build_skeleton(config, backbone.dtype, cast("type[PreTrainedModel]", kind), device)
 
 
 def load_config(backbone: Backbone) -> PreTrainedConfig:
@@ -111,7 +116,7 @@ def load_config(backbone: Backbone) -> PreTrainedConfig:
 def load_model(
     backbone: Backbone, device: torch.device | str = "cpu", attention: str | None = None
 ) -> PreTrainedModel:
-    """Load a causal LM in eval mode to `device`, no pickles.
+    """Load a causal LM in eval mode to `device`, no pickles; a random one is made there.
 
     Python code that comes with it runs only if it is trusted. Onto a GPU weights go straight from the file.
     With `attention` None transformers takes what suits the family: scaled dot-product attention where that
@@ -120,6 +125,8 @@ def load_model(
     """
     import torch
 
+    if backbone.random:
+        return build_outline(backbone, device=device)
     place = {} if str(device) == "cpu" else {"device_map": {"": device}}
     with _explain_load_errors(backbone, "can't be loaded as a causal LM"):
         model = load_whole_model(

@@ -14,7 +14,7 @@ from adept_ray.storage.files import is_disk_full
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-    from adept_ray.training.work import ProbeWork, TrainWork
+    from adept_ray.training.work import ProbeWork, SpeedWork, TrainWork
 
 KERNEL_KILL = "the kernel killed a process of that machine for want of memory"
 # What torch, Ray, the libraries of a GPU and we say when a memory, a GPU's or a machine's, was too small. Ray
@@ -84,9 +84,9 @@ class Job:
 
     name: str
     """``probe``, ``trial-001``, …: names its progress, and the folder under `storage` for what it saves."""
-    kind: Literal["probe", "time_compiling", "train", "conclude"]
+    kind: Literal["probe", "time_compiling", "measure_speed", "train", "conclude"]
     """Which function of :mod:`adept_ray.training` does it; ``conclude`` scores on the tests and exports."""
-    work: ProbeWork | TrainWork | DeferredWork
+    work: ProbeWork | TrainWork | SpeedWork | DeferredWork
     blocks: ObjectRef
     """Reference to what that function takes as its blocks."""
     storage: str = ""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from adept_ray.data.blocks import Blocks
-    from adept_ray.training.work import ProbeWork, TrainWork
+    from adept_ray.training.work import ProbeWork, SpeedWork, TrainWork
 
 
 def is_preempted() -> bool:
@@ -47,6 +47,10 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
         from adept_ray.training.pace import time_compiling
 
         voice.add_report(time_compiling(cast("TrainWork", work), blocks, device, progress))
+    elif job.kind == "measure_speed":
+        from adept_ray.training.speed import measure_speed
+
+        voice.add_report(measure_speed(cast("SpeedWork", work), blocks, device, progress))
     elif job.kind == "train":
         perform_training(job, cast("TrainWork", work), blocks, voice, device)
     else:

@@ -10,12 +10,13 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from adept_ray.config.errors import first_line
-from adept_ray.data.hub import count_missing_bytes, fetch_model
+from adept_ray.data.hub_files import fetch_files, look_for_files
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.voice import JobVoice
 from adept_ray.storage.files import fetch_folder, find_local_folder
@@ -55,15 +56,20 @@ def fetch_backbone(backbone: Backbone, voice: JobVoice) -> None:
     import ray.util
     from ray.train.collective import barrier
 
-    if not backbone.revision:
+    if not backbone.revision or backbone.random:
         return
     if ray.train.get_context().get_local_rank() == 0:
-        node = ray.util.get_node_ip_address()
+        node, where = ray.util.get_node_ip_address(), (backbone.source, backbone.revision)
         try:
-            if missing := count_missing_bytes(backbone):
-                voice.add_remark(f"{node} fetches {backbone.source} from the hub: {missing / 1e9:.1f} GB")
+            files = look_for_files(*where)
+            if files.fault:
+                voice.add_remark(f"{node}: {files.fault}")
+            elif files.missing:
+                voice.add_remark(
+                    f"{node} fetches {backbone.source} from the hub: {files.missing / 1e9:.1f} GB"
+                )
                 began = time.monotonic()
-                fetch_model(backbone)
+                deque(fetch_files(*where), maxlen=0)
                 voice.add_remark(f"{node} has fetched {backbone.source} in {time.monotonic() - began:.0f} s")
         except Exception as problem:  # the client changes its HTTP library, and so its exceptions
             voice.add_remark(f"{node} could not fetch {backbone.source}: {first_line(problem)}")

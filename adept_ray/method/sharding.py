@@ -29,16 +29,20 @@ if TYPE_CHECKING:
 
 
 def build_skeleton(
-    config: PreTrainedConfig, dtype: str = "float32", kind: type[PreTrainedModel] | None = None
+    config: PreTrainedConfig,
+    dtype: str = "float32",
+    kind: type[PreTrainedModel] | None = None,
+    device: torch.device | str = "meta",
 ) -> PreTrainedModel:
     """A causal LM of that Hugging Face `config` in eval mode, on the meta device: shapes without data.
 
-    `kind` is its class where that came with the model as Python code; else transformers has one.
+    On another `device` its weights are random. `kind` is its class where that came with the model as Python
+    code; else transformers has one.
     """
     from transformers import AutoModelForCausalLM
 
     own, values = copy.deepcopy(config), getattr(torch, dtype)
-    with torch.device("meta"):
+    with torch.device(device):
         if kind is not None:
             return kind._from_config(own, dtype=values).eval()
         return AutoModelForCausalLM.from_config(own, dtype=values, trust_remote_code=False).eval()

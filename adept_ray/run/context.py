@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Generic, TextIO, TypeVar
@@ -70,11 +70,14 @@ def open_session(run: R, continues: bool = False) -> Session[R]:
 
 
 @contextmanager
-def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R]]:
+def open_context(
+    session: Session[R], trains: bool = True, examine: Callable[[], None] = lambda: None
+) -> Iterator[Context[R]]:
     """Connect to a cluster, start crews on it and yield the session with them.
 
-    Where nothing `trains`, nothing is compiled and no compiler is asked for. Raises :class:`UserError` for
-    what the cluster can't do, and :class:`UnfinishedRun` where Ray loses a part of the run.
+    Where nothing `trains`, nothing is compiled and no compiler is asked for. `examine` is called once the
+    cluster is there, before anything is started on it. Raises :class:`UserError` for what the cluster can't
+    do, and :class:`UnfinishedRun` where Ray loses a part of the run.
     """
     results, display = session.results, session.display
     with (
@@ -85,14 +88,23 @@ def open_context(session: Session[R], trains: bool = True) -> Iterator[Context[R
         token = cluster.explain_dashboard_token() if dashboard else ""
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
         display.emit("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
-        run = cluster.resolve_crews(session.run)
-        if run != session.run:
-            display.say(f"trials at once: {run.crews}, what the cluster has room for")
-        if trains:
-            cluster.check_compiler(run, display.say)
-        memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
-        with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
-            yield Context(session.run, results, display, board, memory)
+        examine()
+        with start_work(session, trains) as context:
+            yield context
+
+
+@contextmanager
+def start_work(session: Session[R], trains: bool = True) -> Iterator[Context[R]]:
+    """Start crews on the cluster that this process is connected to; see :func:`open_context`."""
+    results, display = session.results, session.display
+    run = cluster.resolve_crews(session.run)
+    if run != session.run:
+        display.say(f"trials at once: {run.crews}, what the cluster has room for")
+    if trains:
+        cluster.check_compiler(run, display.say)
+    memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
+    with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
+        yield Context(session.run, results, display, board, memory)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import yaml
 
@@ -12,6 +10,7 @@ from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.engine import memory
+from adept_ray.engine.nodes import list_versions
 from adept_ray.report.records import Importance, Side, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
@@ -22,7 +21,6 @@ from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
-PACKAGES = ("adept_ray", "ray", "torch", "transformers", "optuna", "datasets", "pyarrow", "gguf", "lm_eval")
 
 
 def record_best(
@@ -97,17 +95,6 @@ def read_spent_seconds(about: RunRecord) -> dict[str, float]:
 def has_ended(about: RunRecord) -> bool:
     """Whether the last command of a run, whose run.json this is, came to its end."""
     return about.get("ended", "seconds" in about)
-
-
-def list_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    versions = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that isn't installed
-            versions[package] = "not installed"
-    return versions
 
 
 def show_summary(

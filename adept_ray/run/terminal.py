@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
     from adept_ray.rivals.table import ComparedTraining, Summary
+    from adept_ray.run.checks import Check
     from adept_ray.training.work import ImportanceRecord
 
 Update = Callable[[int, int], None]
@@ -100,6 +101,14 @@ class Display:
         """Something that the user should look into."""
         self.show(f"warning: {sentence}")
         self.emit("warning", text=sentence)
+
+    def show_check(self, check: Check) -> None:
+        """A line about something that was looked at, with a mark for good or bad, and its faults."""
+        self.emit("check", **asdict(check), good=not check.faults)
+        mark = "✗" if check.faults else "✓" if check.looked_at else "–"
+        self.show(f"{mark} {check.name:12} {check.found}")
+        for fault in check.faults:
+            self.show(f"    {fault}")
 
     @contextmanager
     def show_stage(self, name: str, what: str) -> Iterator[Update]:

@@ -129,3 +129,12 @@ class TrainWork:
     def count_tokens(self, steps: int) -> int:
         """Tokens of so many steps."""
         return steps * self.blocks_per_step * self.seq_len
+
+
+@dataclass(frozen=True)
+class SpeedWork:
+    """A training of which only the speed is to be measured; its backbone's weights may be random."""
+
+    training: TrainWork
+    compiling: bool
+    """Measure steps by torch.compile, too."""

@@ -558,3 +558,38 @@ def test_one_model_grows_while_two_workers_share_it_out(room, searched, shared):
 def test_of_all_these_runs_nothing_is_left(room, searched):
     """Nor of the one that was killed, whose agents wait for their node before they go."""
     gone(150)
+
+
+@pytest.mark.timeout(300)
+def test_a_doctor_measures_a_search_and_leaves_nothing(room, shared):
+    """Without a fault it exits with 0, after a line for each check and seconds for search and training."""
+    before = sorted(room.folder.glob("results/*"))
+    command = ["doctor.py", *room.search("looked at", **{"train-tokens": 10**6})[1:], "--json"]
+    events = [json.loads(line) for line in room.call(command).splitlines()]
+    checks = {event["name"]: event["good"] for event in events if event["event"] == "check"}
+    assert {"backbone", "nodes", "versions", "disks", "memory", "step", "probe", "expected"} <= set(checks)
+    assert all(checks.values())
+    (seconds,) = (event["seconds"] for event in events if event["event"] == "forecast")
+    assert seconds["training"] > seconds["search"] > 0  # of a million tokens, and of three times 12,288
+    assert events[-2] == {**events[-2], "event": "doctor", "faults": []}
+    assert sorted(room.folder.glob("results/*")) == before
+
+
+@pytest.mark.timeout(300)
+def test_a_doctor_says_all_that_is_wrong(room, shared):
+    """A text that isn't there, too many workers, a storage that can't be made: none hides another."""
+    (room.folder / "occupied").write_text("")
+    flags = {"domain": "nowhere.jsonl", "workers": 40, "storage": "occupied"}
+    command = ["doctor.py", *room.search("ill", **flags)[1:]]
+    process = room.start(command, stderr=subprocess.PIPE, **shared)
+    printed, error = process.communicate()
+    assert (
+        process.returncode == 2 and error == "error: 3 faults found; the lines marked ✗ say what mends what\n"
+    )
+    assert "nowhere.jsonl: no such file" in printed and "--workers 40 needs 42 logical CPUs" in printed
+    assert "occupied/ill-examined can't be written" in printed and "✓ versions" in printed
+    assert [line[2:13].strip() for line in printed.splitlines() if line.startswith("✗")] == [
+        "domain text",
+        "--storage",
+        "cluster",
+    ]

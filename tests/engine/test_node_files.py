@@ -7,6 +7,7 @@ import ray.train
 import ray.train.collective
 import torch
 
+from adept_ray.data.hub_files import HubFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine import node_files
 from adept_ray.engine.node_files import fetch_backbone, fetch_once_a_node
@@ -21,8 +22,8 @@ def log(monkeypatch):
     done = []
     monkeypatch.setattr(ray.train.collective, "barrier", lambda: done.append("barrier"))
     monkeypatch.setattr(ray.train.collective, "broadcast_from_rank_zero", lambda name: f"shared-{len(name)}")
-    monkeypatch.setattr(node_files, "count_missing_bytes", lambda backbone: 16_400_000_000)
-    monkeypatch.setattr(node_files, "fetch_model", lambda backbone: done.append(backbone.source))
+    monkeypatch.setattr(node_files, "look_for_files", lambda *_: HubFiles(16_400_000_000))
+    monkeypatch.setattr(node_files, "fetch_files", lambda source, revision: [done.append(source)])
     return done
 
 
@@ -47,7 +48,7 @@ def test_a_backbone_of_the_hub_is_fetched_once_a_node_before_any_worker_goes_on(
 
 def test_a_node_that_has_all_files_fetches_and_says_nothing(log, board, monkeypatch):
     be_worker(monkeypatch, 0)
-    monkeypatch.setattr(node_files, "count_missing_bytes", lambda backbone: 0)
+    monkeypatch.setattr(node_files, "look_for_files", lambda *_: HubFiles())
     fetch_backbone(HUB, JobVoice(board, 3, True, torch.device("cpu")))
     assert log == ["barrier"] and board.heard == []
 
@@ -56,13 +57,16 @@ def test_a_hub_that_can_not_be_reached_keeps_no_worker_waiting(log, board, monke
     """The files may be there all the same; if not, the loading says so in its sentence."""
     be_worker(monkeypatch, 0)
 
-    def fail(backbone):
+    def fail(*_):
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr(node_files, "count_missing_bytes", fail)
+    monkeypatch.setattr(node_files, "fetch_files", fail)
     fetch_backbone(HUB, JobVoice(board, 3, True, torch.device("cpu")))
-    ((said,),) = board.list_calls("add_remark")
-    assert log == ["barrier"] and said.endswith("could not fetch owner/tiny: no route")
+    monkeypatch.setattr(node_files, "look_for_files", lambda *_: HubFiles(fault="the hub can't be asked"))
+    fetch_backbone(HUB, JobVoice(board, 3, True, torch.device("cpu")))
+    (_,), (failed,), (unseen,) = board.list_calls("add_remark")
+    assert log == ["barrier", "barrier"] and failed.endswith("could not fetch owner/tiny: no route")
+    assert unseen.endswith("the hub can't be asked")
 
 
 def test_a_folder_on_a_disk_is_no_download(log, board):

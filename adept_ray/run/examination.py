@@ -1,0 +1,153 @@
+"""A cluster is examined for a run: its nodes are asked, and what they say is judged.
+
+This takes seconds. `tune_k.py` does it before anything expensive, and `doctor.py` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adept_ray.config.errors import UserError
+from adept_ray.config.places import make_absolute
+from adept_ray.config.specs import SearchRun
+from adept_ray.config.validation import fingerprint
+from adept_ray.data.hub_files import HubFiles, look_for_files
+from adept_ray.data.loading import Backbone
+from adept_ray.engine.fetching import fetch_on_nodes
+from adept_ray.engine.nodes import Answers, Node, ask_nodes, compare_places, inspect_node, list_nodes
+from adept_ray.method.memory_plan import count_layer_parameters
+from adept_ray.run.checks import (
+    Check,
+    DiskNeeds,
+    check_answers,
+    check_backbone_folder,
+    check_disks,
+    check_gpus,
+    check_hub,
+    check_places,
+    check_versions,
+    count_disk_needs,
+)
+from adept_ray.run.question import Question
+from adept_ray.run.sources import Sources
+from adept_ray.run.terminal import Display
+from adept_ray.storage.files import list_sizes
+
+Show = Callable[[Check], None]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is examined, as far as it is known."""
+
+    run: SearchRun
+    backbone: Backbone | None
+    needs: DiskNeeds | None
+    """What the search takes of disks."""
+
+
+def plan_examination(run: SearchRun, sources: Sources, question: Question) -> Examination:
+    """What is examined for a search of that question."""
+    sizes = count_layer_parameters(skeleton := sources.build_skeleton())
+    depths = list_depths(question)
+    kept = run.trials if run.pareto else min(run.trials, len(depths))
+    needs = count_disk_needs(sizes, depths, kept, run.crews, skeleton.dtype.itemsize)
+    return Examination(run, sources.backbone, needs)
+
+
+def list_depths(question: Question) -> list[int]:
+    """Every k that the search may try."""
+    searched = question.space.parameters["k"]
+    values = searched.values
+    return list(range(values[0], values[1] + 1)) if searched.kind == "int" else sorted(set(values))
+
+
+def examine_cluster(examination: Examination, show: Show, display: Display, token: str | None = None) -> None:
+    """Look at the cluster that this process is connected to, and let `show` have every check.
+
+    Files of a backbone from the hub are fetched on every node that lacks some. `token` is the hub's. On a
+    cluster of one node there is nothing to compare.
+    """
+    run, backbone = examination.run, examination.backbone
+    nodes = list_nodes()
+    here, alone = nodes[0].name, len(nodes) == 1
+    storage = make_absolute(run.storage)
+    folders = {} if "://" in storage else {"storage": storage}
+    own = inspect_node(folders, on_gpus=False)
+    if alone and not run.machine.on_gpus:
+        answers = Answers({here: own})
+    else:
+        answers = ask_nodes(nodes, inspect_node, folders, run.machine.on_gpus)
+    show(check_answers(nodes, answers))
+    show(check_versions(answers, own))
+    show(check_gpus(nodes, answers, run.machine))
+    working = [node for node in nodes if node.here or node.cpus >= 1]
+    if not alone:
+        places = {"--storage": storage, "--cache": run.machine.cache}
+        for check in check_places(places, working, compare_places(working, places)):
+            show(check)
+    missing: dict[str, int] = {}
+    if backbone and backbone.revision:
+        missing = examine_hub(working, backbone, token, show)
+    elif backbone and not alone:
+        seen = ask_nodes(working, name_files, backbone.source)
+        show(check_backbone_folder(backbone.source, seen, here))
+    if examination.needs:
+        show(check := check_disks(answers, here, examination.needs, missing))
+        if backbone and any(missing.values()) and not check.faults:
+            fetch_backbone(working, backbone, missing, token, show, display)
+
+
+def examine_hub(nodes: Sequence[Node], backbone: Backbone, token: str | None, show: Show) -> dict[str, int]:
+    """Show what the `nodes` have of a backbone's files on the hub; returns the bytes that each lacks."""
+    asked = (backbone.source, str(backbone.revision), token)
+    if len(nodes) == 1 and nodes[0].here:
+        answers: Answers[HubFiles] = Answers({nodes[0].name: look_for_files(*asked)})
+    else:
+        answers = ask_nodes(list(nodes), look_for_files, *asked)
+    show(check_hub(backbone.source, answers))
+    return {name: files.missing for name, files in answers.heard.items() if not files.fault}
+
+
+def fetch_backbone(
+    nodes: Sequence[Node],
+    backbone: Backbone,
+    missing: Mapping[str, int],
+    token: str | None,
+    show: Show,
+    display: Display,
+) -> None:
+    """Fetch a backbone's files where they are missing, under a bar: workers would do so without a word."""
+    lacking = sum(bool(size) for size in missing.values())
+    with display.show_stage("fetch", f"files of {backbone.source} on {lacking} nodes") as update:
+        failed = fetch_on_nodes(nodes, (backbone.source, str(backbone.revision)), missing, token, update)
+    faults = tuple(f"node {name}: {why}" for name, why in failed.items())
+    show(Check("files", f"fetched on {lacking - len(failed)} of {lacking} nodes", faults))
+
+
+def name_files(folder: str) -> str:
+    """Names what this machine has in a folder, by names and sizes; empty if it isn't there."""
+    return fingerprint(sorted(list_sizes(Path(folder)).items())) if Path(folder).is_dir() else ""
+
+
+def refuse_faults(examination: Examination, display: Display) -> None:
+    """Examine the cluster without a word, unless something is wrong.
+
+    Raises :class:`UserError` with all faults.
+    """
+    faults: list[str] = []
+    examine_cluster(examination, lambda check: faults.extend(check.faults), display, read_hub_token())
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        numbered = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, 1))
+        raise UserError(f"{len(faults)} things are wrong with the cluster: {numbered}")
+
+
+def read_hub_token() -> str | None:
+    """The hub's token of this machine, if it has one."""
+    from huggingface_hub import get_token
+
+    return get_token()

@@ -1,0 +1,67 @@
+"""From seconds to hours: sums that can be done by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from adept_ray.run.forecast import (
+    Amounts,
+    Speed,
+    compile_steps,
+    forecast_search,
+    forecast_training,
+    read_speed,
+)
+
+SPEED = Speed(step=2.0, remeasure=1.0, validation=0.5, probe=10.0)
+AMOUNTS = Amounts(
+    steps=100,
+    recompute_every=25,
+    reports=4,
+    trials=8,
+    crews=1,
+    workers=1,
+    probe=6,
+    validation=3,
+    test=5,
+)
+
+
+def test_a_training_is_its_steps_its_measurements_and_its_readings():
+    """100 steps, units again before steps 26, 51 and 76, and four readings of three blocks of both sides."""
+    assert forecast_training(SPEED, AMOUNTS) == 100 * 2 + 3 * 1 + 4 * (2 * 3 * 0.5)
+    assert forecast_training(SPEED, replace(AMOUNTS, recompute_every=500)) == 200 + 12
+
+
+def test_a_search_is_stage_1_its_trials_and_the_test():
+    """The backbone's own losses belong to stage 1; the test scores it and the chosen model."""
+    found = forecast_search(SPEED, AMOUNTS)
+    assert found.stage1 == 6 * 10 + 2 * 3 * 0.5
+    assert found.search == found.stage1 + 8 * found.trial + 2 * (2 * 5 * 0.5)
+
+
+def test_trials_at_once_go_in_rounds():
+    """Eight on three crews take as long as three one after the other."""
+    one, three = (forecast_search(SPEED, replace(AMOUNTS, crews=crews)) for crews in (1, 3))
+    assert one.search - three.search == pytest.approx(5 * one.trial)
+
+
+def test_workers_share_probe_and_validation():
+    """Each has half of an even number of blocks, and one more of an odd one. Steps were timed on all."""
+    found = forecast_search(SPEED, replace(AMOUNTS, workers=2))
+    assert found.stage1 == 3 * 10 + 2 * 2 * 0.5
+    assert found.trial == 203 + 4 * (2 * 2 * 0.5)
+
+
+def test_what_was_measured_is_read_for_one_block():
+    """A probe is a pass, a gradient of all units (three passes), and a bypass of each layer."""
+    found = {"step": 2.0, "remeasure": 1.0, "validation": 3.0, "validated": 12, "probed": 4}
+    speed = read_speed(found | {"forward": 8.0, "bypass": 2.0}, layers=30, workers=2)
+    assert speed == Speed(2.0, 1.0, validation=3.0 / 6, probe=(8 * 4 + 30 * 2) / 4)
+
+
+def test_compiled_layers_change_steps_alone():
+    """Scoring and stage 1 stay as they are; where nothing compiles there is no such speed."""
+    compiled = compile_steps(replace(SPEED, compiled=1.5))
+    assert compiled is not None and compile_steps(SPEED) is None
+    assert forecast_training(SPEED, AMOUNTS) - forecast_training(compiled, AMOUNTS) == pytest.approx(50)
