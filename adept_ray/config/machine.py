@@ -34,7 +34,7 @@ class Machine(Spec):
     gpus_per_worker: float = setting(0, FITTING, ge=0)
     """GPUs each worker gets; 0 trains on CPUs, a part of one is for one worker a trial."""
     precision: Precision = "auto"
-    """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 on GPUs."""
+    """Of frozen weights and of what is computed (what is trained is float32); auto: bfloat16 if faster."""
     activation_checkpointing: Switch = setting("auto", CHANGEABLE, FITTING)
     """Compute activations again for the gradient; auto: where a worker's memory can't hold them."""
     sharding: Switch = setting("auto", CHANGEABLE, FITTING)
@@ -68,7 +68,7 @@ class Machine(Spec):
 
     @property
     def dtype(self) -> str:
-        """Name of the torch type in which the backbone is held."""
+        """Name of the torch type in which the backbone is held; auto is float32 on CPUs that nobody asked."""
         if self.precision == "auto":
             return "bfloat16" if self.on_gpus else "float32"
         return self.precision

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from adept_ray.config.errors import UserError, first_line
+from adept_ray.config.machine import Machine
 from adept_ray.config.places import list_search_spaces
 from adept_ray.config.specs import ActivationsRun, TrainRun
 from adept_ray.config.validation import apply_changes, load_yaml
 from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.corpora import CORPORA
+from adept_ray.method.precision import bfloat16_pays
 from adept_ray.run.context import R
 from adept_ray.storage.files import fetch_temporarily
 from adept_ray.storage.records import BestRecord
@@ -23,7 +26,7 @@ def resolve_settings(run: R, what: str = "") -> R:
     """`run` with a name and with absolute paths, so that what it writes can be used from anywhere."""
     changes: dict[str, object] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
-        changes["precision"] = run.machine.dtype  # whatever a later command of this run has for GPUs
+        changes["precision"] = choose_precision(run.machine)  # whatever a later command of this run has
     named = {"backbone": {*BACKBONES}, "general": {*CORPORA}, "domain": {*CORPORA}}
     for field, names in (named | {"search_space": {*list_search_spaces()}}).items():
         value = getattr(run, field, "")
@@ -35,6 +38,16 @@ def resolve_settings(run: R, what: str = "") -> R:
         names = getattr(run, field)
         changes[field] = [str(Path(name).resolve()) if is_task_file(name) else name for name in names]
     return apply_changes(run, changes)
+
+
+def choose_precision(machine: Machine) -> str:
+    """The type in which the backbone is held and computed: as asked for, else the faster one.
+
+    GPUs have units for bfloat16. A CPU is asked by timing a product, where the workers are on this machine.
+    """
+    if machine.precision == "auto" and not machine.on_gpus and not os.environ.get("RAY_ADDRESS"):
+        return "bfloat16" if bfloat16_pays() else "float32"
+    return machine.dtype
 
 
 def resolve_study(study: str) -> str:

@@ -45,6 +45,7 @@ doc_to_target: answer
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 SIZES = {
+    "precision": "float32",  # whatever is faster here
     "seq-len": 32,
     "probe-tokens": 256,
     "remeasure-tokens": 64,
@@ -484,6 +485,7 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched, sha
 def test_the_probe_alone_gives_what_the_search_used(room, searched, shared):
     """probe.py draws and writes the importance that the search measured, from blocks of its own."""
     flags = {"backbone": "backbone", "general": "general.jsonl", "seq-len": 32, "probe-tokens": 256}
+    flags["precision"] = "float32"
     flags |= {"name": "probe", "cache": "cache2"}
     command = ["probe.py", *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
     assert "nats per token" in room.call(command)

@@ -78,7 +78,7 @@ def test_every_fault_of_a_node_is_found_and_named(faulty, monkeypatch):
     assert f"node {other.name} has optuna 4.0.0 where the command has {own.versions['optuna']}" in version
     (cards,) = check_gpus(nodes, answers, Machine(gpus_per_worker=1)).faults
     assert f"node {other.name}" in cards and "torch" in cards  # that counts GPUs and has none
-    (disk,) = check_disks(answers, here.name, DiskNeeds(100_000, 0, 0)).faults
+    (disk,) = check_disks(answers, here.name, DiskNeeds(0, 0, 100_000)).faults
     assert disk.startswith(f"node {other.name} has 6") and "set TMPDIR there" in disk
     shared, private = check_places(places, nodes, compare_places(nodes, places))
     assert not shared.faults and len(private.faults) == 1

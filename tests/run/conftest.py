@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from adept_ray.run import settings
+
 
 @pytest.fixture
 def display():
@@ -18,3 +20,10 @@ def display():
         listeners=[],
         seconds={},
     )
+
+
+@pytest.fixture(autouse=True)
+def slow_bfloat16(monkeypatch):
+    """A CPU without units for bfloat16, whatever this machine has."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(settings, "bfloat16_pays", lambda: False)

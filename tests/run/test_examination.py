@@ -22,7 +22,7 @@ VERSIONS = {"python": "3.11", "ray": "1", "torch": "2", "transformers": "3"}
 FACTS = NodeFacts(VERSIONS, "c0de", disks=DISKS)
 FOLDER = Backbone("mine", "/mine")
 ON_HUB = Backbone("org/model", "org/model", revision="c0ffee")
-SMALL, LARGE = DiskNeeds(10, 0, 10), DiskNeeds(1000, 0, 10)
+SMALL, LARGE = DiskNeeds(10, 0, 10), DiskNeeds(1000, 0, 1000)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_one_machine_is_looked_at_without_a_word(cluster, shown):
 
 def test_one_fault_is_its_own_sentence(cluster, shown):
     """A disk that is too small for the checkpoints ends the search before it begins."""
-    with pytest.raises(UserError, match=r"^node here has 100 bytes free where up to 3 kB are needed") as told:
+    with pytest.raises(UserError, match=r"^node here has 100 bytes free where up to 4 kB are needed") as told:
         refuse_faults(Examination(SearchRun(), FOLDER, LARGE), shown)
     assert "\n" not in str(told.value)
 

@@ -138,7 +138,7 @@ def test_a_full_disk_names_the_command_that_continues(small):
 # --- a training at full length that goes on -----------------------------------------------------------
 
 FOUND = {
-    "run": resolve_settings(RunSpec(seq_len=64)).model_dump(mode="json"),
+    "run": resolve_settings(RunSpec(seq_len=64, precision="float32")).model_dump(mode="json"),
     "training": TrainingSpec(k=2, base_lr=0.002).model_dump(mode="json"),
 }
 

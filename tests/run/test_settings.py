@@ -8,11 +8,21 @@ import pytest
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ActivationsRun, PickRun, RunSpec, SearchRun, TrainRun
+from adept_ray.run import settings
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.resuming import resume_settings
 from adept_ray.run.settings import list_run_overrides, load_best, resolve_settings
 
 FOLLOWERS = partial(TrainRun, tokens=1000), ActivationsRun  # what takes a best.yaml
+
+
+def test_a_cpu_is_asked_for_its_faster_type(monkeypatch):
+    """Only where that was left open, and where the workers are on this machine."""
+    monkeypatch.setattr(settings, "bfloat16_pays", lambda: True)
+    assert resolve_settings(RunSpec()).machine.precision == "bfloat16"
+    assert resolve_settings(RunSpec(precision="float32")).machine.precision == "float32"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert resolve_settings(RunSpec()).machine.precision == "float32"
 
 
 def test_precision_is_definite_from_the_beginning():
