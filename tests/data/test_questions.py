@@ -34,6 +34,7 @@ def test_a_task_of_lm_eval_without_its_data_names_those_that_need_none():
         draw_items(["medqa_4option"], 5, 0, CACHE)
 
 
+@pytest.mark.slow
 def test_every_task_of_the_paper_has_a_definition():
     """lm-eval or we define each, so that its groups can be named like any task."""
     manager = benchmark_tasks.build_task_manager(benchmark_tasks.TASKS, True, CACHE)

@@ -28,6 +28,7 @@ def at_work(display, memory=GIB, **settings):
     return Context(RunSpec(**settings), SimpleNamespace(), display, "board", memory)
 
 
+@pytest.mark.slow
 def test_a_plan_decides_about_activations(display):
     """Plenty of memory keeps them, too little is refused."""
     spec = TrainingSpec(k=2)

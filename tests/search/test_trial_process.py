@@ -19,6 +19,7 @@ def make_errand(price=None):
     return TrialErrand("a run", "storage", TrainingSpec(), b"", price or 0.0)
 
 
+@pytest.mark.slow
 def test_a_trials_process_loads_neither_torch_nor_optuna():
     """It is started for each trial that dies, and waits for workers who have them."""
     check = "import sys; sys.exit(bool({'torch', 'optuna', 'transformers'} & set(sys.modules)))"
