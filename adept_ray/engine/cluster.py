@@ -15,7 +15,7 @@ from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.node_gpus import measure_gpu_memory
 from adept_ray.engine.waiting import Say, wait_for_room, wait_for_task
-from adept_ray.method.compiling import find_compiler_fault
+from adept_ray.method.compiling import describe_compiler_fault, find_compiler_fault
 from adept_ray.method.gpus import find_gpu_fault
 
 R = TypeVar("R", bound=RunSpec)
@@ -277,10 +277,7 @@ def check_compiler(run: RunSpec, say: Say = print) -> None:
     ask = ray.remote(num_cpus=CPUS_PER_WORKER, num_gpus=run.machine.gpus_per_worker)(find_compiler_fault)
     device, where = ("cuda", "a GPU") if run.machine.gpus_per_worker else ("cpu", "a CPU")
     if why := wait_for_task(ask.remote(device), f"{where} on which to try torch.compile", say):
-        raise UserError(
-            f"--compile on: torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, "
-            "such as g++, and Python's headers there, or give --compile off"
-        )
+        raise UserError(f"--compile on: {describe_compiler_fault(why)}")
 
 
 def read_thread_request() -> int:

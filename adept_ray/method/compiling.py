@@ -14,3 +14,11 @@ def find_compiler_fault(device: str) -> str:
     except Exception as problem:  # whatever it is: each compiler has errors of its own
         return find_cause(problem)
     return ""
+
+
+def describe_compiler_fault(why: str) -> str:
+    """That torch.compile doesn't work on a worker, `why`, and what mends it."""
+    return (
+        f"torch.compile doesn't work where a worker runs ({why}): install a C++ compiler, such as g++, and "
+        "Python's headers there, or give --compile off"
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from adept_ray.method.scores import Metrics
+from adept_ray.method.scores import SIDES, Metrics
 
 UNITS_PASSES = 3  # a gradient of all units takes about as long as so many passes without one
-SIDES = 2
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,18 @@ def forecast_search(speed: Speed, amounts: Amounts) -> Forecast:
     """What a search takes at that speed, without torch.compile."""
     probed, validated = share_blocks(amounts.probe, amounts), share_blocks(amounts.validation, amounts)
     tested = share_blocks(amounts.test, amounts)
-    reading = SIDES * validated * speed.validation
+    reading = len(SIDES) * validated * speed.validation
     stage1 = probed * speed.probe + reading
     trial = forecast_training(speed, amounts)
     rounds = math.ceil(amounts.trials / amounts.crews)
-    test = 2 * SIDES * tested * speed.validation  # the backbone's and the chosen one's
+    test = 2 * len(SIDES) * tested * speed.validation  # the backbone's and the chosen one's
     return Forecast(stage1, trial, stage1 + rounds * trial + test)
 
 
 def forecast_training(speed: Speed, amounts: Amounts) -> float:
     """Seconds of one training to its end, with its readings."""
     measured = (amounts.steps - 1) // amounts.recompute_every
-    reading = SIDES * share_blocks(amounts.validation, amounts) * speed.validation
+    reading = len(SIDES) * share_blocks(amounts.validation, amounts) * speed.validation
     return amounts.steps * speed.step + measured * speed.remeasure + amounts.reports * reading
 
 

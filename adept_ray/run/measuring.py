@@ -47,7 +47,7 @@ def measure_on_workers(
         with context.show_jobs("speed", "a step, a validation batch and a probe batch", "speed"):
             found = run_job(context.board, job)
     except JobFailed as problem:
-        checks.show(Check("speed", "the workers can't do a step", (explain_failure(problem, run),)))
+        checks.show(Check("speed", "the workers can't do a step", (explain_failed_step(problem, run),)))
         return
     for check in describe_speed(run, asked, found):
         checks.show(check)
@@ -56,7 +56,7 @@ def measure_on_workers(
     context.display.emit("forecast", seconds=seconds, measured=found)
 
 
-def explain_failure(problem: JobFailed, run: DoctorRun) -> str:
+def explain_failed_step(problem: JobFailed, run: DoctorRun) -> str:
     """Why the workers couldn't make a step, and what mends it."""
     if is_out_of_memory(str(problem)):
         return (

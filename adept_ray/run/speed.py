@@ -10,6 +10,7 @@ from adept_ray.config.specs import DoctorRun, ScoreWeights, SearchRun, TrainingS
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.blocks import Blocks
 from adept_ray.method.anatomy import layer_parameters
+from adept_ray.method.compiling import describe_compiler_fault
 from adept_ray.method.fit import Fit
 from adept_ray.method.scores import Metrics
 from adept_ray.report.html import format_duration
@@ -117,10 +118,7 @@ def describe_speed(run: SearchRun, asked: SpeedQuestion, found: Metrics) -> list
     if found.get("compiled"):
         step += f", by torch.compile {found['compiled']:.3g} s, which took {found['compiling']:.0f} s"
     elif found["fault"] and run.machine.compile == "on":
-        faults = (
-            f"torch.compile doesn't work where a worker runs ({found['fault']}): install a C++ compiler, "
-            "such as g++, and Python's headers there, or give --compile off",
-        )
+        faults = (describe_compiler_fault(found["fault"]),)
     elif found["fault"]:
         step += f"; torch.compile doesn't work there ({found['fault']})"
     checks.append(Check("step", step, faults))
