@@ -16,7 +16,7 @@ from adept_ray.engine import cluster
 from adept_ray.report.rerun import format_flags
 from adept_ray.run.checks import Check
 from adept_ray.run.context import Session, redirect_output
-from adept_ray.run.examination import examine_cluster, read_hub_token
+from adept_ray.run.examination import examine_cluster
 from adept_ray.run.measuring import measure_search
 from adept_ray.run.preview import CheckList, preview_search
 from adept_ray.run.settings import resolve_settings
@@ -41,13 +41,13 @@ def examine_search(run: DoctorRun) -> None:
     with open_temporarily(run, checks) as session, redirect_output(session.results):
         try:
             with cluster.connect_cluster(session.run):
-                examine_cluster(preview.plan_examination(run), checks.show, display, read_hub_token())
+                examine_cluster(preview.plan_examination(run), checks.show, display)
                 measure_search(session, preview, checks)
         except UserError as problem:
             checks.show(Check("cluster", "can't do what is asked", (str(problem),)))
             # What else is wrong with it shows as soon as less is asked.
             with suppress(UserError), cluster.connect_cluster(apply_changes(session.run, SMALLEST)):
-                examine_cluster(preview.plan_examination(run), checks.show, display, read_hub_token())
+                examine_cluster(preview.plan_examination(run), checks.show, display)
     faults = checks.faults
     display.emit("doctor", faults=faults)
     if faults:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from adept_ray.config.errors import UserError, find_cause
-from adept_ray.engine.waiting import NODE_ANSWER_S, Say, wait_for_task
+from adept_ray.config.errors import UserError
+from adept_ray.engine.nodes import ask_nodes, list_nodes
+from adept_ray.engine.waiting import Say
 from adept_ray.method.gpus import find_gpu_fault, measure_smallest_gpu
 
 LIKE = 0.95  # cards of one kind differ by less, as what the driver keeps for itself does
@@ -17,36 +18,24 @@ def measure_gpu_memory(gpus: float, say: Say) -> int:
     No GPU is taken for it: others may hold all of them. Raises :class:`UserError` for a node whose GPUs torch
     can't use, and where no node has so many.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    # The process ends with its answer: it has made itself ready for GPUs that it must not keep.
-    ask = ray.remote(num_cpus=0, max_calls=1)(inspect_gpus)
-    counts = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]}
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    asked = {
-        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node, count in counts.items()
-        if count >= gpus
-    }
-    if not asked:
-        most = max(counts.values(), default=0)
+    nodes = list_nodes()
+    able = [node for node in nodes if node.gpus >= gpus]
+    if not able:
+        most = max((node.gpus for node in nodes), default=0)
         raise UserError(
             f"--gpus-per-worker {gpus:g}: a worker is on one node, and none has more than {most:g}"
         )
-    sizes = {}
-    for node, answer in asked.items():
-        where = f"the node {addresses[node]}"
-        try:
-            size, fault = wait_for_task(answer, f"{where} to say what GPUs it has", say, NODE_ANSWER_S)
-        except ray.exceptions.RayError as problem:
-            raise UserError(f"{where} can't say what GPUs it has: {find_cause(problem)}") from None
+    answers = ask_nodes(able, inspect_gpus)
+    for name, why in answers.silent.items():
+        raise UserError(f"the node {name} can't say what GPUs it has: {why}")
+    for name, (size, fault) in answers.heard.items():
         if fault or not size:
-            raise UserError(f"{where}: {fault or 'Ray counts GPUs there, and torch sees none'}")
-        sizes[where] = size
-    smallest = min(sizes, key=lambda where: sizes[where])
+            raise UserError(f"the node {name}: {fault or 'Ray counts GPUs there, and torch sees none'}")
+    sizes = {name: size for name, (size, _) in answers.heard.items()}
+    smallest = min(sizes, key=lambda name: sizes[name])
     if sizes[smallest] < LIKE * max(sizes.values()):
-        say(f"a worker is planned for the smallest GPU, {sizes[smallest] / 2**30:.1f} GiB, of {smallest}")
+        gib = f"{sizes[smallest] / 2**30:.1f} GiB"
+        say(f"a worker is planned for the smallest GPU, {gib}, of the node {smallest}")
     return sizes[smallest]
 
 

@@ -16,8 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from adept_ray.config.errors import find_cause, shorten_error
+from adept_ray.config.errors import find_cause, first_line, shorten_error
 from adept_ray.config.places import PACKAGE
+from adept_ray.method.gpus import read_gpu_facts
 from adept_ray.storage.markers import answer_mark, has_answer, leave_mark, remove_marks
 
 T = TypeVar("T")
@@ -197,17 +198,10 @@ def try_cuda() -> tuple[str, str]:
     """What torch was built for here, and why it can't use a GPU; each is empty if there is nothing to say."""
     import torch
 
-    if torch.version.hip:
-        built_for = f"ROCm {torch.version.hip}"
-    else:
-        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
-    if not built_for:
-        return "", ""
-    try:
-        torch.cuda.init()
-    except Exception as problem:  # what it is depends on the driver
-        return built_for, shorten_error(problem)
-    return built_for, "" if torch.cuda.device_count() else "it sees no card"
+    facts = read_gpu_facts()
+    if not facts.built_for or facts.problem:
+        return facts.built_for, first_line(facts.problem) if facts.built_for else ""
+    return facts.built_for, "" if torch.cuda.device_count() else "it sees no card"
 
 
 def find_hub_cache() -> str:

@@ -16,25 +16,24 @@ Say = Callable[[str], None]
 SAY_AFTER_S = 10
 GIVE_UP_S = 1800  # a cloud takes minutes to start a node, and an image of some GB as long again
 LOOK_EVERY_S = 2
-NODE_ANSWER_S = 120  # a process starts in a few seconds, torch is loaded in a few more
 
 
-def wait_for_task(task: ObjectRef, what: str, say: Say, limit: int = GIVE_UP_S) -> Any:
+def wait_for_task(task: ObjectRef, what: str, say: Say) -> Any:
     """What a task of Ray's returns; `what` names what it waits for, as in "a GPU, to try torch.compile on".
 
-    `say` hears of it when that takes long. Raises :class:`UserError` after `limit` seconds.
+    `say` hears of it when that takes long. Raises :class:`UserError` after half an hour.
     """
     import ray
 
-    done, _ = ray.wait([task], timeout=min(SAY_AFTER_S, limit))
+    done, _ = ray.wait([task], timeout=SAY_AFTER_S)
     if not done:
         say(f"waiting for {what} (`ray status` says what is in use)")
-        done, _ = ray.wait([task], timeout=max(0, limit - SAY_AFTER_S))
+        done, _ = ray.wait([task], timeout=GIVE_UP_S - SAY_AFTER_S)
     if not done:
         ray.cancel(task, force=True)
         raise UserError(
-            f"waited {limit // 60} minutes for {what}: free it, or give the command again when `ray status` "
-            "shows it as free"
+            f"waited {GIVE_UP_S // 60} minutes for {what}: free it, or give the command again when `ray "
+            "status` shows it as free"
         )
     return ray.get(task)
 

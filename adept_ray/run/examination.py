@@ -13,6 +13,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.places import make_absolute
 from adept_ray.config.specs import SearchRun
 from adept_ray.config.validation import fingerprint
+from adept_ray.data.hub import find_token
 from adept_ray.data.hub_files import HubFiles, look_for_files
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.fetching import fetch_on_nodes
@@ -64,13 +65,13 @@ def list_depths(question: Question) -> list[int]:
     return list(range(values[0], values[1] + 1)) if searched.kind == "int" else sorted(set(values))
 
 
-def examine_cluster(examination: Examination, show: Show, display: Display, token: str | None = None) -> None:
+def examine_cluster(examination: Examination, show: Show, display: Display) -> None:
     """Look at the cluster that this process is connected to, and let `show` have every check.
 
-    Files of a backbone from the hub are fetched on every node that lacks some. `token` is the hub's. On a
-    cluster of one node there is nothing to compare.
+    Files of a backbone from the hub are fetched on every node that lacks some, with this machine's token. On
+    a cluster of one node there is nothing to compare.
     """
-    run, backbone = examination.run, examination.backbone
+    run, backbone, token = examination.run, examination.backbone, find_token() or None
     nodes = list_nodes()
     here, alone = nodes[0].name, len(nodes) == 1
     storage = make_absolute(run.storage)
@@ -138,16 +139,9 @@ def refuse_faults(examination: Examination, display: Display) -> None:
     Raises :class:`UserError` with all faults.
     """
     faults: list[str] = []
-    examine_cluster(examination, lambda check: faults.extend(check.faults), display, read_hub_token())
+    examine_cluster(examination, lambda check: faults.extend(check.faults), display)
     if len(faults) == 1:
         raise UserError(faults[0])
     if faults:
         numbered = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, 1))
         raise UserError(f"{len(faults)} things are wrong with the cluster: {numbered}")
-
-
-def read_hub_token() -> str | None:
-    """The hub's token of this machine, if it has one."""
-    from huggingface_hub import get_token
-
-    return get_token()

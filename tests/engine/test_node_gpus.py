@@ -1,51 +1,32 @@
 """The GPUs of nodes are asked for without taking one."""
 
-from types import SimpleNamespace
-
 import pytest
-import ray
 
 from adept_ray.config.errors import UserError
 from adept_ray.engine import node_gpus
 from adept_ray.engine.node_gpus import inspect_gpus, measure_gpu_memory
+from adept_ray.engine.nodes import Answers, Node
 
 GIB = 2**30
 
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Letter of a node → its GPUs as Ray counts them, and what it answers; asked without Ray."""
-    nodes, asked = {}, []
+    """Name of a node → its GPUs as Ray counts them, and what it answers, or why it doesn't; without Ray."""
+    nodes = {}
+
+    def ask(asked, question):
+        assert question is inspect_gpus
+        said = {node.name: nodes[node.name][1] for node in asked}
+        silent = {name: why for name, why in said.items() if isinstance(why, str)}
+        return Answers({name: each for name, each in said.items() if name not in silent}, silent)
 
     def list_nodes():
-        return [
-            {
-                "NodeID": f"{ord(name):056x}",
-                "NodeManagerAddress": name,
-                "Alive": True,
-                "Resources": {"GPU": count, "CPU": 4},
-            }
-            for name, (count, _) in nodes.items()
-        ]
+        return [Node(name, name, 4, count, here=False) for name, (count, _) in nodes.items()]
 
-    def remote(**options):
-        asked.append(options)
-
-        def choose(scheduling_strategy):
-            return SimpleNamespace(remote=lambda: nodes[chr(int(scheduling_strategy.node_id, 16))][1])
-
-        return lambda function: SimpleNamespace(options=choose)
-
-    def answer(task, what, say, limit):
-        if isinstance(task, Exception):
-            raise task
-        return task
-
-    monkeypatch.setattr(ray, "nodes", list_nodes)
-    monkeypatch.setattr(ray, "remote", remote)
-    monkeypatch.setattr(node_gpus, "wait_for_task", answer)
-    yield nodes
-    assert not any(options.get("num_gpus") for options in asked)
+    monkeypatch.setattr(node_gpus, "list_nodes", list_nodes)
+    monkeypatch.setattr(node_gpus, "ask_nodes", ask)
+    return nodes
 
 
 def test_a_worker_is_planned_for_the_smallest_card_that_it_may_get(nodes):
@@ -64,7 +45,7 @@ def test_a_worker_is_planned_for_the_smallest_card_that_it_may_get(nodes):
     [
         ((0, "torch 2.13 is built for CPUs alone"), "^the node a: torch 2.13 is built for CPUs alone$"),
         ((0, ""), "^the node a: Ray counts GPUs there, and torch sees none$"),
-        (ray.exceptions.NodeDiedError("gone"), "^the node a can't say what GPUs it has: .*gone"),
+        ("it is gone", "^the node a can't say what GPUs it has: it is gone$"),
     ],
 )
 def test_a_node_whose_gpus_are_of_no_use_is_named(answer, sentence, nodes):

@@ -45,7 +45,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(examination_module, "compare_places", lambda *_: shared)
     monkeypatch.setattr(examination_module, "look_for_files", lambda *_: HubFiles(50))
     monkeypatch.setattr(examination_module, "fetch_on_nodes", fetch)
-    monkeypatch.setattr(examination_module, "read_hub_token", lambda: "token")
+    monkeypatch.setattr(examination_module, "find_token", lambda: "token")
     return made
 
 
