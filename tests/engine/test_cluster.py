@@ -17,6 +17,7 @@ import torch
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.state import state
 from ray.autoscaler.v2 import utils as autoscaler
+from torch._inductor.utils import fresh_cache
 
 from adept_ray.config import errors
 from adept_ray.config.errors import UserError
@@ -217,7 +218,7 @@ def test_a_head_that_is_slow_is_left_to_ray(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
     """Before anything is made: what torch says, and what to install or to leave out."""
     asked = []
 
@@ -227,10 +228,13 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(launch, "wait_for_task", lambda task, what, say: task)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
     run = RunSpec(compile="on")
-    with pytest.raises(UserError, match=r"\(InvalidCxxCompiler: No working C\+\+ .*g\+\+.*--compile off$"):
+    torch.compiler.reset()  # what an earlier test of this process compiled needs no compiler
+    with (
+        fresh_cache(),
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-compiler")}),
+        pytest.raises(UserError, match=r"\(InvalidCxxCompiler: No working C\+\+ .*g\+\+.*--compile off$"),
+    ):
         launch.check_compiler(run)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     launch.check_compiler(run)
