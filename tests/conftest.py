@@ -19,6 +19,7 @@ os.environ.update(
 
 import pytest
 import torch
+from forking import patch_ray, start_stem
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -54,6 +55,14 @@ def pytest_xdist_make_scheduler(config, log):
             return "ray" if Path(file).stem in RAY else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stem(request):
+    """Where Ray is started, its Python processes are forked from one that has their imports done."""
+    if request.path.stem in {COMMANDS, *RAY}:
+        start_stem()
+        patch_ray()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import ray
 import torch
 import yaml
 from common import save_tiny_backbone, write_corpus
+from forking import find_session
 from here import call_script
 from processes import SESSIONS, ForkedScript, start_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -140,7 +141,7 @@ def shared(s3):
 @pytest.fixture(scope="module")
 def searched(room):
     """A finished search named "first" and what it printed, with the dashboard that it has by default."""
-    return room.run_as_user(room.search("first")[:-1])
+    return room.run(room.search("first")[:-1])
 
 
 def trials(folder):
@@ -167,7 +168,8 @@ def ray_processes():
     for path in Path("/proc").glob("[0-9]*"):
         try:
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            session = int((path / "stat").read_text().rpartition(")")[2].split()[3])
+            real = int((path / "stat").read_text().rpartition(")")[2].split()[3])
+            session = find_session(int(path.name)) or real
         except OSError:
             continue
         name = line.partition(" ")[0]
