@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 EPSILON = 1e-9  # so that ten tenths are one
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,25 @@ def make_shared_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This rank's share of the blocks `ids`, batches of at most `size`; as many batches on every rank.
 
-    A rank without a block left gets one that doesn't count (``counts``, bool [B]), after its others.
+    A rank without a block left gets one that doesn't count (``counts``, bool [B]), after its others. Each has
+    a ``digest`` (uint8 [16], on the CPU), by which it is known when it comes again.
     """
     import torch
 
     from adept_ray.method.ranks import split_over_ranks
 
     for share in split_over_ranks(ids, size):
-        for batch in make_micro_batches(blocks, share or ids[:1], size, device):
-            yield batch if share else {**batch, "counts": torch.zeros(1, dtype=torch.bool, device=device)}
+        taken = share or ids[:1]
+        for batch in make_micro_batches(blocks, taken, size, device):
+            batch["digest"] = digest_tokens(blocks.tokens[list(taken)])
+            if not share:
+                batch["counts"] = torch.zeros(1, dtype=torch.bool, device=device)
+            yield batch
+
+
+def digest_tokens(tokens: np.ndarray) -> torch.Tensor:
+    """Names the blocks of a batch [B, T] by their shape and content: uint8 [DIGEST_BYTES], on the CPU."""
+    import torch
+
+    found = hashlib.blake2b(repr(tokens.shape).encode() + tokens.tobytes(), digest_size=DIGEST_BYTES)
+    return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)

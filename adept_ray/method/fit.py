@@ -15,6 +15,8 @@ class Fit:
     """Share the model out over the workers."""
     compiled: bool = False
     """Train with layers by torch.compile."""
+    stream_bytes: int = 0
+    """Bytes that a worker may keep of what enters the lowest copy: in memory on CPUs, else on its disk."""
 
 
 PLAIN = Fit()

@@ -17,6 +17,7 @@ from torch import nn
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
 from adept_ray.method.loss import Batch, next_token_nats
+from adept_ray.method.prefix import answer_at_once
 from adept_ray.method.ranks import sum_over_ranks
 from adept_ray.method.sharding import disable_gradients, gather_whole, is_sharded
 
@@ -80,7 +81,7 @@ def measure_bypass_losses(
     Returns float64 tensors on the CPU: nats [B], tokens [B], increase in nats [len(layers), B]. A bypass
     starts from what entered the bypassed layer in the whole model's pass, so only the layers behind it run.
     """
-    every = layers_of(model)
+    every = list(layers_of(model))
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
     with disable_gradients(model), hold_evaluation_mode(model):
         inputs: list[torch.Tensor] = []
@@ -88,7 +89,8 @@ def measure_bypass_losses(
             nats, tokens = next_token_nats(model, batch)
         base = nats.double().cpu()
         for done, layer in enumerate(layers):
-            with _bypass_layer(every, layer, inputs[layer]):
+            # The bypassed layer is the identity, and those before it would only compute its input once more.
+            with answer_at_once(every[: layer + 1], inputs[layer]):
                 increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
             if progress:
                 progress(done + 1, len(layers))
@@ -138,7 +140,7 @@ def hold_evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _record_inputs(layers: nn.ModuleList, inputs: list[torch.Tensor]) -> Iterator[None]:
+def _record_inputs(layers: Sequence[nn.Module], inputs: list[torch.Tensor]) -> Iterator[None]:
     """Append the residual stream that enters each layer to `inputs`, in layer order."""
     hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in layers]
     try:
@@ -146,23 +148,6 @@ def _record_inputs(layers: nn.ModuleList, inputs: list[torch.Tensor]) -> Iterato
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _bypass_layer(layers: nn.ModuleList, bypassed: int, stream: torch.Tensor) -> Iterator[None]:
-    """Run the model with layer `bypassed` replaced by the identity on the residual stream.
-
-    `stream` is what enters that layer. The layers before it would only compute `stream` once more,
-    so all of them answer with it at once; embeddings, masks, final norm and head run as always.
-    """
-    replaced = layers[: bypassed + 1]
-    for layer in replaced:
-        layer.forward = lambda *_, **__: stream
-    try:
-        yield
-    finally:
-        for layer in replaced:
-            del layer.forward
 
 
 def unit_importance(

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adept_ray.method.prefix import FrozenPrefix
+
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
 # Logits become losses piece by piece. One large temporary would be fresh memory for every batch, and on a CPU
@@ -32,6 +34,8 @@ class ComputePolicy:
     """Layers whose activations are computed again for the gradient and not kept (gradient checkpointing)."""
     compiled: Sequence[nn.Module] = ()
     """Layers that run by torch.compile where a gradient is needed."""
+    prefix: FrozenPrefix | None = None
+    """Frozen layers that aren't run on batches of which it is kept what they hand on."""
 
 
 def set_compute_policy(model: nn.Module, how: ComputePolicy) -> None:
@@ -66,6 +70,21 @@ def apply_compute_policy(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
+@contextmanager
+def skip_prefix(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Within this, frozen layers of `model` aren't run if what they make of `batch` is kept.
+
+    That is so by a policy with a prefix, for a batch without padding that has a ``digest``.
+    """
+    how = get_compute_policy(model)
+    if how.prefix is None or "digest" not in batch or "attention_mask" in batch:
+        yield
+        return
+    digest = bytes(batch["digest"].tolist())
+    with how.prefix.skip_or_keep(digest, how.autocast, bool(how.compiled)):
+        yield
+
+
 @cache
 def compile_forward(kind: type[nn.Module]) -> Callable[..., object]:
     """The forward pass of layers of that class, by torch.compile; the layer is its first argument.
@@ -92,7 +111,8 @@ def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 
     `batch` holds ``input_ids`` [B, T] and optionally ``attention_mask`` [B, T]. A prediction counts
     only if both the token it is made from and the token it predicts are real, so padding on either
-    side changes nothing; and, where ``counts`` [B] is given, only in a sequence that does.
+    side changes nothing; and, where ``counts`` [B] is given, only in a sequence that does. A ``digest``
+    (uint8, on the CPU) names a batch that may come again: see :func:`skip_prefix`.
     Returns ``(nats [B, T], counted bool [B, T])``; `nats` carries a graph if grad is enabled.
     """
     ids = batch["input_ids"]
@@ -104,7 +124,7 @@ def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tens
         targets = targets.masked_fill(real == 0, IGNORED)
     if "counts" in batch:
         targets = targets.masked_fill(~batch["counts"][:, None], IGNORED)
-    with apply_compute_policy(model):
+    with apply_compute_policy(model), skip_prefix(model, batch):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, wanted = logits.flatten(0, 1), targets.flatten()
     piece_bytes = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE

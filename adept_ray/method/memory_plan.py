@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 # Share of a memory that can be planned with: fragments, kernels and their work space take the rest.
 SLACK = 0.9
+STREAM_SHARE = 0.25  # of the memory that a training leaves, for what enters the lowest copy
+STREAM_DISK_BYTES = 2**38  # of a GPU's worker, on its node's disk
 WIDTHS = (2, 4, 8, 16, 32, 64)  # numbers of workers that are advised
 
 
@@ -223,7 +225,25 @@ def choose_fit(needs: MemoryPlan, machine: Machine, memory: int, what: str) -> F
 
 def fits_memory(needs: MemoryPlan, machine: Machine, memory: int, fit: Fit) -> bool:
     """Whether a training that `needs` so much fits, made to fit that way, into workers of `memory` bytes."""
-    return needs.find_peak(machine, machine.micro_batch, fit) <= SLACK * memory
+    return count_free_memory(needs, machine, memory, fit) >= 0
+
+
+def count_free_memory(needs: MemoryPlan, machine: Machine, memory: int, fit: Fit) -> float:
+    """Bytes of a worker's `memory` that a training which `needs` so much, and its kept streams, leave."""
+    streams = 0 if machine.on_gpus else fit.stream_bytes
+    return SLACK * memory - needs.find_peak(machine, machine.micro_batch, fit) - streams
+
+
+def allow_streams(needs: MemoryPlan, machine: Machine, memory: int, fit: Fit) -> Fit:
+    """`fit` with the bytes of streams that a worker may keep (see :mod:`adept_ray.method.prefix`).
+
+    On CPUs they are a modest share of what the training leaves of `memory`; on GPUs they are on a disk. A
+    model in pieces keeps none: all workers have to make the same passes.
+    """
+    if fit.sharded:
+        return fit
+    free = max(0.0, count_free_memory(needs, machine, memory, fit))
+    return replace(fit, stream_bytes=STREAM_DISK_BYTES if machine.on_gpus else int(STREAM_SHARE * free))
 
 
 def list_allowed_fits(machine: Machine) -> list[Fit]:

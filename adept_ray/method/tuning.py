@@ -16,6 +16,7 @@ from adept_ray.method.anatomy import has_layer, layer_of, layer_parameters, laye
 from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import measure_taylor_importance
 from adept_ray.method.loss import Batch, ComputePolicy, get_compute_policy, set_compute_policy
+from adept_ray.method.prefix import FrozenPrefix, StreamStore
 from adept_ray.method.rates import average_by_sublayer, unit_scales
 from adept_ray.method.sharding import is_sharded, shard_model
 
@@ -114,14 +115,26 @@ class Tuning:
         shard_model(self.model, whole, device)
         self.parameters = trainable_parameters(self.model)
 
+    @property
+    def lowest(self) -> int:
+        """The lowest layer that a gradient passes: 0 where more than layers is trained."""
+        depths = [layer_of(name) if has_layer(name) else 0 for name in self.parameters]
+        return min(depths, default=len(layers_of(self.model)))
+
     def recompute_activations(self) -> None:
         """Keep no activations of the layers that gradients pass: compute them again (arXiv 1604.06174)."""
+        layers = tuple(layers_of(self.model)[self.lowest :])
+        set_compute_policy(self.model, replace(get_compute_policy(self.model), recomputed=layers))
+
+    def keep_prefix(self, store: StreamStore, keeps_text: bool) -> None:
+        """Run the layers below the lowest trained one once for each batch (see :class:`FrozenPrefix`).
+
+        The `store` must be of these very layers; `keeps_text` says that training text comes again.
+        """
         layers = layers_of(self.model)
-        depths = [layer_of(name) if has_layer(name) else 0 for name in self.parameters]
-        first = min(depths, default=len(layers))
-        set_compute_policy(
-            self.model, replace(get_compute_policy(self.model), recomputed=tuple(layers[first:]))
-        )
+        if 0 < self.lowest < len(layers) and not is_sharded(self.model):
+            prefix = FrozenPrefix(tuple(layers[: self.lowest + 1]), store, keeps_text)
+            set_compute_policy(self.model, replace(get_compute_policy(self.model), prefix=prefix))
 
     def compile_layers(self) -> None:
         """Run layers by torch.compile; passes without a gradient, which score, stay as they are."""

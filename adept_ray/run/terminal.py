@@ -178,6 +178,12 @@ class Display:
             f"  a worker: {sizes}: {total:.2f} of {memory / 2**30:.1f} GiB"
             + (" (as it is without --compile)" if fit.compiled else "")
         )
+        if fit.stream_bytes:
+            where = " of its node's temporary folder, and a quarter of the room there" * machine.on_gpus
+            self.show(
+                "  what enters the lowest copy is computed once and kept, in at most "
+                f"{fit.stream_bytes / 2**30:.1f} GiB more{where}"
+            )
 
     def show_importance(self, importance: ImportanceRecord) -> None:
         """The importance of every layer as a table with bars, least important first."""

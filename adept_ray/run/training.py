@@ -12,7 +12,7 @@ from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
-from adept_ray.method.memory_plan import choose_fit, plan_memory
+from adept_ray.method.memory_plan import allow_streams, choose_fit, plan_memory
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Sources
@@ -76,6 +76,8 @@ def plan_fit(
         switches = machine.activation_checkpointing, machine.sharding, machine.compile
         return Fit(*(switch == "on" for switch in switches))
     fit = choose_fit(needs, machine, context.memory, what)
+    if training.tunes == "copies":
+        fit = allow_streams(needs, machine, context.memory, fit)
     display.show_plan(needs, machine, fit, context.memory, what)
     return fit
 

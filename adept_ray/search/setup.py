@@ -64,7 +64,7 @@ class SearchSetup:
         layers = self.place_layers(setting)
         units = {name: value for name, value in self.work.units.items() if layer_of(name) in layers}
         training = apply_changes(self.work.training, setting)
-        work = replace(self.work, training=training, layers=layers, units=units)
+        work = replace(self.work, training=training, layers=layers, units=units, text_returns=True)
         return fit_to_layers(work, self.run.machine, self.memory)
 
     def describe_trial(self, trial: TuneTrial, metrics: Facts | None, state: str) -> Trial:

@@ -20,6 +20,7 @@ from adept_ray.method.rates import parameter_groups, schedule_factor, set_rates
 from adept_ray.method.sharding import gather_whole, is_sharded
 from adept_ray.method.tuning import Tuning, build_tuning
 from adept_ray.training.alarms import Alarms
+from adept_ray.training.streams import drop_store, lend_store
 from adept_ray.training.work import TrainWork
 
 
@@ -65,7 +66,19 @@ def prepare_tuning(work: TrainWork, device: torch.device) -> Tuning:
         tuning.recompute_activations()
     if work.fit.compiled:
         tuning.compile_layers()
+    keep_prefix(tuning, work, device)
     return tuning
+
+
+def keep_prefix(tuning: Tuning, work: TrainWork, device: torch.device) -> None:
+    """Let the layers below the lowest copy run once for each batch, as far as this worker may keep streams.
+
+    Another kind of training has no such layers, and gets the memory. Random weights are others each time.
+    """
+    if work.training.tunes != "copies" or not work.fit.stream_bytes or work.backbone.random:
+        drop_store()
+    else:
+        tuning.keep_prefix(lend_store(work.backbone, device, work.fit.stream_bytes), work.text_returns)
 
 
 def build_optimizer(

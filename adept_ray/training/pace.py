@@ -59,8 +59,10 @@ def time_compiling(
 def time_steps(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> tuple[float, float]:
     """Seconds of the first steps of `work` together, and the median of those after them."""
     gc.collect()  # an earlier model lies in cycles, and there may be no room for two
-    # So small a rate changes no speed, and nothing diverges.
-    work = replace(work, training=work.training.model_copy(update={"base_lr": 1e-9}))
+    # So small a rate changes no speed, and nothing diverges. What is kept of the first trial would not be
+    # there in a step that others are to be judged by.
+    slow = work.training.model_copy(update={"base_lr": 1e-9})
+    work = replace(work, training=slow, fit=replace(work.fit, stream_bytes=0))
     learner = prepare_learner(work, blocks, device)
     scales = learner.tuning.compute_scales(learner.tuning.importance, work.training)
     seconds = []

@@ -104,6 +104,8 @@ class TrainWork:
     """How it is made to fit into the workers' memories."""
     steps_before: int = 0
     """Steps of the trainings that it goes on from: the text goes on where it was."""
+    text_returns: bool = False
+    """Whether trainings after it have the same batches, so that what is kept of these is of use."""
 
     @property
     def replay_share(self) -> float:

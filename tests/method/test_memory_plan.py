@@ -17,7 +17,18 @@ from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.loss import next_token_nats
-from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan, choose_fit, list_allowed_fits, plan_memory
+from adept_ray.method.memory_plan import (
+    GIB,
+    SLACK,
+    STREAM_DISK_BYTES,
+    STREAM_SHARE,
+    MemoryPlan,
+    allow_streams,
+    choose_fit,
+    fits_memory,
+    list_allowed_fits,
+    plan_memory,
+)
 from adept_ray.method.rates import parameter_groups
 from adept_ray.method.sharding import build_skeleton
 from adept_ray.method.tracing import ATTENTION
@@ -287,3 +298,25 @@ def test_what_counts_for_a_memory():
     assert asked(17, "auto", large, **run) == asked(18, "auto", large, workers=2, **run) == AGAIN
     with pytest.raises(UserError, match=r"at least 18\.9 GiB"):
         asked(16.9, "auto", large, workers=2, **run)
+
+
+def test_what_enters_the_lowest_copy_may_take_a_share_of_what_is_left():
+    """Of 20 GiB that can be planned with, 17 are needed; on GPUs a disk has it, and pieces keep none."""
+    cpu, gpu = (RunSpec(micro_batch=8, gpus_per_worker=gpus).machine for gpus in (0, 1))
+    memory = int(20 * GIB / SLACK) + 1
+    fit = allow_streams(NEEDS, cpu, memory, AGAIN)
+    assert fit == replace(AGAIN, stream_bytes=int(STREAM_SHARE * 3 * GIB))
+    assert allow_streams(NEEDS, cpu, memory, PLAIN) == PLAIN
+    assert allow_streams(NEEDS, gpu, memory, AGAIN) == replace(AGAIN, stream_bytes=STREAM_DISK_BYTES)
+    for machine in (cpu, gpu):
+        pieces = Fit(sharded=True)
+        assert allow_streams(NEEDS, machine, 10 * memory, pieces) == pieces
+
+
+def test_what_is_kept_in_memory_counts_for_it():
+    """A training that keeps its activations leaves the room that was promised; a disk is no memory."""
+    machines = [RunSpec(micro_batch=8, gpus_per_worker=gpus).machine for gpus in (0, 1)]
+    kept = Fit(stream_bytes=GIB)
+    for size, on_cpu, on_gpu in ((43, True, True), (41.5, False, True), (40.5, False, False)):
+        memory = int(size * GIB / SLACK) + 1
+        assert [fits_memory(NEEDS, each, memory, kept) for each in machines] == [on_cpu, on_gpu]

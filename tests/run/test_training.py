@@ -13,6 +13,7 @@ from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.job import CrewLost, JobFailed, JobRefused
 from adept_ray.method.fit import PLAIN, Fit
+from adept_ray.method.memory_plan import MemoryPlan
 from adept_ray.run import training as training_module
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
@@ -37,6 +38,15 @@ def test_a_plan_decides_about_activations(display):
     with pytest.raises(UserError, match="k = 2 with --micro-batch 8 takes"):
         plan_fit(at_work(display, 1000), SOURCES, spec)
     assert display.lines == ["k = 2", "k = 2"]
+
+
+def test_only_copies_may_keep_what_enters_them(display, monkeypatch):
+    """Other methods train the lowest layer, or change the layers themselves."""
+    monkeypatch.setattr(training_module, "plan_memory", lambda *_: MemoryPlan(*(0,) * 13))
+    for tunes, keeps in (("copies", True), ("all", False), ("lora", False), ("originals", False)):
+        fit = plan_fit(at_work(display), SOURCES, TrainingSpec(k=1, tunes=tunes))
+        assert (fit.stream_bytes > 0) == keeps
+    assert plan_fit(at_work(display, gpus_per_worker=1), SOURCES, TrainingSpec()).stream_bytes > GIB
 
 
 def test_workers_without_work_are_warned_of(display):
