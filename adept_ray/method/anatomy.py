@@ -23,12 +23,14 @@ class Family:
     """Projections that write to the residual stream: with all of them zero a layer is the identity."""
     per_layer_config: tuple[str, ...] = ("layer_types",)
     """Config lists with one entry per layer."""
+    logits_changed_by: tuple[str, ...] = ()
+    """Config numbers by which logits are changed behind the output head, unless they are None or 1."""
 
 
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(
-        ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "granite"), Family()
-    ),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2"), Family()),
+    **dict.fromkeys(("gemma2", "gemma3_text"), Family(logits_changed_by=("final_logit_softcapping",))),
+    "granite": Family(logits_changed_by=("logits_scaling",)),
     # SmolLM3 leaves rotary embeddings out of some layers, by a list of its own.
     "smollm3": Family(per_layer_config=("layer_types", "no_rope_layers")),
 }

@@ -13,13 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adept_ray.method.head import IGNORED, find_plain_head, measure_losses, replace_logits
 from adept_ray.method.prefix import FrozenPrefix
 
 Batch = Mapping[str, torch.Tensor]
-IGNORED = -100
-# Logits become losses piece by piece. One large temporary would be fresh memory for every batch, and on a CPU
-# getting that takes as long as the loss itself; a piece fits its cache.
-CPU_PIECE, GPU_PIECE = 8 * 2**20, 256 * 2**20  # bytes of float32
 POLICY_ATTRIBUTE = "adept_computing"
 MAX_COMPILED_CODES = 64  # of one class of layers; beyond that torch runs a layer as it is
 
@@ -124,15 +121,25 @@ def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tens
         targets = targets.masked_fill(real == 0, IGNORED)
     if "counts" in batch:
         targets = targets.masked_fill(~batch["counts"][:, None], IGNORED)
-    with apply_compute_policy(model), skip_prefix(model, batch):
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    rows, wanted = logits.flatten(0, 1), targets.flatten()
-    piece_bytes = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE
-    at_once = max(1, piece_bytes // (4 * rows.shape[1]))
-    losses = torch.cat(
-        [
-            F.cross_entropy(piece.float(), goal, reduction="none", ignore_index=IGNORED)
-            for piece, goal in zip(rows.split(at_once), wanted.split(at_once), strict=True)
-        ]
-    )
+    with (
+        apply_compute_policy(model),
+        skip_prefix(model, batch),
+        put_out_losses(model, targets) as replaced,
+    ):
+        found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    losses = found if replaced else measure_losses(found.flatten(0, 1), targets.flatten())
     return losses.view_as(ids), targets != IGNORED
+
+
+@contextmanager
+def put_out_losses(model: nn.Module, targets: torch.Tensor) -> Iterator[bool]:
+    """Within this, `model` puts out losses [B, T] in place of logits where it can; yields whether it does.
+
+    It can't where logits are more than its head's output, nor where the head is trained.
+    """
+    head = find_plain_head(model)
+    if head is None or (torch.is_grad_enabled() and head.weight.requires_grad):
+        yield False
+        return
+    with replace_logits(head, targets):
+        yield True

@@ -23,6 +23,10 @@ from adept_ray.training.alarms import Alarms
 from adept_ray.training.streams import drop_store, lend_store
 from adept_ray.training.work import TrainWork
 
+# Where one kernel makes AdamW's whole step. On two CPU cores it takes 12 in place of 57 ms for four copies of
+# SmolLM2's layers, and 120 in place of 720 ms for all its parameters. Other devices may have none.
+FUSED_DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -84,9 +88,12 @@ def keep_prefix(tuning: Tuning, work: TrainWork, device: torch.device) -> None:
 def build_optimizer(
     model: nn.Module, spec: TrainingSpec, device: torch.device
 ) -> torch.optim.Optimizer | None:
-    """AdamW with a group for each unit of what `model` trains; None if that is nothing."""
+    """AdamW with a group for each unit of what `model` trains, in pieces or not; None if that is nothing.
+
+    A checkpoint holds AdamW's moments and steps and not its kind, so each kind goes on from the other's.
+    """
     groups = parameter_groups(model, spec.weight_decay)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda") if groups else None
+    return torch.optim.AdamW(groups, fused=device.type in FUSED_DEVICES) if groups else None
 
 
 def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:

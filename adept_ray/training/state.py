@@ -158,6 +158,6 @@ def _restore_optimizer(
         parameter = parameters[name]
         if value.dim() > 0:
             value = split_like(value, parameter)
-        elif optimizer.defaults.get("fused"):  # then the GPU reads the step counter, too
+        elif optimizer.defaults.get("fused"):  # then the device reads the step counter, too
             value = value.to(parameter.device)
         optimizer.state[parameter][key] = value

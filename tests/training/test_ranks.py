@@ -17,7 +17,6 @@ from trainings import BLOCKS, CPU, PER_STEP, SEQ_LEN, Run, changed, keeping
 from adept_ray.method import gradients
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.gradients import sum_gradients
-from adept_ray.training import learner as learner_module
 from adept_ray.training.alarms import Alarm
 from adept_ray.training.callbacks import Callbacks, ResumePoint
 from adept_ray.training.export import score_and_export
@@ -141,9 +140,6 @@ def train_sharded(rank, store, folder, work):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     shared = replace(work, fit=Fit(sharded=True))
-    fused = torch.device("cuda")  # only whether it is one is asked there
-    optimizer_of = learner_module.build_optimizer
-    learner_module.build_optimizer = lambda model, spec, device: optimizer_of(model, spec, fused)
     for name in SHARDED:
         own, seen = Path(folder) / name / "sharded", []
 

@@ -8,19 +8,23 @@ from common import random_ids, shake, tiny_model, write_files
 from safetensors.torch import load_file
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.expansion import expand
 from adept_ray.method.rates import parameter_groups
 from adept_ray.storage.checkpoints import Checkpoint
+from adept_ray.training.learner import build_optimizer
 from adept_ray.training.state import OPTIMIZER, STATE, WEIGHTS, TrainState
 from adept_ray.training.tensor_file import write_tensors
 
 
-def fresh(layers=(0, 2)):
+def fresh(layers=(0, 2), fused=True):
     """An expanded model and its optimizer, as a training begins."""
     model = tiny_model(layers=3)
     added = expand(model, layers)
-    return model, added, torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3)
+    if fused:
+        return model, added, build_optimizer(model, TrainingSpec(weight_decay=0.1), torch.device("cpu"))
+    return model, added, torch.optim.AdamW(parameter_groups(model, 0.1))
 
 
 def save(state, folder, model, optimizer):
@@ -75,6 +79,41 @@ def test_the_next_step_is_the_same(saved):
     step(other, other_optimizer, 9)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     TrainState.load(folder, model, optimizer)  # as the other tests expect it
+
+
+def test_one_kernel_or_many_make_the_same_steps():
+    """AdamW in one kernel, which a training has on CPUs and GPUs, moves weights as tensor by tensor."""
+    (model, added, fused), (other, _, plain) = fresh(), fresh(fused=False)
+    assert fused.defaults["fused"] and not plain.defaults["fused"]
+    for each in (model, other):
+        shake(layer_parameters(each, added).values(), 0.05)
+    before = [parameter.clone() for parameter in model.parameters()]
+    for seed in range(5):
+        step(model, fused, seed)
+        step(other, plain, seed)
+    moved = [(a - b).abs().max() for a, b in zip(model.parameters(), before, strict=True)]
+    assert max(moved) > 1e-3
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_checkpoint_of_one_kind_of_adamw_goes_on_with_the_other(tmp_path, fused):
+    """Of one kernel to tensor by tensor and the other way round: each stays what it is, as do its steps."""
+    (model, added, optimizer), (other, _, others) = fresh(fused=fused), fresh(fused=not fused)
+    shake(layer_parameters(model, added).values(), 0.05)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    save(TrainState((0, 2), added, 3), tmp_path, model, optimizer)
+    TrainState.load(tmp_path, other, others)
+    assert all(group["fused"] == (None if fused else True) for group in others.param_groups)
+    step(model, optimizer, 9)
+    step(other, others, 9)
+    for a, b in zip(
+        layer_parameters(model, added).values(), layer_parameters(other, added).values(), strict=True
+    ):
+        assert optimizer.state[a]["step"] == others.state[b]["step"] == 4
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 def test_what_is_to_be_written_stays_as_it_was(tmp_path):
