@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adept_ray.method.head import IGNORED, find_plain_head, measure_losses, replace_logits
+from adept_ray.method.head import (
+    IGNORED,
+    find_plain_head,
+    measure_losses,
+    needs_whole_logits,
+    replace_logits,
+)
 from adept_ray.method.prefix import FrozenPrefix
 
 Batch = Mapping[str, torch.Tensor]
@@ -138,7 +144,7 @@ def put_out_losses(model: nn.Module, targets: torch.Tensor) -> Iterator[bool]:
     It can't where logits are more than its head's output, nor where the head is trained.
     """
     head = find_plain_head(model)
-    if head is None or (torch.is_grad_enabled() and head.weight.requires_grad):
+    if head is None or (torch.is_grad_enabled() and needs_whole_logits(model)):
         yield False
         return
     with replace_logits(head, targets):

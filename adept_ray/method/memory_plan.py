@@ -19,6 +19,7 @@ from adept_ray.config.machine import Machine
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.fit import Fit
+from adept_ray.method.head import CPU_LOGITS, GPU_LOGITS, needs_whole_logits
 from adept_ray.method.importance import UNIT_BYTES
 from adept_ray.method.tracing import OUTSIDE, Trace, count_growing_bytes, make_traceable, trace_pass
 from adept_ray.method.tuning import Tuning, build_tuning
@@ -57,21 +58,25 @@ class MemoryPlan:
     recomputed: int
     """What it keeps when the activations of layers are computed again."""
     logits: int
-    """The gradient of one sequence's logits."""
+    """The logits of one sequence, or their gradient."""
+    pieces: bool
+    """Whether logits are never there whole but a piece at a time (see adept_ray.method.head)."""
     gathered: int
     """The part of a model in pieces that workers put together at a time, and one layer's gradient."""
-    forward_flops: float
-    """Operations of the forward pass per token; a multiplication and an addition count as two."""
     flops: float
-    """Operations of a training step per token, nothing computed twice."""
+    """Operations of a training step per token, nothing computed twice; a multiplication and an addition count
+    as two."""
 
-    def count_activations(self, sequences: int, fit: Fit) -> int:
-        """Bytes that so many sequences in a forward pass keep, and the gradient of their logits."""
-        return sequences * ((self.recomputed if fit.recompute else self.kept) + self.logits)
+    def count_activations(self, sequences: int, fit: Fit, on_gpus: bool = True) -> int:
+        """Bytes that so many sequences in a forward pass keep, and those of their logits that are there."""
+        logits = sequences * self.logits
+        if self.pieces:
+            logits = min(logits, GPU_LOGITS if on_gpus else CPU_LOGITS)
+        return sequences * (self.recomputed if fit.recompute else self.kept) + logits
 
     def count_memory(self, sequences: int, fit: Fit, workers: int = 1, on_gpus: bool = True) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
-        passing = self.casts + self.count_activations(sequences, fit)
+        passing = self.casts + self.count_activations(sequences, fit, on_gpus)
         held = self.weights + self.gradients + self.optimizer
         if fit.sharded:
             return held // workers + self.gathered + self.count_whole_copy(on_gpus) + passing
@@ -131,8 +136,8 @@ def plan_memory(
         kept=kept,
         recomputed=recomputed,
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
+        pieces=not needs_whole_logits(model),
         gathered=count_gathered_bytes(model, weights),
-        forward_flops=whole.forward / seq_len,
         flops=whole.both / seq_len,
     )
 

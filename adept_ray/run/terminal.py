@@ -159,7 +159,7 @@ class Display:
             "gradients": needs.gradients // share,
             "optimizer": needs.optimizer // share,
             "activations" + (", computed again" if fit.recompute else ""): needs.casts
-            + needs.count_activations(machine.micro_batch, fit),
+            + needs.count_activations(machine.micro_batch, fit, machine.on_gpus),
         }
         if fit.sharded:
             parts["layers put together"] = needs.gathered

@@ -1,0 +1,145 @@
+"""Losses without whole logits: those of whole logits, and so is their gradient; where that can't be."""
+
+import pytest
+import torch
+from common import local_backbone, padded, random_ids, save_backbone_with_code, tiny_model
+from torch import nn
+
+from adept_ray.data.loading import load_model
+from adept_ray.method import head, loss
+from adept_ray.method.anatomy import FAMILIES
+from adept_ray.method.expansion import expand
+from adept_ray.method.lora import add_lora
+from adept_ray.method.loss import ComputePolicy, set_compute_policy, token_nats
+
+CHANGED = {"gemma2", "granite"}  # their logits are capped or scaled, as tests/common.py has them
+BATCH = {
+    **padded([random_ids(1, n, seed=n)[0] for n in (20, 9, 14)]),
+    "counts": torch.tensor([True, True, False]),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Pieces of 7 rows of logits, which become losses 3 at a time."""
+    monkeypatch.setattr(head, "CPU_LOGITS", 7 * 4 * 128)
+    monkeypatch.setattr(head, "CPU_PIECE", 3 * 4 * 128)
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """Calls a function while logits are made whole."""
+
+    def call(function, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(loss, "find_plain_head", lambda model: None)
+            return function(*args)
+
+    return call
+
+
+def take_gradient(model, batch):
+    """Losses of all places, and the gradient of their sum, each place with a weight of its own."""
+    nats = token_nats(model, batch)[0]
+    weights = torch.linspace(0.5, 2, nats.numel()).view_as(nats)
+    return nats, torch.autograd.grad(
+        (nats * weights).sum(), [p for p in model.parameters() if p.requires_grad]
+    )
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_losses_are_those_of_whole_logits(family, whole):
+    """Bit for bit, with a gradient or without, padding and all; the gradient is to rounding."""
+    model = tiny_model(family)
+    expand(model, (0, 2))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.01)
+    nats, slopes = take_gradient(model, BATCH)
+    expected, expected_slopes = whole(take_gradient, model, BATCH)
+    assert torch.equal(nats, expected) and nats.count_nonzero() == 19 + 8
+    with torch.inference_mode():
+        assert torch.equal(token_nats(model, BATCH)[0], expected)
+    for slope, other in zip(slopes, expected_slopes, strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_logits_that_are_changed_behind_the_head_are_made_whole(family, tmp_path):
+    """Where they are capped or scaled, or may be, by code that came with the model; a scale of 1 is none."""
+    assert (head.find_plain_head(tiny_model(family)) is None) == (family in CHANGED)
+    plain = {"gemma2": {"final_logit_softcapping": None}, "granite": {"logits_scaling": 1.0}}.get(family, {})
+    model = tiny_model(family, **plain)
+    assert head.find_plain_head(model) is model.lm_head
+    if family == "gemma3_text":
+        assert head.find_plain_head(tiny_model(family, final_logit_softcapping=30.0)) is None
+
+
+def test_code_that_came_with_a_model_gets_its_own_logits(tmp_path):
+    """It doubles them, so its losses are those of doubled logits."""
+    save_backbone_with_code(tmp_path / "own", tmp_path / "ran")
+    model = load_model(local_backbone(tmp_path / "own", trusted=True))
+    ids = random_ids()
+    assert head.find_plain_head(model) is None
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+        found = token_nats(model, {"input_ids": ids})[0][:, :-1]
+    torch.testing.assert_close(found, -log_p.gather(2, ids[:, 1:, None])[..., 0])
+
+
+def test_a_head_that_is_no_linear_map_makes_its_logits():
+    class Own(nn.Linear):
+        def forward(self, stream):
+            return 2 * super().forward(stream)
+
+    model = tiny_model()
+    model.lm_head = Own(32, 128)
+    assert head.find_plain_head(model) is None
+
+
+def test_only_a_gradient_of_the_head_takes_whole_logits(monkeypatch):
+    """Of copies and LoRA none does, of all parameters it does; without a gradient nothing does."""
+    made = []
+    monkeypatch.setattr(loss, "measure_losses", lambda logits, wanted: made.append(1) or logits.sum(1))
+    batch = {"input_ids": random_ids()}
+    copies, lora, everything = (tiny_model() for _ in range(3))
+    expand(copies, (1,))
+    add_lora(lora, 2, 0)
+    for model in (copies, lora):
+        token_nats(model, batch)
+        assert not made and not head.needs_whole_logits(model)
+    token_nats(everything, batch)
+    assert made and head.needs_whole_logits(everything)
+    with torch.no_grad():
+        token_nats(everything, batch)
+    assert len(made) == 1
+
+
+def test_fewer_bits_are_as_exact(whole):
+    """In bfloat16 under autocast losses are the same bits, and the gradient is as far from the exact one."""
+    model, exact = tiny_model().bfloat16(), tiny_model().bfloat16().float()
+    for each in (model, exact):
+        expand(each, (1,))
+        for parameter in each.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float() + 0.01
+    set_compute_policy(model, ComputePolicy(autocast=torch.bfloat16))
+    (nats, slopes), (expected, others) = take_gradient(model, BATCH), whole(take_gradient, model, BATCH)
+    assert torch.equal(nats, expected) and nats.dtype == torch.float32
+    ours, theirs = (
+        sum(float((a - b).square().sum()) for a, b in zip(each, take_gradient(exact, BATCH)[1], strict=True))
+        for each in (slopes, others)
+    )
+    assert 0 < ours < 1.5 * theirs
+
+
+def test_what_is_kept_is_as_wide_as_the_model():
+    """Beside the logits of one piece, which are dropped: nothing that is kept has a vocabulary's width."""
+    model, kept = tiny_model(), []
+    expand(model, (1,))
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda each: kept.append(each.shape) or each, lambda each: each
+    ):
+        token_nats(model, {"input_ids": random_ids()})
+    assert kept and not any(128 in shape for shape in kept if shape != model.lm_head.weight.shape)
