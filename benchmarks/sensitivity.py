@@ -28,6 +28,7 @@ from adept_ray.data.blocks import Blocks, make_micro_batches
 from adept_ray.data.loading import Backbone, load_model
 from adept_ray.method.importance import measure_bypass_losses
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import build_block_sets
 from adept_ray.run.sources import find_sources
 
@@ -39,7 +40,8 @@ def probe_blocks(run: RunSpec) -> tuple[Backbone, Blocks]:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(apply_changes(run, {"storage": folder, "name": "sensitivity"}))
         sources = find_sources(session, with_domain=False)
-        with open_context(session, trains=False) as context:
+        load = describe_measuring(run, run.probe_tokens)
+        with open_context(session, load, trains=False) as context:
             sets = build_block_sets(context, sources, lambda *_: None)
     return sources.backbone, sets["general"].load("probe", run.probe_tokens, run.seq_len, run.general)
 

@@ -14,6 +14,7 @@ from adept_ray.config.specs import (
 from adept_ray.config.validation import validate_spec
 from adept_ray.method.copies import RECORD
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import Prepared, load_test_blocks, prepare
 from adept_ray.run.record import record_run
 from adept_ray.run.separation import measure_separations, tune_originals, write_activations
@@ -49,7 +50,8 @@ def draw_activations(args: ActivationsRun) -> str:
     sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources)
     training = describe_tuning(args, best)
-    with open_context(session) as context:
+    load = describe_load(run, sources, training, best["layers"])
+    with open_context(session, load) as context:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
             raise UserError("activations are taken of whole models, and this one has to be shared out")
@@ -94,7 +96,7 @@ def check_blocks(run: RunSpec, prepared: Prepared) -> None:
     """Refuse test splits of too few blocks for a density. Raises :class:`UserError`."""
     fewest, needed = (
         min(map(len, load_test_blocks(run, prepared.sets).values())),
-        max(FEWEST, run.machine.workers),
+        max(FEWEST, run.machine.most_workers),
     )
     if fewest < needed:
         raise UserError(

@@ -10,7 +10,13 @@ from adept_ray.config.specs import (
 from adept_ray.method.placement import check_placement
 from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.methods import list_entrants
-from adept_ray.run.comparison import build_field, list_needs, plan_rivals, run_comparison
+from adept_ray.run.comparison import (
+    build_field,
+    describe_rivals_load,
+    list_needs,
+    plan_rivals,
+    run_comparison,
+)
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
@@ -37,7 +43,7 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     record_run(session, sources)
     with explain_stops(session, "compare"):
-        with open_context(session) as context:
+        with open_context(session, describe_rivals_load(run, sources, rivals)) as context:
             rivals = plan_rivals(context, sources, rivals)
             prepared = prepare(context, sources, list_needs(run, rivals, sources))
             results.write_json("importance.json", prepared.importance)

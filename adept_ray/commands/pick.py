@@ -9,6 +9,7 @@ from adept_ray.config.validation import apply_changes
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
 from adept_ray.run.context import open_context
+from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import prepare
 from adept_ray.run.question import pose_question
 from adept_ray.run.record import record_best, show_choice
@@ -37,7 +38,8 @@ def pick_trial(args: PickRun) -> str:
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
-    with open_context(session, trains=False) as context:
+    load = describe_measuring(session.run, session.run.test_tokens)
+    with open_context(session, load, trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)
         prepared = prepare(context, sources, Needs(best["k_max"], searched.tokens_per_trial, fit=fit))
         work = build_work(session.run, prepared, training, chosen.layers, space.weights)

@@ -11,6 +11,7 @@ from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
+from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_best, record_run, show_summary
 from adept_ray.run.resuming import explain_stops, resume_training
@@ -40,7 +41,8 @@ def train_model(args: TrainRun) -> str:
     sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
-        with open_context(session) as context:
+        load = describe_load(run, sources, training, best["layers"])
+        with open_context(session, load) as context:
             fit = plan_fit(context, sources, training, best["layers"])
             needs = Needs(best["k_max"], args.tokens, replay=training.replay > 0, fit=fit)
             prepared = prepare(context, sources, needs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
@@ -27,8 +27,8 @@ class Machine(Spec):
 
     micro_batch: int = setting(8, CHANGEABLE, FITTING, ge=1)
     """Blocks per forward pass on one worker; changes speed and memory, not what is computed."""
-    workers: int = setting(1, CHANGEABLE, FITTING, ge=1)
-    """Ray Train workers; each trial of a search has so many."""
+    workers: int | Literal["auto"] = setting(1, CHANGEABLE, FITTING)
+    """Ray Train workers; each trial of a search has so many; auto: by cluster, step and memory."""
     min_workers: int = setting(0, CHANGEABLE, FITTING, ge=0)
     """Fewest workers to go on with (0: all of them) when nodes are lost and none replaces them."""
     gpus_per_worker: float = setting(0, FITTING, ge=0)
@@ -56,10 +56,22 @@ class Machine(Spec):
         """The cache's URI where it is one, which all machines reach; else empty."""
         return self.cache if "://" in self.cache else ""
 
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, workers: int | str) -> int | str:
+        if isinstance(workers, int) and workers < 1:
+            raise ValueError(f"must be at least 1, or auto, not {workers}")
+        return workers
+
+    @property
+    def most_workers(self) -> int:
+        """Workers of a job (at least, where that isn't known yet)."""
+        return max(1, self.min_workers) if self.workers == "auto" else self.workers
+
     @property
     def fewest_workers(self) -> int:
         """Workers without which a job can't go on."""
-        return self.min_workers or self.workers
+        return self.min_workers or self.most_workers
 
     @property
     def on_gpus(self) -> bool:
@@ -124,7 +136,7 @@ class MachineSpec(Spec):
 
     @model_validator(mode="after")
     def _check_gpus(self) -> MachineSpec:
-        gpus, workers = self.machine.gpus_per_worker, self.machine.workers
+        gpus, workers = self.machine.gpus_per_worker, self.machine.most_workers
         if gpus > 1 and gpus % 1:
             raise ValueError(f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one")
         if gpus % 1 and workers > 1:  # NCCL takes one rank a card

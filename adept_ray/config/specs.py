@@ -92,7 +92,7 @@ class RunSpec(MachineSpec):
     def _check_workers(self) -> RunSpec:
         continues = getattr(self, "resume", False) or getattr(self, "more_trials", 0) > 0
         known = "workers" in self.given or not continues  # else it is the number that the run began with
-        fewest, most = self.machine.min_workers, self.machine.workers
+        fewest, most = self.machine.min_workers, self.machine.most_workers
         if known and fewest > most:
             raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
         return self

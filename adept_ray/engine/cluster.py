@@ -6,21 +6,29 @@ import functools
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
-from adept_ray.engine.node_gpus import measure_gpu_memory
+from adept_ray.engine.layout import (
+    CPUS_PER_WORKER,
+    SPARE_CPUS,
+    Layout,
+    Load,
+    asks_for_layout,
+    choose_layout,
+    count_room,
+    explain_idle_workers,
+)
+from adept_ray.engine.node_gpus import LIKE, measure_gpu_memory
 from adept_ray.engine.waiting import Say, wait_for_room, wait_for_task
 from adept_ray.method.compiling import describe_compiler_fault, find_compiler_fault
 from adept_ray.method.gpus import find_gpu_fault
 
 R = TypeVar("R", bound=RunSpec)
-CPUS_PER_WORKER = 1
-SPARE_CPUS = 2  # Ray Data and Tune each need a whole logical CPU next to the workers
 OBJECT_STORE_BYTES = 512 * 2**20  # blocks of a run are a few MiB; Ray's default takes 30 % of the memory
 UNKNOWN = 2**60  # bytes of a machine that doesn't say how many it has
 # Keeps Ray's chatter out of a run that goes well; what the user has set stays.
@@ -85,9 +93,9 @@ def set_variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def count_local_cpus(run: RunSpec) -> int:
-    """Logical CPUs of a cluster that is started here for `run`."""
-    crews = resolve_crews(run, list_local_resources(run)).crews
-    return max(count_cpus(), run.machine.workers * crews * CPUS_PER_WORKER + SPARE_CPUS)
+    """Logical CPUs of a cluster that is started here for `run`; what is auto may take all that there are."""
+    workers = count_cpus() if asks_for_layout(run) else run.machine.most_workers * run.crews
+    return max(count_cpus(), workers * CPUS_PER_WORKER + SPARE_CPUS)
 
 
 def explain_dashboard_token() -> str:
@@ -149,40 +157,71 @@ def check_workers(run: RunSpec) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     cpus = count_cpus()
-    if run.machine.workers * run.crews > cpus:
+    if run.machine.most_workers * run.crews > cpus:
         asked = f"--workers {run.machine.workers}{format_concurrent(run)}"
         raise UserError(f"{asked}: this machine has {cpus} CPUs, so at most {cpus} workers")
     if run.machine.gpus_per_worker:
-        if fault := find_gpu_fault():
-            raise UserError(f"--gpus-per-worker {run.machine.gpus_per_worker:g}: {fault}")
-        check_cluster(run, {**list_local_resources(run), "CPU": math.inf})
-
-
-def list_local_resources(run: RunSpec) -> dict[str, float]:
-    """Logical CPUs and, if `run` wants any, GPUs that a cluster on this machine would have."""
-    have: dict[str, float] = {"CPU": count_cpus() * CPUS_PER_WORKER + SPARE_CPUS, "GPU": 0}
-    if run.machine.gpus_per_worker:
         import torch
 
-        have["GPU"] = torch.cuda.device_count()
-    return have
+        if fault := find_gpu_fault():
+            zero = "or give --gpus-per-worker 0 to train on CPUs"
+            raise UserError(f"--gpus-per-worker {run.machine.gpus_per_worker:g}: {fault}, {zero}")
+        check_cluster(run, {"CPU": math.inf, "GPU": torch.cuda.device_count()})
 
 
-def resolve_crews(run: R, have: Mapping[str, float] | None = None) -> R:
-    """`run` with ``--concurrent auto`` made a number: the crews that fit into `have`, at least one.
+def list_free_nodes() -> list[dict[str, float]]:
+    """What is free on each node of the cluster that this process is connected to.
 
-    By default that is what is free on the cluster that this process is connected to.
+    Where others hold all of it this is what the nodes have: a run waits for its turn.
     """
-    if not isinstance(run, SearchRun) or run.concurrent != "auto":
-        return run
-    if have is None:
-        import ray
+    from ray._private.state import state
 
-        have = ray.available_resources()
-    room = (have.get("CPU", 0) - SPARE_CPUS) // (run.machine.workers * CPUS_PER_WORKER)
+    available, whole = state.available_resources_per_node(), list_whole_nodes()
+    free = [available.get(name, {}) for name in whole]
+    busy = sum(node.get("CPU", 0) for node in free) <= SPARE_CPUS
+    return list(whole.values()) if busy else free
+
+
+def list_whole_nodes() -> dict[str, dict[str, float]]:
+    """Id of each node that is alive → what it has, by Ray's names."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def resolve_layout(run: R, load: Load, say: Say = print, warn: Say = print) -> R:
+    """`run` with ``auto`` made numbers: workers of a trial and trials at once, by what the cluster has free.
+
+    `say` hears what was chosen, `warn` of workers that have nothing to do. Needs a running Ray. Raises
+    :class:`UserError` for GPUs that can't be used.
+    """
+    asked = asks_for_layout(run)
+    if not asked and run.machine.most_workers <= load.blocks:
+        return run
+    room = count_room(list_free_nodes(), run.machine.gpus_per_worker)
+    measure_memory = ask_memory(run, say)
+    if asked:
+        layout = choose_layout(run, room, load, measure_memory)
+        crews = {"concurrent": layout.crews} if isinstance(run, SearchRun) else {}
+        run = apply_changes(run, {"workers": layout.workers, **crews})
+        say(describe_layout(layout, run))
+    if why := explain_idle_workers(run, room, load, measure_memory):
+        warn(why)
+    return run
+
+
+def ask_memory(run: RunSpec, say: Say) -> Callable[[Layout], int]:
+    """Something that says how many bytes a worker of a layout may use; a GPU has as many in each."""
     if run.machine.gpus_per_worker:
-        room = min(room, have.get("GPU", 0) // (run.machine.workers * run.machine.gpus_per_worker))
-    return apply_changes(run, {"concurrent": max(1, min(int(room), run.trials))})
+        memory = measure_worker_memory(run, say)
+        return lambda layout: memory
+    return lambda layout: min(share_memory(layout.workers * layout.crews))[0]
+
+
+def describe_layout(layout: Layout, run: RunSpec) -> str:
+    """What was chosen, as a line of the output."""
+    at_once = f", trials at once: {layout.crews}" if isinstance(run, SearchRun) else ""
+    return f"workers: {layout.workers}{at_once}, by what the cluster has room for"
 
 
 def count_cpus() -> int:
@@ -192,9 +231,7 @@ def count_cpus() -> int:
 
 def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     """Refuse what the cluster can never schedule: without this the run would wait for ever."""
-    machine = run.machine
-    fewest = f"--min-workers {machine.min_workers}" if machine.min_workers else f"--workers {machine.workers}"
-    fewest += format_concurrent(run)
+    machine, fewest = run.machine, name_fewest(run)
     workers = machine.fewest_workers * run.crews
     gpus = workers * machine.gpus_per_worker
     if gpus > have.get("GPU", 0):
@@ -210,6 +247,20 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
         )
 
 
+def check_nodes(run: RunSpec, nodes: Iterable[Mapping[str, float]]) -> None:
+    """Refuse workers for which the `nodes` have enough in all, but not each on one of them.
+
+    Raises :class:`UserError`.
+    """
+    machine, wanted = run.machine, run.machine.fewest_workers * run.crews
+    if (room := sum(count_room(nodes, machine.gpus_per_worker))) < wanted:
+        gpus = f"{machine.gpus_per_worker:g} GPUs and " if machine.on_gpus else ""
+        raise UserError(
+            f"{name_fewest(run)} needs {wanted} workers, each with {gpus}a logical CPU of one node, and the "
+            f"nodes of the cluster have room for {room}"
+        )
+
+
 def ensure_room(run: RunSpec, say: Say) -> None:
     """Refuse what the cluster can't hold now, nor when it has grown; let it grow to what the workers need.
 
@@ -222,6 +273,7 @@ def ensure_room(run: RunSpec, say: Say) -> None:
     have = ray.cluster_resources()
     try:
         check_cluster(run, have)
+        check_nodes(run, list_whole_nodes().values())
     except UserError as refusal:
         # What it may have at most is known from clusters whose service says so; others know it when asked.
         most = state.get_max_resources_from_cluster_config()
@@ -239,6 +291,13 @@ def list_worker_resources(run: RunSpec) -> dict[str, float]:
     return {"CPU": CPUS_PER_WORKER, "GPU": gpus} if gpus else {"CPU": CPUS_PER_WORKER}
 
 
+def name_fewest(run: RunSpec) -> str:
+    """The flags that say how many workers there must be at least, as an error names them."""
+    machine = run.machine
+    fewest = f"--min-workers {machine.min_workers}" if machine.min_workers else f"--workers {machine.workers}"
+    return fewest + format_concurrent(run)
+
+
 def format_concurrent(run: RunSpec) -> str:
     """The flag of several trials at once, as an error names it; empty for one."""
     return f" with --concurrent {run.crews}" if run.crews > 1 else ""
@@ -249,19 +308,33 @@ def measure_worker_memory(run: RunSpec, say: Say = print) -> int:
 
     Raises :class:`UserError` for nodes whose GPUs can't be used; `say` hears what is waited for.
     """
+    if run.machine.gpus_per_worker:
+        share = min(1.0, run.machine.gpus_per_worker)
+        return int(measure_gpu_memory(run.machine.gpus_per_worker, say) * share)
+    shares = share_memory(run.machine.most_workers * run.crews)
+    smallest, node = min(shares)
+    if smallest < LIKE * max(shares)[0]:
+        say(
+            f"a worker is planned for its share of the smallest memory, {smallest / 2**30:.1f} GiB, of the "
+            f"node {node} (`ray start --num-cpus 0` there leaves that node out)"
+        )
+    return smallest
+
+
+def share_memory(workers: int) -> list[tuple[int, str]]:
+    """Bytes of a node's memory for each worker, if as many as it has room for are there, and its address.
+
+    Needs a running Ray.
+    """
     import ray
 
-    if run.machine.gpus_per_worker:
-        return int(
-            measure_gpu_memory(run.machine.gpus_per_worker, say) * min(1.0, run.machine.gpus_per_worker)
-        )
     shares = []
-    for resources in (node["Resources"] for node in ray.nodes()):
-        fit = int(resources.get("CPU", 0)) // CPUS_PER_WORKER
-        most = min(run.machine.workers * run.crews, fit)  # all of them on one machine, at worst
+    for node in ray.nodes():
+        resources = node["Resources"]
+        most = min(workers, int(resources.get("CPU", 0)) // CPUS_PER_WORKER)
         if most and "memory" in resources:
-            shares.append(resources["memory"] // most)
-    return int(min(shares, default=UNKNOWN))
+            shares.append((int(resources["memory"] // most), node["NodeManagerAddress"]))
+    return shares or [(UNKNOWN, "")]
 
 
 def check_compiler(run: RunSpec, say: Say = print) -> None:

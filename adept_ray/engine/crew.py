@@ -53,7 +53,8 @@ def start_crews(
     made = ray.remote(num_cpus=0)(Board).options(name=name_board(run.name), scheduling_strategy=here)
     actor = made.remote(storage, describe_worker_memory(run, memory), run.crews)
     board = BoardClient(actor)
-    settings = CrewSettings(board, 0, run.machine.workers, run.crews, read_thread_request(), find_token())
+    how_many = run.machine.most_workers, run.crews
+    settings = CrewSettings(board, 0, *how_many, read_thread_request(), find_token())
     keep = functools.partial(keep_crew, settings, run, storage)
     leading = actor.lead.remote(run.name, keep)  # type: ignore[attr-defined]
     seen = 0
@@ -101,7 +102,7 @@ def build_trainer(settings: CrewSettings, run: RunSpec, storage: str) -> TorchTr
     from ray.train.torch import TorchTrainer
 
     machine = run.machine
-    fewest, most = machine.fewest_workers, machine.workers  # Ray Train changes the number between these
+    fewest, most = machine.fewest_workers, machine.most_workers  # Ray Train changes the number between these
     return TorchTrainer(
         work_from_board,
         train_loop_config={"settings": settings},

@@ -28,9 +28,9 @@ def measure_gpu_memory(gpus: float, say: Say) -> int:
     answers = ask_nodes(able, inspect_gpus)
     for name, why in answers.silent.items():
         raise UserError(f"the node {name} can't say what GPUs it has: {why}")
-    for name, (size, fault) in answers.heard.items():
-        if fault or not size:
-            raise UserError(f"the node {name}: {fault or 'Ray counts GPUs there, and torch sees none'}")
+    for name, (_, fault) in answers.heard.items():
+        if fault:
+            raise UserError(f"the node {name}, on which Ray counts GPUs: {fault}")
     sizes = {name: size for name, (size, _) in answers.heard.items()}
     smallest = min(sizes, key=lambda name: sizes[name])
     if sizes[smallest] < LIKE * max(sizes.values()):

@@ -33,8 +33,11 @@ class GpuFacts:
 
 
 def find_gpu_fault() -> str:
-    """Why torch can't use this machine's GPUs in this process; empty if it can, or if there are none."""
-    return explain_gpu_fault(read_gpu_facts())
+    """Why torch can't use GPUs here, in this process, as the rest of a sentence; empty if it can."""
+    import torch
+
+    facts = read_gpu_facts()
+    return explain_gpu_fault(facts) or ("" if torch.cuda.device_count() else explain_missing_gpus(facts))
 
 
 def explain_gpu_fault(facts: GpuFacts) -> str:
@@ -68,6 +71,13 @@ def explain_gpu_fault(facts: GpuFacts) -> str:
             f"use a container that is made for the driver ({problem})"
         )
     return f"{torch} can't use this machine's GPUs: {problem}"
+
+
+def explain_missing_gpus(facts: GpuFacts) -> str:
+    """Why torch sees no GPU where :func:`explain_gpu_fault` finds no fault, as the rest of a sentence."""
+    if not facts.built_for:
+        return f"torch {facts.torch} is built for CPUs alone, so it sees no GPU: install its build for CUDA"
+    return f"torch {facts.torch} for {facts.built_for} sees no GPU"
 
 
 def read_gpu_facts(root: Path = Path("/")) -> GpuFacts:

@@ -93,7 +93,7 @@ class MemoryPlan:
 
     def find_peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
         """:meth:`count_memory` at the worse of the numbers of workers that the machine may have."""
-        numbers, on_gpus = (machine.fewest_workers, machine.workers), machine.on_gpus
+        numbers, on_gpus = (machine.fewest_workers, machine.most_workers), machine.on_gpus
         return max(self.count_memory(sequences, fit, workers, on_gpus) for workers in numbers)
 
     def find_lowest_peak(self, machine: Machine, sequences: int) -> int:

@@ -62,7 +62,7 @@ class Entrant:
     rate: float
     training: TrainingSpec
     fit: Fit = PLAIN
-    """How it is made to fit into the workers' memories."""
+    """How it is made to fit into the workers' memories, on whatever layers."""
 
 
 def list_entrants(run: CompareRun) -> list[Entrant]:

@@ -16,6 +16,7 @@ from adept_ray.engine.client import BoardClient, watch_board
 from adept_ray.engine.crew import start_crews
 from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
+from adept_ray.engine.layout import Load
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import is_disk_full
 from adept_ray.storage.results import Results
@@ -71,9 +72,9 @@ def open_session(run: R, continues: bool = False) -> Session[R]:
 
 @contextmanager
 def open_context(
-    session: Session[R], trains: bool = True, examine: Callable[[], None] = lambda: None
+    session: Session[R], load: Load, trains: bool = True, examine: Callable[[], None] = lambda: None
 ) -> Iterator[Context[R]]:
-    """Connect to a cluster, start crews on it and yield the session with them.
+    """Connect to a cluster, start crews on it for that `load` and yield the session with them.
 
     Where nothing `trains`, nothing is compiled and no compiler is asked for. `examine` is called once the
     cluster is there, before anything is started on it. Raises :class:`UserError` for what the cluster can't
@@ -89,22 +90,24 @@ def open_context(
         display.show(f"results: {results.place}   Ray dashboard: {dashboard or 'off'}{token}")
         display.emit("results", place=results.place, dashboard=dashboard, enter=token.strip(" ()"))
         examine()
-        with start_work(session, trains) as context:
+        with start_work(session, load, trains) as context:
             yield context
 
 
 @contextmanager
-def start_work(session: Session[R], trains: bool = True) -> Iterator[Context[R]]:
-    """Start crews on the cluster that this process is connected to; see :func:`open_context`."""
+def start_work(session: Session[R], load: Load, trains: bool = True) -> Iterator[Context[R]]:
+    """Start crews on the cluster that this process is connected to; see :func:`open_context`.
+
+    The run of the context has numbers where the session's has auto. They aren't recorded: who resumes the run
+    may have another cluster.
+    """
     results, display = session.results, session.display
-    run = cluster.resolve_crews(session.run)
-    if run != session.run:
-        display.say(f"trials at once: {run.crews}, what the cluster has room for")
+    run = cluster.resolve_layout(session.run, load, display.say, display.warn)
     if trains:
         cluster.check_compiler(run, display.say)
     memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
     with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
-        yield Context(session.run, results, display, board, memory)
+        yield Context(run, results, display, board, memory)
 
 
 @contextmanager

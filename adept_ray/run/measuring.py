@@ -11,6 +11,7 @@ from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job, JobFailed, is_out_of_memory
 from adept_ray.run.checks import Check
 from adept_ray.run.context import Context, Session, start_work
+from adept_ray.run.load import describe_search_load
 from adept_ray.run.preview import CheckList, Preview
 from adept_ray.run.speed import describe_forecast, describe_speed, pose_speed_question
 from adept_ray.run.stage_one import store_blocks
@@ -26,10 +27,12 @@ def measure_search(session: Session[DoctorRun], preview: Preview, checks: CheckL
         checks.show(Check("speed", why, looked_at=False))
         return
     # The doctor itself finds out whether compiling works, and goes on without.
-    asked = session.run.machine.compile
-    quiet = replace(session, run=apply_changes(session.run, {"compile": "off" if asked == "off" else "auto"}))
-    with start_work(quiet) as context:
-        measure_on_workers(context, session.run, preview, checks)
+    compiled = "off" if session.run.machine.compile == "off" else "auto"
+    quiet = replace(session, run=apply_changes(session.run, {"compile": compiled}))
+    load = describe_search_load(session.run, preview.sources, preview.question)
+    with start_work(quiet, load) as context:
+        asked = apply_changes(session.run, {"workers": context.run.machine.most_workers})
+        measure_on_workers(context, asked, preview, checks)
 
 
 def measure_on_workers(

@@ -63,7 +63,7 @@ def pose_speed_question(run: SearchRun, sources: Sources, question: Question, fi
     numbers = {
         "train": max(TEXT_BLOCKS, work.blocks_per_step),
         "remeasure": count_blocks(run.remeasure_tokens, run),
-        "general": run.machine.micro_batch * run.machine.workers,
+        "general": run.machine.micro_batch * run.machine.most_workers,
         "probe": run.machine.micro_batch,
     }
     blocks = {name: draw_blocks(n, run.seq_len, sources.config.vocab_size) for name, n in numbers.items()}
@@ -91,7 +91,7 @@ def count_amounts(run: SearchRun, work: TrainWork, crews: int = 1) -> Amounts:
         reports=len(work.report_steps),
         trials=run.trials,
         crews=crews,
-        workers=run.machine.workers,
+        workers=run.machine.most_workers,
         probe=count_blocks(run.probe_tokens, run),
         validation=count_blocks(run.validation_tokens, run),
         test=count_blocks(run.test_tokens, run),
@@ -102,7 +102,7 @@ def describe_speed(run: SearchRun, asked: SpeedQuestion, found: Metrics) -> list
     """What the workers measured, a line each."""
     work = asked.work.training
     dtype, tokens = work.backbone.dtype, work.count_tokens(1)
-    workers = run.machine.workers
+    workers = run.machine.most_workers
     checks = [Check("product", f"{found['product_flops'] / 1e9:,.0f} GFLOP a second in {dtype} on a worker")]
     if workers > 1:
         size, seconds = found["reduced"], found["reducing"]
@@ -134,7 +134,7 @@ def describe_forecast(
     run: DoctorRun, asked: SpeedQuestion, found: Metrics, layers: int, crews: int
 ) -> tuple[Check, dict[str, float]]:
     """The expected durations in a line, and in seconds; `layers` are those of the backbone."""
-    speed = read_speed(found, layers, run.machine.workers)
+    speed = read_speed(found, layers, run.machine.most_workers)
     amounts = count_amounts(run, asked.work.training, crews)
     longer = asked.training.model_copy(update={"tokens": run.train_tokens, "reports": TRAIN_REPORTS})
     after = count_amounts(run, replace(asked.work.training, training=longer)) if run.train_tokens else None

@@ -59,12 +59,6 @@ def plan_fit(
     Raises :class:`UserError` for what doesn't fit.
     """
     run, machine, display = context.run, context.run.machine, context.display
-    if (sequences := max(1, training.tokens_per_step // run.seq_len)) < machine.workers:
-        display.warn(
-            f"a step of {training.tokens_per_step} tokens has {sequences} blocks, so "
-            f"{machine.workers - sequences} of {machine.workers} workers have nothing to train on: raise "
-            "tokens_per_step"
-        )
     lowest = tuple(range(training.k) if layers is None else layers)
     what = what or f"k = {training.k}"
     try:

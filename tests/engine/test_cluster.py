@@ -23,6 +23,7 @@ from adept_ray.config import errors
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.engine import cluster as launch
+from adept_ray.engine.layout import Load
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():
@@ -60,6 +61,7 @@ def growth(monkeypatch):
     growth = SimpleNamespace(most=None, asks=True, wanted=None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: growth.most)
     monkeypatch.setattr(autoscaler, "is_autoscaler_v2", lambda fetch_from_server: growth.asks)
 
@@ -100,7 +102,7 @@ def test_gpus_that_torch_cant_use_are_one_sentence(monkeypatch):
     """Before Ray starts, on this machine: else they are "0 GPUs", or a traceback of a worker."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(launch, "find_gpu_fault", lambda: "torch is built for CPUs alone")
-    with pytest.raises(UserError, match=r"^--gpus-per-worker 1: torch is built for CPUs alone$"):
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 1: torch is built for CPUs alone, or give .* 0"):
         launch.check_workers(RunSpec(gpus_per_worker=1))
     launch.check_workers(RunSpec())
 
@@ -113,22 +115,74 @@ def test_fewer_workers_are_enough_where_that_is_allowed():
         launch.check_cluster(run, {"CPU": 3})
 
 
+def make_nodes(monkeypatch, nodes, free):
+    """A cluster of such nodes (CPUs, GPUs, GiB), of which so much is free; Ray isn't asked."""
+    whole = [dict(zip(("CPU", "GPU", "memory"), (*n[:2], n[2] * 2**30), strict=True)) for n in nodes]
+    about = [
+        {"NodeID": f"n{i}", "Alive": True, "Resources": each, "NodeManagerAddress": f"10.0.0.{i}"}
+        for i, each in enumerate(whole)
+    ]
+    available = {f"n{i}": dict(zip(("CPU", "GPU"), each, strict=True)) for i, each in enumerate(free)}
+    monkeypatch.setattr(ray, "nodes", lambda: about)
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: available)
+
+
 @pytest.mark.parametrize(
-    ("run", "have", "crews"),
+    ("free", "layout"),
     [
-        (SearchRun(concurrent="auto"), {"CPU": 6}, 4),
-        (SearchRun(concurrent="auto", workers=3), {"CPU": 9}, 2),
-        (SearchRun(concurrent="auto", trials=5), {"CPU": 99}, 5),
-        (SearchRun(concurrent="auto", gpus_per_worker=0.5), {"CPU": 99, "GPU": 1.5}, 3),
-        (SearchRun(concurrent="auto", workers=2, gpus_per_worker=1), {"CPU": 99, "GPU": 7}, 3),
-        (SearchRun(concurrent="auto"), {"CPU": 2}, 1),  # a busy cluster: one waits for its turn
-        (SearchRun(concurrent=2), {"CPU": 99}, 2),
-        (RunSpec(), {"CPU": 99}, 1),
+        ([(34, 0), (32, 0)], (4, 8)),
+        ([(4, 0), (0, 0)], (2, 1)),  # others have the rest
+        ([(1, 0), (1, 0)], (4, 8)),  # others have all: it waits for its turn
     ],
 )
-def test_as_many_trials_at_once_as_there_is_room_for(run, have, crews):
-    """`auto` fills what is free, Ray's own CPUs left out, with no more crews than trials; a number stays."""
-    assert launch.resolve_crews(run, have).crews == crews
+def test_what_is_auto_becomes_a_number_by_what_is_free(monkeypatch, free, layout):
+    """Those numbers are said; settings that are numbers stay, and nobody is asked for them."""
+    make_nodes(monkeypatch, [(34, 0, 64), (32, 0, 64)], free)
+    said, load = [], Load(4, 8)
+    run = launch.resolve_layout(SearchRun(workers="auto", concurrent="auto"), load, said.append)
+    assert (run.machine.workers, run.concurrent) == layout
+    assert said == [f"workers: {layout[0]}, trials at once: {layout[1]}, by what the cluster has room for"]
+    monkeypatch.setattr(ray, "nodes", None)
+    for plain in (SearchRun(workers=4, concurrent=3), RunSpec()):
+        assert launch.resolve_layout(plain, load, said.append) is plain
+    assert len(said) == 1
+
+
+def test_workers_without_work_are_warned_of(monkeypatch):
+    """With what would use them, before any of them is started."""
+    make_nodes(monkeypatch, [(10, 0, 64)], [(10, 0)])
+    warned = []
+    run = SearchRun(workers=8)
+    assert launch.resolve_layout(run, Load(4, 8), print, warned.append) is run
+    assert "so 4 of 8 workers have nothing" in warned[0] and "--workers 4 --concurrent 2" in warned[0]
+
+
+def test_memory_is_that_of_the_smallest_share(monkeypatch):
+    """On nodes of uneven size; which node it is, and how to do without it, is said."""
+    heard = []
+    make_nodes(monkeypatch, [(4, 0, 8), (64, 0, 512)], [])
+    assert launch.measure_worker_memory(RunSpec(workers=8), heard.append) == 2 * 2**30
+    assert "2.0 GiB, of the node 10.0.0.0 (`ray start --num-cpus 0` there" in heard[0]
+    make_nodes(monkeypatch, [(0, 0, 8), (64, 0, 512)], [])
+    assert launch.measure_worker_memory(RunSpec(workers=8), heard.append) == 64 * 2**30
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "room"),
+    [
+        ([(64, 3), (64, 3)], {"workers": 3, "gpus_per_worker": 2}, 2),
+        ([(2, 8), (64, 0)], {"workers": 4, "gpus_per_worker": 1}, 2),
+    ],
+)
+def test_workers_that_no_single_node_has_room_for_are_refused(nodes, settings, room):
+    """There is enough in all, and Ray would wait for ever."""
+    named = [dict(zip(("CPU", "GPU"), node, strict=True)) for node in nodes]
+    run = RunSpec(**settings)
+    launch.check_cluster(run, {name: sum(node[name] for node in named) for name in ("CPU", "GPU")})
+    with pytest.raises(UserError, match=rf"^--workers .* GPUs and a logical CPU of one node.* for {room}$"):
+        launch.check_nodes(run, named)
+    launch.check_nodes(RunSpec(**settings | {"workers": room}), named)
 
 
 def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from adept_ray.method.gpus import GpuFacts, explain_gpu_fault, measure_smallest_gpu, read_gpu_facts
+from adept_ray.method import gpus
+from adept_ray.method.gpus import (
+    GpuFacts,
+    explain_gpu_fault,
+    find_gpu_fault,
+    measure_smallest_gpu,
+    read_gpu_facts,
+)
 
 CUDA = {"torch": "2.13.0+cu130", "built_for": "CUDA 13.0", "cards": 8, "driver": "550.54.14"}
 CPU = {"torch": "2.13.0+cpu", "problem": "Torch not compiled with CUDA enabled"}
@@ -54,6 +61,16 @@ def test_each_reason_is_one_line_that_says_what_mends_it(facts, words):
 def test_no_fault_where_gpus_work_and_where_there_are_none(facts):
     """That a machine has no GPU is for the one who counts them to say."""
     assert explain_gpu_fault(GpuFacts(**facts)) == ""
+
+
+def test_gpus_that_are_wanted_are_missed_where_there_are_none(monkeypatch):
+    """By the name of torch's build, which is what mends it; else "0 GPUs" is all that a person hears."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for facts, words in ((CPU, "2.13.0+cpu is built for CPUs alone, so"), (CUDA, "CUDA 13.0 sees no GPU")):
+        monkeypatch.setattr(gpus, "read_gpu_facts", lambda facts=facts: GpuFacts(**facts))
+        assert words in find_gpu_fault()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_gpu_fault() == ""
 
 
 @pytest.mark.parametrize("kind", ["x86_64 Kernel Module ", "Open Kernel Module for x86_64 "])

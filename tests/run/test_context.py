@@ -8,6 +8,8 @@ from ray.exceptions import WorkerCrashedError
 
 from adept_ray.config.errors import UnfinishedRun
 from adept_ray.config.specs import RunSpec, SearchRun
+from adept_ray.config.validation import apply_changes
+from adept_ray.engine.layout import Load
 from adept_ray.run import context as context_module
 from adept_ray.run.context import (
     OUTPUT_LOG,
@@ -21,6 +23,8 @@ from adept_ray.run.context import (
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import fetch_temporarily
 from adept_ray.storage.results import Results
+
+LOAD = Load(blocks=2)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def order(monkeypatch):
         "connect_cluster": lambda run, say: note("cluster"),
         "check_compiler": lambda run, say: order.append("compiler"),
         "measure_worker_memory": lambda run, say: order.append("memory") or 7,
-        "resolve_crews": lambda run: run.model_copy(update={"concurrent": 2}),
+        "resolve_layout": lambda run, *_: apply_changes(run, {"workers": 3}),
     }.items():
         monkeypatch.setattr(context_module.cluster, name, instead)
     monkeypatch.setattr(context_module, "start_crews", lambda run, storage, say, memory: note("crew"))
@@ -49,18 +53,18 @@ def order(monkeypatch):
 def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(order, display):
     """The other way round the questions would wait for a GPU for ever; a compiler is for what trains."""
     session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
-    with open_context(session) as context:
+    with open_context(session, LOAD) as context:
         assert (context.board, context.memory) == ("crew", 7)
-    with open_context(session, trains=False):
+    with open_context(session, LOAD, trains=False):
         assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
 
 
-def test_a_context_has_the_settings_that_were_asked_for(order, display):
-    """How many trials fit at once is shown; it is no setting of the run, which other machines may resume."""
-    run = SearchRun(concurrent="auto")
-    with open_context(Session(run, SimpleNamespace(place="", ray=""), display)) as context:
-        assert context.run is run and context.display is display
-    assert "trials at once: 2, what the cluster has room for" in display.lines
+def test_a_context_has_the_numbers_that_were_chosen(order, display):
+    """The session keeps what was asked for: a run is recorded so, and other machines may resume it."""
+    session = Session(SearchRun(workers="auto"), SimpleNamespace(place="", ray=""), display)
+    with open_context(session, LOAD) as context:
+        assert context.run.machine.workers == 3 and context.display is display
+    assert session.run.machine.workers == "auto"
 
 
 def test_a_lost_worker_ends_a_context_in_a_sentence(order, display, capsys):
@@ -69,10 +73,10 @@ def test_a_lost_worker_ends_a_context_in_a_sentence(order, display, capsys):
     refused = pytest.raises(
         UnfinishedRun, match=r"^Ray lost a part of the run \(WorkerCrashedError.*; ray\.log "
     )
-    with refused, open_context(session):
+    with refused, open_context(session, LOAD):
         raise WorkerCrashedError
     assert "Traceback" in capsys.readouterr().err
-    with pytest.raises(KeyError), open_context(session):
+    with pytest.raises(KeyError), open_context(session, LOAD):
         raise KeyError("x")
     assert capsys.readouterr().err == ""
 

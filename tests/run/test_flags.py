@@ -84,7 +84,7 @@ def space_file(folder, text):
         ({"general": "/no/such/file.jsonl"}, ["/no/such/file.jsonl", "no such file"]),
         ({"text_column": "body"}, ["no column 'body'", "text"]),
         ({"workers": 4000}, ["--workers 4000", "CPUs"]),
-        ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "GPUs", "has"]),
+        ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "--gpus-per-worker 0"]),
         ({"trials": 0}, ["trials", "greater than or equal to 1"]),
         ({"domain_tasks": "/no/such/task.yaml"}, ["task /no/such/task.yaml", "no such file"]),
         ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),

@@ -49,15 +49,6 @@ def test_only_copies_may_keep_what_enters_them(display, monkeypatch):
     assert plan_fit(at_work(display, gpus_per_worker=1), SOURCES, TrainingSpec()).stream_bytes > GIB
 
 
-def test_workers_without_work_are_warned_of(display):
-    """A step of two blocks gives the third worker nothing to do."""
-    spec = TrainingSpec(k=1, tokens_per_step=256)
-    plan_fit(at_work(display, workers=3), SOURCES, spec)
-    assert "has 2 blocks, so 1 of 3 workers have nothing to train on" in display.lines[0]
-    plan_fit(at_work(display, workers=2), SOURCES, spec)
-    assert len(display.lines) == 3
-
-
 def test_what_cannot_be_planned_is_trained_without_a_plan(monkeypatch, display):
     """A plan is advice: an architecture that needs data to run is trained all the same."""
 
