@@ -50,7 +50,7 @@ def draw_activations(args: ActivationsRun) -> str:
     sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources)
     training = describe_tuning(args, best)
-    load = describe_load(run, sources, training, best["layers"])
+    load = describe_load(run, sources, [training], best["layers"])
     with open_context(session, load) as context:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:

@@ -12,12 +12,12 @@ from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.methods import list_entrants
 from adept_ray.run.comparison import (
     build_field,
-    describe_rivals_load,
     list_needs,
     plan_rivals,
     run_comparison,
 )
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
 from adept_ray.run.resuming import explain_stops, resume_settings
@@ -43,7 +43,8 @@ def compare_methods(run: CompareRun) -> str:
         check_placement(rival.training, sources.layers)
     record_run(session, sources)
     with explain_stops(session, "compare"):
-        with open_context(session, describe_rivals_load(run, sources, rivals)) as context:
+        load = describe_load(run, sources, [rival.training for rival in rivals])
+        with open_context(session, load) as context:
             rivals = plan_rivals(context, sources, rivals)
             prepared = prepare(context, sources, list_needs(run, rivals, sources))
             results.write_json("importance.json", prepared.importance)

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
-from adept_ray.engine.client import run_job
-from adept_ray.engine.job import Job
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
 from adept_ray.run.load import describe_load
@@ -23,8 +21,7 @@ from adept_ray.run.settings import (
     resolve_settings,
 )
 from adept_ray.run.sources import Needs, find_sources
-from adept_ray.run.stage_one import store_blocks
-from adept_ray.run.training import build_work, choose_compiling, plan_fit, test_and_export
+from adept_ray.run.training import build_work, choose_compiling, plan_fit, run_training, test_and_export
 from adept_ray.search.trials import read_curve, write_curves
 from adept_ray.storage.records import BestRecord
 
@@ -41,7 +38,7 @@ def train_model(args: TrainRun) -> str:
     sources = find_sources(session, made_from=list_known_fingerprints(best))
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
-        load = describe_load(run, sources, training, best["layers"])
+        load = describe_load(run, sources, [training], best["layers"])
         with open_context(session, load) as context:
             fit = plan_fit(context, sources, training, best["layers"])
             needs = Needs(best["k_max"], args.tokens, replay=training.replay > 0, fit=fit)
@@ -50,9 +47,7 @@ def train_model(args: TrainRun) -> str:
             weights = validate_spec(ScoreWeights, best["score"], args.config)
             work = build_work(run, prepared, training, best["layers"], weights)
             work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
-            with context.show_jobs("train", f"stage 2, {work.steps} steps", "train"):
-                job = Job("train", "train", work, store_blocks(prepared.blocks), results.ray)
-                last = run_job(context.board, job)
+            last = run_training(context, prepared, work)
             test = test_and_export(context, prepared, work, last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])

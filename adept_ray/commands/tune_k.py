@@ -10,7 +10,6 @@ from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_examination, refuse_faults
-from adept_ray.run.load import describe_search_load
 from adept_ray.run.question import pose_question
 from adept_ray.run.record import record_best, record_run, show_choice
 from adept_ray.run.report import rewrite_report
@@ -38,7 +37,7 @@ def find_k(run: SearchRun) -> str:
     record_run(session, sources, space=begun_with)
     with explain_stops(session, "tune-k"):
         examine = partial(refuse_faults, plan_examination(run, sources, question), display)
-        load = describe_search_load(run, sources, question)
+        load = question.describe_load(run, sources)
         with open_context(session, load, examine=examine) as context:
             prepared, work = prepare_search(context, sources, question)
             trials = run_trials(context, prepared, work, question)

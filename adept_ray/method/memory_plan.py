@@ -78,11 +78,12 @@ class MemoryPlan:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
         passing = self.casts + self.count_activations(sequences, fit, on_gpus)
         held = self.weights + self.gradients + self.optimizer
+        copied = self.count_checkpoint_copy(on_gpus)
         if fit.sharded:
-            return held // workers + self.gathered + self.count_whole_copy(on_gpus) + passing
+            return held // workers + self.gathered + self.count_whole_copy(on_gpus) + passing + copied
         # Gradients travel in one piece; activations are gone by then.
         travelling = 4 * self.trained if workers > 1 else 0
-        return held + max(passing, travelling)
+        return held + max(passing, travelling) + copied
 
     def count_whole_copy(self, on_gpus: bool) -> int:
         """Bytes of the whole model, from which the first worker deals the others their pieces.
@@ -90,6 +91,13 @@ class MemoryPlan:
         It lies in a machine's memory, which is the worker's own where that computes on CPUs; else 0.
         """
         return 0 if on_gpus else self.weights
+
+    def count_checkpoint_copy(self, on_gpus: bool) -> int:
+        """Bytes of the weights and moments that the first worker holds until they are written.
+
+        They lie in a machine's memory, as :meth:`count_whole_copy`.
+        """
+        return 0 if on_gpus else 4 * self.trained + self.optimizer
 
     def find_peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
         """:meth:`count_memory` at the worse of the numbers of workers that the machine may have."""

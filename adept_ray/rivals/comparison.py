@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError, find_cause
-from adept_ray.config.machine import Machine
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
@@ -24,7 +23,6 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, Phase
-from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import delete_folder
 from adept_ray.training.scoring import score_model
 from adept_ray.training.work import TrainWork
@@ -79,9 +77,8 @@ class ComparisonField:
     items: Mapping[Phase, Mapping[str, TaskItems]]
     """Phase → side → items of its tasks, if it has any."""
     storage: str
-    machine: Machine
-    memory: int
-    """Bytes that a worker may use."""
+    fit_to_layers: Callable[[TrainWork], TrainWork]
+    """Makes a training that fits on the lowest layers fit on its own (see :mod:`adept_ray.search.setup`)."""
 
     def train(
         self, entrant: Entrant, phase: Phase, base_lr: float | None, seed: int, name: str
@@ -94,7 +91,7 @@ class ComparisonField:
         layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
         work = replace(self.work, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         work = replace(work, before=self.before[phase], items=self.items[phase])
-        work = fit_to_layers(work, self.machine, self.memory)
+        work = self.fit_to_layers(work)
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
             # What was cut off would be resumed, and end without its whole time and memory.

@@ -18,7 +18,7 @@ UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 REMEDY = "pip install -c constraints.txt there"
 FOLDERS = {  # what is kept there, and how to have it elsewhere
     "storage": ("results and checkpoints", "give another --storage"),
-    "temporary": ("the exported model, before it goes to --storage", "set TMPDIR there"),
+    "temporary": ("the exported model and checkpoints, on the way to or from --storage", "set TMPDIR there"),
     "hub": ("the backbone's files from the hub", "set HF_HOME there"),
 }
 
@@ -148,6 +148,8 @@ class DiskNeeds:
     """The exported model."""
     crews: int = 1
     """Trials at once."""
+    fetched: bool = False
+    """Whether checkpoints have to be fetched: they lie behind a URI."""
 
     @property
     def storage(self) -> int:
@@ -156,8 +158,14 @@ class DiskNeeds:
 
     @property
     def temporary(self) -> int:
-        """In the temporary folder of one machine: at the end the model."""
-        return self.model
+        """In the temporary folder of one machine: at the end the model, and what is fetched before.
+
+        Trials that go on fetch a checkpoint each; at the end the weights are fetched from which the model is
+        made.
+        """
+        if not self.fetched:
+            return self.model
+        return max(self.model + self.checkpoint // 3, self.crews * self.checkpoint)
 
 
 def count_disk_needs(

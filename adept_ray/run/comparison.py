@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from adept_ray.config.machine import Machine
 from adept_ray.config.specs import CompareRun, ScoreWeights, TrainingSpec
 from adept_ray.data.blocks import Blocks
 from adept_ray.engine.client import run_job, watch_board
 from adept_ray.engine.job import Job, JobProgress
-from adept_ray.engine.layout import Load
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
 from adept_ray.method.scores import SIDES, tasks_key
@@ -23,7 +21,6 @@ from adept_ray.rivals.comparison import (
 from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, format_csv, parse_runs
 from adept_ray.run.context import Context
-from adept_ray.run.load import describe_load, describe_measuring
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import describe_probe, store_blocks
@@ -39,17 +36,6 @@ def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> 
         reception=any(rival.training.placement == "receptive" for rival in rivals),
         fit=Fit(any(rival.fit.recompute for rival in rivals), any(rival.fit.sharded for rival in rivals)),
     )
-
-
-def describe_rivals_load(run: CompareRun, sources: Sources, rivals: Sequence[Entrant]) -> Load:
-    """Trainings one after the other, each of which has to fit."""
-    sizes = {describe_size(rival): rival.training for rival in rivals if trains_anything(rival.training)}
-    loads = [describe_load(run, sources, training) for training in sizes.values()]
-
-    def fits(machine: Machine, memory: int) -> bool:
-        return all(load.fits(machine, memory) for load in loads)
-
-    return replace(loads[0], fits=fits) if loads else describe_measuring(run, run.test_tokens)
 
 
 def describe_size(rival: Entrant) -> tuple[str, int, int]:
@@ -90,8 +76,7 @@ def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonF
         judged=judged,
         items=items,
         storage=f"{context.results.ray}/trainings",
-        machine=run.machine,
-        memory=context.memory,
+        fit_to_layers=context.fit_to_layers,
     )
 
 

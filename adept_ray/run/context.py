@@ -20,6 +20,7 @@ from adept_ray.engine.layout import Load
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import is_disk_full
 from adept_ray.storage.results import Results
+from adept_ray.training.work import TrainWork
 
 OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
@@ -46,6 +47,12 @@ class Context(Session[OfRun]):
     """Takes jobs for the workers."""
     memory: int
     """Bytes that a worker may use."""
+
+    def fit_to_layers(self, work: TrainWork) -> TrainWork:
+        """`work`, made to fit on the lowest layers, as it fits on its own ones into these workers."""
+        from adept_ray.search.setup import fit_to_layers
+
+        return fit_to_layers(work, self.run.machine, self.memory)
 
     @contextmanager
     def show_jobs(self, stage: str, what: str, *jobs: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ This takes seconds. `tune_k.py` does it before anything expensive, and `doctor.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
@@ -34,7 +34,7 @@ from adept_ray.run.checks import (
 from adept_ray.run.question import Question
 from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
-from adept_ray.storage.files import list_sizes
+from adept_ray.storage.files import find_local_folder, list_sizes
 
 Show = Callable[[Check], None]
 
@@ -55,6 +55,7 @@ def plan_examination(run: SearchRun, sources: Sources, question: Question) -> Ex
     depths = list_depths(question)
     kept = run.trials if run.pareto else min(run.trials, len(depths))
     needs = count_disk_needs(sizes, depths, kept, run.crews, skeleton.dtype.itemsize)
+    needs = replace(needs, fetched=find_local_folder(run.storage) is None)
     return Examination(run, sources.backbone, needs)
 
 

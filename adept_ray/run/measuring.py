@@ -11,7 +11,6 @@ from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job, JobFailed, is_out_of_memory
 from adept_ray.run.checks import Check
 from adept_ray.run.context import Context, Session, start_work
-from adept_ray.run.load import describe_search_load
 from adept_ray.run.preview import CheckList, Preview
 from adept_ray.run.speed import describe_forecast, describe_speed, pose_speed_question
 from adept_ray.run.stage_one import store_blocks
@@ -29,7 +28,7 @@ def measure_search(session: Session[DoctorRun], preview: Preview, checks: CheckL
     # The doctor itself finds out whether compiling works, and goes on without.
     compiled = "off" if session.run.machine.compile == "off" else "auto"
     quiet = replace(session, run=apply_changes(session.run, {"compile": compiled}))
-    load = describe_search_load(session.run, preview.sources, preview.question)
+    load = preview.question.describe_load(session.run, preview.sources)
     with start_work(quiet, load) as context:
         asked = apply_changes(session.run, {"workers": context.run.machine.most_workers})
         measure_on_workers(context, asked, preview, checks)

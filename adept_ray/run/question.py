@@ -9,8 +9,10 @@ from adept_ray.config.calls import format_command
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes, fingerprint
+from adept_ray.engine.layout import Load
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.report.rerun import format_flags
+from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources
 from adept_ray.search.edges import DepthLimit
@@ -38,6 +40,11 @@ class Question:
     """A deepest training of the space."""
     k_max: int
     """How many of the least important layers have to be in the right order."""
+
+    def describe_load(self, run: SearchRun, sources: Sources) -> Load:
+        """The trials of a search: of the largest k, with the smallest steps."""
+        trials = run.trials if run.strategy == "trials" else 1
+        return describe_load(run, sources, [self.deepest], trials=trials)
 
     def may_take(self, parameter: str, value: object) -> bool:
         """Whether a trial may have that value of a searched parameter."""

@@ -165,6 +165,8 @@ class Display:
             parts["layers put together"] = needs.gathered
             if whole := needs.count_whole_copy(machine.on_gpus):
                 parts["the first one's whole model"] = whole
+        if copied := needs.count_checkpoint_copy(machine.on_gpus):
+            parts["a checkpoint"] = copied
         sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         total = needs.find_peak(machine, machine.micro_batch, fit) / 2**30
         sizes_of = ("parameters", "added", "trained", "flops")

@@ -106,6 +106,13 @@ def choose_compiling(context: Context[RunSpec], prepared: Prepared, work: TrainW
     return replace(work.fit, compiled=compiled)
 
 
+def run_training(context: Context[RunSpec], prepared: Prepared, work: TrainWork) -> Metrics:
+    """Run stage 2 as a job of its own, under a bar; returns its last report."""
+    with context.show_jobs("train", f"stage 2, {work.steps} steps", "train"):
+        job = Job("train", "train", work, store_blocks(prepared.blocks), context.results.ray)
+        return run_job(context.board, job)
+
+
 def test_and_export(
     context: Context[RunSpec], prepared: Prepared, work: TrainWork, checkpoint: str
 ) -> TestedRecord:

@@ -16,7 +16,7 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.setup import SearchSetup, fit_to_layers, measure_untouched
+from adept_ray.search.setup import SearchSetup, measure_untouched
 from adept_ray.search.trials import UNTOUCHED, Facts, Trial
 from adept_ray.search.tune import run_search
 from adept_ray.search.upkeep import TrialFiles
@@ -35,8 +35,8 @@ def count_trials_left(context: Context[SearchRun]) -> int:
 
 
 def fit_work(context: Context[SearchRun], work: TrainWork) -> TrainWork:
-    """`work` as it fits on its own layers (see :func:`fit_to_layers`); the display says what that changes."""
-    fitted = fit_to_layers(work, context.run.machine, context.memory)
+    """`work` as it fits on its own layers ; the display says what that changes."""
+    fitted = context.fit_to_layers(work)
     if fitted is not work:
         layers = " ".join(map(str, work.layers))
         context.display.say(
@@ -59,7 +59,7 @@ def run_trials(
     files = TrialFiles(context.results, question.space, run.pareto, untouched)
     growing = run.strategy == "grow"
     plan = plan_growth(run, question.space, work, prepared.layer_importance) if growing else []
-    plan = [replace(stage, work=fit_to_layers(stage.work, run.machine, context.memory)) for stage in plan]
+    plan = [replace(stage, work=context.fit_to_layers(stage.work)) for stage in plan]
 
     def watch(progress: JobProgress, rows: Sequence[Facts]) -> None:
         show(progress, rows)

@@ -67,7 +67,7 @@ def test_a_change_reaches_the_machine_by_the_name_of_its_flag():
         ({"workrs": 2}, "file: unknown key 'workrs': did you mean workers or min_workers?"),
         ({"gpu_per_worker": 1}, "file: unknown key 'gpu_per_worker': did you mean gpus_per_worker"),
         ({"machine": {"wokers": 1}}, "file: unknown key 'wokers': did you mean workers or min_workers?"),
-        ({"workers": 0}, "file: workers: input should be greater than or equal to 1, not 0"),
+        ({"workers": 0}, "file: workers: must be at least 1, or auto, not 0"),
         ({"compile": "maybe"}, "file: compile: input should be 'auto', 'on' or 'off', not 'maybe'"),
         ({"machine": 3}, "file: machine: input should be a mapping, not 3"),
         ({"machine": 3, "workers": 2}, "file: machine: input should be a mapping, not 3"),

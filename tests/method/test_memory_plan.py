@@ -211,6 +211,14 @@ NEEDS = MemoryPlan(
 AGAIN = Fit(recompute=True)
 
 
+@pytest.mark.parametrize("fit", [PLAIN, Fit(sharded=True)])
+def test_a_checkpoint_that_is_being_written_is_in_the_machines_memory(fit):
+    """Weights and moments of what is trained: of a worker's own memory only where that is the machine's."""
+    large = replace(NEEDS, trained=GIB, optimizer=8 * GIB)
+    gpu, cpu = (large.count_memory(1, fit, 2, on_gpus) for on_gpus in (True, False))
+    assert cpu - gpu == 12 * GIB + fit.sharded * large.weights
+
+
 def asked(memory, switch, needs=NEEDS, **run):
     """How eight sequences are made to fit, in a memory, of a GPU by default, that just holds so many GiB."""
     spec = RunSpec(micro_batch=8, activation_checkpointing=switch, **{"gpus_per_worker": 1, **run})

@@ -9,16 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import CompareRun
+from adept_ray.config.specs import CompareRun, ScoreWeights, TrainingSpec
+from adept_ray.data.loading import Backbone
+from adept_ray.method.fit import PLAIN, Fit
+from adept_ray.method.importance import LayerImportance
 from adept_ray.report.comparison_page import express_verdict, write_comparison
+from adept_ray.rivals import comparison
 from adept_ray.rivals.comparison import (
     APART,
+    ComparisonField,
     compare_entrants,
     count_trainings,
     propose_rate,
     trains_anything,
 )
-from adept_ray.rivals.methods import METHODS, list_entrants
+from adept_ray.rivals.methods import METHODS, Entrant, list_entrants
 from adept_ray.rivals.table import (
     ComparedTraining,
     compare_scores,
@@ -27,6 +32,7 @@ from adept_ray.rivals.table import (
     parse_runs,
     summarise_methods,
 )
+from adept_ray.training.work import TrainWork
 
 # --- base rates -----------------------------------------------------------------------------------
 
@@ -241,3 +247,19 @@ def test_the_page_holds_every_method_and_number(tmp_path):
     lines = (tmp_path / "comparison.csv").read_text().splitlines()
     assert lines[0].startswith("method,seeds")
     assert [line.split(",")[0] for line in lines[1:]] == ["full", "adept"]
+
+
+def test_a_training_is_made_to_fit_on_its_own_layers(monkeypatch):
+    """Each method's plan is for the lowest layers; the ones that it gets may leave room for activations."""
+    trained = []
+    monkeypatch.setattr(comparison, "run_job", lambda board, job: trained.append(job.work) or {})
+    monkeypatch.setattr(comparison, "delete_folder", lambda place: None)
+    importance = LayerImportance((3.0, 1.0, 2.0), (0.0,) * 3, 1.0, (1, 2, 0))
+    work = TrainWork(Backbone("", ""), TrainingSpec(), (), {}, {}, ScoreWeights(), 8, 1, 0)
+    splits = {"rate": {}, "test": {}}
+    high = {(1,): PLAIN}
+    shared = work, importance, ["blocks"], splits, splits, splits, ""
+    field = ComparisonField("board", *shared, lambda work: replace(work, fit=high[work.layers]))
+    entrant = Entrant("adept", "", 1e-3, TrainingSpec(k=1), Fit(recompute=True))
+    field.train(entrant, "rate", 1e-3, 0, "training-001")
+    assert (trained[0].layers, trained[0].fit) == ((1,), PLAIN)

@@ -137,6 +137,9 @@ def test_a_search_takes_what_it_writes():
     needs = count_disk_needs((100, [4, 5]), [1, 2], kept=2, crews=3, itemsize=2)
     assert needs == DiskNeeds(checkpoint=120, kept=4 * (10 + 5), model=2 * 110, crews=3)
     assert (needs.storage, needs.temporary) == (2 * 3 * 120 + 60 + 220, 220)
+    far = replace(needs, fetched=True)  # behind a URI: three trials go on at once, or one model is made
+    assert (far.storage, far.temporary) == (needs.storage, 3 * 120)
+    assert replace(far, crews=1).temporary == 220 + 40
     few = count_disk_needs((100, [5]), [1, 2], kept=1, crews=1, itemsize=4)
     assert few.kept == 4 * 10 and few.temporary == few.model == 4 * 110
     assert count_disk_needs((100, [5]), [1, 2], kept=4, crews=1, itemsize=4).kept == 4 * (10 + 5 + 10 + 10)

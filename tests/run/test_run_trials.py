@@ -8,7 +8,6 @@ import pytest
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.data.loading import Backbone
 from adept_ray.method.fit import PLAIN, Fit
-from adept_ray.run import trials
 from adept_ray.run.context import Context
 from adept_ray.run.trials import count_trials_left, fit_work
 from adept_ray.search import upkeep
@@ -44,7 +43,7 @@ def test_room_on_the_real_layers_is_said(monkeypatch, display):
     work = TrainWork(Backbone("", ""), TrainingSpec(k=1), (3,), {}, {}, ScoreWeights(), 8, 1, 0, fit=fit)
     context = Context(SearchRun(), SimpleNamespace(), display, "board", 0)
     for fitted, lines in ((work, 0), (replace(work, fit=PLAIN), 1)):
-        monkeypatch.setattr(trials, "fit_to_layers", lambda *_, fitted=fitted: fitted)
+        monkeypatch.setattr(Context, "fit_to_layers", lambda *_, fitted=fitted: fitted)
         assert fit_work(context, work) is fitted and len(display.lines) == lines
     assert display.lines[0].startswith("k = 1 on layers 3 leaves room for its activations")
 
