@@ -26,7 +26,8 @@ from adept_ray.storage.files import fetch_folder, find_local_folder
 def fetch_once_a_node(place: str) -> Iterator[Path]:
     """A folder behind a path or URI as one of this node: itself, or a copy that its workers share.
 
-    Every worker has to come here; the copy is deleted when the one that made it leaves.
+    Every worker has to come here; the copy is deleted when the one that made it leaves. Nodes may share their
+    temporary folder: each has its own copy there.
     """
     import ray.train
     from ray.train.collective import barrier, broadcast_from_rank_zero
@@ -35,8 +36,9 @@ def fetch_once_a_node(place: str) -> Iterator[Path]:
         yield local
         return
     name = broadcast_from_rank_zero(f"adept_ray-{uuid.uuid4().hex}")
-    folder = Path(tempfile.gettempdir()) / name
-    fetches = ray.train.get_context().get_local_rank() == 0
+    context = ray.train.get_context()
+    folder = Path(tempfile.gettempdir()) / f"{name}-{context.get_node_rank()}"
+    fetches = context.get_local_rank() == 0
     try:
         if fetches:
             fetch_folder(place, folder)

@@ -27,9 +27,9 @@ def log(monkeypatch):
     return done
 
 
-def be_worker(monkeypatch, local_rank):
+def be_worker(monkeypatch, local_rank, node_rank=0):
     """Be the worker of that number on its node."""
-    context = SimpleNamespace(get_local_rank=lambda: local_rank)
+    context = SimpleNamespace(get_local_rank=lambda: local_rank, get_node_rank=lambda: node_rank)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
 
 
@@ -88,5 +88,9 @@ def test_a_checkpoint_behind_a_uri_is_copied_once_a_node(log, tmp_path, monkeypa
         be_worker(monkeypatch, 1)
         with fetch_once_a_node(str(saved)) as second:
             assert first == second != saved and (second / "weights").read_text() == "x"
+        be_worker(monkeypatch, 0, node_rank=1)  # whose temporary folder may be the same one
+        with fetch_once_a_node(str(saved)) as other:
+            assert other != first and (other / "weights").read_text() == "x"
+        assert (first / "weights").exists() and not other.exists()
         assert first.exists()
-    assert not first.exists() and log == ["barrier", "barrier"]
+    assert not first.exists() and log == 3 * ["barrier"]
