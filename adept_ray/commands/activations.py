@@ -57,7 +57,7 @@ def draw_activations(args: ActivationsRun) -> str:
             raise UserError("activations are taken of whole models, and this one has to be shared out")
         needs = Needs(best["k_max"], training.tokens, replay=training.replay > 0, fit=fit)
         prepared = prepare(context, sources, needs)
-        check_blocks(run, prepared)
+        check_blocks(context.run, prepared)
         tune_originals(context, prepared, build_work(run, prepared, training, best["layers"], ScoreWeights()))
         with display.show_stage("activations", "activations of three models") as update:
             models = measure_separations(context, prepared, expanded, update)

@@ -181,7 +181,7 @@ class SearchRun(RunSpec):
     reports: int = setting(3, Mark.SIZE, ge=1)
     """How often a trial is scored on the validation splits; from the second time on it may be stopped."""
     concurrent: int | Literal["auto"] = setting(1, Mark.CHANGEABLE, Mark.TRIALS)
-    """Trials at once, each on --workers of its own; auto: as many as the cluster has room for."""
+    """Trials at once, each on --workers of its own; auto: with so many all are over first."""
     pareto: bool = setting(False, Mark.TRIALS)
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)

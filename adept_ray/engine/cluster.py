@@ -57,27 +57,35 @@ def connect_cluster(run: RunSpec, say: Say = print) -> Iterator[str]:
     address = os.environ.get("RAY_ADDRESS")
     about = ray.job_config.JobConfig(metadata={"job_name": run.name})
     join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
-    try:
-        if address is None:
-            with set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
-                context = join(
-                    "local",
-                    num_cpus=count_local_cpus(run),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=run.machine.dashboard,
-                )
-        else:
-            check_address(address)
+    if address is None:
+        with set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
+            context = join(
+                "local",
+                num_cpus=count_local_cpus(run),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=run.machine.dashboard,
+            )
+    else:
+        with explain_no_entry(address):
             context = join()
-    except ray.exceptions.AuthenticationError as problem:
-        raise UserError(explain_missing_token(address, problem)) from None
-    except (ConnectionError, OSError) as problem:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
     try:
         ensure_room(run, say)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def explain_no_entry(address: str) -> Iterator[None]:
+    """Turn what comes of a cluster that isn't there, or wants a token, into :class:`UserError`."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.AuthenticationError as problem:
+        raise UserError(explain_missing_token(address, problem)) from None
+    except (ConnectionError, OSError) as problem:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
 
 
 @contextmanager
@@ -105,7 +113,7 @@ def explain_dashboard_token() -> str:
     return " (it asks for a token: paste what `ray get-auth-token` prints)"
 
 
-def explain_missing_token(address: str | None, problem: Exception) -> str:
+def explain_missing_token(address: str, problem: Exception) -> str:
     """A sentence on what a person must do so that the cluster lets the command in."""
     what = first_line(problem).removeprefix("RPC error: ").partition(". ")[0].rstrip(".")
     return (
@@ -152,9 +160,12 @@ def check_token(head: str, found: bool) -> None:
 def check_workers(run: RunSpec) -> None:
     """Refuse more workers than this machine has CPUs or GPUs, before Ray is even started.
 
-    Raises :class:`UserError`. With ``RAY_ADDRESS`` set, only the cluster knows: see :func:`check_cluster`.
+    With ``RAY_ADDRESS`` set only the cluster knows (see :func:`check_cluster`); here it has to answer, and to
+    let the command in. Raises :class:`UserError`.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        with explain_no_entry(address):
+            check_address(address)
         return
     cpus = count_cpus()
     if run.machine.most_workers * run.crews > cpus:
@@ -315,8 +326,8 @@ def measure_worker_memory(run: RunSpec, say: Say = print) -> int:
     smallest, node = min(shares)
     if smallest < LIKE * max(shares)[0]:
         say(
-            f"a worker is planned for its share of the smallest memory, {smallest / 2**30:.1f} GiB, of the "
-            f"node {node} (`ray start --num-cpus 0` there leaves that node out)"
+            f"a worker is planned for the smallest share of a node's memory, {smallest / 2**30:.1f} GiB, on "
+            f"the node {node}: with fewer CPUs for Ray there (`ray start --num-cpus`) fewer workers share it"
         )
     return smallest
 

@@ -162,7 +162,7 @@ def test_memory_is_that_of_the_smallest_share(monkeypatch):
     heard = []
     make_nodes(monkeypatch, [(4, 0, 8), (64, 0, 512)], [])
     assert launch.measure_worker_memory(RunSpec(workers=8), heard.append) == 2 * 2**30
-    assert "2.0 GiB, of the node 10.0.0.0 (`ray start --num-cpus 0` there" in heard[0]
+    assert "2.0 GiB, on the node 10.0.0.0: with fewer CPUs for Ray there" in heard[0]
     make_nodes(monkeypatch, [(0, 0, 8), (64, 0, 512)], [])
     assert launch.measure_worker_memory(RunSpec(workers=8), heard.append) == 64 * 2**30
     assert len(heard) == 1
@@ -186,11 +186,13 @@ def test_workers_that_no_single_node_has_room_for_are_refused(nodes, settings, r
 
 
 def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
-    """RAY_ADDRESS that nobody answers ends in a sentence that names it."""
+    """RAY_ADDRESS that nobody answers ends in a sentence that names it, before anything is fetched, too."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    refused = pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1")
-    with refused, launch.connect_cluster(RunSpec(name="x")):
+    refused = r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"
+    with pytest.raises(UserError, match=refused), launch.connect_cluster(RunSpec(name="x")):
         pass
+    with pytest.raises(UserError, match=refused):
+        launch.check_workers(RunSpec(name="x"))
 
 
 JOIN = """
