@@ -97,7 +97,7 @@ class MemoryPlan:
 
         They lie in a machine's memory, as :meth:`count_whole_copy`.
         """
-        return 0 if on_gpus else 4 * self.trained + self.optimizer
+        return 0 if on_gpus else 12 * self.trained
 
     def find_peak(self, machine: Machine, sequences: int, fit: Fit) -> int:
         """:meth:`count_memory` at the worse of the numbers of workers that the machine may have."""

@@ -214,7 +214,7 @@ AGAIN = Fit(recompute=True)
 @pytest.mark.parametrize("fit", [PLAIN, Fit(sharded=True)])
 def test_a_checkpoint_that_is_being_written_is_in_the_machines_memory(fit):
     """Weights and moments of what is trained: of a worker's own memory only where that is the machine's."""
-    large = replace(NEEDS, trained=GIB, optimizer=8 * GIB)
+    large = replace(NEEDS, trained=GIB)
     gpu, cpu = (large.count_memory(1, fit, 2, on_gpus) for on_gpus in (True, False))
     assert cpu - gpu == 12 * GIB + fit.sharded * large.weights
 
@@ -290,7 +290,8 @@ def test_every_fit_is_compiled_if_that_was_asked_for(asked):
 
 def test_on_cpus_the_first_worker_needs_the_whole_model_too():
     """It deals the parts out of the memory in which it trains: only gradients and moments are saved there."""
-    large, shared = replace(NEEDS, optimizer=10 * GIB, gathered=GIB), Fit(recompute=True, sharded=True)
+    large = replace(NEEDS, trained=0, optimizer=10 * GIB, gathered=GIB)  # with no checkpoint beside
+    shared = Fit(recompute=True, sharded=True)
     assert asked(17.5, "auto", large, workers=2) == shared
     assert asked(23.5, "auto", large, workers=2, gpus_per_worker=0) == shared
     with pytest.raises(UserError, match=r"takes 26\.1 GiB a worker, .*: use --micro-batch 7$"):
