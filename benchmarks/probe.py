@@ -52,8 +52,7 @@ def main() -> None:
     args = flags.parse_args()
     prepare_torch(args.threads)
     model, ids = smollm2().eval(), boolq(args.tokens, args.seq_len)
-    config = model.config
-    most = limit_sequences(config.num_hidden_layers, config.hidden_size, config.vocab_size, args.seq_len)
+    most = limit_sequences(model, args.seq_len)
     print(f"{len(ids)} sequences of {args.seq_len}; within its memory the probe may take {most} at once")
 
     def ranked(raced: bool):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from rivals import boolq, in_turn, prepare_torch, smollm2, table
-from step import adept, step
+from rivals import adept, boolq, in_turn, prepare_torch, smollm2, step, table
 
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.method.importance import unit_importance

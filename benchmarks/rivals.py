@@ -1,11 +1,11 @@
-"""What the benchmarks share: rivals timed in turn in one process, the real backbone, random backbones."""
+"""What the benchmarks share: rivals timed in turn, the real backbone, random ones, a step on copies."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.loading import load_model, load_tokenizer
 from adept_ray.engine.cluster import count_cpus
+from adept_ray.method.anatomy import layer_parameters
+from adept_ray.method.expansion import expand
+from adept_ray.method.loss import next_token_nats
+from adept_ray.method.rates import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,27 @@ def random_llama(layers: int, hidden: int = 128, vocabulary: int = 1024) -> PreT
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def adept(model: PreTrainedModel, layers: Sequence[int]) -> torch.optim.Optimizer:
+    """Expand in place, as stage 2 does; only the copies are trained."""
+    added = expand(model, layers)
+    with torch.no_grad():  # a copy that has trained a while; in a fresh one most gradients are zero
+        for name, parameter in layer_parameters(model, added).items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.normal_(std=1e-3)
+    return torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
+
+
+def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> Callable[[], float]:
+    """One step on `ids`, with its loss."""
+
+    def run() -> float:
+        nats, tokens = next_token_nats(model, {"input_ids": ids})
+        loss = nats.sum() / tokens.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return run

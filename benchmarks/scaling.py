@@ -18,8 +18,7 @@ import matplotlib
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rivals import prepare_torch, random_llama
-from step import adept, step
+from rivals import adept, prepare_torch, random_llama, step
 
 from adept_ray.method.race import Costs, RaceRules, estimate_head_cost, rank_layers
 

@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
+from adept_ray.method.head import GPU_LOGITS, find_plain_head
 from adept_ray.method.loss import Batch, next_token_nats
 from adept_ray.method.prefix import answer_at_once
 from adept_ray.method.ranks import sum_over_ranks
 from adept_ray.method.sharding import disable_gradients, gather_whole, is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
 PROBE_BYTES = 2**30  # that the probe may hold beside the weights
@@ -97,15 +102,19 @@ def measure_bypass_losses(
     return base, tokens.double().cpu(), increases
 
 
-def limit_sequences(
-    layers: int, hidden: int, vocabulary: int, seq_len: int, value_bytes: int = 4, budget: int = PROBE_BYTES
-) -> int:
+def limit_sequences(model: PreTrainedModel, seq_len: int, budget: int = PROBE_BYTES) -> int:
     """Largest micro-batch whose probe stays within `budget` bytes beside the weights; at least 1.
 
-    B = ⌊budget / T·(L·H·b + 3·V·4)⌋: every token keeps the input of each of the L layers, H values of b
-    bytes, and while its loss is taken three rows of V float32 (logits, their log-softmax, a copy).
+    Every token keeps the input of each of the L layers, H values of b bytes. While losses are taken there is
+    a piece of logits beside them: B = ⌊(budget - piece) / T·L·H·b⌋. Where logits have to be whole, a token
+    has three rows of V float32 (logits, their log-softmax, a copy): B = ⌊budget / T·(L·H·b + 3·V·4)⌋.
     """
-    return max(1, budget // (seq_len * (layers * hidden * value_bytes + 3 * vocabulary * 4)))
+    config = model.config
+    value_bytes = next(model.parameters()).element_size()
+    token = config.num_hidden_layers * config.hidden_size * value_bytes
+    if find_plain_head(model) is None:
+        return max(1, budget // (seq_len * (token + 3 * config.vocab_size * 4)))
+    return max(1, (budget - GPU_LOGITS) // (seq_len * token))
 
 
 def limit_layers(model: nn.Module, budget: int = UNIT_BYTES) -> int:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from adept_ray.data.blocks import Blocks, make_micro_batches
 from adept_ray.data.loading import borrow, borrow_sharded
+from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import limit_layers, limit_sequences, measure_bypass_losses, unit_importance
 from adept_ray.method.ranks import sum_over_ranks, world_size
 from adept_ray.method.scores import Metrics
@@ -101,12 +102,9 @@ def time_probe(work: TrainWork, probe: Blocks, device: torch.device) -> Metrics:
     A bypass runs the layers behind the bypassed one, so three that lie evenly stand for all.
     """
     model = (borrow_sharded if work.fit.sharded else borrow)(work.backbone, device)
-    config = model.config
-    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, work.seq_len)
-    fit = limit_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
-    count = min(fit, work.micro_batch, len(probe))
+    count = min(limit_sequences(model, work.seq_len), work.micro_batch, len(probe))
     (batch,) = make_micro_batches(probe, range(count), count, device)
-    layers = [config.num_hidden_layers * quarter // 4 for quarter in (1, 2, 3)]
+    layers = [len(layers_of(model)) * quarter // 4 for quarter in (1, 2, 3)]
     forward = time_calls(lambda: measure_bypass_losses(model, batch, []), device)
     bypassed = time_calls(lambda: measure_bypass_losses(model, batch, layers), device)
     return {"probed": count, "forward": forward, "bypass": max(0.0, bypassed - forward) / len(layers)}

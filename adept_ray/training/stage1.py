@@ -73,14 +73,13 @@ def measure_importance(
 ) -> ImportanceRecord:
     """Rank the layers and measure their units; the content of importance.json but for where it came from."""
     started = time.perf_counter()
-    every, config = range(len(blocks)), model.config
+    every, count = range(len(blocks)), len(layers_of(model))
     (probe,) = make_micro_batches(blocks, every, len(blocks), device)
-    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size, blocks.tokens.shape[1])
-    at_once = limit_sequences(*sizes, value_bytes=next(model.parameters()).element_size())
+    at_once = limit_sequences(model, blocks.tokens.shape[1])
     rules = RaceRules(work.raced, work.confidence, min(at_once, work.micro_batch))
-    ranking = rank_layers(model, probe, work.k_max or config.num_hidden_layers, rules, progress)
+    ranking = rank_layers(model, probe, work.k_max or count, rules, progress)
     batches = make_shared_batches(blocks, every, work.micro_batch, device)
-    units = unit_importance(model, batches, range(config.num_hidden_layers), limit_layers(model))
+    units = unit_importance(model, batches, range(count), limit_layers(model))
     return {
         "probe": "raced" if work.raced else "exhaustive",
         "base_loss": ranking.importance.base_loss,

@@ -13,7 +13,8 @@ from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.method.copies import added_layers
 from adept_ray.method.expansion import expand, source_importance
-from adept_ray.method.importance import layer_importance, limit_layers, unit_importance
+from adept_ray.method.head import GPU_LOGITS
+from adept_ray.method.importance import layer_importance, limit_layers, limit_sequences, unit_importance
 from adept_ray.method.race import RaceRules, rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -328,3 +329,11 @@ def test_a_large_layer_is_measured_alone():
     size = 8 * sum(p.numel() for p in model.model.layers[0].parameters())
     budgets = (10 * size, 10 * size - 1, size, 8)
     assert [limit_layers(model, budget) for budget in budgets] == [10, 9, 1, 1]
+
+
+def test_a_probe_takes_as_many_sequences_as_its_memory_holds():
+    """A token takes the inputs of all layers; where logits are scaled behind the head, three rows of them."""
+    streams, rows = 4 * 32 * 4, 3 * 128 * 4
+    assert limit_sequences(tiny_model(), 20, GPU_LOGITS + 20 * streams * 4 - 1) == 3
+    assert limit_sequences(tiny_model("granite"), 20, 20 * (streams + rows) * 4 - 1) == 3
+    assert limit_sequences(tiny_model("granite"), 20, 1) == limit_sequences(tiny_model(), 20, 1) == 1
