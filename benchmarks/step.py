@@ -5,8 +5,8 @@ python benchmarks/step.py --precision bfloat16 --rounds 1
 python benchmarks/step.py --device cuda --shapes qwen3-8b --layers 14 16 18 20    # random weights in bf16
 
 Steps are those of the product's own loop. Trainer gets the same model, parameters to train, text, rate and
-clipping, and makes its step right after ours; both losses have to be the same. It prints FLOPs, seconds and peak
-memory of ADEPT and of full-parameter training, Trainer's seconds over ours, and tokens a second.
+clipping, and makes its step right after ours; both losses have to be the same. It prints FLOPs, seconds and
+peak memory of ADEPT and of full-parameter training, Trainer's seconds over ours, and tokens a second.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ This file imports nothing of ours, and what takes long only where the stem begin
 import argparse
 import array
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -71,6 +72,8 @@ def run_stem(place: str) -> None:
     """Import, listen at `place`, and fork for whoever asks, until this process's input ends."""
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else the first collection in a fork touches, and so copies, all that was imported
     Stem(place).serve()
 
 
