@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -69,12 +69,6 @@ class TaskItems:
         """lm-eval task → its part of the values of all items, [N]."""
         pieces = np.split(np.asarray(values), np.cumsum([len(each) for each in self.numbers.values()])[:-1])
         return dict(zip(self.numbers, pieces, strict=True))
-
-    def take_half(self) -> tuple[TaskItems, np.ndarray]:
-        """Every second item of each task, and their places among all items."""
-        numbers = {task: each[::2] for task, each in self.numbers.items()}
-        places = self.split_by_task(np.arange(len(self))).values()
-        return replace(self, numbers=numbers), np.concatenate([each[::2] for each in places])
 
 
 Sample = Mapping[str, Any]

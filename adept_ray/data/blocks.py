@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,6 @@ class Blocks:
     for; 0 for the EOS between two documents."""
     starts: np.ndarray
     """bool [N, T]: whether a document begins with that token."""
-    counted: int | None = None
-    """Number of documents that are measured, the first ones; None: all."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,20 +45,14 @@ class Blocks:
 
     @property
     def document_bytes(self) -> np.ndarray:
-        """int64 [D]: UTF-8 bytes of the predicted tokens of each document that is measured."""
-        return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)[: self.counted]
+        """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
+        return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)
 
     def take_piece(self, number: int, of: int) -> Blocks:
         """One of so many equal pieces without a block in common (0-based); the rest is in none."""
         size = len(self) // of
         here = slice(number * size, (number + 1) * size)
         return Blocks(self.tokens[here], self.bytes[here], self.starts[here])
-
-    def take_half(self) -> Blocks:
-        """The first half of the blocks; of the documents those are measured that end within it."""
-        half = self.take_first(-(-self.tokens.size // 2))
-        rest = self.documents[len(half) :]
-        return replace(half, counted=int(rest.min())) if rest.size else half
 
     def take_first(self, tokens: int) -> Blocks:
         """The first blocks that hold at least `tokens` tokens (all of them if there are fewer)."""

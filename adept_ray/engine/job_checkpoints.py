@@ -59,7 +59,7 @@ class JobCheckpoints:
         self._writer.check()
 
     def pass_report(self, metrics: Metrics, checkpoint: Checkpoint | None) -> None:
-        """Begin to write the checkpoint of a report, and pass the report on; without one it has the last."""
+        """Begin to write the checkpoint of a report, and pass the report on."""
         if not self._voice.first:
             return
         if checkpoint:
@@ -67,8 +67,6 @@ class JobCheckpoints:
             again = checkpoint.step == self._resumed
             place = checkpoint_place(self._place, self._resumed) if again else self._writer.begin(checkpoint)
             metrics = {**metrics, "saved": place}
-        elif self._last_report and "saved" in self._last_report:
-            metrics = {**metrics, "saved": self._last_report["saved"]}
         self._last_report = self._voice.add_report(metrics)
 
     def keep(self, checkpoint: Checkpoint | None) -> None:

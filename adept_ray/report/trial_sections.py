@@ -47,12 +47,8 @@ WORDS = ("trial", "layers", "normalization", "granularity", "sign", "placement",
 NUMBERS = (*DIGITS, "general_delta", "domain_delta", "score")
 ANSWERS = {None: NONE, True: "yes", False: "no"}
 SIGNED = {"general_delta": 2, "domain_delta": 2, "score": 3}
-SCORE_CURVE = (
-    "Validation score at every report. With several reports all are on the same half of the documents, so a "
-    "curve needn't end at its trial's score."
-)
 CURVES: tuple[tuple[Literal["score", "loss"], str, str], ...] = (
-    ("score", "Score of every trial as it trained", SCORE_CURVE),
+    ("score", "Score of every trial as it trained", "Validation score at every report of a trial."),
     ("loss", "Training loss of every trial", "Loss of the step before each report, on the training text."),
 )
 

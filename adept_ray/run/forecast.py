@@ -94,8 +94,7 @@ def forecast_training(speed: Speed, amounts: Amounts) -> float:
     """Seconds of one training to its end, with its readings."""
     measured = (amounts.steps - 1) // amounts.recompute_every
     reading = len(SIDES) * share_blocks(amounts.validation, amounts) * speed.validation
-    readings = (amounts.reports + 1) / 2  # all but the last are on half of the text
-    return amounts.steps * speed.step + measured * speed.remeasure + readings * reading
+    return amounts.steps * speed.step + measured * speed.remeasure + amounts.reports * reading
 
 
 def compile_steps(speed: Speed) -> Speed | None:

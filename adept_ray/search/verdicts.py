@@ -52,9 +52,8 @@ class Verdicts(FIFOScheduler):
     trial goes on whatever its worth, else the first one alone would be the measure. A trial is ended only if
     it lies more than two standard errors behind the best that had seen as many tokens, now and at the report
     before: no single reading ends a trial. The error is that of the difference, paired over the validation
-    documents that both were scored on: what is hard for one is hard for the other. On the way these are the
-    same half of the held-out ones for all. A trial that may still be chosen (within one such error, see
-    :func:`~adept_ray.search.choice.choose_k`) goes on.
+    documents that both were scored on: what is hard for one is hard for the other. A trial that may still be
+    chosen (within one such error, see :func:`~adept_ray.search.choice.choose_k`) goes on.
 
     Tune doesn't keep a scheduler's state. So readings and decisions are written to `memory` (a path or URI),
     and read back when a search is resumed.
@@ -88,7 +87,7 @@ class Verdicts(FIFOScheduler):
         best = self._best.get(number)
         if math.isfinite(report.worth) and (best is None or report.worth > best.worth):
             self._best[number] = report
-        if best is None or best.tokens != report.tokens or count_pulls(best) != count_pulls(report):
+        if best is None or best.tokens != report.tokens:
             return False
         distance = best.worth - report.worth
         return bool(distance > HOPELESS_ERRORS * difference_error(best, report, self._weights))
@@ -103,11 +102,6 @@ class Verdicts(FIFOScheduler):
         if memory := read_json(self._memory):
             self._stops, self._behind = memory["decided"], memory["behind"]
             self._best = {number: Report(**report) for number, report in memory["best"].items()}
-
-
-def count_pulls(report: Report) -> dict[str, int]:
-    """Side → documents or items that a report was read on; reports on others can't be paired."""
-    return {side: len(pulls) for side, pulls in report.pulls.items()}
 
 
 def name_trial(trial: TuneTrial) -> str:

@@ -27,10 +27,7 @@ class Callbacks:
     """What a loop calls; every rank calls each of them equally often. Only rank 0 has checkpoints to give."""
 
     report: Report
-    """Gets the metrics and what is to be saved with them, at least the weights.
-
-    Of a training that is stopped it gets the last report once more, read on all, with nothing to save.
-    """
+    """Gets the metrics and what is to be saved with them, at least the weights."""
     progress: Progress = ignore_progress
     """Gets the number of steps done, and of all."""
     should_stop: Callable[[int], bool] = lambda reports: False

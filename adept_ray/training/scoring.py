@@ -33,7 +33,7 @@ Measured = Sequence[float] | np.ndarray
 
 
 def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) -> np.ndarray:
-    """Summed next-token loss of every measured document, nats, float64 [D]; ranks share the work, get all."""
+    """Summed next-token loss of every document, nats, float64 [D]; ranks share the work and get it all."""
     device = next(model.parameters()).device
     mine = range(rank(), len(blocks), world_size())
     documents = torch.from_numpy(blocks.documents)
@@ -45,7 +45,7 @@ def measure_document_nats(model: nn.Module, blocks: Blocks, micro_batch: int) ->
             here = list(mine[done : done + len(losses)])  # none for a block that doesn't count
             nats.index_add_(0, documents[here].flatten(), losses[: len(here)].flatten())
             done += len(here)
-    return sum_over_ranks(nats, device).numpy()[: blocks.counted]
+    return sum_over_ranks(nats, device).numpy()
 
 
 def score_model(

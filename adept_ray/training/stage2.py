@@ -24,8 +24,8 @@ from adept_ray.method.scores import Metrics
 from adept_ray.method.tuning import Tuning
 from adept_ray.storage.checkpoints import Checkpoint
 from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
-from adept_ray.training.held_out import HeldOut
 from adept_ray.training.learner import Learner, prepare_learner, take_step
+from adept_ray.training.scoring import measure_held_out, score_model
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 
@@ -62,11 +62,11 @@ def train(
         # resume the last report comes again: it may not have been heard before the interruption.
         if state.step in work.report_steps:
             state.reports += state.step > begun
-            metrics = take_reading(learner, state, blocks, last=state.step == work.steps)
+            metrics = take_reading(learner, state, blocks)
             metrics |= clock.read(work.count_tokens(state.step - begun))
             callbacks.make_room()
             callbacks.report(metrics, take_report_checkpoint(learner, state))
-            if state.step == work.steps or stop_early(learner, state, blocks, callbacks, metrics):
+            if state.step == work.steps or callbacks.should_stop(state.reports):
                 return
 
         # Once in a while: this machine is about to be taken away, so save now.
@@ -93,17 +93,6 @@ def train(
                 state.loss = take_step(learner, scales, state.step, ids)
             state.step += 1
             callbacks.progress(state.step, work.steps)
-
-
-def stop_early(
-    learner: Learner, state: TrainState, blocks: Mapping[str, Blocks], callbacks: Callbacks, metrics: Metrics
-) -> bool:
-    """Whether to stop after the report of `metrics`; then that is made once more, read on all."""
-    if not callbacks.should_stop(state.reports):
-        return False
-    if not metrics["read_on_all"]:
-        callbacks.report(metrics | take_reading(learner, state, blocks, last=True), None)
-    return True
 
 
 class Clock:
@@ -166,22 +155,14 @@ def begin_state(learner: Learner, start: ResumePoint) -> TrainState:
     return state
 
 
-def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Blocks], last: bool) -> Metrics:
-    """The metrics of a report but for what the clock says; the reading is added to the state's curve.
-
-    The `last` reading of a training is on all held-out text and items, those on the way are on half of them,
-    and so is the whole curve, since a change of documents would look like one of the model.
-    """
+def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Blocks]) -> Metrics:
+    """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
     work, tuning = learner.work, learner.tuning
-    whole = HeldOut(blocks, work.items, work.before)
-    half = whole.take_half() if len(work.report_steps) > 1 else whole
-    read = whole if last else half
     with tuning.use_exported_dtype():
-        after = read.measure(tuning.model, work)
-    progress = {**count_progress(state, work), "loss": state.loss}
-    metrics = read.score(after, work) | progress | {"read_on_all": not read.places}
-    on_half = half.score(half.select(after), work) | progress if last else metrics
-    metrics["curve"] = state.add_reading(on_half)
+        after = measure_held_out(tuning.model, work, blocks)
+    metrics = score_model(work.before, after, blocks, work.by_tasks, work.weights)
+    metrics |= {**count_progress(state, work), "loss": state.loss}
+    metrics["curve"] = state.add_reading(metrics)
     scales = tuning.compute_scales(state.importance, work.training)
     metrics["scales"] = average_scales(scales) if tuning.rated else {}
     metrics["trained_parameters"] = sum(p.numel() for p in tuning.parameters.values())

@@ -113,16 +113,6 @@ def test_a_job_that_is_over_leaves_the_checkpoint_of_its_last_report_whole_and_a
     assert read_weights(f"{place}/weights-10") == "at 10"
 
 
-def test_a_report_without_a_checkpoint_goes_with_the_last_one(board, place):
-    """A trial that is stopped reports once more; what it saved stays its own."""
-    with open_for(board, place) as checkpoints:
-        checkpoints.pass_report({"report": 1, "step": 5}, of_text(5, "at 5"))
-        checkpoints.pass_report({"report": 1, "step": 5, "score": 2.0}, None)
-        checkpoints.finish()
-    first, last = (metrics for _, metrics in list_reports(board))
-    assert last == {**first, "score": 2.0} and read_weights(last["saved"]) == "at 5"
-
-
 def test_a_job_whose_last_checkpoint_can_not_be_written_is_not_over(board, place):
     """Its end is the error, though the report was made, and the checkpoint before is what is left."""
 

@@ -28,9 +28,9 @@ AMOUNTS = Amounts(
 
 
 def test_a_training_is_its_steps_its_measurements_and_its_readings():
-    """100 steps, units again before steps 26, 51 and 76, three readings of half the blocks and one of all."""
-    assert forecast_training(SPEED, AMOUNTS) == 100 * 2 + 3 * 1 + (1 + 3 / 2) * (2 * 3 * 0.5)
-    assert forecast_training(SPEED, replace(AMOUNTS, recompute_every=500)) == 200 + 7.5
+    """100 steps, units again before steps 26, 51 and 76, and four readings of three blocks of both sides."""
+    assert forecast_training(SPEED, AMOUNTS) == 100 * 2 + 3 * 1 + 4 * (2 * 3 * 0.5)
+    assert forecast_training(SPEED, replace(AMOUNTS, recompute_every=500)) == 200 + 12
 
 
 def test_a_search_is_stage_1_its_trials_and_the_test():
@@ -50,7 +50,7 @@ def test_workers_share_probe_and_validation():
     """Each has half of an even number of blocks, and one more of an odd one. Steps were timed on all."""
     found = forecast_search(SPEED, replace(AMOUNTS, workers=2))
     assert found.stage1 == 3 * 10 + 2 * 2 * 0.5
-    assert found.trial == 203 + 2.5 * (2 * 2 * 0.5)
+    assert found.trial == 203 + 4 * (2 * 2 * 0.5)
 
 
 def test_what_was_measured_is_read_for_one_block():
