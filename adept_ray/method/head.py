@@ -1,19 +1,20 @@
-"""Losses from what enters the output head, a piece at a time, so that logits are never there whole.
+"""Losses from what enters the output head, a piece at a time, so that logits are hardly ever there whole.
 
-The loss of a token depends on that token's logits alone. So its gradient in what entered the head can be had
-with the loss itself, while the piece of logits is at hand, but for the factor by which the loss will count:
-that comes with the backward pass and multiplies a row. So of N tokens N·H values are kept in place of N·V (H
-the model's width, V its vocabulary), and the head's products are the two that there would be anyway.
+The loss of a token depends on that token's logits alone. So its gradient in them, and in what entered the
+head, can be had with the loss itself, while the piece of logits is at hand, but for the factor by which the
+loss will count: that comes with the backward pass and multiplies a row. So of N tokens N·H values are kept in
+place of N·V (H the model's width, V its vocabulary), and the head's products are those that there would be
+anyway. A trained head keeps N·V values once, the gradients that its logits have become: its own gradient is a
+sum over tokens, in which the factors multiply what entered.
 
 torch 2.13's ``linear_cross_entropy`` makes the logits again for the gradient of single tokens' losses: with
 pieces as here it takes 1.3 times as long. Its own choice are 2 rows a piece on SmolLM2: 256 tokens then take
-9.2 s on two CPU cores, 0.30 s as it is done here, and 0.35 s with logits made whole. With a trained head the
-factor would be needed for the sum over tokens, so there logits are made whole.
+9.2 s on two CPU cores, 0.30 s as it is done here, and 0.35 s with logits made whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -53,12 +54,6 @@ def find_plain_head(model: nn.Module) -> nn.Linear | None:
     return head if type(head) is nn.Linear else None
 
 
-def needs_whole_logits(model: nn.Module) -> bool:
-    """Whether a gradient of the losses of `model` takes its logits whole."""
-    head = find_plain_head(model)
-    return head is None or any(parameter.requires_grad for parameter in head.parameters())
-
-
 @contextmanager
 def replace_logits(head: nn.Linear, wanted: torch.Tensor) -> Iterator[None]:
     """Within this `head` puts out the losses [B, T] of `wanted` [B, T] in place of logits [B, T, V].
@@ -74,7 +69,8 @@ def replace_logits(head: nn.Linear, wanted: torch.Tensor) -> Iterator[None]:
 
 def _answer_with_losses(head: nn.Linear, wanted: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     rows, goals = stream.flatten(0, -2), wanted.flatten()
-    if torch.is_grad_enabled() and stream.requires_grad:
+    trained = [each.requires_grad for each in (stream, *head.parameters())]
+    if torch.is_grad_enabled() and any(trained):
         losses = cast("torch.Tensor", _HeadLosses.apply(rows, head.weight, head.bias, goals))
     else:
         losses = torch.cat(
@@ -111,7 +107,7 @@ def _split_rows(
 
 
 class _HeadLosses(torch.autograd.Function):
-    """The losses [N] of rows [N, H] that enter a frozen head; see the top of this file."""
+    """The losses [N] of rows [N, H] that enter a head; see the top of this file."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -121,21 +117,50 @@ class _HeadLosses(torch.autograd.Function):
         bias: torch.Tensor | None,
         wanted: torch.Tensor,
     ) -> torch.Tensor:
-        losses, slopes = [], []
+        losses, slopes, kept = [], [], []
+        head_is_trained = any(ctx.needs_input_grad[1:3])  # type: ignore[attr-defined]
         for piece, goal in _split_rows(rows, wanted, weight):
             logits = F.linear(piece, weight, bias)
             losses.append(_turn_into_slopes(logits, goal))
             slopes.append(logits @ weight)
-        ctx.save_for_backward(torch.cat(slopes) * (wanted != IGNORED)[:, None])
+            if head_is_trained:
+                kept.append(logits)
+        counted = (wanted != IGNORED)[:, None]
+        entered = (rows * counted, counted) if head_is_trained else ()
+        ctx.save_for_backward(torch.cat(slopes) * counted, *entered, *kept)
         return torch.cat(losses)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # type: ignore[override]
         ctx: torch.autograd.function.FunctionCtx, factors: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None, None]:
-        (slopes,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return slopes * factors[:, None].to(slopes.dtype), None, None, None
+    ) -> tuple[torch.Tensor | None, ...]:
+        slopes, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+        for_rows, for_weight, for_bias, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        found: list[torch.Tensor | None] = [None] * 4
+        if for_rows:
+            found[0] = slopes * factors[:, None].to(slopes.dtype)
+        if others:
+            rows, counted, *kept = others
+            sizes = [len(piece) for piece in kept]
+            scaled = (rows * factors[:, None]).to(slopes.dtype).split(sizes)
+            if for_weight:
+                found[1] = _sum_products(kept, scaled)
+            if for_bias:
+                ones = (counted * factors[:, None]).to(slopes.dtype).split(sizes)
+                found[2] = _sum_products(kept, ones)[:, 0]
+        return tuple(found)
+
+
+def _sum_products(lefts: Sequence[torch.Tensor], rights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The product of one matrix, transposed, with another, both in pieces of some rows; summed in float32."""
+    total = (lefts[0].T @ rights[0]).float()
+    for left, right in zip(lefts[1:], rights[1:], strict=True):
+        if left.dtype == total.dtype:
+            total.addmm_(left.T, right)
+        else:
+            total += left.T @ right
+    return total
 
 
 def _turn_into_slopes(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

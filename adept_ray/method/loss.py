@@ -13,13 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adept_ray.method.head import (
-    IGNORED,
-    find_plain_head,
-    measure_losses,
-    needs_whole_logits,
-    replace_logits,
-)
+from adept_ray.method.head import IGNORED, find_plain_head, measure_losses, replace_logits
 from adept_ray.method.prefix import FrozenPrefix
 
 Batch = Mapping[str, torch.Tensor]
@@ -141,10 +135,10 @@ def token_nats(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 def put_out_losses(model: nn.Module, targets: torch.Tensor) -> Iterator[bool]:
     """Within this, `model` puts out losses [B, T] in place of logits where it can; yields whether it does.
 
-    It can't where logits are more than its head's output, nor where the head is trained.
+    It can't where logits are more than its head's output.
     """
     head = find_plain_head(model)
-    if head is None or (torch.is_grad_enabled() and needs_whole_logits(model)):
+    if head is None:
         yield False
         return
     with replace_logits(head, targets):

@@ -19,7 +19,7 @@ from adept_ray.config.machine import Machine
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.fit import Fit
-from adept_ray.method.head import CPU_LOGITS, GPU_LOGITS, needs_whole_logits
+from adept_ray.method.head import CPU_LOGITS, GPU_LOGITS, find_plain_head
 from adept_ray.method.importance import UNIT_BYTES
 from adept_ray.method.tracing import OUTSIDE, Trace, count_growing_bytes, make_traceable, trace_pass
 from adept_ray.method.tuning import Tuning, build_tuning
@@ -60,7 +60,7 @@ class MemoryPlan:
     logits: int
     """The logits of one sequence, or their gradient."""
     pieces: bool
-    """Whether logits are never there whole but a piece at a time (see adept_ray.method.head)."""
+    """Whether they are there a piece at a time, but for what is kept (see adept_ray.method.head)."""
     gathered: int
     """The part of a model in pieces that workers put together at a time, and one layer's gradient."""
     flops: float
@@ -144,7 +144,7 @@ def plan_memory(
         kept=kept,
         recomputed=recomputed,
         logits=seq_len * model.config.vocab_size * itemsize if trained else 0,
-        pieces=not needs_whole_logits(model),
+        pieces=find_plain_head(model) is not None,
         gathered=count_gathered_bytes(model, weights),
         flops=whole.both / seq_len,
     )
