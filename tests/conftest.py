@@ -20,6 +20,7 @@ os.environ.update(
 import pytest
 import torch
 from forking import patch_ray, start_stem
+from hub_stand_in import serve_hub
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -99,6 +100,13 @@ def s3():
             patch.setenv(name, value)
         yield boto3.client("s3")
     server.stop()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face hub on this machine, and the one of this process."""
+    with serve_hub(tmp_path / "hub", monkeypatch) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture(scope="session")

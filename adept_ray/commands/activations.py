@@ -47,9 +47,10 @@ def draw_activations(args: ActivationsRun) -> str:
     expanded = find_expanded(args.config, best)
     session = open_session(run)
     results, display = session.results, session.display
-    sources = find_sources(session, made_from=list_known_fingerprints(best))
-    record_run(session, sources)
     training = describe_tuning(args, best)
+    tokens = {"domain": training.tokens, "general": training.tokens * (training.replay > 0)}
+    sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
+    record_run(session, sources)
     load = describe_load(run, sources, [training], best["layers"])
     with open_context(session, load) as context:
         fit = plan_fit(context, sources, training, best["layers"])

@@ -38,7 +38,8 @@ def compare_methods(run: CompareRun) -> str:
         session = replace(session, run=resume_settings(session.run, results.read_record()["run"]))
     run = session.run
     rivals = list_entrants(run)
-    sources = find_sources(session)
+    distinct = run.tokens // run.passes * (run.seeds + 1)
+    sources = find_sources(session, train_tokens={"domain": distinct, "general": distinct})
     for rival in rivals:
         check_placement(rival.training, sources.layers)
     record_run(session, sources)

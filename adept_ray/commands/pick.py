@@ -34,7 +34,9 @@ def pick_trial(args: PickRun) -> str:
     )
     trials = load_trials(results, space.weights)
     candidates = find_kept_weights(trials, results)
-    sources = find_sources(session)
+    replays = "replay" in space.parameters
+    tokens = {"domain": searched.tokens_per_trial, "general": searched.tokens_per_trial * replays}
+    sources = find_sources(session, train_tokens=tokens)
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})

@@ -35,7 +35,10 @@ def train_model(args: TrainRun) -> str:
     check_trust(args.trust_remote_code, best["run"], args.config)
     session, training = open_training(args, best)
     run, results = session.run, session.results
-    sources = find_sources(session, made_from=list_known_fingerprints(best))
+    tokens: dict[str, int] = {"domain": training.tokens, "general": 0}
+    if training.replay or training.text == "general":
+        tokens["general"] = training.tokens
+    sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
         load = describe_load(run, sources, [training], best["layers"])

@@ -32,7 +32,9 @@ def find_k(run: SearchRun) -> str:
     session = open_search(run)
     run, results, display = session.run, session.results, session.display
     begun_with = load_space(run, results.read_record(), display.say)
-    sources = find_sources(session)
+    replays = "replay" in begun_with.parameters
+    tokens = {"domain": run.tokens_per_trial, "general": run.tokens_per_trial * replays}
+    sources = find_sources(session, train_tokens=tokens)
     question = pose_question(run, begun_with, sources, display.say)
     record_run(session, sources, space=begun_with)
     with explain_stops(session, "tune-k"):

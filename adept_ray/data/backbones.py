@@ -12,11 +12,9 @@ from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import SMOLLM2, Asset, fetch_asset, hash_file, show_progress
 from adept_ray.data.gguf import MANIFEST, check_gguf, dequantize_gguf, locate_gguf_folder, move_gguf_folder
-from adept_ray.data.hub import HUB_ID, find_hub_revision
+from adept_ray.data.hub import HUB_ID, UnknownRepository, find_commit, list_kept_commits
 from adept_ray.data.loading import Backbone
-
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+from adept_ray.data.model_files import check_listed_files, list_model_files
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,15 @@ PRESETS: dict[str, BackbonePreset] = {
 }
 
 
-def resolve_backbone(name: str, cache: Path, trusted: bool = False, dtype: str = "float32") -> Backbone:
+def resolve_backbone(
+    name: str, cache: Path, trusted: bool = False, dtype: str = "float32", made_from: str = ""
+) -> Backbone:
     """Find the backbone `name`: a name of :data:`PRESETS`, an existing folder or .gguf file, or a hub id.
 
     A GGUF file is dequantized once into ``cache/backbones``. A folder is fingerprinted by content,
     a hub id by its commit; without network, by the commit in the Hugging Face cache. If its code is
     `trusted`, that goes into the fingerprint, too. `dtype` is the torch type that it will be held in.
+    A commit in that cache whose fingerprint is `made_from`, that of earlier results, is taken unasked.
 
     Raises :class:`UserError` for an unknown name and for a folder or file that can't be loaded.
     """
@@ -86,7 +87,7 @@ def resolve_backbone(name: str, cache: Path, trusted: bool = False, dtype: str =
         preset = PRESETS[name]
         if isinstance(preset.source, Asset):
             return _find_asset(asked, preset.source, cache)
-        return _find_on_hub(asked, preset.source, preset.note)
+        return _find_on_hub(asked, preset.source, preset.note, made_from)
     if name and path.is_dir():
         return _find_folder(asked, path)
     if name and path.exists():
@@ -94,28 +95,33 @@ def resolve_backbone(name: str, cache: Path, trusted: bool = False, dtype: str =
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"{name}: no such folder or file")
     if HUB_ID.fullmatch(name) and ":" not in name:
-        return _find_on_hub(asked, name, "")
+        return _find_on_hub(asked, name, "", made_from)
     raise UserError(
         f"unknown backbone '{name}': {suggest_names(name, PRESETS)} (a folder, a .gguf file or a hub id "
         "owner/name will do as well)"
     )
 
 
-def _find_on_hub(asked: Backbone, repo: str, note: str) -> Backbone:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
+def _find_on_hub(asked: Backbone, repo: str, note: str, made_from: str) -> Backbone:
+    def name(commit: str) -> str:
+        return fingerprint("hub", repo, commit, *(["trusted"] if asked.trusted else []))
 
-    try:
-        revision = find_hub_revision("model", repo)
-    except UserError as problem:
-        kept = try_to_load_from_cache(repo, "config.json")
-        if isinstance(problem.__cause__, RepositoryNotFoundError) or not isinstance(kept, str):
+    kept = list_kept_commits("model", repo, "config.json")
+    revision = next((commit for commit in kept if name(commit) == made_from), "")
+    if not revision:
+        try:
+            newest = find_commit("model", repo, patient=not kept)
+            check_listed_files(repo, newest.files)
+            revision = newest.sha
+        except UnknownRepository:
             raise
-        revision = Path(kept).parent.name  # …/snapshots/COMMIT/config.json
+        except UserError:
+            if not kept:
+                raise
+            revision = kept[0]
     where = f"{repo}@{revision[:12]}"
-    made_of = fingerprint("hub", repo, revision, *(["trusted"] if asked.trusted else []))
     note = f"{where}, {note}" if note else where
-    return replace(asked, source=repo, revision=revision, fingerprint=made_of, note=note)
+    return replace(asked, source=repo, revision=revision, fingerprint=name(revision), note=note)
 
 
 def _find_folder(asked: Backbone, folder: Path) -> Backbone:
@@ -126,56 +132,6 @@ def _find_folder(asked: Backbone, folder: Path) -> Backbone:
     made_of = fingerprint("folder", [(file.name, hash_file(file)) for file in hashing])
     where = folder.resolve()
     return replace(asked, name=where.name, source=str(where), fingerprint=made_of, note=str(folder))
-
-
-def list_model_files(folder: Path) -> list[Path]:
-    """Config, weight and tokenizer files, checked as far as can be without loading them.
-
-    Raises :class:`UserError` for what is missing or damaged.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json; give a folder made with save_pretrained")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
-        found = f"{pickles[0]} is a pickle, which can run code" if pickles else "there are none"
-        raise UserError(
-            f"{folder}: weights must be *.safetensors, {found}; save the model again as safetensors"
-        )
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    for index in [folder / "config.json", *indexes]:
-        _check_json(index)
-    for file in weights:
-        _check_safetensors(file)
-    for index in indexes:
-        for shard in sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                raise UserError(
-                    f"{folder}: {shard} is missing, which {index.name} names; copy the folder again"
-                )
-    tokenizer = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
-    return [folder / "config.json", *weights, *indexes, *sorted(tokenizer)]
-
-
-def _check_json(path: Path) -> None:
-    try:
-        if isinstance(json.loads(path.read_bytes()), dict):
-            return
-        problem = "not a JSON object"
-    except ValueError as error:
-        problem = f"not valid JSON: {error}"
-    raise UserError(f"{path}: {problem}")
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compare the file's length with what its header promises; reads no weights."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np"):
-            pass
-    except (SafetensorError, OSError):
-        raise UserError(f"{path}: truncated or damaged safetensors file; copy or download it again") from None
 
 
 def _find_asset(asked: Backbone, asset: Asset, cache: Path) -> Backbone:

@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,8 @@ import torch
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.places import default_cache
 from adept_ray.config.validation import fingerprint, load_yaml
+from adept_ray.data.hub_client import ask_once, stay_offline, use_patient_client
+from adept_ray.data.hub_faults import is_of_the_hub
 from adept_ray.method.loss import get_compute_policy
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.sharding import is_sharded
@@ -58,7 +60,7 @@ class TaskItems:
     chance: Mapping[str, float | None]
     """lm-eval task → accuracy without knowledge; None where answers are generated."""
     content: str
-    """Fingerprint of the questions as they are put, their options and answers."""
+    """Fingerprint of the questions as they are put, their options and answers; empty: any will do."""
     cache: Path
     """Folder for assets."""
 
@@ -193,9 +195,7 @@ def ask_model(
     """Task → lm-eval's samples of the items with these `numbers`."""
     from lm_eval.evaluator import evaluate
 
-    cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
-    groups = load_tasks(tuple(items.members), cache).values()
-    found = {task: each for tasks in groups for task, each in tasks.items()}
+    found = load_same_tasks(items)
     scores: Any = evaluate(
         wrap_language_model(model, tokenizer, batch),
         {"tasks": {task: found[task] for task in numbers}},
@@ -222,6 +222,26 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         mixed_precision_dtype=how,
         softmax_dtype="float32",  # in bfloat16 options tie, and one answer in forty is another one
     )
+
+
+def load_same_tasks(items: TaskItems) -> dict[str, Task]:
+    """lm-eval task → the one that `items` were drawn from, as far as this machine has kept it.
+
+    So a worker asks the hub for what its machine lacks alone. Raises as :func:`draw_items` does.
+    """
+    cache = items.cache if items.cache.exists() else default_cache()  # this may be another machine
+    names = tuple(items.members)
+
+    def load() -> dict[str, Task]:
+        groups = load_tasks(names, cache).values()
+        return {task: each for tasks in groups for task, each in tasks.items()}
+
+    with suppress(UserError, LookupError), stay_offline():
+        found = load()
+        if not items.content or items.content == fingerprint_items(found, items.numbers):
+            return found
+    load_tasks.cache_clear()  # another version was kept here, or none
+    return load()
 
 
 @lru_cache(maxsize=4)  # a worker scores with the same tasks again and again
@@ -258,7 +278,7 @@ def load_task(manager: TaskManager, name: str) -> dict[str, Task]:
     beside = chdir(Path(name).parent) if is_task_file(name) else nullcontext()
     try:
         with beside:
-            tasks = manager.load([Path(name).name if is_task_file(name) else name])["tasks"]
+            tasks = ask_for_task(manager, Path(name).name if is_task_file(name) else name)
     except UserError as problem:
         raise UserError(f"the data of task '{name}' can't be had: {problem}") from None
     except Exception as problem:  # whatever the readers of hundreds of data sets raise
@@ -281,6 +301,18 @@ def load_task(manager: TaskManager, name: str) -> dict[str, Task]:
     return tasks
 
 
+def ask_for_task(manager: TaskManager, name: str) -> dict[str, Task]:
+    """The lm-eval tasks of a name, their data from the hub, or from the cache where the hub is silent."""
+    use_patient_client()
+    try:
+        with ask_once():
+            return manager.load([name])["tasks"]
+    except Exception as problem:
+        if not is_of_the_hub(problem):
+            raise
+    return manager.load([name])["tasks"]
+
+
 def fix_examples(task: Task) -> None:
     """Let the examples before a question depend on the question alone.
 
@@ -298,7 +330,10 @@ def fix_examples(task: Task) -> None:
 
 @contextmanager
 def silence_lm_eval() -> Iterator[None]:
-    """Let lm-eval log errors alone; it warns of every argument."""
+    """Let lm-eval log errors alone; it warns of every argument. Bars of its data would stand in logs."""
+    import datasets
+
+    datasets.disable_progress_bars()
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.validation import fingerprint
-from adept_ray.data.assets import Asset, fetch_asset, hash_file, show_progress
-from adept_ray.data.corpus_texts import (
-    BOOLQ,
-    GSM_00_49,
-    GSM_50_99,
-    GSM_UTILS,
-    HPO,
-    PUBMEDQA,
-    build_boolq,
-    build_math,
-    build_medical,
-    describe_assets,
-)
+from adept_ray.data.assets import fetch_asset, hash_file, show_progress
+from adept_ray.data.corpus_presets import CORPORA
 from adept_ray.data.documents import (
     EXTENSIONS,
     find_extension,
@@ -29,71 +19,102 @@ from adept_ray.data.documents import (
     write_corpus,
 )
 from adept_ray.data.hub import HUB_ID
-from adept_ray.data.hub_corpora import HubSource, find_revisions, stream_documents
+from adept_ray.data.hub_corpora import (
+    HubSource,
+    check_source,
+    find_revisions,
+    keep_revisions,
+    sample_documents,
+)
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
+HUB_VERSION = 2  # the same of corpora from the hub
+TEXT_BYTES = 256 * 2**20  # of a hub corpus of which nobody says how much is needed
+
+
+@dataclass(frozen=True)
+class HubOrder:
+    """Text that is to be read from the hub."""
+
+    sources: tuple[HubSource, ...]
+    revisions: tuple[str, ...]
+    """The commit of each."""
+    text_bytes: int
+    """How much is wanted of them all together, bytes of UTF-8."""
+    kept: Path
+    """File in which the commits are kept for a day without the hub."""
 
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """A corpus ready to read: Parquet files with one string column ``text``."""
+    """A corpus: Parquet files with one string column ``text``."""
 
     files: tuple[Path, ...]
     fingerprint: str
     name: str
     note: str
     """Source, version and licence."""
+    order: HubOrder | None = field(default=None, compare=False)
+    """What :func:`fill_corpus` makes the file of, if it comes from the hub."""
+
+    @property
+    def is_to_be_filled(self) -> bool:
+        """Whether its text is still on the hub."""
+        return self.order is not None and not self.files[0].exists()
 
 
-@dataclass(frozen=True)
-class CorpusPreset:
-    """A corpus with a name: built from pinned assets, or streamed from the hub."""
-
-    note: str
-    assets: tuple[Asset, ...] = ()
-    build: Callable[[list[Path]], Iterator[str]] | None = None
-    hub: tuple[HubSource, ...] = ()
+def resolve_corpus(
+    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+) -> CorpusFiles:
+    """Make `source` readable, checking all of it, and say where it lies: :func:`find_corpus`, then filled."""
+    fill_corpus(found := find_corpus(source, text_column, cache, text_bytes, made_from))
+    return found
 
 
-def resolve_corpus(source: str, text_column: str, cache: Path, max_documents: int = 200_000) -> CorpusFiles:
-    """Make `source` readable, checking all of it, and say where it lies.
+def find_corpus(
+    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+) -> CorpusFiles:
+    """Find `source`, check as much of it as is at hand, and say where it lies.
 
     `source` is a name of :data:`CORPORA`; else an existing file or folder (searched recursively) of
     .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
-    else a hub dataset ``owner/name`` or ``owner/name:config``, of whose ``train`` split the first
-    `max_documents` are taken. `text_column` names the text in .jsonl, .parquet and hub datasets.
-    Blank documents are left out. A corpus is made once, and found again by its content.
+    else a hub dataset ``owner/name`` or ``owner/name:config``. `text_column` names the text in .jsonl,
+    .parquet and hub datasets. Blank documents are left out. A corpus is made once, and found again by its
+    content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
+    :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
+    `made_from`, that of earlier results, is taken unasked.
 
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """
     path, cache = Path(source).expanduser(), cache.absolute()  # other processes read it from elsewhere
     if source in CORPORA:
-        return _build_preset(source, cache, max_documents)
+        preset = CORPORA[source]
+        if preset.build is None:
+            order = _order_from_hub(source, preset.hub, cache, text_bytes, made_from)
+            return _name_order(source, order, cache, preset.note)
+        return _build_preset(source, cache)
     if source and path.exists():
         return _build_from_files(path, text_column, cache)
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
         raise UserError(f"{source}: no such file or folder")
     if HUB_ID.fullmatch(source):
         dataset, _, config = source.partition(":")
-        return _build_from_hub(
-            source, (HubSource(dataset, (text_column,), config or None),), cache, max_documents
-        )
+        sources = (HubSource(dataset, (text_column,), config or None),)
+        return _name_order(source, _order_from_hub(source, sources, cache, text_bytes, made_from), cache)
     raise UserError(
         f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder or a hub dataset "
         "owner/name will do as well)"
     )
 
 
-def _build_preset(name: str, cache: Path, max_documents: int) -> CorpusFiles:
+def _build_preset(name: str, cache: Path) -> CorpusFiles:
     preset = CORPORA[name]
-    if preset.build is None:
-        return _build_from_hub(name, preset.hub, cache, max_documents, preset.note)
-    build = preset.build
+    assert preset.build is not None
     made_of = fingerprint(name, BUILDER_VERSION, [asset.member_sha256 for asset in preset.assets])
     path = cache / "corpora" / f"{name}-{made_of}.parquet"
     if not path.exists():
         paths = [fetch_asset(asset, cache) for asset in preset.assets]
-        write_corpus(show_progress(build(paths), f"building corpus {name}"), path, f"corpus {name}")
+        write_corpus(show_progress(preset.build(paths), f"building corpus {name}"), path, f"corpus {name}")
     return CorpusFiles((path,), made_of, name, preset.note)
 
 
@@ -111,52 +132,61 @@ def _build_from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
     )
 
 
-CORPORA: dict[str, CorpusPreset] = {
-    "boolq": CorpusPreset(describe_assets(BOOLQ), (BOOLQ,), build_boolq),
-    "medical": CorpusPreset(describe_assets(HPO, PUBMEDQA), (HPO, PUBMEDQA), build_medical),
-    "math": CorpusPreset(describe_assets(GSM_UTILS), (GSM_UTILS, GSM_00_49, GSM_50_99), build_math),
-    # The paper's corpora. Ids, files and columns were read from the dataset cards and from public
-    # code that reads them; how English.zip is laid out inside, and whether the health part of
-    # IndustryInstruction marks its (mixed English and Chinese) rows by language, could not be checked.
-    "medical-paper": CorpusPreset(
-        "MMedC (English, CC BY-NC-SA 4.0), IndustryInstruction (health and medicine, Apache-2.0), "
-        "MMedBench (English training questions, CC BY-NC 4.0)",
-        hub=(
-            HubSource("Henrychur/MMedC", member="**/*.txt::English.zip"),
-            HubSource("BAAI/IndustryInstruction_Health-Medicine", ("conversations",)),
-            HubSource(
-                "Henrychur/MMedBench",
-                ("question", "options", "answer", "rationale"),
-                member="MMedBench/Train/English.jsonl::MMedBench.zip",
-            ),
-        ),
-    ),
-    "math-paper": CorpusPreset(
-        "OpenWebMath (ODC-By 1.0), AceReason-Math (CC BY 4.0)",
-        hub=(
-            HubSource("open-web-math/open-web-math"),
-            HubSource("nvidia/AceReason-Math", ("problem", "answer")),
-        ),
-    ),
-}
+def _order_from_hub(
+    name: str, sources: tuple[HubSource, ...], cache: Path, text_bytes: int, made_from: str
+) -> HubOrder:
+    """What is to be read of hub datasets: at the commits of earlier results, else at their last ones."""
+    asked = fingerprint("revisions", HUB_VERSION, text_bytes, *map(repr, sources))
+    kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
+    if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
+        order = HubOrder(sources, tuple(json.loads(earlier.read_text())), text_bytes, kept)
+        if _name_content(order) == made_from:
+            return order
+    return HubOrder(sources, tuple(find_revisions(sources, kept)), text_bytes, kept)
 
 
-def _build_from_hub(
-    name: str, sources: tuple[HubSource, ...], cache: Path, max_documents: int, note: str = ""
-) -> CorpusFiles:
-    asked = fingerprint("revisions", BUILDER_VERSION, max_documents, *map(repr, sources))
-    revisions = find_revisions(sources, cache / "corpora" / f"{asked}.json")
-    made_of = fingerprint("hub", BUILDER_VERSION, max_documents, *map(repr, sources), *revisions)
+def _name_content(order: HubOrder) -> str:
+    return fingerprint("hub", HUB_VERSION, order.text_bytes, *map(repr, order.sources), *order.revisions)
+
+
+def _name_order(name: str, order: HubOrder, cache: Path, note: str = "") -> CorpusFiles:
+    """The corpus that an order makes; its first documents are read now, unless it is there."""
+    made_of = _name_content(order)
     path = cache / "corpora" / f"{made_of}.parquet"
+    versions = ", ".join(
+        f"{source.dataset}@{sha[:12]}" for source, sha in zip(order.sources, order.revisions, strict=True)
+    )
     if not path.exists():
-        share = max(1, max_documents // len(sources))
-        texts = (
-            t
-            for s, revision in zip(sources, revisions, strict=True)
-            for t in stream_documents(s, revision, share)
-        )
-        write_corpus(
-            show_progress(texts, f"streaming {name}", share * len(sources)), path, f"hub dataset {name}"
-        )
-    versions = ", ".join(f"{s.dataset}@{sha[:12]}" for s, sha in zip(sources, revisions, strict=True))
-    return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions)
+        for source, revision in zip(order.sources, order.revisions, strict=True):
+            check_source(source, revision)
+    return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions, order)
+
+
+def fill_corpus(corpus: CorpusFiles, update: Callable[[int, int], None] = lambda done, of: None) -> None:
+    """Read a corpus from the hub, unless it is there or comes from elsewhere.
+
+    Each of its datasets gives an equal share of the text; what one lacks, those named before it give.
+    `update` hears of the bytes that are there, and of those that were ordered. Raises :class:`UserError` for
+    what can't be had or read.
+    """
+    if not corpus.is_to_be_filled:
+        return
+    (path,), order = corpus.files, corpus.order
+    assert order is not None
+    write_corpus(_take_texts(order, update), path, f"hub dataset {corpus.name}")
+    for kept in (path.with_suffix(".json"), order.kept):
+        keep_revisions(order.revisions, kept)
+
+
+def _take_texts(order: HubOrder, update: Callable[[int, int], None]) -> Iterator[str]:
+    """Documents of all sources, the last source's first, until there is as much text as was ordered."""
+    left = order.text_bytes
+    for number in reversed(range(len(order.sources))):
+        share = left // (number + 1)
+        for text in sample_documents(order.sources[number], order.revisions[number]):
+            yield text
+            size = len(text.encode())
+            share, left = share - size, left - size
+            update(min(order.text_bytes, order.text_bytes - left), order.text_bytes)
+            if share <= 0:
+                break

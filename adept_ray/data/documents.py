@@ -108,10 +108,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 def read_text(row: Mapping[str, object], column: str, where: str) -> str:
     """The text of a row, "" for null. Raises :class:`UserError` when there is none."""
-    if column not in row:
-        raise UserError(
-            f"{where}: no column '{column}'; there are: {', '.join(sorted(map(str, row))) or 'none'}"
-        )
+    check_column(row, column, where)
     value = row[column]
     if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: column '{column}' must hold strings, not {type(value).__name__}")
@@ -122,6 +119,14 @@ def read_text(row: Mapping[str, object], column: str, where: str) -> str:
             f"{where}: column '{column}' holds half of a surrogate pair, not valid text"
         ) from None
     return value or ""
+
+
+def check_column(row: Mapping[str, object], column: str, where: str) -> None:
+    """Refuse a row that lacks a column. Raises :class:`UserError` with those that there are."""
+    if column not in row:
+        raise UserError(
+            f"{where}: no column '{column}'; there are: {', '.join(sorted(map(str, row))) or 'none'}"
+        )
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:

@@ -1,20 +1,34 @@
-"""Documents streamed from the Hugging Face hub."""
+"""Documents of the Hugging Face hub: a sample of each dataset, read where it lies."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.data.assets import replace_file
-from adept_ray.data.documents import read_text
-from adept_ray.data.hub import find_hub_revision
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+from adept_ray.data.documents import check_column, read_text
+from adept_ray.data.hub import UnknownRepository, find_commit
+from adept_ray.data.hub_client import use_patient_client
+from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
+from adept_ray.data.opening import TAIL, open_ranged
+from adept_ray.data.rows import (
+    LINES,
+    PARQUET,
+    LinesReader,
+    Located,
+    Members,
+    ParquetReader,
+    Reader,
+    Row,
+    ZipReader,
+    sample_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -25,59 +39,160 @@ class HubSource:
     columns: tuple[str, ...] = ("text",)
     config: str | None = None
     split: str = "train"
-    member: str = ""
-    """``PATH::ZIP`` when the data are files inside a zip of the repository: .jsonl files, or .txt files with
-    one document each."""
+    archive: str = ""
+    """A zip of the repository, whose `members` are the data."""
+    members: Members = field(default_factory=lambda: Members("*.txt"))
+    keep: tuple[tuple[str, str], ...] = ()
+    """Columns and the value that a row must have in each to be taken."""
+
+    @property
+    def all_columns(self) -> list[str]:
+        """Those that are read."""
+        return [*self.columns, *(name for name, _ in self.keep)]
 
 
 def find_revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
-    """Commits of hub datasets; without the network those of the last time, from the file `kept`."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
+    """Commits of hub datasets; without the hub those of the last time, from the file `kept`."""
     try:
-        revisions = [find_hub_revision("dataset", source.dataset) for source in sources]
-    except UserError as problem:
-        if isinstance(problem.__cause__, RepositoryNotFoundError) or not kept.exists():
+        patient = not kept.exists()
+        return [find_commit("dataset", source.dataset, patient).sha for source in sources]
+    except UnknownRepository:
+        raise
+    except UserError:
+        if not kept.exists():
             raise
         return json.loads(kept.read_text())
-    kept.parent.mkdir(parents=True, exist_ok=True)
+
+
+def keep_revisions(revisions: Sequence[str], kept: Path) -> None:
+    """Write commits down, once what was made of them is there."""
     with replace_file(kept) as new:
-        new.write_text(json.dumps(revisions))
-    return revisions
+        new.write_text(json.dumps(list(revisions)))
 
 
-def stream_documents(source: HubSource, revision: str, limit: int) -> Iterator[str]:
-    """The first `limit` documents of a hub dataset, without downloading the rest."""
-    where = f"hub dataset {source.dataset}"
+def check_source(source: HubSource, revision: str) -> None:
+    """Read a first document, or the end of an archive, so that what can't be had or read is known early.
+
+    Raises :class:`UserError` as :func:`sample_documents` does.
+    """
+    if not source.archive:
+        next(sample_documents(source, revision), None)
+        return
+    use_patient_client()
+    with explain_stream_errors(source):
+        file = open_ranged(locate_archive(source, revision))
+        file.seek(max(0, file.size - TAIL))
+        file.read(1)
+
+
+def sample_documents(source: HubSource, revision: str) -> Iterator[str]:
+    """The documents of a hub dataset, of which the first ones, however many, are a sample of all.
+
+    Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
+    """
+    taken = False
+    with explain_stream_errors(source):
+        for place, row in find_rows(source, revision):
+            for name, _ in source.keep:
+                check_column(row, name, place)
+            if all(row[name] == value for name, value in source.keep):
+                taken = True
+                yield "\n".join(flatten_value(row, column, place) for column in source.columns)
+    if source.keep and not taken:
+        wanted = " and ".join(f"{name} = {value}" for name, value in source.keep)
+        raise UserError(f"hub dataset {source.dataset}: no row has {wanted}")
+
+
+@contextmanager
+def explain_stream_errors(source: HubSource) -> Iterator[None]:
+    """One sentence for what the hub refuses, and for what its readers stumble over."""
     try:
-        for number, row in enumerate(_open_stream(source, revision).take(limit), 1):
-            yield "\n".join(
-                _flatten_value(row, column, f"{where}, row {number}") for column in source.columns
-            )
+        yield
     except UserError:
         raise
     except Exception as problem:  # whatever the readers of a dozen formats raise on someone else's data
-        raise UserError(f"{where}: can't be streamed: {shorten_error(problem)}") from problem
+        problem = find_denial(source, problem) or problem
+        if is_of_the_hub(problem):
+            raise UserError(explain_hub_error(source.dataset, problem, "dataset")) from problem
+        raise UserError(
+            f"hub dataset {source.dataset}: can't be streamed: {shorten_error(problem)}"
+        ) from problem
 
 
-def _open_stream(source: HubSource, revision: str) -> IterableDataset:
-    from datasets import load_dataset
+def find_denial(source: HubSource, problem: Exception) -> Exception | None:
+    """What the hub says to whoever may not read a dataset: ``datasets`` keeps it to itself."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if not source.member:
-        config = source.config
-        return load_dataset(source.dataset, config, split=source.split, revision=revision, streaming=True)
-    inside, archive = source.member.split("::")
-    url = f"zip://{inside}::hf://datasets/{source.dataset}@{revision}/{archive}"
-    options = {"sample_by": "document"} if inside.endswith(".txt") else {}
-    return load_dataset(
-        "text" if options else "json", data_files=url, split="train", streaming=True, **options
-    )
+    if isinstance(problem, DatasetNotFoundError):
+        try:
+            HfApi().auth_check(source.dataset, repo_type="dataset")
+        except HfHubHTTPError as denial:
+            return denial
+    return None
 
 
-def _flatten_value(row: Mapping[str, object], column: str, where: str) -> str:
+def locate_archive(source: HubSource, revision: str) -> str:
+    """Where a source's archive lies."""
+    return f"hf://datasets/{source.dataset}@{revision}/{source.archive}"
+
+
+def find_rows(source: HubSource, revision: str) -> Iterator[Located]:
+    """The rows of a source, a sample first."""
+    use_patient_client()
+    where = f"hub dataset {source.dataset}"
+    readers: list[Reader]
+    if source.archive:
+        place = locate_archive(source, revision)
+        readers = [ZipReader(place, f"{where}, {source.archive}", source.members)]
+    else:
+        files = list_data_files(source, revision)
+        if not all(file.endswith(PARQUET + LINES) for file in files):
+            return stream_rows(source, revision)
+        readers = [open_reader(file, where, len(files) > 1) for file in files]
+    return sample_rows(readers, source.all_columns, seed=name_seed(source))
+
+
+def open_reader(place: str, where: str, among_others: bool) -> Reader:
+    """The reader of a file's kind; of several files, messages name it."""
+    where = f"{where}, {place.partition('@')[2].partition('/')[2]}" if among_others else where
+    return ParquetReader(place, where) if place.endswith(PARQUET) else LinesReader(place, where)
+
+
+def name_seed(source: HubSource) -> str:
+    """The seed of a source's sample, the same for every commit and every filter."""
+    return hashlib.sha256(f"{source.dataset} {source.config} {source.split}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def list_data_files(source: HubSource, revision: str) -> list[str]:
+    """The files of a split, as ``datasets`` finds them. Raises :class:`UserError` for an unknown split."""
+    import datasets
+
+    datasets.disable_progress_bars()  # they would stand in logs, and between our own lines
+    builder = datasets.load_dataset_builder(source.dataset, source.config, revision=revision)
+    splits = builder.config.data_files or {}
+    if source.split not in splits:
+        known = ", ".join(map(str, splits)) or "none"
+        raise UserError(f"hub dataset {source.dataset}: no split '{source.split}'; there are: {known}")
+    return [str(file) for file in splits[source.split]]
+
+
+def stream_rows(source: HubSource, revision: str) -> Iterator[Located]:
+    """The rows of files of other kinds, by ``datasets``, from the first on."""
+    from datasets import config, load_dataset
+
+    config.STREAMING_READ_MAX_RETRIES = 1  # the client itself is patient, and for how long is its business
+    rows = load_dataset(source.dataset, source.config, split=source.split, revision=revision, streaming=True)
+    for number, row in enumerate(rows, 1):
+        yield f"hub dataset {source.dataset}, row {number}", row
+
+
+def flatten_value(row: Row, column: str, where: str) -> str:
     """Text of a column that may hold chat turns (their texts) or answer options ("A. …")."""
     value = row.get(column)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "\n".join(f"{key}. {text}" for key, text in value.items() if text)
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         return "\n".join(str(turn.get("value") or turn.get("content") or "") for turn in value)

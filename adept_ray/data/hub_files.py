@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from adept_ray.config.errors import UserError, shorten_error
-from adept_ray.data.backbones import list_model_files
+from adept_ray.config.errors import UserError
+from adept_ray.data.hub_client import PATIENCE, use_patient_client
+from adept_ray.data.hub_faults import explain_hub_error
+from adept_ray.data.model_files import TOKENIZER_FILES, list_model_files
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import DryRunFileInfo
@@ -33,16 +36,18 @@ class HubFiles:
 def look_for_files(repo: str, revision: str, token: str | None = None) -> HubFiles:
     """What this machine lacks of a hub repository's files at that commit, and whether it could fetch them.
 
-    `token` goes before the machine's own.
+    `token` goes before the machine's own. Of what the cache holds whole the hub isn't asked.
     """
+    if find_snapshot(repo, revision):
+        return HubFiles()
+    use_patient_client()
     from huggingface_hub import snapshot_download
 
-    choice = choose_files(revision, token)
     try:
-        files: list[DryRunFileInfo] = snapshot_download(repo, **choice, dry_run=True)  # type: ignore
+        files: list[DryRunFileInfo] = snapshot_download(  # type: ignore[assignment]
+            repo, **choose_files(revision, token), dry_run=True
+        )
     except Exception as problem:  # the client changes its HTTP library, and so its exceptions
-        if has_every_file(repo, choice):
-            return HubFiles()
         return HubFiles(fault=explain_hub_error(repo, problem))
     return HubFiles(sum(file.file_size or 0 for file in files if file.will_download))
 
@@ -52,40 +57,26 @@ def choose_files(revision: str, token: str | None) -> dict[str, Any]:
     return {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED, "token": token}
 
 
-def has_every_file(repo: str, choice: Mapping[str, Any]) -> bool:
-    """Whether this machine's cache holds all that a backbone needs, so that nobody has to ask the hub."""
+def find_snapshot(repo: str, revision: str) -> Path | None:
+    """The folder of this machine's cache that holds all that a backbone needs, if there is one."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(repo, **choice, local_files_only=True)
-        return bool(list_model_files(Path(folder)))
+        folder = Path(snapshot_download(repo, **choose_files(revision, None), local_files_only=True))
+        list_model_files(folder)
     except (UserError, OSError):
-        return False
+        return None
+    return folder if any(next(folder.glob(each), None) for each in TOKENIZER_FILES) else None
 
 
-def explain_hub_error(repo: str, problem: Exception) -> str:
-    """Why the hub gives no files of a repository, and what mends it."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    cause = problem if isinstance(problem, HfHubHTTPError) else problem.__cause__
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else 0
-    if status in (401, 403):
-        return (
-            f"the hub gives '{repo}' only to who may read it: ask for access on its page, and run `hf auth "
-            "login` or set HF_TOKEN where the command runs"
-        )
-    why = cause if isinstance(cause, Exception) else problem
-    return (
-        f"the Hugging Face hub can't be asked for '{repo}' ({shorten_error(why)}): let that "
-        "machine reach it (HTTPS_PROXY, HF_ENDPOINT), or give a folder that every node has"
-    )
-
-
-def fetch_files(repo: str, revision: str, token: str | None = None) -> Iterator[int]:
+def fetch_files(repo: str, revision: str, token: str | None = None) -> Iterator[int | str]:
     """Fetch a repository's files into this machine's cache; yields, now and then, the bytes that came so far.
 
-    Raises the hub client's errors.
+    Where the hub is asked again, it yields a line about that. Raises the hub client's errors.
     """
+    use_patient_client()
+    said: SimpleQueue[str] = SimpleQueue()
+    PATIENCE.say, before_that = said.put, PATIENCE.say
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.file_download import repo_folder_name
 
@@ -101,9 +92,14 @@ def fetch_files(repo: str, revision: str, token: str | None = None) -> Iterator[
 
     before, thread = measure_folder(blobs), threading.Thread(target=fetch, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(LOOK_EVERY)
-        yield max(0, measure_folder(blobs) - before)
+    try:
+        while thread.is_alive():
+            thread.join(LOOK_EVERY)
+            while not said.empty():
+                yield said.get()
+            yield max(0, measure_folder(blobs) - before)
+    finally:
+        PATIENCE.say = before_that
     if errors:
         raise errors[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.errors import UserError
+from adept_ray.data.hub_client import use_patient_client
+from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
+from adept_ray.data.hub_files import find_snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -108,9 +112,21 @@ def load_config(backbone: Backbone) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with _explain_load_errors(backbone, "its config can't be read"):
-        return AutoConfig.from_pretrained(
-            backbone.source, revision=backbone.revision, trust_remote_code=backbone.trusted
-        )
+        return AutoConfig.from_pretrained(**locate_files(backbone), trust_remote_code=backbone.trusted)
+
+
+def locate_files(backbone: Backbone) -> dict[str, str]:
+    """What ``from_pretrained`` is told: a folder, which of a hub id is that of the cache once all is there.
+
+    So loading asks the hub for nothing that this machine has.
+    """
+    if backbone.revision is None:
+        return {"pretrained_model_name_or_path": backbone.source}
+    use_patient_client()
+    folder = find_snapshot(backbone.source, backbone.revision)
+    if folder and (not backbone.trusted or next(folder.glob("*.py"), None)):
+        return {"pretrained_model_name_or_path": str(folder)}
+    return {"pretrained_model_name_or_path": backbone.source, "revision": backbone.revision}
 
 
 def load_model(
@@ -131,8 +147,7 @@ def load_model(
     with _explain_load_errors(backbone, "can't be loaded as a causal LM"):
         model = load_whole_model(
             backbone.source,
-            pretrained_model_name_or_path=backbone.source,
-            revision=backbone.revision or "main",
+            **locate_files(backbone),
             dtype=getattr(torch, backbone.dtype),
             attn_implementation=attention,
             trust_remote_code=backbone.trusted,
@@ -170,6 +185,8 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
                 f"{source}: {fault} without Python code that comes with it: read that code, and give "
                 "--trust-remote-code if it may run here"
             ) from None
+        if backbone.revision and is_of_the_hub(problem):
+            raise UserError(explain_hub_error(source, problem)) from problem
         usual = (OSError, ValueError, RuntimeError, TypeError)
         if not backbone.trusted and not isinstance(problem, usual):
             raise
@@ -177,16 +194,20 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
 
 
 def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer. Raises :class:`UserError` when there is none or it has no EOS token."""
+    """Load a fast tokenizer, one of the hub once in a process; the caller may change what it gets.
+
+    Raises :class:`UserError` when there is none or it has no EOS token.
+    """
+    return copy.deepcopy(_keep_tokenizer(backbone)) if backbone.revision else _read_tokenizer(backbone)
+
+
+def _read_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     source = backbone.source
     with _explain_load_errors(backbone, "its tokenizer can't be loaded"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            source,
-            revision=backbone.revision or "main",
-            use_fast=True,
-            trust_remote_code=backbone.trusted,
+            **locate_files(backbone), use_fast=True, trust_remote_code=backbone.trusted
         )
     if not tokenizer.is_fast:
         raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
@@ -195,6 +216,9 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
             f"{source}: its tokenizer has no EOS token, which separates documents; add an eos_token"
         )
     return tokenizer
+
+
+_keep_tokenizer = functools.lru_cache(maxsize=2)(_read_tokenizer)
 
 
 def describe_fault(problem: Exception) -> str:

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adept_ray.data.hub_files import explain_hub_error, fetch_files
+from adept_ray.data.hub_faults import explain_hub_error
+from adept_ray.data.hub_files import fetch_files
 from adept_ray.engine.nodes import Node
 
-Said = tuple[str, int | None, str]  # node, bytes that came (None at the end), why no more will
+Said = tuple[str, int | str | None, str]  # node, bytes that came or a line (None: the end), why no more will
 
 
 def fetch_on_nodes(
@@ -19,11 +20,13 @@ def fetch_on_nodes(
     missing: Mapping[str, int],
     token: str | None,
     update: Callable[[int, int], None],
+    say: Callable[[str], None],
 ) -> dict[str, str]:
     """Fetch a hub repository's files (its id and commit) on all `nodes` that lack some, at the same time.
 
-    `missing` has the bytes that a node lacks, `update` hears of the bytes that came, and of all. Returns the
-    nodes on which that failed, with the reason. Needs a running Ray.
+    `missing` has the bytes that a node lacks. `update` hears of the bytes that came, and of all, and `say` of
+    pauses in which a node waits for the hub. Returns the nodes on which that failed, with the reason. Needs a
+    running Ray.
     """
     lacking = [node for node in nodes if missing.get(node.name)]
     said: queue.Queue[Said] = queue.Queue()
@@ -38,6 +41,8 @@ def fetch_on_nodes(
         if size is None:
             waiting -= 1
             failed |= {name: why} if why else {}
+        elif isinstance(size, str):
+            say(f"node {name}: {size}")
         else:
             came[name] = min(size, missing[name])
             update(sum(came.values()), total)

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +70,9 @@ def fetch_backbone(backbone: Backbone, voice: JobVoice) -> None:
                     f"{node} fetches {backbone.source} from the hub: {files.missing / 1e9:.1f} GB"
                 )
                 began = time.monotonic()
-                deque(fetch_files(*where), maxlen=0)
+                for came in fetch_files(*where):
+                    if isinstance(came, str):
+                        voice.add_remark(f"{node}: {came}")
                 voice.add_remark(f"{node} has fetched {backbone.source} in {time.monotonic() - began:.0f} s")
         except Exception as problem:  # the client changes its HTTP library, and so its exceptions
             voice.add_remark(f"{node} could not fetch {backbone.source}: {first_line(problem)}")

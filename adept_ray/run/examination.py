@@ -5,38 +5,31 @@ This takes seconds. `tune_k.py` does it before anything expensive, and `doctor.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adept_ray.config.errors import UserError
 from adept_ray.config.places import make_absolute
 from adept_ray.config.specs import SearchRun
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.hub import find_token
-from adept_ray.data.hub_files import HubFiles, look_for_files
 from adept_ray.data.loading import Backbone
-from adept_ray.engine.fetching import fetch_on_nodes
-from adept_ray.engine.nodes import Answers, Node, ask_nodes, compare_places, inspect_node, list_nodes
+from adept_ray.engine.nodes import Answers, ask_nodes, compare_places, inspect_node, list_nodes
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.run.checks import (
-    Check,
     DiskNeeds,
     check_answers,
     check_backbone_folder,
     check_disks,
     check_gpus,
-    check_hub,
     check_places,
     check_versions,
     count_disk_needs,
 )
+from adept_ray.run.fetching import Show, examine_hub, fetch_backbone, refuse_all
 from adept_ray.run.question import Question
 from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import find_local_folder, list_sizes
-
-Show = Callable[[Check], None]
 
 
 @dataclass(frozen=True)
@@ -102,33 +95,6 @@ def examine_cluster(examination: Examination, show: Show, display: Display) -> N
             fetch_backbone(working, backbone, missing, token, show, display)
 
 
-def examine_hub(nodes: Sequence[Node], backbone: Backbone, token: str | None, show: Show) -> dict[str, int]:
-    """Show what the `nodes` have of a backbone's files on the hub; returns the bytes that each lacks."""
-    asked = (backbone.source, str(backbone.revision), token)
-    if len(nodes) == 1 and nodes[0].here:
-        answers: Answers[HubFiles] = Answers({nodes[0].name: look_for_files(*asked)})
-    else:
-        answers = ask_nodes(list(nodes), look_for_files, *asked)
-    show(check_hub(backbone.source, answers))
-    return {name: files.missing for name, files in answers.heard.items() if not files.fault}
-
-
-def fetch_backbone(
-    nodes: Sequence[Node],
-    backbone: Backbone,
-    missing: Mapping[str, int],
-    token: str | None,
-    show: Show,
-    display: Display,
-) -> None:
-    """Fetch a backbone's files where they are missing, under a bar: workers would do so without a word."""
-    lacking = sum(bool(size) for size in missing.values())
-    with display.show_stage("fetch", f"files of {backbone.source} on {lacking} nodes") as update:
-        failed = fetch_on_nodes(nodes, (backbone.source, str(backbone.revision)), missing, token, update)
-    faults = tuple(f"node {name}: {why}" for name, why in failed.items())
-    show(Check("files", f"fetched on {lacking - len(failed)} of {lacking} nodes", faults))
-
-
 def name_files(folder: str) -> str:
     """Names what this machine has in a folder, by names and sizes; empty if it isn't there."""
     return fingerprint(sorted(list_sizes(Path(folder)).items())) if Path(folder).is_dir() else ""
@@ -141,8 +107,4 @@ def refuse_faults(examination: Examination, display: Display) -> None:
     """
     faults: list[str] = []
     examine_cluster(examination, lambda check: faults.extend(check.faults), display)
-    if len(faults) == 1:
-        raise UserError(faults[0])
-    if faults:
-        numbered = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, 1))
-        raise UserError(f"{len(faults)} things are wrong with the cluster: {numbered}")
+    refuse_all(faults)

@@ -12,11 +12,13 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.benchmark_tasks import find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.corpora import fill_corpus
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key
 from adept_ray.run.context import Context
+from adept_ray.run.fetching import fetch_to_nodes
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
 from adept_ray.run.terminal import Update
@@ -72,6 +74,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "leave it out, or use larger workers"
         )
     display = context.display
+    bring_files(context, sources)
     with display.show_stage("blocks", "token blocks") as update:
         sets = build_block_sets(context, sources, update)
         blocks = select_blocks(context.run, sources, sets, needs)
@@ -89,6 +92,19 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
         for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
             display.warn(f"{side} task {sentence}")
     return Prepared(sources, sets, blocks, importance, before, needs.fit)
+
+
+def bring_files(context: Context[RunSpec], sources: Sources) -> None:
+    """Fetch from the hub what of backbone and text isn't here, before anything is built of it.
+
+    Raises :class:`UserError` for what can't be had.
+    """
+    if sources.backbone.revision:
+        fetch_to_nodes(sources.backbone, context.display)
+    for corpus in (sources.general, sources.domain):
+        if corpus and corpus.is_to_be_filled:
+            with context.display.show_stage("text", f"text of {corpus.name}") as update:
+                fill_corpus(corpus, update)
 
 
 def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:

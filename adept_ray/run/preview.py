@@ -10,14 +10,14 @@ from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.config.specs import SearchRun
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import draw_items
-from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.method.scores import SIDES
 from adept_ray.run.checks import Check
 from adept_ray.run.examination import Examination, plan_examination
 from adept_ray.run.question import Question, pose_question
 from adept_ray.run.search_settings import load_space
-from adept_ray.run.sources import Sources, load_checked_config
+from adept_ray.run.sources import Sources, find_text, load_checked_config
 from adept_ray.run.terminal import Display
 from adept_ray.search.study import open_study
 from adept_ray.storage.results import Results
@@ -120,10 +120,8 @@ def find_backbone(run: SearchRun) -> Backbone:
 
 def find_corpus(run: SearchRun, side: str, checks: CheckList) -> CorpusFiles | None:
     """The text of a side, None if it can't be used."""
-    given, cache = getattr(run, side), run.machine.local_cache
-    return checks.attempt(
-        f"{side} text", lambda: resolve_corpus(given, run.text_column, cache), lambda found: found.name
-    )
+    tokens = run.tokens_per_trial if side == "domain" else 0
+    return checks.attempt(f"{side} text", lambda: find_text(run, side, tokens, {}), lambda found: found.name)
 
 
 def find_items(run: SearchRun, side: str, checks: CheckList) -> None:

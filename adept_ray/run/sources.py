@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,8 +11,10 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
-from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.corpora import CorpusFiles, find_corpus
+from adept_ray.data.hub_client import PATIENCE
 from adept_ray.data.loading import Backbone, build_outline, load_config
+from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.fit import PLAIN, Fit
@@ -21,6 +24,9 @@ from adept_ray.storage.files import check_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+BYTES_A_TOKEN = 6  # more than tokenizers of large vocabularies make of any language's prose
+STEP_BYTES = 64 * 2**20  # so that runs of about the same size read the same text
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,23 @@ class Needs:
 
 
 def find_sources(
-    session: Session[RunSpec], with_domain: bool = True, made_from: Mapping[str, str] | None = None
+    session: Session[RunSpec],
+    with_domain: bool = True,
+    made_from: Mapping[str, str] | None = None,
+    train_tokens: Mapping[str, int] | None = None,
 ) -> Sources:
-    """Fetch and check backbone and corpora.
+    """Find and check backbone and corpora.
 
-    They must be those that the results folder names; where it names none, those that `made_from` names.
+    They must be those that the results folder names; where it names none, those that `made_from` names. Text
+    of the hub is a sample into which `train_tokens` (by side), and what is held out, go. It isn't read yet:
+    what a cluster can't do is to be known first.
+
     Raises :class:`UserError` for what can't be used, for what has changed since, and for more workers than
     this machine has. Code that comes with a backbone runs only after these checks.
     """
     run, display = session.run, session.display
     check_workers(run)
+    PATIENCE.say = display.say
     began = session.results.read_record().get("fingerprints", made_from or {})
     if str(run.machine.local_cache) != run.machine.cache:
         kept = run.machine.local_cache
@@ -90,18 +103,17 @@ def find_sources(
     if "://" in run.machine.cache:
         check_place(run.machine.cache, "--cache")
     with display.show_stage("assets", "backbone and corpora") as update:
+        cache = run.machine.local_cache
         backbone = resolve_backbone(
-            run.backbone, run.machine.local_cache, run.trust_remote_code, run.machine.dtype
+            run.backbone, cache, run.trust_remote_code, run.machine.dtype, began.get("backbone", "")
         )
         check_unchanged("backbone", backbone, began)
         config = load_checked_config(backbone, run.seq_len)
         update(1, 2 + with_domain)
-        general = resolve_corpus(run.general, run.text_column, run.machine.local_cache)
-        check_unchanged("general corpus", general, began)
+        tokens = train_tokens or {}
+        general = find_text(run, "general", tokens.get("general", 0), began)
         update(2, 2 + with_domain)
-        domain = resolve_corpus(run.domain, run.text_column, run.machine.local_cache) if with_domain else None
-        if domain:
-            check_unchanged("domain corpus", domain, began)
+        domain = find_text(run, "domain", tokens.get("domain", 0), began) if with_domain else None
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items: dict[str, dict[str, TaskItems]] = {}
     if any(tasks.values()):
@@ -111,6 +123,33 @@ def find_sources(
                     items[side] = draw_items(names, run.task_items, run.seed, run.machine.local_cache)
                 update(number, len(tasks))
     return Sources(backbone, config, general, domain, items)
+
+
+def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> CorpusFiles:
+    """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`."""
+    what = f"{side} corpus"
+    corpus = find_corpus(
+        getattr(run, side),
+        run.text_column,
+        run.machine.local_cache,
+        count_text_bytes(run, side, train_tokens),
+        began.get(what, ""),
+    )
+    check_unchanged(what, corpus, began)
+    return corpus
+
+
+def count_text_bytes(run: RunSpec, side: str, train_tokens: int) -> int:
+    """Bytes of text into which a run's tokens of that side go, whatever the tokenizer; whole 64 MiB."""
+    splits = GENERAL_SPLITS if side == "general" else DOMAIN_SPLITS
+    wanted = {
+        "probe": run.probe_tokens,
+        "train": train_tokens,
+        "validation": run.validation_tokens,
+        "test": run.test_tokens,
+    }
+    tokens = max(wanted[split] / share for split, share in splits.items())
+    return STEP_BYTES * math.ceil(tokens * BYTES_A_TOKEN / STEP_BYTES)
 
 
 def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[str, str]) -> None:

@@ -6,13 +6,11 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.assets import Asset, fetch_asset
-from adept_ray.data.hub import find_hub_revision
 
 CONTENT = b"once upon a time\n" * 1000
 
@@ -120,21 +118,3 @@ def test_an_interrupted_extraction_is_never_believed(tmp_path, monkeypatch):
         fetch_asset(asset, cache)
     assert not list(cache.rglob("data.txt"))
     assert fetch_asset(asset, cache).read_bytes() == CONTENT
-
-
-# --- the hub --------------------------------------------------------------------------------------
-
-
-def test_an_unknown_hub_dataset_is_named(monkeypatch):
-    """The hub's 404 becomes advice on spelling and access."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def unknown(*_, **__):
-        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
-
-    monkeypatch.setattr(HfApi, "dataset_info", unknown)
-    with pytest.raises(
-        UserError, match=r"no local path and no dataset .* is called 'o/n'; check the spelling"
-    ):
-        find_hub_revision("dataset", "o/n")

@@ -2,14 +2,17 @@
 
 import io
 import json
+import re
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from common import DOMAINS, logits, tiny_model, tiny_tokenizer
+from huggingface_hub import constants
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
@@ -280,6 +283,53 @@ def test_a_group_has_one_row(tmp_path):
     assert row["tasks"] == {"words": 0.6, "letters": 1.0}
     assert row["chance"] == pytest.approx((1 / 3 + 33 / 40) / 2)
     assert len(find_tasks_at_chance(drawn, np.zeros(10))) == 1
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_the_hub(hub, tasks):
+    """A task whose questions lie on the hub, and the hub."""
+    text = (tasks / "words.yaml").read_text().replace("task: words", "task: far")
+    text = text.replace("dataset_path: json", "dataset_path: org/far")
+    (tasks / "far.yaml").write_text(re.sub("dataset_kwargs.*", "", text))
+    benchmark_tasks.OWN |= {"far"}
+    benchmark_tasks.build_task_manager.cache_clear()
+    rows = "".join(json.dumps(row) + "\n" for row in made_up("words"))
+    hub.put("org/far", {"test.jsonl": rows.encode()})
+    yield hub
+    benchmark_tasks.build_task_manager.cache_clear()
+
+
+@pytest.mark.parametrize("silent", ["by its variable", "by the network", "by its own fault"])
+def test_a_cached_task_needs_no_hub(of_the_hub, tmp_path, monkeypatch, silent):
+    """Its questions are those of the last time, however the hub is out of reach."""
+    before = draw_items(["far"], 10, 0, tmp_path)["test"]
+    benchmark_tasks.load_tasks.cache_clear()
+    if silent == "by its variable":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    elif silent == "by the network":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    else:
+        of_the_hub.fail("", status=503)
+    assert draw_items(["far"], 10, 0, tmp_path)["test"] == before
+
+
+def test_a_worker_asks_for_no_questions_that_its_machine_has(of_the_hub, tmp_path, capfd):
+    """The command has fetched them; another version in the cache is not taken for them. No bar is drawn."""
+    drawn = draw_items(["far"], 10, 0, tmp_path)["test"]
+    benchmark_tasks.load_tasks.cache_clear()  # as in a process of its own
+    of_the_hub.clear()
+    right = answer_items(MODEL, TOKENIZER, drawn, 4)
+    assert of_the_hub.log == [] and len(right) == 10
+    benchmark_tasks.load_tasks.cache_clear()
+    answer_items(MODEL, TOKENIZER, replace(drawn, content="of others"), 4)
+    assert of_the_hub.log
+    assert "%|" not in capfd.readouterr().err
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_every_fault_of_a_node_is_found_and_named(faulty, monkeypatch):
     assert why in private.faults[0]
     assert not [file for folder in places.values() for file in Path(folder).iterdir()]
     lacking = {here.name: 1, other.name: 1}
-    failed = fetch_on_nodes(nodes, ("org/model", "0" * 40), lacking, None, lambda *_: None)
+    failed = fetch_on_nodes(nodes, ("org/model", "0" * 40), lacking, None, lambda *_: None, print)
     assert set(failed) == {here.name, other.name} and "can't be asked for 'org/model'" in failed[here.name]
 
     def answer(silent):

@@ -13,6 +13,7 @@ from adept_ray.data.hub_files import HubFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
 from adept_ray.run import examination as examination_module
+from adept_ray.run import fetching as fetching_module
 from adept_ray.run.checks import DiskNeeds
 from adept_ray.run.examination import Examination, list_depths, plan_examination, refuse_faults
 
@@ -34,7 +35,7 @@ def cluster(monkeypatch):
         made.asked.append(question.__name__)
         return made.answers[question.__name__]
 
-    def fetch(nodes, repository, missing, token, update):
+    def fetch(nodes, repository, missing, token, update, say):
         made.fetched.append((repository, missing, token))
         return made.failing
 
@@ -43,8 +44,8 @@ def cluster(monkeypatch):
     monkeypatch.setattr(examination_module, "inspect_node", lambda *_, **__: FACTS)
     monkeypatch.setattr(examination_module, "ask_nodes", ask)
     monkeypatch.setattr(examination_module, "compare_places", lambda *_: shared)
-    monkeypatch.setattr(examination_module, "look_for_files", lambda *_: HubFiles(50))
-    monkeypatch.setattr(examination_module, "fetch_on_nodes", fetch)
+    monkeypatch.setattr(fetching_module, "look_for_files", lambda *_: HubFiles(50))
+    monkeypatch.setattr(fetching_module, "fetch_on_nodes", fetch)
     monkeypatch.setattr(examination_module, "find_token", lambda: "token")
     return made
 

@@ -25,7 +25,7 @@ def texts(monkeypatch):
     backbone = Backbone("mine", "mine", fingerprint="now")
     monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(sources_module, "load_checked_config", lambda *_: None)
-    monkeypatch.setattr(sources_module, "resolve_corpus", lambda name, *_: files[name])
+    monkeypatch.setattr(sources_module, "find_corpus", lambda name, *_: files[name])
 
 
 @pytest.mark.parametrize("known", ["by the run", "by what it was made from"])
