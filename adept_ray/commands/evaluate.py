@@ -13,6 +13,8 @@ from adept_ray.data.benchmark_tasks import (
     find_tasks_at_chance,
     summarise_accuracies,
 )
+from adept_ray.data.hub_client import PATIENCE
+from adept_ray.data.hub_files import bring_files
 from adept_ray.data.loading import load_model, load_tokenizer
 from adept_ray.engine.nodes import list_versions
 from adept_ray.run.terminal import Display
@@ -24,11 +26,14 @@ def evaluate_model(run: EvaluateRun) -> None:
     import torch
 
     display = Display(run.json_lines)
+    PATIENCE.say = display.say
     with display.show_stage("tasks", "benchmark tasks"):
         items = draw_items(run.tasks or OFFLINE, run.items, run.seed, run.cache)["test"]
-    with display.show_stage("model", run.model):
+    with display.show_stage("model", run.model) as update:
         device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
         backbone = resolve_backbone(run.model, run.cache, run.trust_remote_code, dtype)
+        if backbone.revision:
+            bring_files(backbone.source, backbone.revision, update)
         model, tokenizer = load_model(backbone, device), load_tokenizer(backbone)
     with display.show_stage("items", f"{len(items)} items"):
         right = answer_items(model, tokenizer, items, run.micro_batch, quiet=not display.live)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -102,6 +102,24 @@ def fetch_files(repo: str, revision: str, token: str | None = None) -> Iterator[
         PATIENCE.say = before_that
     if errors:
         raise errors[0]
+
+
+def bring_files(repo: str, revision: str, update: Callable[[int, int], None]) -> None:
+    """Fetch what this machine lacks of a repository's files.
+
+    `update` hears of the bytes that came, and of all. Raises :class:`UserError` for what can't be had.
+    """
+    files, say = look_for_files(repo, revision), PATIENCE.say
+    if files.fault:
+        raise UserError(files.fault)
+    try:
+        for came in fetch_files(repo, revision) if files.missing else ():
+            if isinstance(came, str):
+                say(came)
+            else:
+                update(min(came, files.missing), files.missing)
+    except Exception as problem:  # the client changes its HTTP library, and so its exceptions
+        raise UserError(explain_hub_error(repo, problem)) from problem
 
 
 def measure_folder(folder: Path) -> int:

@@ -11,7 +11,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import hub_client, loading
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.hub_faults import explain_hub_error
-from adept_ray.data.hub_files import HubFiles, fetch_files, find_snapshot, look_for_files
+from adept_ray.data.hub_files import HubFiles, bring_files, fetch_files, find_snapshot, look_for_files
 from adept_ray.data.loading import load_config, load_model, load_tokenizer
 
 REPO = "org/model"
@@ -212,6 +212,22 @@ def test_pauses_grow_and_come_to_an_end(hub, repository, tmp_path, monkeypatch):
     hub.fail("/api/models", status=429, headers={"Retry-After": "3600"})
     clock[0], before = 1000, len(pauses)
     assert "answers 429" in refused(tmp_path) and len(pauses) == before
+
+
+def test_one_machine_fetches_under_a_bar(hub, repository):
+    """It hears of every byte and every pause, and of a fault in a sentence; once all is there, of nothing."""
+    hub.fail(r"GET /model/.*safetensors", times=1, status=503)
+    seen = []
+    bring_files(REPO, repository.commit, lambda *amounts: seen.append(amounts))
+    assert seen[-1][0] == seen[-1][1] > 0 and "asked again in" in hub.said[0]
+    bring_files(REPO, repository.commit, lambda *amounts: pytest.fail("nothing was missing"))
+    other = hub.put("org/other", repository.files, "model")
+    hub.fail(r"GET /model/.*safetensors", status=404)
+    with pytest.raises(UserError, match="or a file of it is gone"):
+        bring_files("org/other", other.commit, lambda *_: None)
+    other.gated = True
+    with pytest.raises(UserError, match="only to who may read it"):
+        bring_files("org/other", other.commit, lambda *_: None)
 
 
 @pytest.mark.parametrize(
