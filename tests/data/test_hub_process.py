@@ -7,6 +7,7 @@ import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hub_stand_in import READER, HubStandIn
 
 WORK = """
@@ -41,6 +42,7 @@ def work(folder, environment, *args):
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_leaves_off_in_the_middle_and_works_offline_afterwards(tmp_path):
     """A partial stream is no abort at Python's end; logs have no bar, no token; the cache is enough later."""
     hub = HubStandIn()

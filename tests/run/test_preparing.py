@@ -1,5 +1,7 @@
 """What every command makes ready: whether what is held out can say how sure a score is."""
 
+import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,9 @@ from common import of_one_document, one_document_each
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
+from adept_ray.data.loading import Backbone
 from adept_ray.method.fit import Fit
+from adept_ray.run import preparing
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import FEW, check_sample_sizes, prepare, select_blocks
 from adept_ray.run.sources import Needs
@@ -86,3 +90,20 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
     if domain:
         assert ("domain", "train", "medical") in loaded
         assert len(found["train"]) == len(blocks(64).take_first(80))
+
+
+def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypatch):
+    """When the plan is known to fit: weights on every node, then the text that isn't here; no local one."""
+    done = []
+    monkeypatch.setattr(preparing, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
+    monkeypatch.setattr(preparing, "fill_corpus", lambda corpus, _: done.append(corpus.name))
+    monkeypatch.setattr(preparing, "build_block_sets", lambda *_: done.append("blocks") or {})
+    monkeypatch.setattr(preparing, "select_blocks", lambda *_: sys.exit())
+    display.show_stage = lambda *_: nullcontext(print)
+    far, here = (SimpleNamespace(name=name, is_to_be_filled=name == "far") for name in ("far", "here"))
+    context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
+    for backbone in (Backbone("theirs", "org/theirs", revision="c0ffee"), Backbone("mine", "/mine")):
+        sources = SimpleNamespace(backbone=backbone, general=here, domain=far)
+        with pytest.raises(SystemExit):
+            prepare(context, sources, Needs(1))
+    assert done == ["theirs", "far", "blocks", "far", "blocks"]

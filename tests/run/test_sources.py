@@ -9,7 +9,7 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.data.loading import Backbone
 from adept_ray.run import sources as sources_module
 from adept_ray.run.context import Session
-from adept_ray.run.sources import find_sources
+from adept_ray.run.sources import STEP_BYTES, count_text_bytes, find_sources
 from adept_ray.run.terminal import Display
 
 
@@ -50,6 +50,15 @@ def test_another_text_than_before_is_refused(texts, side):
     assert find_sources(session(), made_from=now).fingerprints == now
     with pytest.raises(UserError, match=f"the {side} corpus '{getattr(RunSpec(), side)}' has changed"):
         find_sources(session(fingerprints={**now, f"{side} corpus": "then"}))
+
+
+def test_text_of_the_hub_follows_from_the_tokens():
+    """The most that any split needs, by its share, in whole steps; each side by what it trains on."""
+    small = RunSpec()
+    assert count_text_bytes(small, "general", 0) == count_text_bytes(small, "domain", 0) == STEP_BYTES
+    trained = count_text_bytes(small, "domain", 10**9)
+    assert 6e9 / 0.9 <= trained < 6e9 / 0.9 + STEP_BYTES and trained % STEP_BYTES == 0
+    assert count_text_bytes(RunSpec(test_tokens=10**8), "general", 0) >= 6e8 / 0.4
 
 
 def test_a_probe_needs_no_text_to_learn(texts):
