@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adept_ray.method.anatomy import FAMILIES
+from adept_ray.method.forwards import replace_forward
 
 IGNORED = -100
 MIB = 2**20
@@ -39,7 +40,7 @@ def find_plain_head(model: nn.Module) -> nn.Linear | None:
     """The output head of `model` if logits are what it makes of the last stream and nothing else; or None.
 
     Some families scale logits or cap them, by a field of the config. Code that came with a model may do
-    anything, and so may a head that isn't a linear map.
+    anything, and so may a head that isn't a linear map, or whose forward pass somebody has replaced.
     """
     config = getattr(model, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
@@ -51,7 +52,7 @@ def find_plain_head(model: nn.Module) -> nn.Linear | None:
     if any(getattr(config, name, None) not in (None, 1) for name in family.logits_changed_by):
         return None
     head = cast("nn.Module", model.get_output_embeddings())  # type: ignore[operator]
-    return head if type(head) is nn.Linear else None
+    return head if type(head) is nn.Linear and "forward" not in vars(head) else None
 
 
 @contextmanager
@@ -60,11 +61,8 @@ def replace_logits(head: nn.Linear, wanted: torch.Tensor) -> Iterator[None]:
 
     So whatever belongs to a whole pass of its model (pieces put together, types, hooks) goes on as always.
     """
-    head.forward = partial(_answer_with_losses, head, wanted)  # type: ignore[method-assign]
-    try:
+    with replace_forward(head, partial(_answer_with_losses, head, wanted)):
         yield
-    finally:
-        del head.forward
 
 
 def _answer_with_losses(head: nn.Linear, wanted: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:

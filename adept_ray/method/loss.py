@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adept_ray.method.forwards import replace_forward
 from adept_ray.method.head import IGNORED, find_plain_head, measure_losses, replace_logits
 from adept_ray.method.prefix import FrozenPrefix
 
@@ -53,18 +54,17 @@ def apply_compute_policy(model: nn.Module) -> Iterator[None]:
     recomputed, compiled = (how.recomputed, how.compiled) if torch.is_grad_enabled() else ((), ())
     if compiled:  # every time: what is set there holds for one thread
         torch._dynamo.config.recompile_limit = max(MAX_COMPILED_CODES, torch._dynamo.config.recompile_limit)
-    for layer in compiled:
-        kind: Any = type(layer)  # mypy takes modules for unhashable
-        layer.forward = partial(compile_forward(kind), layer)
-    for layer in recomputed:
-        # There is no dropout outside of training mode, so no random numbers have to be drawn again.
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        with torch.autocast(device, how.autocast) if how.autocast else nullcontext():
-            yield
-    finally:
-        for layer in {*recomputed, *compiled}:
-            del layer.forward
+    with ExitStack() as stack:
+        for layer in compiled:
+            kind: Any = type(layer)  # mypy takes modules for unhashable
+            stack.enter_context(replace_forward(layer, partial(compile_forward(kind), layer)))
+        for layer in recomputed:
+            # There is no dropout outside of training mode, so no random numbers have to be drawn again.
+            again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(replace_forward(layer, again))
+        if how.autocast:
+            stack.enter_context(torch.autocast(device, how.autocast))
+        yield
 
 
 @contextmanager

@@ -8,12 +8,14 @@ later passes begin there. Which streams are kept, and where, is for a :class:`St
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import nn
+
+from adept_ray.method.forwards import replace_forward
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,7 @@ class FrozenPrefix:
 @contextmanager
 def answer_at_once(layers: Sequence[nn.Module], stream: torch.Tensor) -> Iterator[None]:
     """Within this, each of `layers` hands on `stream` and computes nothing, however it would be run."""
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = lambda *_, **__: stream
-    try:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(replace_forward(layer, lambda *_, **__: stream))
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
