@@ -21,6 +21,7 @@ from adept_ray.method.prefix import StreamKey, StreamStore
 TEXT_SHARE = 0.5  # of the bytes, for training text at most: held-out text comes again within a training, too
 LEFT_SHARE = 0.75  # of the room that a disk has at first: what others left of it is never used
 READ_AHEAD = 4  # streams
+MOST_READ = 2 * READ_AHEAD  # streams in memory that were read and not asked for yet
 WRITES_AT_ONCE = 4  # streams that wait in memory; what comes meanwhile isn't kept
 SLOWEST = 2**28  # bytes a second; GPUs compute as much again before a slower disk has read it
 LATE = 16  # streams that came too late, before a disk is given up
@@ -99,7 +100,7 @@ class DiskStreams:
     def find(self, key: StreamKey) -> torch.Tensor | None:
         place, reading = self._places[key], self._begin_reading(key)
         self._follow(key)
-        del self._reads[key]
+        self._reads.pop(key, None)
         try:
             stream = reading.result(1 + place.size / SLOWEST)
         except OSError:  # TimeoutError is one
@@ -139,6 +140,8 @@ class DiskStreams:
             with torch.inference_mode(False):  # a tensor made in that mode would be of no use for a gradient
                 buffer = torch.empty(place.shape, dtype=place.dtype, pin_memory=self._device.type == "cuda")
             self._reads[key] = self._reader.submit(self._read, place, buffer)
+            if len(self._reads) > MOST_READ:  # another order than the last time: nobody asked for it
+                del self._reads[next(iter(self._reads))]
         return self._reads[key]
 
     def _write(self, key: StreamKey, place: Place, stream: torch.Tensor) -> None:
