@@ -109,6 +109,18 @@ def hub(tmp_path, monkeypatch):
         yield stand_in
 
 
+@pytest.fixture(params=["by its variable", "by the network", "by its own fault"])
+def silence(request, hub, monkeypatch):
+    """Makes the hub silent when it is called, in each of the ways in which one can be."""
+    from huggingface_hub import constants
+
+    return {
+        "by its variable": lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True),
+        "by the network": lambda: monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9"),
+        "by its own fault": lambda: hub.fail("", status=503),
+    }[request.param]
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """Makes an empty database of a name and gives its URL; skips the test where there is no PostgreSQL.
