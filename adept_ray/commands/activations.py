@@ -25,7 +25,7 @@ from adept_ray.run.settings import (
     load_best,
     resolve_settings,
 )
-from adept_ray.run.sources import Needs, find_sources
+from adept_ray.run.sources import Needs, count_train_tokens, find_sources
 from adept_ray.run.training import build_work, plan_fit
 from adept_ray.storage.records import BestRecord
 
@@ -48,7 +48,7 @@ def draw_activations(args: ActivationsRun) -> str:
     session = open_session(run)
     results, display = session.results, session.display
     training = describe_tuning(args, best)
-    tokens = {"domain": training.tokens, "general": training.tokens * (training.replay > 0)}
+    tokens = count_train_tokens(training.tokens, training.replay > 0)
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources)
     load = describe_load(run, sources, [training], best["layers"])

@@ -10,12 +10,7 @@ from adept_ray.config.specs import (
 from adept_ray.method.placement import check_placement
 from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.methods import list_entrants
-from adept_ray.run.comparison import (
-    build_field,
-    list_needs,
-    plan_rivals,
-    run_comparison,
-)
+from adept_ray.run.comparison import build_field, list_needs, plan_rivals, run_comparison
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
@@ -24,7 +19,7 @@ from adept_ray.run.resuming import explain_stops, resume_settings
 from adept_ray.run.settings import (
     resolve_settings,
 )
-from adept_ray.run.sources import find_sources
+from adept_ray.run.sources import count_train_tokens, find_sources
 
 
 def compare_methods(run: CompareRun) -> str:
@@ -39,7 +34,7 @@ def compare_methods(run: CompareRun) -> str:
     run = session.run
     rivals = list_entrants(run)
     distinct = run.tokens // run.passes * (run.seeds + 1)
-    sources = find_sources(session, train_tokens={"domain": distinct, "general": distinct})
+    sources = find_sources(session, train_tokens=count_train_tokens(distinct, True))
     for rival in rivals:
         check_placement(rival.training, sources.layers)
     record_run(session, sources)

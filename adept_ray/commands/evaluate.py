@@ -14,7 +14,7 @@ from adept_ray.data.benchmark_tasks import (
     summarise_accuracies,
 )
 from adept_ray.data.hub_client import PATIENCE
-from adept_ray.data.hub_files import bring_files
+from adept_ray.data.hub_files import fetch_missing_files
 from adept_ray.data.loading import load_model, load_tokenizer
 from adept_ray.engine.nodes import list_versions
 from adept_ray.run.terminal import Display
@@ -33,7 +33,7 @@ def evaluate_model(run: EvaluateRun) -> None:
         device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
         backbone = resolve_backbone(run.model, run.cache, run.trust_remote_code, dtype)
         if backbone.revision:
-            bring_files(backbone.source, backbone.revision, update)
+            fetch_missing_files(backbone.source, backbone.revision, update)
         model, tokenizer = load_model(backbone, device), load_tokenizer(backbone)
     with display.show_stage("items", f"{len(items)} items"):
         right = answer_items(model, tokenizer, items, run.micro_batch, quiet=not display.live)

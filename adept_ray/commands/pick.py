@@ -15,7 +15,7 @@ from adept_ray.run.question import pose_question
 from adept_ray.run.record import record_best, show_choice
 from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
-from adept_ray.run.sources import Needs, find_sources
+from adept_ray.run.sources import Needs, count_train_tokens, find_sources
 from adept_ray.run.training import build_work, plan_fit, test_and_export
 from adept_ray.search.trials import resolve_training, write_trials
 
@@ -34,8 +34,7 @@ def pick_trial(args: PickRun) -> str:
     )
     trials = load_trials(results, space.weights)
     candidates = find_kept_weights(trials, results)
-    replays = "replay" in space.parameters
-    tokens = {"domain": searched.tokens_per_trial, "general": searched.tokens_per_trial * replays}
+    tokens = count_train_tokens(searched.tokens_per_trial, "replay" in space.parameters)
     sources = find_sources(session, train_tokens=tokens)
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)

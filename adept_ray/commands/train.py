@@ -20,7 +20,7 @@ from adept_ray.run.settings import (
     load_best,
     resolve_settings,
 )
-from adept_ray.run.sources import Needs, find_sources
+from adept_ray.run.sources import Needs, count_train_tokens, find_sources
 from adept_ray.run.training import build_work, choose_compiling, plan_fit, run_training, test_and_export
 from adept_ray.search.trials import read_curve, write_curves
 from adept_ray.storage.records import BestRecord
@@ -35,9 +35,7 @@ def train_model(args: TrainRun) -> str:
     check_trust(args.trust_remote_code, best["run"], args.config)
     session, training = open_training(args, best)
     run, results = session.run, session.results
-    tokens: dict[str, int] = {"domain": training.tokens, "general": 0}
-    if training.replay or training.text == "general":
-        tokens["general"] = training.tokens
+    tokens = count_train_tokens(training.tokens, training.replay > 0 or training.text == "general")
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):

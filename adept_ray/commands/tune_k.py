@@ -16,7 +16,7 @@ from adept_ray.run.report import rewrite_report
 from adept_ray.run.resuming import explain_stops
 from adept_ray.run.search_preparing import prepare_search
 from adept_ray.run.search_settings import load_space, open_search
-from adept_ray.run.sources import find_sources
+from adept_ray.run.sources import count_train_tokens, find_sources
 from adept_ray.run.training import test_and_export
 from adept_ray.run.trials import run_trials
 from adept_ray.search.setup import rebuild_work
@@ -32,8 +32,7 @@ def find_k(run: SearchRun) -> str:
     session = open_search(run)
     run, results, display = session.run, session.results, session.display
     begun_with = load_space(run, results.read_record(), display.say)
-    replays = "replay" in begun_with.parameters
-    tokens = {"domain": run.tokens_per_trial, "general": run.tokens_per_trial * replays}
+    tokens = count_train_tokens(run.tokens_per_trial, "replay" in begun_with.parameters)
     sources = find_sources(session, train_tokens=tokens)
     question = pose_question(run, begun_with, sources, display.say)
     record_run(session, sources, space=begun_with)

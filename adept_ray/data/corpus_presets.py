@@ -68,9 +68,8 @@ CORPORA: dict[str, CorpusPreset] = {
     "boolq": CorpusPreset(describe_assets(BOOLQ), (BOOLQ,), build_boolq),
     "medical": CorpusPreset(describe_assets(HPO, PUBMEDQA), (HPO, PUBMEDQA), build_medical),
     "math": CorpusPreset(describe_assets(GSM_UTILS), (GSM_UTILS, GSM_00_49, GSM_50_99), build_math),
-    "medical-paper": take_medicine(
-        "en"
-    ),  # as its other two corpora, of which the paper names the English parts
+    # In English, as its other two corpora, of which the paper names the English parts.
+    "medical-paper": take_medicine("en"),
     "medical-paper:zh": take_medicine("zh"),
     "math-paper": CorpusPreset(
         "OpenWebMath (ODC-By 1.0), AceReason-Math (CC BY 4.0)",

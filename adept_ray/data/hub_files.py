@@ -104,7 +104,7 @@ def fetch_files(repo: str, revision: str, token: str | None = None) -> Iterator[
         raise errors[0]
 
 
-def bring_files(repo: str, revision: str, update: Callable[[int, int], None]) -> None:
+def fetch_missing_files(repo: str, revision: str, update: Callable[[int, int], None]) -> None:
     """Fetch what this machine lacks of a repository's files.
 
     `update` hears of the bytes that came, and of all. Raises :class:`UserError` for what can't be had.

@@ -18,6 +18,7 @@ from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
 from adept_ray.engine.layout import Load
 from adept_ray.run.terminal import Display
+from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import is_disk_full
 from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
@@ -50,8 +51,6 @@ class Context(Session[OfRun]):
 
     def fit_to_layers(self, work: TrainWork) -> TrainWork:
         """`work`, made to fit on the lowest layers, as it fits on its own ones into these workers."""
-        from adept_ray.search.setup import fit_to_layers
-
         return fit_to_layers(work, self.run.machine, self.memory)
 
     @contextmanager

@@ -139,6 +139,11 @@ def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, st
     return corpus
 
 
+def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
+    """Tokens to train on, at most, by side; of general text only where some of it is trained on."""
+    return {"domain": tokens, "general": tokens if with_general else 0}
+
+
 def count_text_bytes(run: RunSpec, side: str, train_tokens: int) -> int:
     """Bytes of text into which a run's tokens of that side go, whatever the tokenizer; whole 64 MiB."""
     splits = GENERAL_SPLITS if side == "general" else DOMAIN_SPLITS

@@ -35,7 +35,7 @@ def count_trials_left(context: Context[SearchRun]) -> int:
 
 
 def fit_work(context: Context[SearchRun], work: TrainWork) -> TrainWork:
-    """`work` as it fits on its own layers ; the display says what that changes."""
+    """`work` as it fits on its own layers; the display says what that changes."""
     fitted = context.fit_to_layers(work)
     if fitted is not work:
         layers = " ".join(map(str, work.layers))
