@@ -13,6 +13,7 @@ from typing import TypeVar
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
+from adept_ray.engine.failures import explain_no_start
 from adept_ray.engine.layout import (
     CPUS_PER_WORKER,
     SPARE_CPUS,
@@ -58,7 +59,7 @@ def connect_cluster(run: RunSpec, say: Say = print) -> Iterator[str]:
     about = ray.job_config.JobConfig(metadata={"job_name": run.name})
     join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
     if address is None:
-        with set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
+        with explain_no_start(), set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
             context = join(
                 "local",
                 num_cpus=count_local_cpus(run),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.engine.job import JobFailed, is_out_of_memory
+from adept_ray.storage.files import is_disk_full
 
 MOST = 250  # characters of an error's own words
 
@@ -55,3 +57,14 @@ def describe_failure(error: BaseException) -> str:
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"
     cause = find_cause if "Traceback" in text or "ray::" in text else first_line
     return f"Ray lost a part of the run ({type(error).__name__}: {cause(error)[:MOST]})"
+
+
+@contextmanager
+def explain_no_start() -> Iterator[None]:
+    """Turn what Ray raises where it can't start its processes here into :class:`UserError`."""
+    try:
+        yield
+    except Exception as problem:  # of many kinds, a bare Exception among them
+        if is_disk_full(problem):  # which is explained with what goes on afterwards
+            raise
+        raise UserError(f"Ray can't be started on this machine: {first_line(problem)}") from problem

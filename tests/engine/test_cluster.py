@@ -1,5 +1,6 @@
 """What fits on a cluster is known before a run."""
 
+import errno
 import os
 import signal
 import socket
@@ -193,6 +194,26 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         pass
     with pytest.raises(UserError, match=refused):
         launch.check_workers(RunSpec(name="x"))
+
+
+@pytest.mark.parametrize(
+    "fault", [ConnectionError("no port\nis free"), Exception("no port"), OSError(28, "full")]
+)
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch, fault):
+    """Whatever it raises, but for a full disk, which is explained with the command that goes on."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(ray, "init", fail)
+    full = isinstance(fault, OSError) and fault.errno == errno.ENOSPC
+    words = "full" if full else "^Ray can't be started on this machine: no port$"
+    with (
+        pytest.raises(OSError if full else UserError, match=words),
+        launch.connect_cluster(RunSpec(name="x")),
+    ):
+        pass
 
 
 JOIN = """
