@@ -11,11 +11,12 @@ from ray import cloudpickle, tune
 
 from adept_ray.config.errors import UnfinishedRun
 from adept_ray.engine.client import find_board
+from adept_ray.search.restoring import describe_begun, is_restorable, mend_generator
 from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
 from adept_ray.search.trial_process import TrialErrand, run_trial
 from adept_ray.search.trials import Facts, Trial, name_end, title_trial
-from adept_ray.search.upkeep import extend_search, forget_trials
+from adept_ray.search.upkeep import forget_trials
 from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
         tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
-    if run.resume and tune.Tuner.can_restore(setup.experiment):
-        earlier = read_tune_trials(setup)
-        forget_trials(setup.storage, {trial.name for trial in earlier})
-        extend_search(setup.experiment, run.trials, crews)
-        for trial in earlier:
+    begun = load_tune_trials(setup.experiment) if run.resume and is_restorable(setup.experiment) else []
+    if run.resume:
+        forget_trials(setup.storage, {name_trial(trial) for trial in begun})
+    Proposals.begun = [describe_begun(trial) for trial in begun] or None
+    if begun:
+        mend_generator(setup.experiment, begun, run.trials, crews)
+        for trial in map(setup.describe_end, begun):
             if trial.state != "interrupted":
                 Proposals.clock.record_length(trial.seconds or 0.0)
                 board.record_row(trial.as_row())
@@ -91,7 +94,7 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
     tuner.fit()
     if why := board.explain_closing():
         raise UnfinishedRun(why)
-    trials = read_tune_trials(setup)
+    trials = [setup.describe_end(trial) for trial in load_tune_trials(setup.experiment)]
     interrupted = any(trial.state == "interrupted" for trial in trials)
     if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
@@ -105,10 +108,9 @@ def build_errand(setup: SearchSetup) -> TrialErrand:
     return TrialErrand(run.name, setup.storage, setup.work.training, cloudpickle.dumps(setup), price)
 
 
-def read_tune_trials(setup: SearchSetup) -> list[Trial]:
-    """The trials that Tune has records of."""
-    trials = sorted(tune.ExperimentAnalysis(setup.experiment).trials, key=name_trial)
-    return [setup.describe_end(trial) for trial in trials]
+def load_tune_trials(experiment: str) -> list[TuneTrial]:
+    """The trials that Tune has records of, in the order in which they were proposed."""
+    return sorted(tune.ExperimentAnalysis(experiment).trials, key=name_trial)
 
 
 def build_tuner(setup: SearchSetup, trainable: Callable[..., object], crews: int) -> tune.Tuner:
