@@ -16,7 +16,6 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.restoring import drop_broken_files
 from adept_ray.search.setup import SearchSetup, measure_untouched
 from adept_ray.search.trials import UNTOUCHED, Facts, Trial
 from adept_ray.search.tune import run_search
@@ -99,10 +98,5 @@ def search_trials(
     study = name_question(run, space, prepared)
     storage = context.results.ray
     setup = SearchSetup(run, space, work, prepared.layer_importance, storage, study, context.memory)
-    if run.resume and (broken := drop_broken_files(setup.experiment)):
-        context.display.warn(
-            f"a kill or a full disk cut {', '.join(broken)} in {setup.experiment} short: the search goes on "
-            "from what was written before"
-        )
     spent = read_spent_seconds(context.results.read_record()).get("search", 0.0)
-    return run_search(setup, store_blocks(prepared.blocks), spent)
+    return run_search(setup, store_blocks(prepared.blocks), spent, context.display.warn)

@@ -11,7 +11,12 @@ from ray import cloudpickle, tune
 
 from adept_ray.config.errors import UnfinishedRun
 from adept_ray.engine.client import find_board
-from adept_ray.search.restoring import describe_begun, is_restorable, mend_generator
+from adept_ray.search.restoring import (
+    describe_begun,
+    drop_broken_files,
+    is_restorable,
+    mend_generator,
+)
 from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
 from adept_ray.search.trial_process import TrialErrand, run_trial
@@ -61,10 +66,16 @@ def title_tune_trial(trial: TuneTrial) -> str:
     return title_trial(name_trial(trial), trial.config)
 
 
-def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.0) -> list[Trial]:
+def run_search(
+    setup: SearchSetup,
+    blocks: ObjectRef,
+    seconds_before: float = 0.0,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Trial]:
     """Run (or continue, or extend) the trials of a search, and return them.
 
     `blocks` are what every trial trains and is judged on, `seconds_before` what earlier commands searched.
+    `warn` hears of records that were lost.
     Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when the crew
     couldn't go on.
     """
@@ -78,8 +89,12 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
         tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
-    begun = load_tune_trials(setup.experiment) if run.resume and is_restorable(setup.experiment) else []
+    begun = []
     if run.resume:
+        if broken := drop_broken_files(setup.experiment):
+            lost = f"a kill or a full disk cut {', '.join(broken)} in {setup.experiment} short"
+            warn(f"{lost}: the search goes on from what was written before")
+        begun = load_tune_trials(setup.experiment) if is_restorable(setup.experiment) else []
         forget_trials(setup.storage, {name_trial(trial) for trial in begun})
     Proposals.begun = [describe_begun(trial) for trial in begun] or None
     if begun:
