@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +37,11 @@ def check_depth(k: int, layers: int) -> None:
 def select_layers(importance: LayerImportance, k: int) -> tuple[int, ...]:
     """S_k: ids of the k least important layers, ascending. S_k is nested in S_{k+1}.
 
-    Raises :class:`UserError` unless 0 <= k <= number of layers.
+    Raises :class:`UserError` unless 0 <= k <= number of layers, and for an importance that isn't finite.
     """
     check_depth(k, len(importance.mean))
+    if strange := [layer for layer, mean in enumerate(importance.mean) if not math.isfinite(mean)]:
+        raise UserError(f"layer {strange[0]}: its importance is {importance.mean[strange[0]]}, not a number")
     return tuple(sorted(importance.order[:k]))
 
 
