@@ -105,7 +105,8 @@ class LayerRow(Record):
 
     layer: int
     mean: float
-    standard_error: float
+    standard_error: float | None = None
+    """None of a probe of a single sequence."""
     places: tuple[int, int] | None = None
     """Lowest and highest place in the order that the probe leaves open."""
 

@@ -16,7 +16,7 @@ from adept_ray.data.corpora import fill_corpus
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.scores import SIDES, tasks_key
+from adept_ray.method.scores import SIDES, tasks_key, value_or_nan
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import fetch_to_nodes
 from adept_ray.run.sources import Needs, Sources
@@ -49,7 +49,7 @@ class Prepared:
         rows = self.importance["layers"]
         return LayerImportance(
             tuple(row["mean"] for row in rows),
-            tuple(row["standard_error"] for row in rows),
+            tuple(value_or_nan(row["standard_error"]) for row in rows),
             self.importance["base_loss"],
             tuple(self.importance["order"]),
             tuple(self.importance.get("reception", ())),

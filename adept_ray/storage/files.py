@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -164,7 +165,7 @@ def store_json(place: str, data: object) -> None:
     from pyarrow import fs
 
     filesystem, path = open_filesystem(place)
-    text = json.dumps(data, indent=1, default=float) + "\n"
+    text = format_json(data, indent=1) + "\n"
     if isinstance(filesystem, fs.LocalFileSystem):
         write_text(Path(path), text)
         return
@@ -212,4 +213,23 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, data: Mapping[str, object]) -> Path:
     """Write JSON whole or not at all."""
-    return write_text(path, json.dumps(data, indent=1) + "\n")
+    return write_text(path, format_json(data, indent=1) + "\n")
+
+
+def format_json(data: object, indent: int | None = None) -> str:
+    """`data` as JSON; a number that isn't finite, for which JSON has no word, is null."""
+    return json.dumps(_drop_infinite(data), indent=indent, default=_read_number, allow_nan=False)
+
+
+def _read_number(value: Any) -> float | None:
+    """numpy's numbers, which json doesn't know."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _drop_infinite(data: object) -> object:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _drop_infinite(value) for key, value in data.items()}
+    return [_drop_infinite(value) for value in data] if isinstance(data, (list, tuple)) else data

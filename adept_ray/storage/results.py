@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.claims import Claim, claim_folder, claim_place
-from adept_ray.storage.files import delete_folder, open_filesystem, write_text
+from adept_ray.storage.files import delete_folder, format_json, open_filesystem, write_text
 from adept_ray.storage.records import RunRecord
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Results:
 
     def write_json(self, name: str, data: Mapping[str, object]) -> Path:
         """Write JSON as :meth:`write` does."""
-        return self.write(name, json.dumps(data, indent=1) + "\n")
+        return self.write(name, format_json(data, indent=1) + "\n")
 
     def publish(self) -> str:
         """Copy the folder to its place (nothing to do for a local one) and release it; returns the place."""

@@ -44,7 +44,8 @@ class LayerRow(TypedDict):
 
     layer: int
     mean: float
-    standard_error: float
+    standard_error: float | None
+    """None with a single sequence."""
     sequences: int
     """Sequences of the probe that it was measured on."""
     places: list[int]
