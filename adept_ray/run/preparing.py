@@ -13,6 +13,7 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.data.benchmark_tasks import find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, BlockSet
 from adept_ray.data.corpora import fill_corpus
+from adept_ray.data.loading import check_tokenizer
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
@@ -101,6 +102,7 @@ def bring_files(context: Context[RunSpec], sources: Sources) -> None:
     """
     if sources.backbone.revision:
         fetch_to_nodes(sources.backbone, context.display)
+        check_tokenizer(sources.backbone, sources.config.vocab_size)
     for corpus in (sources.general, sources.domain):
         if corpus and corpus.is_to_be_filled:
             with context.display.show_stage("text", f"text of {corpus.name}") as update:

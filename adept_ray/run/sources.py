@@ -13,7 +13,7 @@ from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, find_corpus
 from adept_ray.data.hub_client import PATIENCE
-from adept_ray.data.loading import Backbone, build_outline, load_config
+from adept_ray.data.loading import Backbone, build_outline, check_tokenizer, check_weights, load_config
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
@@ -109,6 +109,9 @@ def find_sources(
         )
         check_unchanged("backbone", backbone, began)
         config = load_checked_config(backbone, run.seq_len)
+        if backbone.revision is None:  # of the hub the files may still be there
+            check_weights(backbone)
+            check_tokenizer(backbone, config.vocab_size)
         update(1, 2 + with_domain)
         tokens = train_tokens or {}
         general = find_text(run, "general", tokens.get("general", 0), began)
@@ -169,9 +172,16 @@ def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[st
 def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
     """The config of a backbone.
 
-    Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
+    Raises :class:`UserError` for an unsupported family, for quantised weights and for blocks longer than the
+    model can take.
     """
     config = load_config(backbone)
+    if quantised := getattr(config, "quantization_config", None):
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise UserError(
+            f"{backbone.name}: its weights are quantised ({how}), and copies of those can't be trained; give "
+            "the model that it was made of"
+        )
     family_of_config(config)
     most = getattr(config, "max_position_embeddings", None)
     if most and seq_len > most:
