@@ -43,6 +43,13 @@ class TextRecipe:
         return list(dict.fromkeys([*paths, *(parse_filter(self.filter).columns if self.filter else ())]))
 
     @property
+    def refusal(self) -> str:
+        """What is said of rows none of which gives a text."""
+        if self.filter:
+            return f"no row with text meets the filter {self.filter}"
+        return "holds no documents, only blank text"
+
+    @property
     def for_plain_text(self) -> TextRecipe:
         """The same for a file that has no columns, whose rows are texts."""
         return replace(self, column="text")

@@ -141,7 +141,7 @@ def test_parquet_columns_are_checked(tmp_path):
     pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
     assert refused(tmp_path / "a.parquet", tmp_path).endswith("no column 'text'; there are: body, id")
     assert refused(tmp_path / "a.parquet", tmp_path, "id").endswith(
-        "column 'id' must hold strings, not int64"
+        "a.parquet, row 1: column 'id' must hold strings, not int"
     )
 
 

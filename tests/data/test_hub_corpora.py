@@ -15,7 +15,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import hub_corpora
 from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
-from adept_ray.data.hub_corpora import HubSource, flatten_value, sample_documents
+from adept_ray.data.hub_corpora import HubSource, sample_documents
 from adept_ray.data.opening import open_sequential
 from adept_ray.data.rows import Members, ZipReader, sample_rows
 
@@ -212,8 +212,8 @@ def test_chat_turns_and_answer_options_become_text():
         "options": {"A": "so", "B": None},
         "turns": [{"from": "human", "value": "hi"}, {"content": "hello"}],
     }
-    assert flatten_value(row, "options", "") == "A. so"
-    assert flatten_value(row, "turns", "") == "hi\nhello"
+    assert HubSource("o/n", ("options",)).recipe.read("", row) == "A. so"
+    assert HubSource("o/n", ("turns", "options")).recipe.read("", row) == "hi\nhello\nA. so"
 
 
 # --- without the hub, and with a hub out of order ---------------------------------------------------
@@ -295,9 +295,9 @@ def test_what_is_wrong_with_a_dataset_is_said_of_its_first_row(hub, tmp_path):
 
 
 def test_a_filter_that_leaves_nothing_is_refused(hub):
-    """It names the column and the value; a column that isn't there is named with those that are."""
+    """It names the filter; a column that isn't there is named with those that are."""
     commit = hub.put("o/n", {"train.jsonl": lines([{"text": "x", "lang": "zh"}])}).commit
-    with pytest.raises(UserError, match="o/n: no row has lang = en"):
+    with pytest.raises(UserError, match="o/n: no row with text meets the filter lang == 'en'"):
         take(HubSource("o/n", keep=(("lang", "en"),)), commit)
     with pytest.raises(UserError, match="no column 'tongue'; there are: lang, text"):
         take(HubSource("o/n", keep=(("tongue", "en"),)), commit)
