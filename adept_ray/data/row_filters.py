@@ -101,7 +101,14 @@ class RowFilter:
             return lambda where, row: constant[0]
         path = ValuePath(ast.unparse(node), read_steps(node))
         self.columns.append(path.column)
-        return lambda where, row: write_date(path.find(where, row))
+
+        def read(where: str, row: Row) -> object:
+            try:
+                return write_date(path.find(where, row))
+            except UserError as problem:
+                raise UserError(f"{problem} (the filter names it; a text stands in quotes)") from None
+
+        return read
 
 
 def read_constant(node: ast.expr) -> tuple[object] | None:

@@ -43,15 +43,11 @@ class ValuePath:
                     raise UserError(f"{where}: column '{before}' is no list: it holds {describe_kind(value)}")
                 value = value[step] if -len(value) <= step < len(value) else None
                 continue
-            inside = f"{before}." if before else ""
             if not isinstance(value, Mapping):
-                raise UserError(
-                    f"{where}: no column '{inside}{step}': '{before}' holds {describe_kind(value)}, no struct"
-                )
+                kind = describe_kind(value)
+                raise UserError(f"{where}: no column '{step}' in '{before}', which holds {kind}, no struct")
             if step not in value:
-                raise UserError(
-                    refuse_column(f"{inside}{step}", [f"{inside}{name}" for name in value], where)
-                )
+                raise UserError(refuse_column(step, before, value, where))
             value = value[step]
         return value
 
@@ -71,10 +67,11 @@ def parse_path(text: str) -> ValuePath:
     return ValuePath(text, tuple(int(number) if number else name for number, name in steps))
 
 
-def refuse_column(name: str, there: Iterable[str], where: str) -> str:
+def refuse_column(name: str, inside: str, there: Iterable[object], where: str) -> str:
     """A sentence about a column that isn't there: the nearest one, or those that there are."""
-    known = suggest_names(name, there) if (there := list(there)) else "known: none"
-    return f"{where}: no column '{name}'; {known.replace('known:', 'there are:', 1)}"
+    known = suggest_names(name, names) if (names := [str(each) for each in there]) else "known: none"
+    place = f" in '{inside}'" if inside else ""
+    return f"{where}: no column '{name}'{place}; {known.replace('known:', 'there are:', 1)}"
 
 
 def describe_kind(value: object) -> str:
