@@ -149,19 +149,20 @@ def _order_from_hub(
     kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
     if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
         order = HubOrder(sources, tuple(json.loads(earlier.read_text())), text_bytes, kept)
-        if _name_content(order) == made_from:
+        if name_content(order) == made_from:
             return order
     return HubOrder(sources, tuple(find_revisions(sources, kept)), text_bytes, kept)
 
 
-def _name_content(order: HubOrder) -> str:
+def name_content(order: HubOrder) -> str:
+    """The fingerprint of the text that an order makes."""
     sources = (source.identity for source in order.sources)
     return fingerprint("hub", HUB_VERSION, order.text_bytes, *sources, *order.revisions)
 
 
 def _name_order(name: str, order: HubOrder, cache: Path, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
-    made_of = _name_content(order)
+    made_of = name_content(order)
     path = cache / "corpora" / f"{made_of}.parquet"
     versions = ", ".join(
         f"{source.dataset}@{sha[:12]}" for source, sha in zip(order.sources, order.revisions, strict=True)
