@@ -115,6 +115,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    name = str(path)  # once: a path takes longer to write than a row to read
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
@@ -122,9 +123,9 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Located]:
             batches = file.iter_batches(columns=list(wanted), batch_size=1024)
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
-                yield f"{path}, row {number}", row
+                yield f"{name}, row {number}", row
     except UnicodeDecodeError:
-        names = " or ".join(f"'{name}'" for name in columns)
+        names = " or ".join(f"'{column}'" for column in columns)
         raise UserError(f"{path}: column {names} holds bytes that are not UTF-8") from None
     except (pa.ArrowException, OSError):
         raise UserError(f"{path}: truncated or damaged Parquet file; copy or download it again") from None

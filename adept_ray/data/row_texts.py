@@ -63,11 +63,8 @@ class TextRecipe:
 
         Raises :class:`UserError` for a column that isn't there, and for one that holds no text.
         """
-        parts = parse_column(self.column)
-        texts = [self._read_value(path, where, row) if path else "" for _, path in parts]
-        if not any(text.strip() for text in texts):
-            return ""
-        text = "".join(before + text for (before, _), text in zip(parts, texts, strict=True))
+        value = row.get(self.column)  # most rows of most corpora have their text here
+        text = value if isinstance(value, str) else self._join_values(where, row)
         try:
             text.encode()
         except UnicodeEncodeError:  # "\ud800" is valid JSON but no text
@@ -75,6 +72,13 @@ class TextRecipe:
                 f"{where}: column '{self.column}' holds half of a surrogate pair, not valid text"
             ) from None
         return text
+
+    def _join_values(self, where: str, row: Row) -> str:
+        parts = parse_column(self.column)
+        texts = [self._read_value(path, where, row) if path else "" for _, path in parts]
+        if not any(text.strip() for text in texts):
+            return ""
+        return "".join(before + text for (before, _), text in zip(parts, texts, strict=True))
 
     def _read_value(self, path: ValuePath, where: str, row: Row) -> str:
         value = path.find(where, row)
@@ -102,7 +106,7 @@ def describe_fault(value: object, name: str) -> str:
         place = f"{name}[0]" if isinstance(value, list) else name
         nested = [f"{place}.{key}" for key in inside]
         what = "structs" if isinstance(value, list) else "a struct"
-        return f"holds {what}; give one of its columns: {', '.join(nested)}"
+        return f"holds {what}; give one of its columns: {', '.join(nested) or 'none'}"
     return f"must hold strings, not {type(value).__name__}"
 
 
