@@ -28,6 +28,7 @@ Sign = Literal["protect", "reverse"]
 Placement = Literal["guided", "stratified", "receptive", "uniform", "deepest", "random"]
 Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
+Chat = Literal["plain", "template"]
 ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 
@@ -56,7 +57,17 @@ class RunSpec(MachineSpec):
     domain: str = setting("medical", Mark.UNPROBED)
     """Text to learn: preset, file, folder or hub dataset id."""
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
+    """Column that holds the text in .jsonl and .parquet corpora and hub datasets, of both sides."""
+    general_column: str = ""
+    """Its own for general text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
+    domain_column: str = setting("", Mark.UNPROBED)
+    """Its own for domain text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
+    general_filter: str = ""
+    """Which rows are general text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
+    domain_filter: str = setting("", Mark.UNPROBED)
+    """Which rows are domain text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
+    chat: Chat = "plain"
+    """How chats become text: their turns one after the other, or by the tokenizer's chat template."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
     probe_tokens: int = setting(2048, Mark.SIZE, ge=16)

@@ -26,6 +26,7 @@ from adept_ray.data.hub_corpora import (
     keep_revisions,
     sample_documents,
 )
+from adept_ray.data.row_texts import TextRecipe
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
 HUB_VERSION = 2  # the same of corpora from the hub
@@ -64,22 +65,23 @@ class CorpusFiles:
 
 
 def resolve_corpus(
-    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+    source: str, text: str | TextRecipe, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
 ) -> CorpusFiles:
     """Make `source` readable, checking all of it, and say where it lies: :func:`find_corpus`, then filled."""
-    fill_corpus(found := find_corpus(source, text_column, cache, text_bytes, made_from))
+    fill_corpus(found := find_corpus(source, text, cache, text_bytes, made_from))
     return found
 
 
 def find_corpus(
-    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+    source: str, text: str | TextRecipe, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
 ) -> CorpusFiles:
     """Find `source`, check as much of it as is at hand, and say where it lies.
 
     `source` is a name of :data:`CORPORA`; else an existing file or folder (searched recursively) of
     .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
-    else a hub dataset ``owner/name`` or ``owner/name:config``. `text_column` names the text in .jsonl,
-    .parquet and hub datasets. Blank documents are left out. A corpus is made once, and found again by its
+    else a hub dataset ``owner/name`` or ``owner/name:config``. `text` says what of a row is its text in
+    .jsonl, .parquet and hub datasets: a column or template, or all that a recipe holds. Blank documents are
+    left out. A corpus is made once, and found again by its
     content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
     :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
     `made_from`, that of earlier results, is taken unasked.
@@ -87,19 +89,25 @@ def find_corpus(
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """
     path, cache = Path(source).expanduser(), cache.absolute()  # other processes read it from elsewhere
+    recipe = text if isinstance(text, TextRecipe) else TextRecipe(text)
     if source in CORPORA:
         preset = CORPORA[source]
+        if recipe.filter:
+            raise UserError(
+                f"the corpus '{source}' takes no filter such as {recipe.filter}: filters are for files and "
+                "hub datasets"
+            )
         if preset.build is None:
             order = _order_from_hub(source, preset.hub, cache, text_bytes, made_from)
             return _name_order(source, order, cache, preset.note)
         return _build_preset(source, cache)
     if source and path.exists():
-        return _build_from_files(path, text_column, cache)
+        return _build_from_files(path, recipe, cache)
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
         raise UserError(f"{source}: no such file or folder")
     if HUB_ID.fullmatch(source):
         dataset, _, config = source.partition(":")
-        sources = (HubSource(dataset, (text_column,), config or None),)
+        sources = (HubSource(dataset, (recipe.column,), config or None, given=recipe),)
         return _name_order(source, _order_from_hub(source, sources, cache, text_bytes, made_from), cache)
     raise UserError(
         f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder or a hub dataset "
@@ -118,15 +126,16 @@ def _build_preset(name: str, cache: Path) -> CorpusFiles:
     return CorpusFiles((path,), made_of, name, preset.note)
 
 
-def _build_from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
+def _build_from_files(root: Path, recipe: TextRecipe, cache: Path) -> CorpusFiles:
     files = list_usable_files(root)
     digests = [hash_file(file) for file in show_progress(files, f"reading {root}", len(files))]
     # without file names: a moved or renamed corpus is still the same corpus
-    made_of = fingerprint("files", BUILDER_VERSION, column, digests, [find_extension(file) for file in files])
+    kinds = [find_extension(file) for file in files]
+    made_of = fingerprint("files", BUILDER_VERSION, recipe.identity, digests, kinds)
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
-        documents = (text for file in files for text in read_documents(file, column))
-        write_corpus(show_progress(documents, f"reading {root}"), path, str(root))
+        documents = (text for file in files for text in read_documents(file, recipe))
+        write_corpus(show_progress(documents, f"reading {root}"), path, str(root), recipe.refusal)
     return CorpusFiles(
         (path,), made_of, root.name or str(root), f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
     )
@@ -136,22 +145,24 @@ def _order_from_hub(
     name: str, sources: tuple[HubSource, ...], cache: Path, text_bytes: int, made_from: str
 ) -> HubOrder:
     """What is to be read of hub datasets: at the commits of earlier results, else at their last ones."""
-    asked = fingerprint("revisions", HUB_VERSION, text_bytes, *map(repr, sources))
+    asked = fingerprint("revisions", HUB_VERSION, text_bytes, *(source.identity for source in sources))
     kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
     if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
         order = HubOrder(sources, tuple(json.loads(earlier.read_text())), text_bytes, kept)
-        if _name_content(order) == made_from:
+        if name_content(order) == made_from:
             return order
     return HubOrder(sources, tuple(find_revisions(sources, kept)), text_bytes, kept)
 
 
-def _name_content(order: HubOrder) -> str:
-    return fingerprint("hub", HUB_VERSION, order.text_bytes, *map(repr, order.sources), *order.revisions)
+def name_content(order: HubOrder) -> str:
+    """The fingerprint of the text that an order makes."""
+    sources = (source.identity for source in order.sources)
+    return fingerprint("hub", HUB_VERSION, order.text_bytes, *sources, *order.revisions)
 
 
 def _name_order(name: str, order: HubOrder, cache: Path, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
-    made_of = _name_content(order)
+    made_of = name_content(order)
     path = cache / "corpora" / f"{made_of}.parquet"
     versions = ", ".join(
         f"{source.dataset}@{sha[:12]}" for source, sha in zip(order.sources, order.revisions, strict=True)

@@ -10,15 +10,13 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.assets import replace_file
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import Located
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 ROW_GROUP_BYTES = 4 << 20  # small enough for many parallel readers, large enough to compress well
@@ -51,12 +49,17 @@ def list_usable_files(root: Path) -> list[Path]:
     return files
 
 
-def read_documents(path: Path, column: str) -> Iterator[str]:
-    """The documents of a file, blank ones too; raises :class:`UserError` for the first thing wrong in it."""
+def read_documents(path: Path, recipe: TextRecipe) -> Iterator[str]:
+    """The documents of a file, blank ones too; raises :class:`UserError` for the first thing wrong in it.
+
+    A .txt file has no columns: its documents are texts, whatever the `recipe` names.
+    """
     kind = find_extension(path)
-    if kind == ".parquet":
-        return _read_parquet(path, column)
-    return _read_paragraphs(path) if kind == ".txt" else _read_jsonl(path, column)
+    if kind == ".txt":
+        rows, recipe = _read_paragraphs(path), recipe.for_plain_text
+    else:
+        rows = (_read_parquet if kind == ".parquet" else _read_jsonl)(path, recipe.columns)
+    return (recipe.read(where, row) for where, row in rows if recipe.takes(where, row))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -77,18 +80,20 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: can't be read: {problem.strerror}") from None
 
 
-def _read_paragraphs(path: Path) -> Iterator[str]:
+def _read_paragraphs(path: Path) -> Iterator[Located]:
     paragraph: list[str] = []
-    for _, line in _read_lines(path):
+    number = first = 1
+    for number, line in _read_lines(path):
         if line.strip():
+            first = first if paragraph else number
             paragraph.append(line)
         elif paragraph:
-            yield "".join(paragraph)
+            yield f"{path}, line {first}", {"text": "".join(paragraph)}
             paragraph = []
-    yield "".join(paragraph)
+    yield f"{path}, line {first if paragraph else number}", {"text": "".join(paragraph)}
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Located]:
     for number, line in _read_lines(path):
         if not line.strip():
             continue
@@ -101,65 +106,37 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise UserError(f"{where}: not readable JSON: nested too deeply, or a number too long") from None
         if not isinstance(row, dict):
             raise UserError(
-                f'{where}: must be a JSON object such as {{"{column}": "…"}}, not {type(row).__name__}'
+                f'{where}: must be a JSON object such as {{"{columns[0]}": "…"}}, not {type(row).__name__}'
             )
-        yield read_text(row, column, where)
+        yield where, row
 
 
-def read_text(row: Mapping[str, object], column: str, where: str) -> str:
-    """The text of a row, "" for null. Raises :class:`UserError` when there is none."""
-    check_column(row, column, where)
-    value = row[column]
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: column '{column}' must hold strings, not {type(value).__name__}")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:  # "\ud800" is valid JSON but no text
-        raise UserError(
-            f"{where}: column '{column}' holds half of a surrogate pair, not valid text"
-        ) from None
-    return value or ""
-
-
-def check_column(row: Mapping[str, object], column: str, where: str) -> None:
-    """Refuse a row that lacks a column. Raises :class:`UserError` with those that there are."""
-    if column not in row:
-        raise UserError(
-            f"{where}: no column '{column}'; there are: {', '.join(sorted(map(str, row))) or 'none'}"
-        )
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    name = str(path)  # once: a path takes longer to write than a row to read
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if column not in schema.names:
-                raise UserError(f"{path}: no column '{column}'; there are: {', '.join(sorted(schema.names))}")
-            if not _is_string(kind := schema.field(column).type):
-                raise UserError(f"{path}: column '{column}' must hold strings, not {kind}")
-            for batch in file.iter_batches(columns=[column], batch_size=1024):
-                for value in batch.column(0).to_pylist():
-                    yield value or ""
+            present = file.schema_arrow.names
+            wanted = columns if set(columns) <= set(present) else present  # to say which there are
+            batches = file.iter_batches(columns=list(wanted), batch_size=1024)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{name}, row {number}", row
     except UnicodeDecodeError:
-        raise UserError(f"{path}: column '{column}' holds bytes that are not UTF-8") from None
+        names = " or ".join(f"'{column}'" for column in columns)
+        raise UserError(f"{path}: column {names} holds bytes that are not UTF-8") from None
     except (pa.ArrowException, OSError):
         raise UserError(f"{path}: truncated or damaged Parquet file; copy or download it again") from None
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    import pyarrow.types as is_
-
-    kind = kind.value_type if is_.is_dictionary(kind) else kind
-    return bool(is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind))
-
-
-def write_corpus(documents: Iterable[str], path: Path, where: str) -> int:
+def write_corpus(
+    documents: Iterable[str], path: Path, where: str, nothing: str = "holds no documents, only blank text"
+) -> int:
     """Write the documents that aren't blank as Parquet with a column ``text``; return their number.
 
-    Raises :class:`UserError` naming `where` when there are none.
+    Raises :class:`UserError` when there are none: `where`, and what `nothing` says of that.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -180,5 +157,5 @@ def write_corpus(documents: Iterable[str], path: Path, where: str) -> int:
             if group:
                 writer.write_table(pa.table({"text": group}, schema))
         if not count:
-            raise UserError(f"{where}: holds no documents, only blank text")
+            raise UserError(f"{where}: {nothing}")
     return count

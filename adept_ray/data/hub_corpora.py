@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.data.assets import replace_file
-from adept_ray.data.documents import check_column, read_text
 from adept_ray.data.hub import UnknownRepository, find_commit
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
 from adept_ray.data.opening import TAIL, open_ranged
+from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import (
     LINES,
     PARQUET,
@@ -25,15 +26,19 @@ from adept_ray.data.rows import (
     Members,
     ParquetReader,
     Reader,
-    Row,
     ZipReader,
     sample_rows,
 )
 
+CHECKED_ROWS = 10_000  # at most, until a filter takes one: a dataset may be long
+
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where documents lie on the hub; the texts of `columns` are joined to one document."""
+    """Where documents lie on the hub; the texts of `columns` are joined to one document.
+
+    Chats among them become text, and answer options ("A. …").
+    """
 
     dataset: str
     columns: tuple[str, ...] = ("text",)
@@ -44,11 +49,23 @@ class HubSource:
     members: Members = field(default_factory=lambda: Members("*.txt"))
     keep: tuple[tuple[str, str], ...] = ()
     """Columns and the value that a row must have in each to be taken."""
+    given: TextRecipe | None = field(default=None, repr=False)
+    """What somebody asked for in place of `columns` and `keep`."""
 
     @property
-    def all_columns(self) -> list[str]:
-        """Those that are read."""
-        return [*self.columns, *(name for name, _ in self.keep)]
+    def recipe(self) -> TextRecipe:
+        """What of a row is its text, and which rows are taken."""
+        if self.given:
+            return self.given
+        wanted = " and ".join(f"{name} == {value!r}" for name, value in self.keep)
+        several = "\n".join(f"{{{name}}}" for name in self.columns)
+        return TextRecipe(several if len(self.columns) > 1 else self.columns[0], wanted, options=True)
+
+    @property
+    def identity(self) -> str:
+        """What of it names a corpus, the same as ever where no more than a column was asked for."""
+        asked = self.given.identity if self.given else self.columns[0]
+        return repr(self) if isinstance(asked, str) else f"{self!r} {asked}"
 
 
 def find_revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
@@ -75,11 +92,13 @@ def check_source(source: HubSource, revision: str) -> None:
 
     Raises :class:`UserError` as :func:`sample_documents` does.
     """
-    if not source.archive:
-        next(sample_documents(source, revision), None)
-        return
     use_patient_client()
+    recipe = source.recipe
     with explain_stream_errors(source):
+        if not source.archive:
+            rows = islice(find_rows(source, revision), CHECKED_ROWS)
+            next((recipe.read(place, row) for place, row in rows if recipe.takes(place, row)), None)
+            return
         file = open_ranged(locate_archive(source, revision))
         file.seek(max(0, file.size - TAIL))
         file.read(1)
@@ -90,17 +109,14 @@ def sample_documents(source: HubSource, revision: str) -> Iterator[str]:
 
     Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
     """
-    taken = False
+    taken, recipe = False, source.recipe
     with explain_stream_errors(source):
         for place, row in find_rows(source, revision):
-            for name, _ in source.keep:
-                check_column(row, name, place)
-            if all(row[name] == value for name, value in source.keep):
+            if recipe.takes(place, row):
                 taken = True
-                yield "\n".join(flatten_value(row, column, place) for column in source.columns)
-    if source.keep and not taken:
-        wanted = " and ".join(f"{name} = {value}" for name, value in source.keep)
-        raise UserError(f"hub dataset {source.dataset}: no row has {wanted}")
+                yield recipe.read(place, row)
+    if recipe.filter and not taken:
+        raise UserError(f"hub dataset {source.dataset}: {recipe.refusal}")
 
 
 @contextmanager
@@ -151,7 +167,7 @@ def find_rows(source: HubSource, revision: str) -> Iterator[Located]:
         if not all(file.endswith(PARQUET + LINES) for file in files):
             return stream_rows(source, revision)
         readers = [open_reader(file, where, len(files) > 1) for file in files]
-    return sample_rows(readers, source.all_columns, seed=name_seed(source))
+    return sample_rows(readers, source.recipe.columns, seed=name_seed(source))
 
 
 def open_reader(place: str, where: str, among_others: bool) -> Reader:
@@ -187,13 +203,3 @@ def stream_rows(source: HubSource, revision: str) -> Iterator[Located]:
     rows = load_dataset(source.dataset, source.config, split=source.split, revision=revision, streaming=True)
     for number, row in enumerate(rows, 1):
         yield f"hub dataset {source.dataset}, row {number}", row
-
-
-def flatten_value(row: Row, column: str, where: str) -> str:
-    """Text of a column that may hold chat turns (their texts) or answer options ("A. …")."""
-    value = row.get(column)
-    if isinstance(value, Mapping):
-        return "\n".join(f"{key}. {text}" for key, text in value.items() if text)
-    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        return "\n".join(str(turn.get("value") or turn.get("content") or "") for turn in value)
-    return read_text(row, column, where)

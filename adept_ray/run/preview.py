@@ -88,7 +88,7 @@ def preview_search(run: SearchRun, checks: CheckList) -> Preview:
     space = checks.attempt("space", lambda: load_space(run, {}), lambda _: str(run.search_space))
     with checks.display.show_stage("assets", "backbone and corpora"):
         backbone = checks.attempt("backbone", lambda: find_backbone(run), lambda each: each.note)
-        corpora = {side: find_corpus(run, side, checks) for side in SIDES}
+        corpora = {side: find_corpus(run, side, backbone, checks) for side in SIDES}
         for side in SIDES:
             find_items(run, side, checks)
     if backbone is None:
@@ -118,10 +118,14 @@ def find_backbone(run: SearchRun) -> Backbone:
     return resolve_backbone(run.backbone, cache, run.trust_remote_code, dtype)
 
 
-def find_corpus(run: SearchRun, side: str, checks: CheckList) -> CorpusFiles | None:
+def find_corpus(
+    run: SearchRun, side: str, backbone: Backbone | None, checks: CheckList
+) -> CorpusFiles | None:
     """The text of a side, None if it can't be used."""
     tokens = run.tokens_per_trial if side == "domain" else 0
-    return checks.attempt(f"{side} text", lambda: find_text(run, side, tokens, {}), lambda found: found.name)
+    return checks.attempt(
+        f"{side} text", lambda: find_text(run, side, tokens, {}, backbone), lambda found: found.name
+    )
 
 
 def find_items(run: SearchRun, side: str, checks: CheckList) -> None:

@@ -20,6 +20,7 @@ from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Session
+from adept_ray.run.texts import check_text, describe_text
 from adept_ray.storage.files import check_place
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def find_sources(
     """
     run, display = session.run, session.display
     check_workers(run)
+    for side in SIDES if with_domain else SIDES[:1]:
+        check_text(run, side)
     PATIENCE.say = display.say
     began = session.results.read_record().get("fingerprints", made_from or {})
     if str(run.machine.local_cache) != run.machine.cache:
@@ -114,9 +117,11 @@ def find_sources(
             check_tokenizer(backbone, config.vocab_size)
         update(1, 2 + with_domain)
         tokens = train_tokens or {}
-        general = find_text(run, "general", tokens.get("general", 0), began)
+        general = find_text(run, "general", tokens.get("general", 0), began, backbone)
         update(2, 2 + with_domain)
-        domain = find_text(run, "domain", tokens.get("domain", 0), began) if with_domain else None
+        domain = None
+        if with_domain:
+            domain = find_text(run, "domain", tokens.get("domain", 0), began, backbone)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items: dict[str, dict[str, TaskItems]] = {}
     if any(tasks.values()):
@@ -128,12 +133,17 @@ def find_sources(
     return Sources(backbone, config, general, domain, items)
 
 
-def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> CorpusFiles:
-    """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`."""
+def find_text(
+    run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str], backbone: Backbone | None
+) -> CorpusFiles:
+    """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`.
+
+    The tokenizer of the `backbone` has the chat template, where one is asked for.
+    """
     what = f"{side} corpus"
     corpus = find_corpus(
         getattr(run, side),
-        run.text_column,
+        describe_text(run, side, backbone),
         run.machine.local_cache,
         count_text_bytes(run, side, train_tokens),
         began.get(what, ""),

@@ -13,10 +13,11 @@ from hub_stand_in import STRANGER
 
 from adept_ray.config.errors import UserError
 from adept_ray.data import hub_corpora
-from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
+from adept_ray.data.corpora import HubOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
-from adept_ray.data.hub_corpora import HubSource, flatten_value, sample_documents
+from adept_ray.data.hub_corpora import HubSource, sample_documents
 from adept_ray.data.opening import open_sequential
+from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Members, ZipReader, sample_rows
 
 MEDICINE = "BAAI/IndustryInstruction_Health-Medicine"
@@ -212,8 +213,57 @@ def test_chat_turns_and_answer_options_become_text():
         "options": {"A": "so", "B": None},
         "turns": [{"from": "human", "value": "hi"}, {"content": "hello"}],
     }
-    assert flatten_value(row, "options", "") == "A. so"
-    assert flatten_value(row, "turns", "") == "hi\nhello"
+    assert HubSource("o/n", ("options",)).recipe.read("", row) == "A. so"
+    assert HubSource("o/n", ("turns", "options")).recipe.read("", row) == "hi\nhello\nA. so"
+
+
+ROWS = [
+    {"chat": [{"from": "human", "value": f"hi {at}"}], "meta": {"lang": "de" if at % 2 else "en"}, "at": at}
+    for at in range(60)
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_is_read_as_somebody_asks(hub, kind, tmp_path):
+    """By a template and a filter, of which only the columns are read; they are part of its name."""
+    hub.put("o/n", {f"train.{kind}": lines(ROWS) if kind == "jsonl" else parquet(ROWS)})
+    recipe = TextRecipe("{at}: {chat[0].value}", "meta.lang == 'en' and at < 10")
+    found = resolve_corpus("o/n", recipe, tmp_path)
+    assert sorted(texts(found)) == [f"{at}: hi {at}" for at in range(0, 10, 2)]
+    chats = resolve_corpus("o/n", "chat", tmp_path)
+    assert sorted(texts(chats)) == sorted(f"hi {at}" for at in range(60))
+    assert found.fingerprint != chats.fingerprint
+
+
+def test_the_name_of_a_hub_corpus_stays(tmp_path):
+    """Results that were made from a plain column, or from a preset, go on with their text."""
+    sources = [
+        (HubSource("o/n", ("text",), given=TextRecipe()),),
+        (HubSource("o/n", ("text",), given=TextRecipe(filter="a == 1")),),
+        CORPORA["medical-paper"].hub,
+    ]
+    names = [name_content(HubOrder(each, ("a", "b", "c")[: len(each)], 1000, tmp_path)) for each in sources]
+    assert names[0] == "bfe73287e5752d45" and names[2] == "a1357b36755eb638" and names[1] != names[0]
+
+
+def test_a_struct_of_somebody_elses_is_not_printed(hub, tmp_path):
+    """Answer options are lines of a preset; anyone else says which column is meant."""
+    hub.put("o/n", {"train.jsonl": lines([{"options": {"A": "so", "B": "not"}}])})
+    assert refused("o/n", tmp_path, "options") == (
+        "hub dataset o/n, row 1: column 'options' holds a struct; give one of its columns: options.A, "
+        "options.B"
+    )
+
+
+def test_a_rare_filter_is_not_waited_for_in_the_check(hub, tmp_path, monkeypatch):
+    """Only the first rows are looked at before the plan is known; what is wrong with them is said there."""
+    hub.put("o/n", {"train.jsonl": lines([*ROWS, {**ROWS[0], "at": 60}])})
+    monkeypatch.setattr(hub_corpora, "CHECKED_ROWS", 5)
+    corpus = find_corpus("o/n", TextRecipe("{at}", "at == 60"), tmp_path)
+    fill_corpus(corpus)
+    assert texts(corpus) == ["60"]
+    with pytest.raises(UserError, match="no row with text meets the filter at == 61"):
+        fill_corpus(find_corpus("o/n", TextRecipe("{at}", "at == 61"), tmp_path))
 
 
 # --- without the hub, and with a hub out of order ---------------------------------------------------
@@ -295,9 +345,9 @@ def test_what_is_wrong_with_a_dataset_is_said_of_its_first_row(hub, tmp_path):
 
 
 def test_a_filter_that_leaves_nothing_is_refused(hub):
-    """It names the column and the value; a column that isn't there is named with those that are."""
+    """It names the filter; a column that isn't there is named with those that are."""
     commit = hub.put("o/n", {"train.jsonl": lines([{"text": "x", "lang": "zh"}])}).commit
-    with pytest.raises(UserError, match="o/n: no row has lang = en"):
+    with pytest.raises(UserError, match="o/n: no row with text meets the filter lang == 'en'"):
         take(HubSource("o/n", keep=(("lang", "en"),)), commit)
     with pytest.raises(UserError, match="no column 'tongue'; there are: lang, text"):
         take(HubSource("o/n", keep=(("tongue", "en"),)), commit)
