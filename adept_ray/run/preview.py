@@ -12,6 +12,7 @@ from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import draw_items
 from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
+from adept_ray.data.mixing import MixedCorpus
 from adept_ray.method.scores import SIDES
 from adept_ray.run.checks import Check
 from adept_ray.run.examination import Examination, plan_examination
@@ -23,7 +24,7 @@ from adept_ray.search.study import open_study
 from adept_ray.storage.results import Results
 
 T = TypeVar("T")
-NO_CORPUS = CorpusFiles((), "", "", "")
+NO_CORPUS = MixedCorpus((CorpusFiles((), "", "", ""),))
 
 
 class CheckList:
@@ -118,7 +119,7 @@ def find_backbone(run: SearchRun) -> Backbone:
     return resolve_backbone(run.backbone, cache, run.trust_remote_code, dtype)
 
 
-def find_corpus(run: SearchRun, side: str, checks: CheckList) -> CorpusFiles | None:
+def find_corpus(run: SearchRun, side: str, checks: CheckList) -> MixedCorpus | None:
     """The text of a side, None if it can't be used."""
     tokens = run.tokens_per_trial if side == "domain" else 0
     return checks.attempt(f"{side} text", lambda: find_text(run, side, tokens, {}), lambda found: found.name)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.mixtures import Mixture
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, find_corpus
 from adept_ray.data.hub_client import PATIENCE
 from adept_ray.data.loading import Backbone, build_outline, load_config
+from adept_ray.data.mixing import MixedCorpus, number_names
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
@@ -36,8 +38,8 @@ class Sources:
     backbone: Backbone
     config: PreTrainedConfig
     """Its Hugging Face config."""
-    general: CorpusFiles
-    domain: CorpusFiles | None
+    general: MixedCorpus
+    domain: MixedCorpus | None
     items: Mapping[str, Mapping[str, TaskItems]] = field(default_factory=dict)
     """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
 
@@ -49,8 +51,14 @@ class Sources:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Names of backbone and corpora by their content."""
-        names = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
-        return names | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
+        found = {what: corpus.fingerprint for what, corpus in self.list_corpora("corpus").items()}
+        return {"backbone": self.backbone.fingerprint, **found}
+
+    def list_corpora(self, what: str = "") -> dict[str, CorpusFiles]:
+        """Side and `what`, and a number where the side has several → each corpus, those of general first."""
+        sides = {"general": self.general} | ({"domain": self.domain} if self.domain else {})
+        named = [mixed.list_by_number(f"{side} {what}".strip()) for side, mixed in sides.items()]
+        return {name: corpus for corpora in named for name, corpus in corpora.items()}
 
     def build_skeleton(self) -> PreTrainedModel:
         """The backbone's shapes, without data."""
@@ -70,8 +78,12 @@ class Needs:
     train_tokens: int = 0
     """Tokens of training text, at most. Documents lie in their split in the order of a hash, so the first
     ones are a fair sample. A smaller split is gone through several times."""
-    replay: bool = False
-    """General text to train on, too."""
+    replay: float = 0.0
+    """Largest share of general text in a training."""
+    least_replay: float = 0.0
+    """Smallest share of it."""
+    trainings: int = 1
+    """Trainings that take `train_tokens` in equal pieces, without a block in common."""
     reception: bool = False
     """Every layer's reception, measured on training text."""
     fit: Fit = PLAIN
@@ -125,18 +137,17 @@ def find_sources(
     return Sources(backbone, config, general, domain, items)
 
 
-def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> CorpusFiles:
-    """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`."""
-    what = f"{side} corpus"
-    corpus = find_corpus(
-        getattr(run, side),
-        run.text_column,
-        run.machine.local_cache,
-        count_text_bytes(run, side, train_tokens),
-        began.get(what, ""),
-    )
-    check_unchanged(what, corpus, began)
-    return corpus
+def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> MixedCorpus:
+    """The corpora of a side, those of earlier results if there are some. Raises :class:`UserError`."""
+    mixture: Mixture = getattr(run, side)
+    names = number_names(f"{side} corpus", len(mixture.parts))
+    found = []
+    for what, part, share in zip(names, mixture.parts, mixture.shares, strict=True):
+        size = count_text_bytes(run, side, train_tokens, share)
+        corpus = find_corpus(part.place, run.text_column, run.machine.local_cache, size, began.get(what, ""))
+        check_unchanged(what, corpus, began)
+        found.append(corpus)
+    return MixedCorpus(tuple(found), mixture.shares)
 
 
 def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
@@ -144,8 +155,11 @@ def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
     return {"domain": tokens, "general": tokens if with_general else 0}
 
 
-def count_text_bytes(run: RunSpec, side: str, train_tokens: int) -> int:
-    """Bytes of text into which a run's tokens of that side go, whatever the tokenizer; whole 64 MiB."""
+def count_text_bytes(run: RunSpec, side: str, train_tokens: int, part: float = 1.0) -> int:
+    """Bytes of text into which a run's tokens of that side go, whatever the tokenizer; whole 64 MiB.
+
+    Of a corpus that gives `part` of them.
+    """
     splits = GENERAL_SPLITS if side == "general" else DOMAIN_SPLITS
     wanted = {
         "probe": run.probe_tokens,
@@ -153,7 +167,7 @@ def count_text_bytes(run: RunSpec, side: str, train_tokens: int) -> int:
         "validation": run.validation_tokens,
         "test": run.test_tokens,
     }
-    tokens = max(wanted[split] / share for split, share in splits.items())
+    tokens = part * max(wanted[split] / share for split, share in splits.items())
     return STEP_BYTES * math.ceil(tokens * BYTES_A_TOKEN / STEP_BYTES)
 
 
@@ -181,9 +195,5 @@ def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
 
 def list_notes(sources: Sources) -> dict[str, str]:
     """Where things come from and under which licence."""
-    parts: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
-        ("backbone", sources.backbone),
-        ("general", sources.general),
-        ("domain", sources.domain),
-    )
-    return {side: f"{source.name}: {source.note}" for side, source in parts if source}
+    named: dict[str, Backbone | CorpusFiles] = {"backbone": sources.backbone, **sources.list_corpora()}
+    return {what: f"{source.name}: {source.note}" for what, source in named.items()}

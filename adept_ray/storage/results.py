@@ -165,5 +165,7 @@ class Results:
 
 def make_run_name(run: RunSpec, what: str = "") -> str:
     """A name for the results folder: what, backbone, domain and time."""
-    parts = [what, Path(run.backbone).stem, Path(run.domain).stem, time.strftime("%Y%m%d-%H%M%S")]
+    first, *others = run.domain.parts
+    domain = f"{Path(first.place).stem}{f'-and-{len(others)}-more' * bool(others)}"
+    parts = [what, Path(run.backbone).stem, domain, time.strftime("%Y%m%d-%H%M%S")]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()
