@@ -54,7 +54,7 @@ def train_model(args: TrainRun) -> str:
             test = test_and_export(context, prepared, work, last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
-        record_run(session, sources, prepared, training)
+        record_run(session, sources, prepared, training, work=work)
         write_pages(results)
     show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
     return results.publish()

@@ -22,8 +22,7 @@ class Part:
 
     def __str__(self) -> str:
         """As :func:`parse_part` reads it, wherever that is: a path that ends like a weight gets one."""
-        _, sign, after = self.place.rpartition("=")
-        plain = self.weight == 1 and not (sign and read_weight(after) is not None)
+        plain = self.weight == 1 and split_weight(self.place) is None
         return self.place if plain else f"{self.place}={f'{self.weight!r}'.removesuffix('.0')}"
 
 
@@ -67,17 +66,22 @@ def parse_part(word: str) -> Part:
     The text after the last ``=`` is the weight. A path that exists is one, whatever is in it. Raises
     ValueError for a weight that is no number above 0.
     """
-    place, sign, after = word.rpartition("=")
-    if not sign or not place or os.path.exists(os.path.expanduser(word)):
+    found = split_weight(word)
+    if found is None or os.path.exists(os.path.expanduser(word)):
         return Part(word)
+    place, after = found
     weight = read_weight(after)
-    if weight is None and ("/" in after or "://" in word):  # the = of a folder's name, or of a query
-        return Part(word)
     if weight is None or not 0 < weight < math.inf:
-        raise ValueError(
-            f"{word}: the weight '{after}' of '{place}' must be a number above 0, such as 3 or 0.5"
-        )
+        what = f"the weight '{after}' of '{place}'"
+        raise ValueError(f"{word}: {what} must be a number above 0, such as 3 or 0.5")
     return Part(place, weight)
+
+
+def split_weight(word: str) -> tuple[str, str] | None:
+    """The texts before and after the last ``=``; None where that is one of a folder's name or of a query."""
+    place, sign, after = word.rpartition("=")
+    inside = read_weight(after) is None and ("/" in after or "://" in word)
+    return (place, after) if sign and place and not inside else None
 
 
 def read_weight(text: str) -> float | None:

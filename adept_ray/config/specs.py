@@ -99,6 +99,11 @@ class RunSpec(MachineSpec):
         return self
 
     @property
+    def corpora(self) -> dict[str, Mixture]:
+        """``general`` and ``domain`` → the corpora of that side."""
+        return {"general": self.general, "domain": self.domain}
+
+    @property
     def crews(self) -> int:
         """Groups of that many workers that work at the same time (at least, where that isn't known yet)."""
         return 1

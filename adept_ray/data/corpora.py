@@ -79,11 +79,11 @@ def find_corpus(
 
     `source` is a name of :data:`CORPORA`; else an existing file or folder (searched recursively) of
     .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
-    else a hub dataset ``owner/name`` or ``owner/name:config``; with ``hf:`` before it also where there is a
-    folder of that name. `text_column` names the text in .jsonl, .parquet and hub datasets. Blank documents are left out. A corpus is made once, and found again by its
-    content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
-    :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
-    `made_from`, that of earlier results, is taken unasked.
+    else a hub dataset ``owner/name`` or ``owner/name:config``, with ``hf:`` before it also where there is a
+    folder of that name. `text_column` names the text in .jsonl, .parquet and hub datasets. Blank documents
+    are left out. A corpus is made once, and found again by its content. Of the hub a sample of about
+    `text_bytes` is taken from the ``train`` split, by :func:`fill_corpus`; here its first document is read. A
+    sample in the cache whose fingerprint is `made_from`, that of earlier results, is taken unasked.
 
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """

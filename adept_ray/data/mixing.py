@@ -31,6 +31,9 @@ class MixedCorpus:
         return dict(zip(number_names(what, len(self.parts)), self.parts, strict=True))
 
 
+NO_CORPUS = MixedCorpus((CorpusFiles((), "", "", ""),))
+
+
 @dataclass(frozen=True)
 class MixedBlocks:
     """All blocks of a side: a set for each of its corpora."""

@@ -22,8 +22,8 @@ from adept_ray.rivals.comparison import (
 from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, format_csv, parse_runs
 from adept_ray.run.context import Context
-from adept_ray.run.preparing import Prepared, load_test_blocks, name_parts
-from adept_ray.run.sources import Needs, Sources
+from adept_ray.run.preparing import Prepared, load_test_blocks
+from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
 
@@ -35,6 +35,7 @@ def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> 
         run.tokens // run.passes * (run.seeds + 1),
         replay=1.0,  # one of them trains on nothing else
         trainings=run.seeds + 1,
+        passes=run.passes,
         reception=any(rival.training.placement == "receptive" for rival in rivals),
         fit=Fit(any(rival.fit.recompute for rival in rivals), any(rival.fit.sharded for rival in rivals)),
     )

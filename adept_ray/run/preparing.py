@@ -9,21 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.mixtures import Mixture
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.benchmark_tasks import find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, BlockSet
 from adept_ray.data.corpora import fill_corpus
-from adept_ray.data.mixing import MixedBlocks, number_names
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import fetch_to_nodes
-from adept_ray.run.sources import Needs, Sources
+from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
-from adept_ray.run.terminal import Update
+from adept_ray.run.training_text import list_passes, show_passes
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 
@@ -81,6 +80,8 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
     with display.show_stage("blocks", "token blocks") as update:
         sets = build_block_sets(context, sources, update)
         blocks = select_blocks(context.run, sources, sets, needs)
+        if needs.train_tokens:
+            show_passes(list_passes(context.run, blocks, needs), display)
         if sources.domain:  # a split that is too small is refused now, not after the search
             check_sample_sizes(context.run, "validation", blocks, sources, display.warn)
             check_sample_sizes(
@@ -110,7 +111,9 @@ def bring_files(context: Context[RunSpec], sources: Sources) -> None:
                 fill_corpus(corpus, update)
 
 
-def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, MixedBlocks]:
+def build_block_sets(
+    context: Context[RunSpec], sources: Sources, update: Callable[[int, int], None]
+) -> dict[str, MixedBlocks]:
     """All blocks of the corpora, from the cache or built now; no document is in two of them.
 
     `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
@@ -128,10 +131,10 @@ def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update
         update(sum(sizes[: number + 1]), sum(sizes))
     sides: dict[str, MixedBlocks] = {}
     for side in SIDES if sources.domain else ("general",):
-        parts: Mixture = getattr(run, side)
-        taken, built = built[: len(parts.parts)], built[len(parts.parts) :]
-        places = tuple(part.place for part in parts.parts)
-        sides[side] = MixedBlocks(tuple(taken), places, parts.shares)
+        mixture = run.corpora[side]
+        places = tuple(part.place for part in mixture.parts)
+        taken, built = built[: len(places)], built[len(places) :]
+        sides[side] = MixedBlocks(tuple(taken), places, mixture.shares)
     return sides
 
 
@@ -152,16 +155,6 @@ def select_blocks(
         text = sets[side].load_training(needs.train_tokens, run.seq_len)
         blocks |= zip(name_parts(run)[side], text, strict=True)
     return blocks
-
-
-def name_parts(run: RunSpec) -> dict[str, dict[str, float]]:
-    """Side → name of the blocks of each of its corpora to train on → its share of the side's tokens."""
-    named = {}
-    for side, name in (("domain", "train"), ("general", "replay")):
-        mixture: Mixture = getattr(run, side)
-        names = number_names(name, len(mixture.parts))
-        named[side] = dict(zip(names, mixture.shares, strict=True))
-    return named
 
 
 def load_held_out(

@@ -10,9 +10,8 @@ from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.config.specs import SearchRun
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import draw_items
-from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
-from adept_ray.data.mixing import MixedCorpus
+from adept_ray.data.mixing import NO_CORPUS, MixedCorpus
 from adept_ray.method.scores import SIDES
 from adept_ray.run.checks import Check
 from adept_ray.run.examination import Examination, plan_examination
@@ -24,7 +23,6 @@ from adept_ray.search.study import open_study
 from adept_ray.storage.results import Results
 
 T = TypeVar("T")
-NO_CORPUS = MixedCorpus((CorpusFiles((), "", "", ""),))
 
 
 class CheckList:

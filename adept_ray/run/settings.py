@@ -17,7 +17,6 @@ from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.corpora import CORPORA
 from adept_ray.method.precision import bfloat16_pays
-from adept_ray.method.scores import SIDES
 from adept_ray.run.context import R
 from adept_ray.storage.files import fetch_temporarily
 from adept_ray.storage.records import BestRecord
@@ -33,8 +32,7 @@ def resolve_settings(run: R, what: str = "") -> R:
         value = str(getattr(run, field, ""))
         if (place := locate_given(value, names)) != value:
             changes[field] = place
-    for side in SIDES:
-        mixture: Mixture = getattr(run, side)
+    for side, mixture in run.corpora.items():
         parts = [Part(locate_given(part.place, {*CORPORA}), part.weight) for part in mixture.parts]
         changes[side] = Mixture(tuple(parts))
     if study := getattr(run, "study", ""):

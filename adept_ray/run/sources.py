@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.mixtures import Mixture
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 BYTES_A_TOKEN = 6  # more than tokenizers of large vocabularies make of any language's prose
+TEXTS = {"domain": "train", "general": "replay"}  # side → name of its blocks to train on
 STEP_BYTES = 64 * 2**20  # so that runs of about the same size read the same text
 
 
@@ -84,6 +84,8 @@ class Needs:
     """Smallest share of it."""
     trainings: int = 1
     """Trainings that take `train_tokens` in equal pieces, without a block in common."""
+    passes: int = 1
+    """Times that each of them goes through its piece, where there is enough text."""
     reception: bool = False
     """Every layer's reception, measured on training text."""
     fit: Fit = PLAIN
@@ -139,7 +141,7 @@ def find_sources(
 
 def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> MixedCorpus:
     """The corpora of a side, those of earlier results if there are some. Raises :class:`UserError`."""
-    mixture: Mixture = getattr(run, side)
+    mixture = run.corpora[side]
     names = number_names(f"{side} corpus", len(mixture.parts))
     found = []
     for what, part, share in zip(names, mixture.parts, mixture.shares, strict=True):
@@ -148,6 +150,16 @@ def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, st
         check_unchanged(what, corpus, began)
         found.append(corpus)
     return MixedCorpus(tuple(found), mixture.shares)
+
+
+def name_parts(run: RunSpec) -> dict[str, dict[str, float]]:
+    """Side → name of the blocks of each of its corpora to train on → its share of the side's tokens."""
+    named = {}
+    for side, name in TEXTS.items():
+        mixture = run.corpora[side]
+        names = number_names(name, len(mixture.parts))
+        named[side] = dict(zip(names, mixture.shares, strict=True))
+    return named
 
 
 def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:

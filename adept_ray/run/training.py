@@ -14,8 +14,8 @@ from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import allow_streams, choose_fit, plan_memory
 from adept_ray.run.context import Context
-from adept_ray.run.preparing import Prepared, load_test_blocks, name_parts
-from adept_ray.run.sources import Sources
+from adept_ray.run.preparing import Prepared, load_test_blocks
+from adept_ray.run.sources import Sources, name_parts
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
 from adept_ray.storage.records import SideRecord, TestedRecord

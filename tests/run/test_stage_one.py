@@ -10,7 +10,9 @@ import ray
 from common import one_document_each, tiny_model
 
 from adept_ray.config.specs import RunSpec
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
+from adept_ray.data.mixing import MixedBlocks, MixedCorpus
 from adept_ray.run import preparing
 from adept_ray.run import sources as sources_module
 from adept_ray.run import stage_one as stage_module
@@ -19,7 +21,11 @@ from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 
 TEXT = one_document_each(np.full((8, 4), 5))
-CORPUS = SimpleNamespace(name="c", fingerprint="f", files=(), load=lambda *_: TEXT)
+CORPUS = MixedCorpus((CorpusFiles((), "f", "c", ""),))
+SETS = {
+    side: MixedBlocks((SimpleNamespace(fingerprint=name, load=lambda *_: TEXT),), (side,))
+    for side, name in (("general", "f"), ("domain", "g"))
+}
 
 
 @pytest.fixture
@@ -48,9 +54,8 @@ def stage_in(folder, display, needs=None, trusted=False, **settings):
     run = RunSpec(cache=str(folder), **settings)
     context = Context(run, SimpleNamespace(), display, "board", 7)
     blocks = {"probe": TEXT, "general": TEXT, "domain": TEXT}
-    domain = SimpleNamespace(**{**vars(CORPUS), "fingerprint": "g"})
-    sources = Sources(backbone, None, CORPUS, domain)
-    return StageOne(context, sources, {"general": CORPUS, "domain": domain}, blocks, needs or Needs(4))
+    sources = Sources(backbone, None, CORPUS, CORPUS)
+    return StageOne(context, sources, SETS, blocks, needs or Needs(4))
 
 
 def test_what_is_measured_once_is_read_afterwards(tmp_path, display, asked):
