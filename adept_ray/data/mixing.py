@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.blocks import Blocks, BlockSet, join_blocks
 from adept_ray.data.corpora import CorpusFiles
@@ -66,6 +68,19 @@ class MixedBlocks:
                 if size
             ]
         )
+
+    def load_spread(self, split: str, tokens: int, seq_len: int) -> Blocks:
+        """The same blocks as of :meth:`load`, in an order in which the first ones have the shares, too.
+
+        Documents of more than one block are torn apart, so it is for text that is measured block by block.
+        """
+        blocks = self.load(split, tokens, seq_len)
+        counts = [count for count in share_out(len(blocks), self.shares) if count]
+        if len(counts) == 1:
+            return blocks
+        due = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        order = due.argsort(kind="stable")
+        return Blocks(blocks.tokens[order], blocks.bytes[order], blocks.starts[order])
 
     def load_training(self, tokens: int, seq_len: int) -> list[Blocks]:
         """Of each corpus the first blocks to train on that hold its share of `tokens`, or all it has.

@@ -142,15 +142,13 @@ def select_blocks(
     run: RunSpec, sources: Sources, sets: Mapping[str, MixedBlocks], needs: Needs
 ) -> dict[str, Blocks]:
     """The blocks that a run uses, by name; see :attr:`Prepared.blocks`."""
-    wanted = {
-        "probe": ("general", "probe", run.probe_tokens),
-        "remeasure": ("general", "probe", min(run.remeasure_tokens, run.probe_tokens)),
-        "general": ("general", "validation", run.validation_tokens),
-    }
+    probe = sets["general"].load_spread("probe", run.probe_tokens, run.seq_len)
+    remeasured = probe.take_first(min(run.remeasure_tokens, run.probe_tokens))
+    sides = SIDES if sources.domain else ("general",)
+    held_out = load_held_out(run, sets, {side: (side, "validation", run.validation_tokens) for side in sides})
+    blocks = {"probe": probe, "remeasure": remeasured, **held_out}
     if not sources.domain:
-        return load_held_out(run, sets, wanted)
-    wanted["domain"] = ("domain", "validation", run.validation_tokens)
-    blocks = load_held_out(run, sets, wanted)
+        return blocks
     for side in ("domain", "general") if needs.replay else ("domain",):
         text = sets[side].load_training(needs.train_tokens, run.seq_len)
         blocks |= zip(name_parts(run)[side], text, strict=True)

@@ -22,6 +22,8 @@ class Passes:
     """That the training takes of it, at most."""
     held: int
     """Tokens of its training text that the run reads."""
+    alone: bool = True
+    """Whether its side has no other."""
 
     @property
     def number(self) -> float:
@@ -41,19 +43,19 @@ def list_passes(run: RunSpec, blocks: Mapping[str, Blocks], needs: Needs) -> lis
                 held = len(blocks[name]) * run.seq_len
                 # Text that ends before is whole in every training.
                 times = needs.passes if held < distinct else 1
-                found.append(Passes(part.place, distinct * times, held))
+                found.append(Passes(part.place, distinct * times, held, len(mixture.parts) == 1))
     return found
 
 
 def show_passes(found: Sequence[Passes], display: Display) -> None:
-    """Say how often each of several corpora is gone through; warn of one that ends before its tokens."""
+    """Say how often each of several corpora of a side is gone through; warn of one that ends too early."""
     for each in found:
         if each.tokens > each.held:
             display.warn(
                 f"'{each.corpus}' ends before the tokens asked for: its training text holds {each.held:,} of "
                 f"{each.tokens:,}, so a training goes through it up to {each.number:.1f} times"
             )
-        elif len(found) > 1:
+        elif not each.alone:
             display.show(
                 f"'{each.corpus}': up to {each.tokens:,} tokens to train on, {each.number:.2f} passes"
             )

@@ -99,6 +99,21 @@ def test_what_is_held_out_takes_from_each_corpus_its_share():
     assert [len(each) for each in trained] == [12, 4]
 
 
+@given(st.lists(st.floats(0.05, 1), min_size=1, max_size=4), st.integers(1, 20))
+def test_the_first_sequences_of_a_probe_have_the_shares(weights, count):
+    """A raced probe may end anywhere, and what is measured again is its beginning; no block is lost."""
+    shares = share(weights)
+    sets = tuple(held(1000 * part, 20) for part in range(len(shares)))
+    mixed = MixedBlocks(sets, tuple("abcd")[: len(shares)], shares)
+    found = mixed.load_spread("probe", count * SEQ_LEN, SEQ_LEN).tokens
+    whole = mixed.load("probe", count * SEQ_LEN, SEQ_LEN).tokens
+    assert np.array_equal(found[found[:, 0].argsort()], whole[whole[:, 0].argsort()])
+    for upto in range(1, count + 1):
+        firsts = found[:upto, 0] // 1000
+        for part, all_of_it in enumerate(share_out(count, shares)):
+            assert abs((firsts == part).sum() - upto * all_of_it / count) <= 0.5 + len(shares) / 2
+
+
 def test_other_shares_are_another_text():
     """Losses of a mixture are kept under its shares: they are taken on other blocks."""
     names = {
