@@ -97,7 +97,7 @@ def build_learner(name: str, args: argparse.Namespace, text: Blocks, dtype: str)
     assert optimizer is not None
     held = {p for group in optimizer.param_groups for p in group["params"]}
     assert held == {p for p in tuning.model.parameters() if p.requires_grad}  # nothing frozen gets a state
-    return Learner(work, device, tuning, optimizer, text, BlockOrder(len(text), 0))
+    return Learner(work, device, tuning, optimizer, text, BlockOrder((len(text),), 0))
 
 
 def step_of(learner: Learner, blocks: int) -> Callable[[], float]:

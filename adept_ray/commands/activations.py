@@ -56,7 +56,9 @@ def draw_activations(args: ActivationsRun) -> str:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
             raise UserError("activations are taken of whole models, and this one has to be shared out")
-        needs = Needs(best["k_max"], training.tokens, replay=training.replay > 0, fit=fit)
+        needs = Needs(
+            best["k_max"], training.tokens, replay=training.replay, least_replay=training.replay, fit=fit
+        )
         prepared = prepare(context, sources, needs)
         check_blocks(context.run, prepared)
         tune_originals(context, prepared, build_work(run, prepared, training, best["layers"], ScoreWeights()))

@@ -42,7 +42,9 @@ def train_model(args: TrainRun) -> str:
         load = describe_load(run, sources, [training], best["layers"])
         with open_context(session, load) as context:
             fit = plan_fit(context, sources, training, best["layers"])
-            needs = Needs(best["k_max"], args.tokens, replay=training.replay > 0, fit=fit)
+            needs = Needs(
+                best["k_max"], args.tokens, replay=training.replay, least_replay=training.replay, fit=fit
+            )
             prepared = prepare(context, sources, needs)
             results.write_json("importance.json", prepared.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)
@@ -52,7 +54,7 @@ def train_model(args: TrainRun) -> str:
             test = test_and_export(context, prepared, work, last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
-        record_run(session, sources, prepared, training)
+        record_run(session, sources, prepared, training, work=work)
         write_pages(results)
     show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
     return results.publish()

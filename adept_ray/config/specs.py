@@ -19,6 +19,7 @@ from pydantic import (
 
 from adept_ray.config.fields import Mark, list_fields, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
+from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place, default_cache
 from adept_ray.config.validation import Spec
 
@@ -52,10 +53,10 @@ class RunSpec(MachineSpec):
     """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
-    general: str = "boolq"
-    """Text that must not get worse: preset, file, folder or hub dataset id."""
-    domain: str = setting("medical", Mark.UNPROBED)
-    """Text to learn: preset, file, folder or hub dataset id."""
+    general: Corpora = Mixture((Part("boolq"),))
+    """Text that must not get worse: preset, file, folder or hub dataset id; of several each PLACE=WEIGHT."""
+    domain: Corpora = setting(Mixture((Part("medical"),)), Mark.UNPROBED)
+    """Text to learn: preset, file, folder or hub dataset id; of several each PLACE=WEIGHT."""
     text_column: str = "text"
     """Column that holds the text in .jsonl and .parquet corpora and hub datasets, of both sides."""
     general_column: str = ""
@@ -107,6 +108,11 @@ class RunSpec(MachineSpec):
         if known and fewest > most:
             raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
         return self
+
+    @property
+    def corpora(self) -> dict[str, Mixture]:
+        """``general`` and ``domain`` → the corpora of that side."""
+        return {"general": self.general, "domain": self.domain}
 
     @property
     def crews(self) -> int:

@@ -101,26 +101,46 @@ class BlockOrder:
     The global batch of a step depends on the step alone, so a resumed run needs no more than its
     step number, and every number of workers shares out the same batches.
 
-    There may be `replayed` blocks of other text behind the first `blocks`. Then every place goes to the side
-    that has fallen behind its share. That is the rule of Ray Data's ``Dataset.mix``, in a form in which any
-    step can be looked up.
+    The text may have several parts, the blocks of each behind those of the parts before it. A place goes to
+    the last part where that has fallen behind its share by a whole block, and else to those before it, which
+    share out their places in the same way. With two parts that is the rule of Ray Data's ``Dataset.mix``, in
+    a form in which any step can be looked up.
     """
 
-    blocks: int
+    parts: tuple[int, ...]
+    """Number of blocks of each part."""
     seed: int
-    replayed: int = 0
-    share: float = 0.0
-    """Share of the `replayed` blocks, 0…1."""
+    shares: tuple[float, ...] = (1.0,)
+    """Of each part, 0…1; they add up to 1."""
+
+    @functools.cached_property
+    def _falls(self) -> list[tuple[int, float]]:
+        """Parts but for the first, last one first: number, and share of the places of it and those before."""
+        shares, last = self.shares, len(self.parts) - 1
+        return [
+            (number, shares[number] / (1.0 if number == last else sum(shares[: number + 1])))
+            for number in range(last, 0, -1)
+        ]
 
     def list_batch(self, step: int, size: int) -> list[int]:
-        """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
+        """Ids of the `size` blocks of `step` (0-based); those of a part count on from the parts before it."""
         return [self._find_block(place) for place in range(step * size, (step + 1) * size)]
 
+    def count_blocks(self, places: int) -> list[int]:
+        """How many of the first `places` each part has."""
+        counts = []
+        for _, share in self._falls:
+            counts.append(int(places * share + EPSILON))
+            places -= counts[-1]
+        return [places, *reversed(counts)]
+
     def _find_block(self, place: int) -> int:
-        before = int(place * self.share + EPSILON)  # replayed blocks so far
-        if int((place + 1) * self.share + EPSILON) > before:
-            return self.blocks + _draw_block(before, self.replayed, self.seed)
-        return _draw_block(place - before, self.blocks, self.seed)
+        for number, share in self._falls:
+            before = int(place * share + EPSILON)  # places of this part so far
+            if int((place + 1) * share + EPSILON) > before:
+                return sum(self.parts[:number]) + _draw_block(before, self.parts[number], self.seed)
+            place -= before
+        return _draw_block(place, self.parts[0], self.seed)
 
 
 def _draw_block(place: int, blocks: int, seed: int) -> int:
@@ -128,17 +148,19 @@ def _draw_block(place: int, blocks: int, seed: int) -> int:
     return int(_permute_blocks(blocks, seed, place // blocks)[place % blocks])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)  # one or two for each part of a text
 def _permute_blocks(blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(blocks)
 
 
-def join_blocks(first: Blocks, second: Blocks) -> Blocks:
-    """The blocks of both, those of `second` after the others."""
+def join_blocks(parts: Sequence[Blocks]) -> Blocks:
+    """The blocks of all parts, those of each after those of the parts before it."""
+    if len(parts) == 1:
+        return parts[0]
     return Blocks(
-        np.concatenate([first.tokens, second.tokens]),
-        np.concatenate([first.bytes, second.bytes]),
-        np.concatenate([first.starts, second.starts]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.bytes for part in parts]),
+        np.concatenate([part.starts for part in parts]),
     )
 
 

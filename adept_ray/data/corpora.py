@@ -30,6 +30,7 @@ from adept_ray.data.row_texts import TextRecipe
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
 HUB_VERSION = 2  # the same of corpora from the hub
+HUB_MARK = "hf:"
 TEXT_BYTES = 256 * 2**20  # of a hub corpus of which nobody says how much is needed
 
 
@@ -79,10 +80,10 @@ def find_corpus(
 
     `source` is a name of :data:`CORPORA`; else an existing file or folder (searched recursively) of
     .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
-    else a hub dataset ``owner/name`` or ``owner/name:config``. `text` says what of a row is its text in
-    .jsonl, .parquet and hub datasets: a column or template, or all that a recipe holds. Blank documents are
-    left out. A corpus is made once, and found again by its
-    content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
+    else a hub dataset ``owner/name`` or ``owner/name:config``, with ``hf:`` before it also where there is a
+    folder of that name. `text` says what of a row is its text in .jsonl, .parquet and hub datasets: a column
+    or template, or all that a recipe holds. Blank documents are left out. A corpus is made once, and found
+    again by its content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
     :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
     `made_from`, that of earlier results, is taken unasked.
 
@@ -101,9 +102,12 @@ def find_corpus(
             order = _order_from_hub(source, preset.hub, cache, text_bytes, made_from)
             return _name_order(source, order, cache, preset.note)
         return _build_preset(source, cache)
-    if source and path.exists():
+    forced = source.startswith(HUB_MARK) and "://" not in source
+    if source and not forced and path.exists():
         return _build_from_files(path, recipe, cache)
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
+    if forced:
+        source = source.removeprefix(HUB_MARK)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
         raise UserError(f"{source}: no such file or folder")
     if HUB_ID.fullmatch(source):
         dataset, _, config = source.partition(":")

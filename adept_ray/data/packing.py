@@ -69,8 +69,14 @@ class PackingPlan:
     """Length of a block, in tokens."""
     seed: int
     """Decides which document falls into which split, and in which order they come."""
-    apart_from: CorpusFiles | None = None
-    """A corpus whose documents are left out, so that general and domain splits never share one."""
+    apart_from: tuple[CorpusFiles, ...] = ()
+    """Corpora whose documents are left out, so that no two corpora of a run ever share one."""
+
+    @property
+    def apart(self) -> str | list[str] | None:
+        """Names the corpora whose documents are left out; their order is all one."""
+        names = sorted(corpus.fingerprint for corpus in self.apart_from)
+        return names if len(names) > 1 else "".join(names) or None
 
 
 class PlainTokenizer(NamedTuple):
@@ -106,7 +112,7 @@ def build_blocks(
     name = fingerprint(
         FORMAT,
         plan.corpus.fingerprint,
-        plan.apart_from.fingerprint if plan.apart_from else None,
+        plan.apart,
         fingerprint(*tokenizer),
         plan.seq_len,
         dict(plan.splits),
@@ -171,7 +177,7 @@ def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, stag
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
-    excluded = ray.put(_digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype="S32"))
+    excluded = ray.put(_digest_corpora(plan.apart_from))
     buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
@@ -259,12 +265,12 @@ def _count_text_bytes(corpus: CorpusFiles) -> int:
     return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
 
 
-def _digest_corpus(corpus: CorpusFiles) -> np.ndarray:
-    """Content digests of all documents of a corpus, taken here: hashing is faster than starting processes."""
+def _digest_corpora(corpora: Sequence[CorpusFiles]) -> np.ndarray:
+    """Content digests of all documents of corpora, taken here: hashing is faster than starting processes."""
     import pyarrow.parquet as pq
 
     found: set[bytes] = set()
-    for file in corpus.files:
+    for file in (file for corpus in corpora for file in corpus.files):
         for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
             found.update(_digest_text(text or "") for text in batch["text"].to_pylist())
     return np.array(sorted(found), dtype="S32")

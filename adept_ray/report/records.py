@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -170,6 +170,17 @@ class Rival(Record):
     against_adept_ci: float | None = None
 
 
+class TextPart(Record):
+    """What the training took of a corpus."""
+
+    side: str
+    corpus: str
+    weight: float
+    share: float
+    tokens: int
+    passes: float
+
+
 class RunRecord(Record):
     """``run.json``: how the folder was made."""
 
@@ -181,6 +192,8 @@ class RunRecord(Record):
     """The search space that it began with."""
     pick: dict[str, object] = Field(default_factory=dict)
     """The settings by which pick.py has chosen anew since, if it has."""
+    text: list[TextPart] = Field(default_factory=list)
+    """What the training, or the chosen trial, took of each corpus; empty in an older folder."""
     versions: dict[str, object]
     fingerprints: dict[str, object]
     seconds: dict[str, float]
@@ -192,6 +205,12 @@ class RunRecord(Record):
     def total_seconds(self) -> float:
         """Wall clock of the whole run."""
         return self.seconds.get("total", sum(self.seconds.values()))
+
+
+def list_corpora(settings: Mapping[str, object], name: str) -> list[str]:
+    """What a run's settings say under that name, one corpus or several, as they are written there."""
+    value = settings.get(name) or []
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
 def check_record(record: type[T], values: object, where: str) -> T:

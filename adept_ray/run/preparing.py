@@ -12,17 +12,16 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.benchmark_tasks import find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, BlockSet
-from adept_ray.data.corpora import fill_corpus
-from adept_ray.data.loading import check_tokenizer
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key, value_or_nan
 from adept_ray.run.context import Context
-from adept_ray.run.fetching import fetch_to_nodes
-from adept_ray.run.sources import Needs, Sources
+from adept_ray.run.fetching import bring_files
+from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
-from adept_ray.run.terminal import Update
+from adept_ray.run.training_text import list_passes, show_passes
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 
@@ -32,10 +31,11 @@ class Prepared:
     """Blocks, importance and the backbone's own losses: what a search or a training starts from."""
 
     sources: Sources
-    sets: Mapping[str, BlockSet]
-    """``general`` and ``domain`` → all blocks of the corpus."""
+    sets: Mapping[str, MixedBlocks]
+    """``general`` and ``domain`` → all blocks of the side's corpora."""
     blocks: Mapping[str, Blocks]
-    """The blocks this run uses: probe, remeasure, general, domain (validation), train, maybe replay."""
+    """The blocks this run uses: probe, remeasure, general, domain (validation), and those to train on under
+    the names of :func:`name_parts`."""
     importance: ImportanceFile
     """Content of importance.json."""
     before: Mapping[str, list[float]]
@@ -75,10 +75,12 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "leave it out, or use larger workers"
         )
     display = context.display
-    bring_files(context, sources)
+    bring_files(sources, display)
     with display.show_stage("blocks", "token blocks") as update:
         sets = build_block_sets(context, sources, update)
         blocks = select_blocks(context.run, sources, sets, needs)
+        if needs.train_tokens:
+            show_passes(list_passes(context.run, blocks, needs), display)
         if sources.domain:  # a split that is too small is refused now, not after the search
             check_sample_sizes(context.run, "validation", blocks, sources, display.warn)
             check_sample_sizes(
@@ -95,65 +97,56 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
     return Prepared(sources, sets, blocks, importance, before, needs.fit)
 
 
-def bring_files(context: Context[RunSpec], sources: Sources) -> None:
-    """Fetch from the hub what of backbone and text isn't here, before anything is built of it.
-
-    Raises :class:`UserError` for what can't be had.
-    """
-    if sources.backbone.revision:
-        fetch_to_nodes(sources.backbone, context.display)
-        check_tokenizer(sources.backbone, sources.config.vocab_size)
-    for corpus in (sources.general, sources.domain):
-        if corpus and corpus.is_to_be_filled:
-            with context.display.show_stage("text", f"text of {corpus.name}") as update:
-                fill_corpus(corpus, update)
-
-
-def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:
-    """All blocks of the corpora, from the cache or built now.
+def build_block_sets(
+    context: Context[RunSpec], sources: Sources, update: Callable[[int, int], None]
+) -> dict[str, MixedBlocks]:
+    """All blocks of the corpora, from the cache or built now; no document is in two of them.
 
     `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
     """
     run, machine = context.run, context.run.machine
     where = machine.local_cache, machine.shared_cache, context.display.say
     how = sources.backbone, run.seq_len, run.seed
-    corpora = [corpus for corpus in (sources.general, sources.domain) if corpus]
+    corpora = [*sources.list_corpora().values()]
     sizes = [sum(file.stat().st_size for file in corpus.files) for corpus in corpora]
-    sets = {"general": build_blocks(PackingPlan(sources.general, GENERAL_SPLITS, *how), *where)}
-    update(sizes[0], sum(sizes))
-    if sources.domain:
-        plan = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, apart_from=sources.general)
-        sets["domain"] = build_blocks(plan, *where)
-    return sets
+    built: list[BlockSet] = []
+    for number, corpus in enumerate(corpora):
+        splits = GENERAL_SPLITS if number < len(sources.general.parts) else DOMAIN_SPLITS
+        plan = PackingPlan(corpus, splits, *how, apart_from=tuple(corpora[:number]))
+        built.append(build_blocks(plan, *where))
+        update(sum(sizes[: number + 1]), sum(sizes))
+    sides: dict[str, MixedBlocks] = {}
+    for side in SIDES if sources.domain else ("general",):
+        mixture = run.corpora[side]
+        places = tuple(part.place for part in mixture.parts)
+        taken, built = built[: len(places)], built[len(places) :]
+        sides[side] = MixedBlocks(tuple(taken), places, mixture.shares)
+    return sides
 
 
 def select_blocks(
-    run: RunSpec, sources: Sources, sets: Mapping[str, BlockSet], needs: Needs
+    run: RunSpec, sources: Sources, sets: Mapping[str, MixedBlocks], needs: Needs
 ) -> dict[str, Blocks]:
     """The blocks that a run uses, by name; see :attr:`Prepared.blocks`."""
-    wanted = {
-        "probe": ("general", "probe", run.probe_tokens),
-        "remeasure": ("general", "probe", min(run.remeasure_tokens, run.probe_tokens)),
-        "general": ("general", "validation", run.validation_tokens),
-    }
+    probe = sets["general"].load_spread("probe", run.probe_tokens, run.seq_len)
+    remeasured = probe.take_first(min(run.remeasure_tokens, run.probe_tokens))
+    sides = SIDES if sources.domain else ("general",)
+    held_out = load_held_out(run, sets, {side: (side, "validation", run.validation_tokens) for side in sides})
+    blocks = {"probe": probe, "remeasure": remeasured, **held_out}
     if not sources.domain:
-        return load_held_out(run, sets, wanted)
-    wanted["domain"] = ("domain", "validation", run.validation_tokens)
-    blocks = load_held_out(run, sets, wanted)
-    texts = {"train": "domain", "replay": "general"} if needs.replay else {"train": "domain"}
-    for name, side in texts.items():
-        train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
-        blocks[name] = train.take_first(max(needs.train_tokens, run.seq_len))
+        return blocks
+    for side in ("domain", "general") if needs.replay else ("domain",):
+        text = sets[side].load_training(needs.train_tokens, run.seq_len)
+        blocks |= zip(name_parts(run)[side], text, strict=True)
     return blocks
 
 
 def load_held_out(
-    run: RunSpec, sets: Mapping[str, BlockSet], wanted: Mapping[str, tuple[str, str, int]]
+    run: RunSpec, sets: Mapping[str, MixedBlocks], wanted: Mapping[str, tuple[str, str, int]]
 ) -> dict[str, Blocks]:
     """The first blocks of splits: name → (side, split, tokens)."""
     return {
-        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).take_first(tokens)
-        for name, (side, split, tokens) in wanted.items()
+        name: sets[side].load(split, tokens, run.seq_len) for name, (side, split, tokens) in wanted.items()
     }
 
 
@@ -175,6 +168,6 @@ def check_sample_sizes(
             warn(f"{where} is {count} {what}s, so standard errors are rough; a larger {flag} helps")
 
 
-def load_test_blocks(run: RunSpec, sets: Mapping[str, BlockSet]) -> dict[str, Blocks]:
+def load_test_blocks(run: RunSpec, sets: Mapping[str, MixedBlocks]) -> dict[str, Blocks]:
     """The test splits of both sides; only for the chosen model, once."""
     return load_held_out(run, sets, {side: (side, "test", run.test_tokens) for side in SIDES})

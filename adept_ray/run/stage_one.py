@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.benchmark_tasks import TaskItems
-from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.blocks import Blocks, join_blocks
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
 from adept_ray.method.fit import Fit
@@ -42,7 +43,7 @@ class StageOne:
 
     context: Context[RunSpec]
     sources: Sources
-    sets: Mapping[str, BlockSet]
+    sets: Mapping[str, MixedBlocks]
     blocks: Mapping[str, Blocks]
     needs: Needs
 
@@ -145,7 +146,7 @@ def measure_reception(stage: StageOne) -> list[float]:
     place = locate_in_cache(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
     known = stage.read(place)
     if known is None:
-        text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
+        text = join_blocks(domain.load_training(run.probe_tokens, run.seq_len))
         work = replace(describe_probe(run, sources, stage.needs.fit), reception=True)
         job = Job("reception", "probe", work, store_blocks({"reception": text}))
         known = {"reception": run_job(stage.context.board, job)["reception"]}

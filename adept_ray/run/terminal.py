@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
     from adept_ray.rivals.table import ComparedTraining, Summary
-    from adept_ray.run.checks import Check
+    from adept_ray.run.check_list import Check
     from adept_ray.training.work import ImportanceRecord
 
 Update = Callable[[int, int], None]

@@ -15,7 +15,7 @@ from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import allow_streams, choose_fit, plan_memory
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
-from adept_ray.run.sources import Sources
+from adept_ray.run.sources import Sources, name_parts
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.storage.files import delete_folder, fetch_temporarily, format_json, measure_size
 from adept_ray.storage.records import SideRecord, TestedRecord
@@ -43,6 +43,7 @@ def build_work(
         items=prepared.sources.select_items("validation"),
         by_tasks=run.score == "tasks",
         fit=prepared.fit,
+        parts=name_parts(run),
     )
 
 

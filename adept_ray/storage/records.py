@@ -16,6 +16,22 @@ class SpentRecord(TypedDict):
     peak_memory_gib: float | None
 
 
+class TextRecord(TypedDict):
+    """What a training took of a corpus."""
+
+    side: str
+    corpus: str
+    """As it was given."""
+    weight: float
+    """Against those of the side's other corpora."""
+    share: float
+    """Of all tokens of the training."""
+    tokens: int
+    """Of it in the training, those that came again among them."""
+    passes: float
+    """How often the training went through what the run read of it."""
+
+
 class RunRecord(TypedDict, total=False):
     """Content of run.json; empty as long as the run hasn't begun."""
 
@@ -32,6 +48,8 @@ class RunRecord(TypedDict, total=False):
     """Of a training at full length, and of one without expansion."""
     space: Settings
     """Of a search: the space that it began with."""
+    text: list[TextRecord]
+    """What the training, or the chosen trial, took of each corpus."""
     versions: dict[str, str]
     seconds: dict[str, float]
     """As in :class:`SpentRecord`, once a command came to its end."""

@@ -178,6 +178,8 @@ class Results:
 
 def make_run_name(run: RunSpec, what: str = "") -> str:
     """A name for the results folder: what, backbone, domain, time, and letters that tell it from others."""
+    first, *others = run.domain.parts
+    domain = f"{Path(first.place).stem}{f'-and-{len(others)}-more' * bool(others)}"
     at = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    parts = [what, Path(run.backbone).stem, Path(run.domain).stem, at]
+    parts = [what, Path(run.backbone).stem, domain, at]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

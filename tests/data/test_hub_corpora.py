@@ -12,7 +12,7 @@ import pytest
 from hub_stand_in import STRANGER
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import hub_corpora
+from adept_ray.data import corpora, hub_corpora
 from adept_ray.data.corpora import HubOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
 from adept_ray.data.hub_corpora import HubSource, sample_documents
@@ -360,3 +360,18 @@ def test_a_bad_archive_is_one_sentence(hub):
         take(HubSource("o/n", archive="no.zip"), commit)
     with pytest.raises(UserError, match=r"hub dataset o/n, bad\.zip, a\.txt: byte 1 is not UTF-8"):
         take(HubSource("o/n", archive="bad.zip"), commit)
+
+
+def test_a_mark_means_the_hub_where_a_folder_has_the_name(tmp_path, monkeypatch):
+    """A folder here comes before a dataset of its name, unless hf: stands before it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "a.txt").write_text("one\n\ntwo\n")
+    asked = []
+    monkeypatch.setattr(corpora, "_order_from_hub", lambda name, sources, *_: asked.append(sources))
+    monkeypatch.setattr(corpora, "_name_order", lambda *_: None)
+    assert corpora.find_corpus("owner/name", "text", tmp_path / "cache").name == "name"
+    corpora.find_corpus("hf:owner/name:part", "text", tmp_path / "cache")
+    assert [repr(each) for each in asked] == [repr((HubSource("owner/name", ("text",), "part"),))]
+    with pytest.raises(UserError, match="unknown corpus 'boolq'"):
+        corpora.find_corpus("hf:boolq", "text", tmp_path / "cache")

@@ -66,7 +66,7 @@ def in_files(place, name, groups):
     return CorpusFiles(tuple(files), name, name, "")
 
 
-def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", apart_from=None, **options):
+def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", apart_from=(), **options):
     plan = PackingPlan(files, splits, local_backbone(place / "backbone"), SEQ_LEN, seed, apart_from)
     return build_blocks(plan, place / cache, **options)
 
@@ -89,7 +89,7 @@ def domain(place, general):
     files = resolved(place, "domain", DOMAIN + DOMAIN[::3])
     with pytest.MonkeyPatch.context() as patch:
         in_buckets(files, patch, 3)
-        return build(place, files, DOMAIN_SPLITS, apart_from=resolved(place, "general", GENERAL))
+        return build(place, files, DOMAIN_SPLITS, apart_from=(resolved(place, "general", GENERAL),))
 
 
 def streams(made, split):
@@ -169,7 +169,7 @@ def test_splits_have_their_shares(general, domain):
 def test_the_same_file_as_both_leaves_nothing_to_learn(place, general):
     """A corpus given as general and as domain is refused, for all of it is already general."""
     files = resolved(place, "general", GENERAL)
-    made = build(place, files, DOMAIN_SPLITS, apart_from=files)
+    made = build(place, files, DOMAIN_SPLITS, apart_from=(files,))
     assert {counts["documents"] for counts in made.splits.values()} == {0}
     with pytest.raises(UserError, match="too small"):
         made.load("train", SEQ_LEN, SEQ_LEN, "general")
@@ -180,7 +180,7 @@ def test_order_files_and_repetitions_do_not_matter(place, domain, monkeypatch):
     texts = [f"  {text}\n" for text in reversed(DOMAIN)]
     files = in_files(place, "scattered", [texts[:7] + texts[50:], texts[:50], texts[90:110]])
     in_buckets(files, monkeypatch, 3)
-    made = build(place, files, DOMAIN_SPLITS, apart_from=in_files(place, "g", [GENERAL[::-1]]))
+    made = build(place, files, DOMAIN_SPLITS, apart_from=(in_files(place, "g", [GENERAL[::-1]]),))
     assert made.fingerprint != domain.fingerprint
     assert everything(made) == everything(domain)
 
@@ -324,21 +324,21 @@ def test_a_bucket_may_be_given_nothing(place, s3, left):
     files = resolved(place, "nothing", DOMAIN[:20])
     known = in_files(place, f"known-{left}", [DOMAIN[left:20]])
     shared = f"s3://empty-{left}/cache"
-    made = build(place, files, DOMAIN_SPLITS, cache="empty", shared=shared, apart_from=known)
+    made = build(place, files, DOMAIN_SPLITS, cache="empty", shared=shared, apart_from=(known,))
     assert sum(split["blocks"] == 0 for split in made.splits.values()) >= 2
     with pytest.raises(UserError, match=r"corpus 'nothing' is too small: its .* split .* holds 0 tokens"):
         for split in made.splits:
             made.load(split, SEQ_LEN, SEQ_LEN, "nothing")
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=f"empty-{left}")["Contents"]]
     assert names and not any("staging/" in name.removesuffix("staging/") for name in names)
-    other = build(place, files, DOMAIN_SPLITS, cache="other machine", shared=shared, apart_from=known)
+    other = build(place, files, DOMAIN_SPLITS, cache="other machine", shared=shared, apart_from=(known,))
     assert other.splits == made.splits and other.fingerprint == made.fingerprint
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
 def test_every_block_once_per_epoch(blocks, size, seed):
     """Batches run through every block before one comes again, in another order in the next epoch."""
-    order = BlockOrder(blocks, seed)
+    order = BlockOrder((blocks,), seed)
     steps = -(-3 * blocks // size)
     seen = [block for step in range(steps) for block in order.list_batch(step, size)]
     epochs = [seen[i * blocks : (i + 1) * blocks] for i in range(3)]
@@ -346,20 +346,22 @@ def test_every_block_once_per_epoch(blocks, size, seed):
     if blocks > 20:
         assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
         assert epochs[0] != [
-            b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).list_batch(step, 1)
+            b for step in range(blocks) for b in BlockOrder((blocks,), seed + 1).list_batch(step, 1)
         ]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(1, 6), st.integers(0, 3))
 def test_replayed_blocks_keep_their_share(blocks, replayed, share, size, seed):
     """After any number of places each side has its share to within one block, and goes through its epochs."""
-    order = BlockOrder(blocks, seed, replayed, share)
+    order = BlockOrder((blocks, replayed), seed, (1 - share, share))
     seen = [block for step in range(60 // size) for block in order.list_batch(step, size)]
     counts = np.cumsum([block >= blocks for block in seen])
     assert all(abs(count - share * (place + 1)) < 1 + 1e-6 for place, count in enumerate(counts))
     own = [block for block in seen if block < blocks]
     other = [block - blocks for block in seen if block >= blocks]
-    alone = [BlockOrder(n, seed).list_batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))]
+    alone = [
+        BlockOrder((n,), seed).list_batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))
+    ]
     assert [own, other] == alone
 
 
@@ -373,8 +375,8 @@ def test_the_same_documents_are_held_out_with_and_without_text_to_replay():
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_step_and_seed_alone(steps):
     """Asked in any order, by any object, a step has its own batch: this is what resuming relies on."""
-    straight = [BlockOrder(10, 3).list_batch(step, 4) for step in range(12)]
-    order = BlockOrder(10, 3)
+    straight = [BlockOrder((10,), 3).list_batch(step, 4) for step in range(12)]
+    order = BlockOrder((10,), 3)
     assert {step: order.list_batch(step, 4) for step in steps} == dict(enumerate(straight))
 
 
@@ -392,7 +394,7 @@ def test_micro_batches_cover_the_ids_in_order(ids, size):
 def test_replay_is_shared_out_as_ray_data_mixes(place, share):
     """At every place as many blocks of each side have come as from ``Dataset.mix``, one more or less."""
     blocks = 40
-    order = BlockOrder(blocks, 0, blocks, share)
+    order = BlockOrder((blocks, blocks), 0, (1 - share, share))
     ours = [block >= blocks for block in order.list_batch(0, 40)]
     sides = [
         ray.data.from_items([{"general": side} for _ in range(40)], override_num_blocks=40)
