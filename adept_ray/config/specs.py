@@ -53,11 +53,11 @@ class RunSpec(MachineSpec):
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: str = "boolq"
-    """Text that must not get worse: preset, file, folder or hub dataset id."""
+    """Text that must not get worse: preset, file, folder, glob, URI or hub dataset id."""
     domain: str = setting("medical", Mark.UNPROBED)
-    """Text to learn: preset, file, folder or hub dataset id."""
+    """Text to learn: preset, file, folder, glob, URI or hub dataset id."""
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet corpora and hub datasets, of both sides."""
+    """Column that holds the text in tables and hub datasets, of both sides."""
     general_column: str = ""
     """Its own for general text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
     domain_column: str = setting("", Mark.UNPROBED)
@@ -68,6 +68,8 @@ class RunSpec(MachineSpec):
     """Which rows are domain text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
     chat: Chat = "plain"
     """How chats become text: their turns one after the other, or by the tokenizer's chat template."""
+    skip_bad: bool = False
+    """Skip and count members of archives that can't be read, in place of refusing them."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
     probe_tokens: int = setting(2048, Mark.SIZE, ge=16)

@@ -95,9 +95,9 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
 
 
 def bring_files(context: Context[RunSpec], sources: Sources) -> None:
-    """Fetch from the hub what of backbone and text isn't here, before anything is built of it.
+    """Fetch what of backbone and text isn't here, before anything is built of it.
 
-    Raises :class:`UserError` for what can't be had.
+    What of the text isn't read is said. Raises :class:`UserError` for what can't be had.
     """
     if sources.backbone.revision:
         fetch_to_nodes(sources.backbone, context.display)
@@ -105,6 +105,8 @@ def bring_files(context: Context[RunSpec], sources: Sources) -> None:
         if corpus and corpus.is_to_be_filled:
             with context.display.show_stage("text", f"text of {corpus.name}") as update:
                 fill_corpus(corpus, update)
+        if corpus and corpus.omitted:
+            context.display.say(f"{corpus.name}: {corpus.omitted}")
 
 
 def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:

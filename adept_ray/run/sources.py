@@ -144,6 +144,7 @@ def find_text(
         run.machine.local_cache,
         count_text_bytes(run, side, train_tokens),
         began.get(what, ""),
+        run.skip_bad,
     )
     check_unchanged(what, corpus, began)
     return corpus
@@ -190,10 +191,14 @@ def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
 
 
 def list_notes(sources: Sources) -> dict[str, str]:
-    """Where things come from and under which licence."""
+    """Where things come from and under which licence, and what of the text isn't read."""
     parts: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
         ("backbone", sources.backbone),
         ("general", sources.general),
         ("domain", sources.domain),
     )
-    return {side: f"{source.name}: {source.note}" for side, source in parts if source}
+    notes = {side: f"{source.name}: {source.note}" for side, source in parts if source}
+    for side, corpus in (("general", sources.general), ("domain", sources.domain)):
+        if corpus and corpus.omitted:
+            notes[side] += f"; {corpus.omitted}"
+    return notes
