@@ -17,6 +17,7 @@ from adept_ray.data.rows import Located, Omissions, Reader, read_all
 
 RUN_BYTES = 2**14, 2**20  # of an archive that are fetched at once: a 256th of it, within these bounds
 AHEAD = 4 * 2**20  # where one member is larger, it comes in pieces of that many
+ENCRYPTED = 1  # bit of a member's flags
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class ZipReader:
             return cast(BinaryIO, self._archive.open(info))
 
         where = f"{self.content.where}, {info.filename}"
+        if info.flag_bits & ENCRYPTED:
+            raise UserError(f"{where}: can't be unpacked without a password")
         member = Content(info.filename, where, unpack, inside=True)
         with explain_damage(member, "zip"):
             yield from read_all(open_reader(member, self._omissions), columns)

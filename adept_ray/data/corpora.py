@@ -105,8 +105,8 @@ def find_corpus(
     `source` is a name of :data:`CORPORA`; else a file, a folder (searched recursively) or a glob of this
     machine, of files of :data:`~adept_ray.data.formats.FORMATS`; else the URI of such; else a hub dataset
     ``owner/name:config@revision[split]``, of which all but the name may be missing. `text` says what of a row
-    of a table is its text: a column or template, or all that a recipe holds. Blank documents are left out, and
-    with `skip_bad` members of archives that can't be read. A corpus is made once, and found again by its
+    of a table is its text: a column or template, or all that a recipe holds. Blank documents are left out,
+    and with `skip_bad` members of archives that can't be read. A corpus is made once, and found again by its
     content. Of what lies elsewhere a sample of about `text_bytes` is taken, by :func:`fill_corpus`; here its
     first document is read. A sample in the cache whose fingerprint is `made_from`, that of earlier results,
     is taken unasked.

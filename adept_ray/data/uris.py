@@ -12,7 +12,7 @@ from typing import Any, cast
 from adept_ray.config.errors import UserError, shorten_error, suggest_names
 from adept_ray.config.places import refuse_secret
 from adept_ray.data.hub_client import use_patient_client
-from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
+from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
 
 HUB = "hf://"
 WEB = ("http://", "https://")
@@ -190,12 +190,20 @@ def explain_uri_error(place: str, problem: Exception) -> str:
     """Why what lies behind a URI can't be read, and what mends it."""
     if place.startswith(HUB) and is_of_the_hub(problem):
         return explain_hub_error(place.removeprefix(HUB), problem, "dataset")
-    why, status = shorten_error(problem), getattr(problem, "status", 0)
+    why = shorten_error(problem)
+    causes = list(list_causes(problem))
+    status = next((each.status for each in causes if hasattr(each, "status")), 0)
+    # What fsspec calls missing on the web may be a server that doesn't answer.
+    silent = any(isinstance(each, OSError) and not isinstance(each, FileNotFoundError) for each in causes[1:])
     if isinstance(problem, PermissionError) or status in (401, 403) or DENIED.search(str(problem)):
         return (
             f"{place}: whoever runs this may not read it ({why}): ask for the right to list and read it, or "
             "set credentials that have it, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if isinstance(problem, FileNotFoundError) or status in (404, 410) or MISSING.search(str(problem)):
+    if (
+        (isinstance(problem, FileNotFoundError) and not silent)
+        or status in (404, 410)
+        or MISSING.search(str(problem))
+    ):
         return f"{place}: there is no such file or folder"
     return f"{place}: can't be reached: {why}"
