@@ -54,11 +54,11 @@ class RunSpec(MachineSpec):
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     general: Corpora = Mixture((Part("boolq"),))
-    """Text that must not get worse: preset, file, folder or hub dataset id; of several each PLACE=WEIGHT."""
+    """Text that must not get worse: preset, file, folder, glob, URI or hub dataset, each maybe =WEIGHT."""
     domain: Corpora = setting(Mixture((Part("medical"),)), Mark.UNPROBED)
-    """Text to learn: preset, file, folder or hub dataset id; of several each PLACE=WEIGHT."""
+    """Text to learn: preset, file, folder, glob, URI or hub dataset, each maybe =WEIGHT."""
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet corpora and hub datasets, of both sides."""
+    """Column that holds the text in tables and hub datasets, of both sides."""
     general_column: str = ""
     """Its own for general text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
     domain_column: str = setting("", Mark.UNPROBED)
@@ -69,6 +69,8 @@ class RunSpec(MachineSpec):
     """Which rows are domain text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
     chat: Chat = "plain"
     """How chats become text: their turns one after the other, or by the tokenizer's chat template."""
+    skip_bad: bool = False
+    """Skip and count members of archives that can't be read, in place of refusing them."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
     probe_tokens: int = setting(2048, Mark.SIZE, ge=16)

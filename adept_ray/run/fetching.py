@@ -85,3 +85,5 @@ def bring_files(sources: Sources, display: Display) -> None:
         if corpus.is_to_be_filled:
             with display.show_stage("text", f"text of {corpus.name}") as update:
                 fill_corpus(corpus, update)
+        if corpus.omitted:
+            display.say(f"{corpus.name}: {corpus.omitted}")

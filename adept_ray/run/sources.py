@@ -155,6 +155,8 @@ def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
 
 
 def list_notes(sources: Sources) -> dict[str, str]:
-    """Where things come from and under which licence."""
-    named: dict[str, Backbone | CorpusFiles] = {"backbone": sources.backbone, **sources.list_corpora()}
-    return {what: f"{source.name}: {source.note}" for what, source in named.items()}
+    """Where things come from and under which licence, and what of the text isn't read."""
+    notes = {"backbone": f"{sources.backbone.name}: {sources.backbone.note}"}
+    for what, corpus in sources.list_corpora().items():
+        notes[what] = f"{corpus.name}: {corpus.note}" + (f"; {corpus.omitted}" if corpus.omitted else "")
+    return notes

@@ -76,7 +76,9 @@ def find_text(
     found = []
     for what, part, share in zip(names, mixture.parts, mixture.shares, strict=True):
         size = count_text_bytes(run, side, train_tokens, share)
-        corpus = find_corpus(part.place, text, run.machine.local_cache, size, began.get(what, ""))
+        corpus = find_corpus(
+            part.place, text, run.machine.local_cache, size, began.get(what, ""), run.skip_bad
+        )
         check_unchanged(what, corpus, began)
         found.append(corpus)
     return MixedCorpus(tuple(found), mixture.shares)

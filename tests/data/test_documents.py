@@ -44,7 +44,7 @@ def put(path: Path, *rows: object) -> Path:
 
 
 def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
-    """A folder is searched recursively; other kinds of files and hidden ones are left out."""
+    """A folder is searched recursively; other kinds of files and hidden ones are left out, and named."""
     root = tmp_path / "corpus"
     put(root / "a.jsonl", {"text": "eins"}, {"text": " "}, {"text": None}, {"text": "zwei — ü"})
     (root / "b").mkdir()
@@ -54,11 +54,12 @@ def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
         pa.table({"id": [1, 2], "text": pa.array(["fünf", None], pa.large_string())}), root / "c.parquet"
     )
     (root / "d.txt").write_bytes(b"\xef\xbb\xbfsechs\r\nnoch sechs\r\n \r\nsieben\n\n\nacht")
-    (root / "notes.md").write_text("no")
+    (root / "README.md").write_text("no")
     put(root / ".ipynb_checkpoints" / "a.jsonl", {"text": "no"})
     corpus = resolve_corpus(str(root), "text", tmp_path / "cache")
     expected = ["eins", "zwei — ü", "drei", "vier", "fünf", "sechs\r\nnoch sechs", "sieben", "acht"]
     assert texts(corpus) == expected
+    assert corpus.omitted == "left out: README.md, 1 hidden file"
     assert corpus.name == "corpus" and all(path.is_absolute() for path in corpus.files)
 
 
@@ -178,7 +179,7 @@ BROKEN = {
     "half.jsonl": (b'{"text": "\\ud83d"}', r"half.jsonl, line 1: .* surrogate"),
     "empty.jsonl": (b"", r"empty.jsonl: the file is empty"),
     "blank.txt": (b" \n\n\t\n", r"blank.txt: holds no documents"),
-    "table.csv": (b"text\nfine\n", r"table.csv: not a supported kind of file; supported: .jsonl, "),
+    "table.xls": (b"text\nfine\n", r"table.xls: not a supported kind of file; supported: .jsonl, "),
 }
 
 

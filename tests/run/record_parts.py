@@ -6,7 +6,7 @@ from adept_ray.run.context import Session
 
 SOURCES = SimpleNamespace(
     backbone=SimpleNamespace(name="tiny", note="ours"),
-    list_corpora=lambda: {"general": SimpleNamespace(name="boolq", note="CC")},
+    list_corpora=lambda: {"general": SimpleNamespace(name="boolq", note="CC", omitted="")},
     fingerprints={"backbone": "0123"},
 )
 PREPARED = SimpleNamespace(fingerprints={"backbone": "0123"})

@@ -94,7 +94,10 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
 
 
 def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypatch):
-    """When the plan is known to fit: weights on every node, then the text that isn't here; no local one."""
+    """When the plan is known to fit: weights on every node, then the text that isn't here; no local one.
+
+    What of it isn't read is said.
+    """
     done = []
     monkeypatch.setattr(fetching, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
     monkeypatch.setattr(fetching, "fill_corpus", lambda corpus, _: done.append(corpus.name))
@@ -102,7 +105,11 @@ def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypa
     monkeypatch.setattr(preparing, "build_block_sets", lambda *_: done.append("blocks") or {})
     monkeypatch.setattr(preparing, "select_blocks", lambda *_: sys.exit())
     display.show_stage = lambda *_: nullcontext(print)
-    far, here = (SimpleNamespace(name=name, is_to_be_filled=name == "far") for name in ("far", "here"))
+    display.say = done.append
+    far, here = (
+        SimpleNamespace(name=name, is_to_be_filled=name == "far", omitted="left out: a.pdf" * (name == "far"))
+        for name in ("far", "here")
+    )
     context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
     for backbone in (Backbone("theirs", "org/theirs", revision="c0ffee"), Backbone("mine", "/mine")):
         corpora = {"general": here, "domain": far}
@@ -111,4 +118,5 @@ def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypa
         )
         with pytest.raises(SystemExit):
             prepare(context, sources, Needs(1))
-    assert done == ["theirs", "tokenizer", "far", "blocks", "far", "blocks"]
+    told = "far: left out: a.pdf"
+    assert done == ["theirs", "tokenizer", "far", told, "blocks", "far", told, "blocks"]
