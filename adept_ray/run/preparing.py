@@ -34,7 +34,8 @@ class Prepared:
     sets: Mapping[str, BlockSet]
     """``general`` and ``domain`` → all blocks of the corpus."""
     blocks: Mapping[str, Blocks]
-    """The blocks this run uses: probe, remeasure, general, domain (validation), train, maybe replay."""
+    """The blocks this run uses: probe, remeasure, general, domain (validation), train, maybe replay. What is
+    trained on stays in its files."""
     importance: ImportanceFile
     """Content of importance.json."""
     before: Mapping[str, list[float]]
@@ -140,7 +141,7 @@ def select_blocks(
     blocks = load_held_out(run, sets, wanted)
     texts = {"train": "domain", "replay": "general"} if needs.replay else {"train": "domain"}
     for name, side in texts.items():
-        train = sets[side].load("train", run.seq_len, run.seq_len, getattr(run, side))
+        train = sets[side].open_split("train", run.seq_len, run.seq_len, getattr(run, side))
         blocks[name] = train.take_first(max(needs.train_tokens, run.seq_len))
     return blocks
 
@@ -148,9 +149,9 @@ def select_blocks(
 def load_held_out(
     run: RunSpec, sets: Mapping[str, BlockSet], wanted: Mapping[str, tuple[str, str, int]]
 ) -> dict[str, Blocks]:
-    """The first blocks of splits: name → (side, split, tokens)."""
+    """The first blocks of splits, in memory: name → (side, split, tokens)."""
     return {
-        name: sets[side].load(split, tokens, run.seq_len, getattr(run, side)).take_first(tokens)
+        name: sets[side].open_split(split, tokens, run.seq_len, getattr(run, side)).take_first(tokens).read()
         for name, (side, split, tokens) in wanted.items()
     }
 

@@ -145,7 +145,7 @@ def measure_reception(stage: StageOne) -> list[float]:
     place = locate_in_cache(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
     known = stage.read(place)
     if known is None:
-        text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
+        text = domain.open_split("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
         work = replace(describe_probe(run, sources, stage.needs.fit), reception=True)
         job = Job("reception", "probe", work, store_blocks({"reception": text}))
         known = {"reception": run_job(stage.context.board, job)["reception"]}
@@ -159,7 +159,7 @@ def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
 
 
 def store_blocks(blocks: Mapping[str, Blocks]) -> ObjectRef:
-    """A reference to `blocks` in the object store, which every process that needs them reads once."""
+    """A reference to `blocks` in the object store. Of those in files there is no more than where they are."""
     import ray
 
     return ray.put(dict(blocks))

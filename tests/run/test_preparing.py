@@ -74,11 +74,11 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
     loaded = []
 
     def make_set(side):
-        def load(split, tokens, seq_len, name):
+        def open_split(split, tokens, seq_len, name):
             loaded.append((side, split, name))
             return blocks(64)
 
-        return SimpleNamespace(load=load)
+        return SimpleNamespace(open_split=open_split)
 
     run = RunSpec(seq_len=8, probe_tokens=32, validation_tokens=24, remeasure_tokens=64)
     sets = {side: make_set(side) for side in ("general", "domain")}

@@ -19,7 +19,7 @@ from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 
 TEXT = one_document_each(np.full((8, 4), 5))
-CORPUS = SimpleNamespace(name="c", fingerprint="f", files=(), load=lambda *_: TEXT)
+CORPUS = SimpleNamespace(name="c", fingerprint="f", files=(), open_split=lambda *_: TEXT)
 
 
 @pytest.fixture
