@@ -237,7 +237,7 @@ class JoinedTable:
                 for each in [overlap(every, at, len(part))]
             )
             return JoinedTable(tuple(cut))
-        wanted = np.array(rows, np.int64)
+        wanted = np.array([range(len(self))[row] for row in rows], np.int64)
         owners = np.searchsorted(begins, wanted, "right") - 1
         found = np.empty((len(rows), self.shape[1]), self.parts[0][[]].dtype)
         for number, part in enumerate(self.parts):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
@@ -124,7 +125,7 @@ def build_blocks(
 
     They are kept behind a URI, `shared`, or else in the folder `cache`, which all nodes of a cluster must
     reach. `say` hears of a set that isn't whole. Needs a running Ray. Raises :class:`UserError` for a
-    tokenizer that can't be used.
+    tokenizer that can't be used, and for a folder that some node doesn't reach.
     """
     tokenizer = _read_plain_tokenizer(plan.backbone)
     name = fingerprint(
@@ -146,7 +147,11 @@ def build_blocks(
             if staging:
                 delete_folder(staging)
         made = _find_blocks(plan, place, say)
-    assert made is not None
+        if made is None:
+            raise UserError(
+                f"token blocks in {place} aren't whole though they were just built: give a --cache that all "
+                "nodes reach, a shared folder or a URI"
+            )
     return made
 
 
@@ -341,7 +346,7 @@ def _read_plain_tokenizer(backbone: Backbone) -> PlainTokenizer:
     backend: Tokenizer = tokenizer.backend_tokenizer
     backend.no_truncation()  # some are saved with a limit, which would cut documents
     backend.no_padding()
-    ids = 1 + max(tokenizer.eos_token_id, *backend.get_vocab().values())
+    ids = 1 + max(tokenizer.eos_token_id, max(backend.get_vocab().values()))
     return PlainTokenizer(backend.to_str(), tokenizer.eos_token_id, ids)
 
 
