@@ -43,7 +43,8 @@ def probe_blocks(run: RunSpec) -> tuple[Backbone, Blocks]:
         load = describe_measuring(run, run.probe_tokens)
         with open_context(session, load, trains=False) as context:
             sets = build_block_sets(context, sources, lambda *_: None)
-    return sources.backbone, sets["general"].load("probe", run.probe_tokens, run.seq_len, run.general)
+    probe = sets["general"].open_split("probe", run.probe_tokens, run.seq_len, run.general)
+    return sources.backbone, probe.read()
 
 
 def increases(backbone: Backbone, blocks: Blocks, micro_batch: int) -> torch.Tensor:

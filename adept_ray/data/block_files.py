@@ -11,9 +11,9 @@ import fcntl
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -80,6 +80,15 @@ class BlockFiles:
         """How a block lies in each shard."""
         return tuple(shard.describe_record(self.seq_len) for shard in self.shards)
 
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Where this machine reads each shard."""
+        return tuple(str(self.folder / shard.name) for shard in self.shards)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Pickle nothing that is computed: another machine has other paths."""
+        return BlockFiles, (self.place, self.seq_len, self.shards)
+
     def find_missing(self, blocks: range) -> list[Shard]:
         """Shards with some of the `blocks` that this machine doesn't have whole."""
         held = [s for s, at in zip(self.shards, self.begins, strict=False) if overlap(blocks, at, s.blocks)]
@@ -125,18 +134,31 @@ class BlockFiles:
                 parts.append(self._unpack(column, np.frombuffer(data, record)[column]))
         return np.concatenate(parts)
 
-    def read_row(self, column: Column, block: int) -> np.ndarray:
-        """A column of one block."""
-        number = int(np.searchsorted(self.begins, block, "right")) - 1
-        record = self.records[number]
-        stored, offset = record.fields[column][:2]  # type: ignore[index]  # a record has fields
-        begin = (block - int(self.begins[number])) * record.itemsize + offset
-        data = self._read_bytes(number, begin, stored.itemsize)
-        return self._unpack(column, np.frombuffer(data, stored.base)[None])[0]
+    def read_rows(self, column: Column, blocks: Sequence[int]) -> np.ndarray:
+        """A column of some blocks, in the order in which they are given."""
+        found: np.ndarray = np.empty((len(blocks), self.count_width(column)), TYPES[column])
+        for row, (number, begin, stored) in enumerate(self._locate(column, blocks)):
+            data = np.frombuffer(self._read_bytes(number, begin, stored.itemsize), stored.base)
+            found[row] = self._unpack(column, data[None])[0]
+        return found
+
+    def read_ahead(self, column: Column, blocks: Sequence[int]) -> None:
+        """Let the kernel begin to read a column of some blocks; this doesn't wait for it."""
+        for number, begin, stored in self._locate(column, blocks):
+            with suppress(OSError):
+                os.posix_fadvise(self._open(number), begin, stored.itemsize, os.POSIX_FADV_WILLNEED)
 
     def count_width(self, column: Column) -> int:
         """Values of a block in a column."""
         return self.seq_len - (column == "bytes")
+
+    def _locate(self, column: Column, blocks: Sequence[int]) -> Iterator[tuple[int, int, np.dtype]]:
+        """Number of the shard, byte of that file and type of a column of each of some blocks."""
+        owners = np.searchsorted(self.begins, blocks, "right") - 1
+        for block, number in zip(blocks, owners.tolist(), strict=True):
+            record = self.records[number]
+            stored, offset = record.fields[column][:2]  # type: ignore[index]  # a record has fields
+            yield number, (block - int(self.begins[number])) * record.itemsize + offset, stored
 
     def _unpack(self, column: Column, stored: np.ndarray) -> np.ndarray:
         if column == "starts":
@@ -145,18 +167,23 @@ class BlockFiles:
 
     def _read_bytes(self, number: int, begin: int, size: int) -> bytearray:
         """Bytes of a shard. Raises :class:`UserError` where it has become shorter, or is gone."""
-        path = self.folder / self.shards[number].name
         data = bytearray(size)
         rest = memoryview(data)
         try:
-            file = open_once(path, path.stat().st_ino)
-            while rest and (read := os.preadv(file.number, [rest], begin)):
+            file = self._open(number)
+            while rest and (read := os.preadv(file, [rest], begin)):
                 rest, begin = rest[read:], begin + read
         except FileNotFoundError:
             pass
         if rest:
+            path = self.paths[number]
             raise UserError(f"{path} isn't whole any more: give the command again, and it is made anew")
         return data
+
+    def _open(self, number: int) -> int:
+        """The descriptor of a shard; it stays open."""
+        path = self.paths[number]
+        return open_once(path, os.stat(path).st_ino).number
 
     def _has(self, shard: Shard) -> bool:
         try:
@@ -195,10 +222,7 @@ class StoredTable:
         """Some consecutive rows, not read yet, or those of a list as an array."""
         if isinstance(rows, slice):
             return StoredTable(self.files, self.column, self.blocks[rows])
-        found: np.ndarray = np.empty((len(rows), self.shape[1]), TYPES[self.column])
-        for at, row in enumerate(rows):
-            found[at] = self.files.read_row(self.column, self.blocks[row])
-        return found
+        return self.files.read_rows(self.column, [self.blocks[row] for row in rows])
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """All rows."""
@@ -228,8 +252,8 @@ class JoinedTable:
     def __getitem__(self, rows: list[int]) -> np.ndarray: ...
     def __getitem__(self, rows: slice | list[int]) -> JoinedTable | np.ndarray:
         """Some consecutive rows, or those of a list as an array."""
-        begins = np.cumsum([0, *map(len, self.parts)])
         if isinstance(rows, slice):
+            begins = np.cumsum([0, *map(len, self.parts)])
             every = range(len(self))[rows]
             cut = (
                 part[slice(each.start, each.stop)]
@@ -237,13 +261,19 @@ class JoinedTable:
                 for each in [overlap(every, at, len(part))]
             )
             return JoinedTable(tuple(cut))
+        found = np.empty((len(rows), self.shape[1]), self.parts[0][[]].dtype)
+        for part, places, own in self.share_out(rows):
+            found[places] = part[own]
+        return found
+
+    def share_out(self, rows: list[int]) -> Iterator[tuple[BlockTable, np.ndarray, list[int]]]:
+        """Each part, which of `rows` are its own (bool [rows]), and their numbers in it."""
+        begins = np.cumsum([0, *map(len, self.parts)])
         wanted = np.array([range(len(self))[row] for row in rows], np.int64)
         owners = np.searchsorted(begins, wanted, "right") - 1
-        found = np.empty((len(rows), self.shape[1]), self.parts[0][[]].dtype)
         for number, part in enumerate(self.parts):
             here = owners == number
-            found[here] = part[(wanted[here] - begins[number]).tolist()]
-        return found
+            yield part, here, (wanted[here] - begins[number]).tolist()
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """All rows."""
@@ -273,6 +303,15 @@ def describe_record(seq_len: int, token_type: str, size_type: str) -> np.dtype:
     return np.dtype([(column, kind, (width,)) for column, (kind, width) in shapes.items()])
 
 
+def read_ahead(table: BlockTable, rows: list[int]) -> None:
+    """Let the kernel begin to read rows of a table, as far as they lie in files; this doesn't wait for it."""
+    if isinstance(table, StoredTable):
+        table.files.read_ahead(table.column, [table.blocks[row] for row in rows])
+    elif isinstance(table, JoinedTable):
+        for part, _, own in table.share_out(rows):
+            read_ahead(part, own)
+
+
 def choose_token_type(vocabulary: int) -> str:
     """NumPy's name of the smallest type that holds every id of a vocabulary of so many tokens."""
     return "<u2" if vocabulary <= LARGEST_SHORT else "<u4"
@@ -292,13 +331,13 @@ def overlap(blocks: range, begin: int, count: int) -> range:
 class OpenFile:
     """A file that is open as long as this object is there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.number)
 
 
 @functools.lru_cache(OPEN_FILES)
-def open_once(path: Path, inode: int) -> OpenFile:
+def open_once(path: str, inode: int) -> OpenFile:
     """A file, which stays open until so many others were read, or another one has taken its place."""
     return OpenFile(path)
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adept_ray.config.errors import UserError
-from adept_ray.data.block_files import BlockFiles, BlockTable, JoinedTable, Shard, StoredTable, list_stored
+from adept_ray.data.block_files import (
+    BlockFiles,
+    BlockTable,
+    JoinedTable,
+    Shard,
+    StoredTable,
+    list_stored,
+    read_ahead,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +198,14 @@ def make_shared_batches(
         if not share:
             batch["counts"] = torch.zeros(1, dtype=torch.bool, device=device)
         yield batch
+
+
+def read_tokens_ahead(blocks: Blocks, ids: Sequence[int]) -> None:
+    """Begin to read this rank's share of the blocks `ids`; that goes on in the background."""
+    from adept_ray.method.ranks import split_over_ranks
+
+    for share in split_over_ranks(ids, len(ids)):
+        read_ahead(blocks.tokens, list(share))
 
 
 def digest_tokens(tokens: np.ndarray) -> torch.Tensor:
