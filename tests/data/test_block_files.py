@@ -1,6 +1,7 @@
 """Blocks in files: what is read of them is what was packed, and no more is copied than is needed."""
 
 import errno
+import os
 import pickle
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from adept_ray.config.errors import UserError
 from adept_ray.data import block_files
 from adept_ray.data.block_files import Shard, choose_size_type, choose_token_type
-from adept_ray.data.blocks import Blocks, BlockSet, join_blocks, make_shared_batches
+from adept_ray.data.blocks import Blocks, BlockSet, join_blocks, make_shared_batches, read_tokens_ahead
 from adept_ray.data.cutting import pack_records
 
 SEQ_LEN = 11  # so that the last byte of starts isn't full
@@ -101,6 +102,22 @@ def test_batches_from_files_are_those_from_memory(both):
     for one, other in zip(ours, theirs, strict=True):
         assert one["input_ids"].dtype == torch.int64
         assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "digest"))
+
+
+def test_what_comes_next_is_read_ahead_and_no_more(both, monkeypatch):
+    """The kernel hears of the very bytes that are read afterwards; blocks in memory are passed over."""
+    asked, read = [], []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: asked.append(given[:3]))
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, into, at: read.append((file, at, len(into[0]))) or preadv(file, into, at)
+    )
+    stored, _ = both
+    joined, ids = join_blocks(draw(6, 9), stored.take_piece(0, 2)), [11, 2, 6, 7]
+    read_tokens_ahead(joined, ids)
+    assert len(asked) == 3 and read == []
+    assert len(joined.tokens[ids]) == 4
+    assert asked == read
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "<u2"), (2**16 + 1, "<u4"), (2**31, "<u4")])
