@@ -56,18 +56,17 @@ class MixedBlocks:
     def load(self, split: str, tokens: int, seq_len: int) -> Blocks:
         """The first blocks of a split that hold at least `tokens` tokens, of each corpus its share of them.
 
-        Documents stay whole: the blocks of a corpus come one after the other. Raises :class:`UserError`
-        where a corpus has too few, saying what it needs.
+        They are in memory. Documents stay whole: the blocks of a corpus come one after the other. Raises
+        :class:`UserError` where a corpus has too few, saying what it needs.
         """
         counts = share_out(math.ceil(tokens / seq_len), self.shares)
         wanted = [min(tokens, count * seq_len) for count in counts]
-        return join_blocks(
-            [
-                each.load(split, size, seq_len, name).take_first(size)
-                for each, name, size in zip(self.sets, self.names, wanted, strict=True)
-                if size
-            ]
-        )
+        parts = [
+            each.open_split(split, size, seq_len, name).take_first(size)
+            for each, name, size in zip(self.sets, self.names, wanted, strict=True)
+            if size
+        ]
+        return join_blocks(parts).read()
 
     def load_spread(self, split: str, tokens: int, seq_len: int) -> Blocks:
         """The same blocks as of :meth:`load`, in an order in which the first ones have the shares, too.
@@ -79,17 +78,19 @@ class MixedBlocks:
         if len(counts) == 1:
             return blocks
         due = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-        order = due.argsort(kind="stable")
+        order = due.argsort(kind="stable").tolist()
         return Blocks(blocks.tokens[order], blocks.bytes[order], blocks.starts[order])
 
     def load_training(self, tokens: int, seq_len: int) -> list[Blocks]:
         """Of each corpus the first blocks to train on that hold its share of `tokens`, or all it has.
 
+        They stay in their files.
         Raises :class:`UserError` where a corpus hasn't a single one.
         """
+        wanted = [max(math.ceil(tokens * share), seq_len) for share in self.shares]
         return [
-            each.load("train", seq_len, seq_len, name).take_first(max(math.ceil(tokens * share), seq_len))
-            for each, name, share in zip(self.sets, self.names, self.shares, strict=True)
+            each.open_split("train", seq_len, seq_len, name).take_first(size)
+            for each, name, size in zip(self.sets, self.names, wanted, strict=True)
         ]
 
 

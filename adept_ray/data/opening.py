@@ -185,6 +185,8 @@ def explain_damage(content: Content, kind: str = "") -> Iterator[None]:
     damaged = f"{content.where}: truncated or damaged {what}; copy or download it again"
     try:
         yield
+    except GeneratorExit:  # at Python's end the names below may be gone
+        raise
     except UserError:
         raise
     except UnicodeDecodeError:

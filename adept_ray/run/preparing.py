@@ -35,7 +35,7 @@ class Prepared:
     """``general`` and ``domain`` → all blocks of the side's corpora."""
     blocks: Mapping[str, Blocks]
     """The blocks this run uses: probe, remeasure, general, domain (validation), and those to train on under
-    the names of :func:`name_parts`."""
+    the names of :func:`name_parts`, which stay in their files."""
     importance: ImportanceFile
     """Content of importance.json."""
     before: Mapping[str, list[float]]
@@ -144,7 +144,7 @@ def select_blocks(
 def load_held_out(
     run: RunSpec, sets: Mapping[str, MixedBlocks], wanted: Mapping[str, tuple[str, str, int]]
 ) -> dict[str, Blocks]:
-    """The first blocks of splits: name → (side, split, tokens)."""
+    """The first blocks of splits, in memory: name → (side, split, tokens)."""
     return {
         name: sets[side].load(split, tokens, run.seq_len) for name, (side, split, tokens) in wanted.items()
     }

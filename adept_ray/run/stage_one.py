@@ -160,7 +160,7 @@ def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
 
 
 def store_blocks(blocks: Mapping[str, Blocks]) -> ObjectRef:
-    """A reference to `blocks` in the object store, which every process that needs them reads once."""
+    """A reference to `blocks` in the object store. Of those in files there is no more than where they are."""
     import ray
 
     return ray.put(dict(blocks))

@@ -81,7 +81,7 @@ def test_things_are_shared_out_whole(count, weights):
 def held(first, blocks):
     """A set whose splits are so many blocks of one document each, of tokens from `first` on."""
     text = one_document_each(np.arange(first, first + blocks * SEQ_LEN).reshape(blocks, SEQ_LEN))
-    return SimpleNamespace(fingerprint=str(first), load=lambda *_: text)
+    return SimpleNamespace(fingerprint=str(first), open_split=lambda *_: text)
 
 
 def test_what_is_held_out_takes_from_each_corpus_its_share():
@@ -89,11 +89,11 @@ def test_what_is_held_out_takes_from_each_corpus_its_share():
     first, second = held(0, 20), held(1000, 20)
     mixed = MixedBlocks((first, second), ("a", "b"), (0.75, 0.25))
     found = mixed.load("test", 8 * SEQ_LEN, SEQ_LEN)
-    wanted = [first.load().take_first(6 * SEQ_LEN), second.load().take_first(2 * SEQ_LEN)]
+    wanted = [first.open_split().take_first(6 * SEQ_LEN), second.open_split().take_first(2 * SEQ_LEN)]
     assert np.array_equal(found.tokens, join_blocks(wanted).tokens)
     assert len(found.document_bytes) == 8
     alone = MixedBlocks((first,), ("a",))
-    assert np.array_equal(alone.load("test", 30, SEQ_LEN).tokens, first.load().take_first(30).tokens)
+    assert np.array_equal(alone.load("test", 30, SEQ_LEN).tokens, first.open_split().take_first(30).tokens)
     assert alone.fingerprint == first.fingerprint
     trained = mixed.load_training(16 * SEQ_LEN, SEQ_LEN)
     assert [len(each) for each in trained] == [12, 4]

@@ -75,11 +75,11 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
     loaded = []
 
     def make_set(side, name):
-        def load(split, tokens, seq_len, name):
+        def open_split(split, tokens, seq_len, name):
             loaded.append((side, split, name))
             return blocks(64)
 
-        return MixedBlocks((SimpleNamespace(load=load),), (name,))
+        return MixedBlocks((SimpleNamespace(open_split=open_split),), (name,))
 
     run = RunSpec(seq_len=8, probe_tokens=32, validation_tokens=24, remeasure_tokens=64)
     sets = {side: make_set(side, str(getattr(run, side))) for side in ("general", "domain")}

@@ -41,7 +41,7 @@ def test_the_corpora_of_both_sides_are_one_mixture(settings, shares):
     work = training(RUN, **settings)
     assert work.text_shares == shares
     joined, order = order_text(work, BLOCKS)
-    tokens = joined.tokens[order.list_batch(0, 100), 0]
+    tokens = joined.tokens[order.list_batch(0, 100)][:, 0]
     for name, share in shares.items():
         assert abs((tokens == BLOCKS[name].tokens[0, 0]).sum() - 100 * share) <= 1
 
