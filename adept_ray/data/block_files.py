@@ -144,6 +144,8 @@ class BlockFiles:
 
     def read_ahead(self, column: Column, blocks: Sequence[int]) -> None:
         """Let the kernel begin to read a column of some blocks; this doesn't wait for it."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
         for number, begin, stored in self._locate(column, blocks):
             with suppress(OSError):
                 os.posix_fadvise(self._open(number), begin, stored.itemsize, os.POSIX_FADV_WILLNEED)
