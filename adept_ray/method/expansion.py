@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LOOK = 16  # tokens of which an exported model's logits are compared
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit, by type of the weights
 COARSE = 0.1  # the same of shorter types
+CONFIG_NAME = "config.json"
+REMEDY = "adapters and quantised layers have to be merged before a model is exported"
 
 
 def check_depth(k: int, layers: int) -> None:
@@ -149,6 +151,10 @@ def check_export(model: PreTrainedModel, folder: Path) -> None:
     compiled ones, round differently. Raises :class:`UserError` for a difference, and for what can't be
     loaded.
     """
+    if not (folder / CONFIG_NAME).is_file():  # transformers would make a model of the class's own sizes
+        raise UserError(
+            f"{folder}: the exported model can't be loaded again: it has no {CONFIG_NAME}; {REMEDY}"
+        )
     try:
         loaded: Any = type(model).from_pretrained(
             folder,
@@ -158,10 +164,8 @@ def check_export(model: PreTrainedModel, folder: Path) -> None:
             output_loading_info=True,
         )
     except Exception as problem:  # whatever transformers makes of what it wrote itself
-        raise UserError(
-            f"{folder}: the exported model can't be loaded again ({type(problem).__name__}: {problem}); "
-            "adapters and quantised layers have to be merged before a model is exported"
-        ) from problem
+        why = f"{type(problem).__name__}: {problem}"
+        raise UserError(f"{folder}: the exported model can't be loaded again: {why}; {REMEDY}") from problem
     again, report = loaded
     if strange := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UserError(f"{folder}: the exported model isn't whole: {strange[0]} was lost or is in the way")

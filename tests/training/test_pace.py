@@ -80,7 +80,7 @@ def test_steps_are_timed_with_and_without_compiled_layers(work, whole, tmp_path,
     )
     assert told == [(1, 2, False), (2, 2, True)]
     assert not found.pop("fault") and min(found.values()) > 0
-    order = BlockOrder(len(BLOCKS["train"]), work.seed)
+    order = BlockOrder((len(BLOCKS["train"]),), work.seed)
     steps = pace_module.FIRST + pace_module.TIMED
     assert texts == 2 * [order.list_batch(step, work.blocks_per_step) for step in range(steps)]
     assert same(Run(tmp_path, work).weights(), whole.weights())
