@@ -12,7 +12,6 @@ and a resumed run goes on at the exact block.
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import shutil
@@ -28,6 +27,7 @@ import numpy as np
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.blocks import BlockSet
 from adept_ray.data.loading import Backbone, load_tokenizer
+from adept_ray.data.splits import DIGEST, choose_splits, digest_corpus, digest_text, key_documents
 from adept_ray.storage.files import (
     delete_folder,
     fetch_folder,
@@ -171,7 +171,7 @@ def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, stag
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
-    excluded = ray.put(_digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype="S32"))
+    excluded = ray.put(digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype=DIGEST))
     buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
@@ -240,14 +240,10 @@ def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
     """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
     texts = batch["text"].fillna("").str.strip()
     texts = texts[texts != ""]
-    digests = [_digest_text(text) for text in texts]
+    digests = [digest_text(text) for text in texts]
     return texts.to_frame("text").assign(
         digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
     )
-
-
-def _digest_text(text: str) -> bytes:
-    return hashlib.sha256(text.strip().encode()).digest()
 
 
 def _count_text_bytes(corpus: CorpusFiles) -> int:
@@ -257,17 +253,6 @@ def _count_text_bytes(corpus: CorpusFiles) -> int:
 
     batches = (b for file in corpus.files for b in pq.ParquetFile(file).iter_batches(columns=["text"]))
     return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
-
-
-def _digest_corpus(corpus: CorpusFiles) -> np.ndarray:
-    """Content digests of all documents of a corpus, taken here: hashing is faster than starting processes."""
-    import pyarrow.parquet as pq
-
-    found: set[bytes] = set()
-    for file in corpus.files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-            found.update(_digest_text(text or "") for text in batch["text"].to_pylist())
-    return np.array(sorted(found), dtype="S32")
 
 
 def _pack_bucket(
@@ -287,12 +272,9 @@ def _pack_bucket(
 
     text, eos = ray.get(tokenizer)
     documents = documents.drop_duplicates("digest")
-    documents = documents[~np.isin(documents["digest"].to_numpy().astype("S32"), ray.get(excluded))]
-    keys = [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in documents["digest"]]
-    documents = documents.assign(key=keys).sort_values("key")
-    draws = np.array([int.from_bytes(key[:8], "big") / 2**64 for key in documents["key"]])
-    edges = np.cumsum(list(splits.values()))
-    chosen = np.searchsorted(edges, draws * edges[-1], side="right")
+    documents = documents[~np.isin(documents["digest"].to_numpy().astype(DIGEST), ray.get(excluded))]
+    documents = documents.assign(key=key_documents(documents["digest"], seed)).sort_values("key")
+    chosen = choose_splits(documents["key"], splits)
     parts = []
     for number, split in enumerate(splits):
         texts = documents["text"].to_numpy()[chosen == number]

@@ -1,0 +1,45 @@
+"""Which document falls into which split: its content and a seed decide, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from adept_ray.data.corpora import CorpusFiles
+
+DIGEST = "S32"  # how NumPy holds digests
+
+
+def digest_text(text: str) -> bytes:
+    """Names a document by its content, white space around it apart."""
+    return hashlib.sha256(text.strip().encode()).digest()
+
+
+def digest_corpus(corpus: CorpusFiles) -> np.ndarray:
+    """Digests of all documents of a corpus, ascending, taken here: hashing is faster than starting processes.
+
+    They take 32 bytes each.
+    """
+    import pyarrow.parquet as pq
+
+    found: set[bytes] = set()
+    for file in corpus.files:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+            found.update(digest_text(text or "") for text in batch["text"].to_pylist())
+    return np.array(sorted(found), dtype=DIGEST)
+
+
+def key_documents(digests: Iterable[bytes], seed: int) -> list[bytes]:
+    """A seeded hash of each digest: it decides a document's split and its place there."""
+    return [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in digests]
+
+
+def choose_splits(keys: Sequence[bytes], splits: Mapping[str, float]) -> np.ndarray:
+    """The number in `splits` (split → its share of the documents) of each document's split, int64 [N]."""
+    draws = np.array([int.from_bytes(key[:8], "big") / 2**64 for key in keys])
+    edges = np.cumsum(list(splits.values()))
+    return np.searchsorted(edges, draws * edges[-1], side="right")
