@@ -17,6 +17,7 @@ from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, b
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key
+from adept_ray.run.contamination import ContaminationCheck, ContaminationRecord, check_contamination
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import fetch_to_nodes
 from adept_ray.run.sources import Needs, Sources
@@ -42,6 +43,8 @@ class Prepared:
     :func:`~adept_ray.method.scores.tasks_key` its answers to the validation items."""
     fit: Fit = PLAIN
     """How the model was made to fit into the workers' memories."""
+    contamination: ContaminationRecord | None = None
+    """What of all that the model is judged by stands in training text, too; None where nothing is trained."""
 
     @property
     def layer_importance(self) -> LayerImportance:
@@ -73,16 +76,22 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "placement receptive needs the whole model on each worker, and this one has to be shared out: "
             "leave it out, or use larger workers"
         )
-    display = context.display
+    run, display = context.run, context.display
     bring_files(context, sources)
     with display.show_stage("blocks", "token blocks") as update:
-        sets = build_block_sets(context, sources, update)
-        blocks = select_blocks(context.run, sources, sets, needs)
-        if sources.domain:  # a split that is too small is refused now, not after the search
-            check_sample_sizes(context.run, "validation", blocks, sources, display.warn)
-            check_sample_sizes(
-                context.run, "test", load_test_blocks(context.run, sets), sources, display.warn
-            )
+        plans = plan_packing(run, sources)
+        sets = build_block_sets(context, plans, update)
+        blocks = select_blocks(run, sources, sets, needs)
+        held_out = {"validation": blocks}
+        if sources.domain:
+            held_out["test"] = load_test_blocks(run, sets)
+            for split, held in held_out.items():  # one that is too small is refused now, not after the search
+                check_sample_sizes(run, split, held, sources, display.warn)
+    contamination = None
+    if sources.domain:
+        trained_on = {side: plan for side, plan in plans.items() if side == "domain" or needs.replay}
+        check = ContaminationCheck(context, sources, trained_on, sets, held_out)
+        contamination = check_contamination(check)
     with context.show_jobs("probe", "stage 1, importance of layers and units", "probe"):
         stage = StageOne(context, sources, sets, blocks, needs)
         importance, before = stage.read_or_measure()
@@ -91,7 +100,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
     for side, items in sources.select_items("validation").items():
         for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
             display.warn(f"{side} task {sentence}")
-    return Prepared(sources, sets, blocks, importance, before, needs.fit)
+    return Prepared(sources, sets, blocks, importance, before, needs.fit, contamination)
 
 
 def bring_files(context: Context[RunSpec], sources: Sources) -> None:
@@ -107,21 +116,30 @@ def bring_files(context: Context[RunSpec], sources: Sources) -> None:
                 fill_corpus(corpus, update)
 
 
-def build_block_sets(context: Context[RunSpec], sources: Sources, update: Update) -> dict[str, BlockSet]:
-    """All blocks of the corpora, from the cache or built now.
+def plan_packing(run: RunSpec, sources: Sources) -> dict[str, PackingPlan]:
+    """Side → what makes its blocks."""
+    how = sources.backbone, run.seq_len, run.seed
+    plans = {"general": PackingPlan(sources.general, GENERAL_SPLITS, *how)}
+    if sources.domain:
+        plans["domain"] = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, apart_from=sources.general)
+    return plans
+
+
+def build_block_sets(
+    context: Context[RunSpec], plans: Mapping[str, PackingPlan], update: Update
+) -> dict[str, BlockSet]:
+    """Side → all blocks of its plan, from the cache or built now.
 
     `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
     """
-    run, machine = context.run, context.run.machine
+    machine = context.run.machine
     where = machine.local_cache, machine.shared_cache, context.display.say
-    how = sources.backbone, run.seq_len, run.seed
-    corpora = [corpus for corpus in (sources.general, sources.domain) if corpus]
-    sizes = [sum(file.stat().st_size for file in corpus.files) for corpus in corpora]
-    sets = {"general": build_blocks(PackingPlan(sources.general, GENERAL_SPLITS, *how), *where)}
-    update(sizes[0], sum(sizes))
-    if sources.domain:
-        plan = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, apart_from=sources.general)
-        sets["domain"] = build_blocks(plan, *where)
+    sizes = {side: sum(file.stat().st_size for file in plan.corpus.files) for side, plan in plans.items()}
+    sets, done = {}, 0
+    for side, plan in plans.items():
+        sets[side] = build_blocks(plan, *where)
+        done += sizes[side]
+        update(done, sum(sizes.values()))
     return sets
 
 

@@ -69,6 +69,8 @@ def record_run(
         about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if prepared:
         about |= {"versions": list_versions(), "fingerprints": prepared.fingerprints}
+        if prepared.contamination:
+            about["contamination"] = prepared.contamination
         about |= sum_spent(earlier, session.display)
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     session.results.write_json("run.json", about)

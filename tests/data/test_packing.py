@@ -19,6 +19,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import packing
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.held_out import decode_documents, read_split
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 
 SEQ_LEN = 32
@@ -164,6 +165,27 @@ def test_splits_have_their_shares(general, domain):
         for split, share in made.shares.items():
             spread = (total * share * (1 - share)) ** 0.5
             assert abs(made.splits[split]["documents"] - total * share) < 4 * spread + 3
+
+
+@pytest.mark.parametrize("side", ["general", "domain"])
+def test_a_split_is_read_again_as_it_was_packed(place, general, domain, side):
+    """From the corpus: the documents of its blocks, and none that is left out; and they can be decoded."""
+    known = resolved(place, "general", GENERAL)
+    plans = {
+        "general": PackingPlan(known, GENERAL_SPLITS, None, SEQ_LEN, 0),
+        "domain": PackingPlan(
+            resolved(place, "domain", DOMAIN + DOMAIN[::3]), DOMAIN_SPLITS, None, SEQ_LEN, 0, known
+        ),
+    }
+    made, texts = {"general": (general, GENERAL), "domain": (domain, DOMAIN)}[side]
+    for split, packed in found(made, texts).items():
+        read = {text.strip() for part in read_split(plans[side], split) for text in part}
+        assert set(packed) <= read
+        cut_off = len(streams(made, split))  # the end of each
+        assert 0 <= len(read) - len(packed) <= cut_off
+        decoded = decode_documents(made.load(split, 0, SEQ_LEN, "x"), TOKENIZER)
+        assert len(decoded) == made.splits[split]["documents"]
+        assert len(set(decoded) - read) <= cut_off
 
 
 def test_the_same_file_as_both_leaves_nothing_to_learn(place, general):

@@ -1,0 +1,132 @@
+"""Whether training text holds what the model is judged by: looked up before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from adept_ray.config.specs import RunSpec
+from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.held_out import (
+    READ_ROWS,
+    HeldOutPiece,
+    count_documents,
+    count_shared_texts,
+    decode_documents,
+    read_item_texts,
+    read_split,
+)
+from adept_ray.data.loading import load_tokenizer
+from adept_ray.data.packing import PackingPlan
+from adept_ray.method.scores import SIDES
+from adept_ray.run.context import Context
+from adept_ray.run.sources import Sources
+from adept_ray.run.stage_one import locate_in_cache
+from adept_ray.run.terminal import Update
+from adept_ray.storage.files import read_json, store_json
+from adept_ray.storage.records import ContaminationRecord, PieceRecord
+
+CONTAMINATION_VERSION = 1  # raise when the same texts would give other counts
+WORTH_WARNING = 0.05  # share of a piece's texts
+
+
+@dataclass(frozen=True)
+class ContaminationCheck:
+    """What is looked for, and where."""
+
+    context: Context[RunSpec]
+    sources: Sources
+    plans: Mapping[str, PackingPlan]
+    """Side → which of its documents are trained on; sides that aren't trained on are left out."""
+    sets: Mapping[str, BlockSet]
+    """``general`` and ``domain`` → all blocks of the corpus."""
+    held_out: Mapping[str, Mapping[str, Blocks]]
+    """``validation`` and ``test`` → side → the blocks that it is judged by."""
+
+    def locate_record(self) -> str:
+        """Where the cache keeps the counts."""
+        run = self.context.run
+        texts = {side: each.fingerprint for side, each in self.sets.items()}
+        items = {
+            f"{side} {split}": self.sources.select_items(split)[side].content
+            for split in self.held_out
+            for side in self.sources.select_items(split)
+        }
+        sizes = (run.validation_tokens, run.test_tokens, run.seq_len)
+        return locate_in_cache(
+            run, "contamination", CONTAMINATION_VERSION, texts, sorted(self.plans), sizes, items
+        )
+
+    def list_pieces(self) -> Iterator[HeldOutPiece]:
+        """All that the run is judged by, as text."""
+        tokenizer = load_tokenizer(self.sources.backbone)
+        for split, sides in self.held_out.items():
+            for side in SIDES:
+                yield HeldOutPiece(side, split, "", decode_documents(sides[side], tokenizer))
+            for side, items in self.sources.select_items(split).items():
+                for task, texts in read_item_texts(items).items():
+                    yield HeldOutPiece(side, split, task, texts)
+
+    def read_or_count(self, update: Update) -> ContaminationRecord:
+        """The counts, from the cache or made now, which reads all training text once.
+
+        `update` hears of the documents that are done.
+        """
+        place = self.locate_record()
+        known: ContaminationRecord | None = read_json(place, self.context.display.say)
+        if known is None:
+            known = self._count(update)
+            store_json(place, known)
+        return known
+
+    def _count(self, update: Update) -> ContaminationRecord:
+        trained_on, done = dict.fromkeys(self.plans, 0), 0
+        every = sum(count_documents(plan.corpus) for plan in self.plans.values())
+
+        def read_training() -> Iterator[list[str]]:
+            nonlocal done
+            for side, plan in self.plans.items():
+                for part in read_split(plan, "train"):
+                    yield part
+                    trained_on[side] += len(part)
+                    update(done := min(done + READ_ROWS, every), every)
+
+        pieces = count_shared_texts(list(self.list_pieces()), read_training())
+        return {"trained_on": trained_on, "pieces": pieces}
+
+
+def check_contamination(check: ContaminationCheck) -> ContaminationRecord:
+    """How much of what the run is judged by stands in its training text; the display warns of much."""
+    display = check.context.display
+    with display.show_stage("contamination", "training text searched for what is held out") as update:
+        found = check.read_or_count(update)
+    if sentence := express_contamination(found):
+        display.warn(sentence)
+    return found
+
+
+def express_contamination(found: ContaminationRecord) -> str:
+    """A sentence that names the pieces of which training text has much; empty if there are none."""
+    named = [describe_shared(piece) for piece in found["pieces"] if measure_shared(piece) >= WORTH_WARNING]
+    if not named:
+        return ""
+    return (
+        f"training text shares passages with {', '.join(named)}, so a gain there may be memory: "
+        "the report shows some of them"
+    )
+
+
+def measure_shared(piece: PieceRecord) -> float:
+    """Share of a piece's texts of which training text has a part or more, 0…1."""
+    return count_shared(piece) / max(piece["texts"], 1)
+
+
+def count_shared(piece: PieceRecord) -> int:
+    """Texts of a piece of which training text has a part or more."""
+    return piece["whole"] + piece["most"] + piece["part"]
+
+
+def describe_shared(piece: PieceRecord) -> str:
+    """How many texts of a piece training text shares, in a few words."""
+    what = f"items of {piece['task']}" if piece["task"] else f"{piece['side']} documents"
+    return f"{count_shared(piece)} of {piece['texts']} {what} held out for {piece['split']}"
