@@ -169,6 +169,45 @@ class Rival(Record):
     against_adept_ci: float | None = None
 
 
+class SharedText(Record):
+    """A held-out text of which training text has a part, or all."""
+
+    share: float
+    kind: Literal["whole", "most", "part"]
+    passage: str
+
+
+class Piece(Record):
+    """How much of one held-out piece stands in training text, too."""
+
+    side: str
+    split: str
+    task: str = ""
+    texts: int
+    whole: int
+    most: int
+    part: int
+    examples: list[SharedText] = Field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"{self.side}: {f'items of {self.task}' if self.task else 'documents'}, {self.split}"
+
+    @property
+    def shared(self) -> int:
+        """Texts of which training text has a part or more."""
+        return self.whole + self.most + self.part
+
+
+class Contamination(Record):
+    """What of all that a model is judged by stands in training text, too."""
+
+    trained_on: dict[str, int]
+    """Side → documents of its training split."""
+    pieces: list[Piece]
+
+
 class RunRecord(Record):
     """``run.json``: how the folder was made."""
 
@@ -184,6 +223,8 @@ class RunRecord(Record):
     fingerprints: dict[str, object]
     seconds: dict[str, float]
     peak_memory_gib: float | None = None
+    contamination: Contamination | None = None
+    """None in an older folder."""
     command: str
     notes: dict[str, object]
 

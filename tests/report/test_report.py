@@ -23,6 +23,7 @@ from made_up import (
     LAYERS,
     UNITS,
     best,
+    contamination,
     curves,
     edited_json,
     importance,
@@ -40,6 +41,7 @@ from adept_ray.commands.tune_k import find_k
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.data.backbones import PRESETS
+from adept_ray.report.contamination_section import CONTAMINATION
 from adept_ray.report.evidence import read_evidence
 from adept_ray.report.layer_figures import draw_importance, save_importance
 from adept_ray.report.model_card import write_card
@@ -552,6 +554,17 @@ def test_a_card_says_nothing_that_is_not_known(whole: Path) -> None:
     (whole / "best.yaml").write_text(yaml.safe_dump(edited))
     data = ModelCard.load(write_card(whole / "model", read_evidence(whole))).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "language"} & set(data)
+
+
+def test_contamination_is_shown_piece_by_piece(folder: Path) -> None:
+    """Counts and shares of each kind and examples; an older folder, which knows nothing of it, has none."""
+    assert CONTAMINATION not in text_of(write_report(folder).read_text())
+    edited_json(folder / "run.json", contamination=contamination())
+    text = text_of(write_report(folder).read_text())
+    assert f"{CONTAMINATION} 3 of 268 held-out texts share passages with the training documents" in text
+    assert "15,258 domain ones" in text and "domain: items of medqa, test 200 – – 1 (0.5 %) 199" in text
+    assert "domain: documents, test 40 1 (2.5 %) 1 (2.5 %) – 38" in text
+    assert "domain: documents, test, 85 % an increased <level> of calcium in the blood …" in text
 
 
 @pytest.mark.slow
