@@ -11,6 +11,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.validation import Spec
 from adept_ray.search.choice import Choice
 
+WORTH_WARNING = 0.05  # share of a held-out piece's texts
 MOST_NAMED = 8  # layers that a sentence lists before it counts the rest
 T = TypeVar("T")
 
@@ -199,6 +200,16 @@ class Piece(Record):
         """Texts of which training text has a part or more."""
         return self.whole + self.most + self.part
 
+    @property
+    def is_contaminated(self) -> bool:
+        """Whether so many of its texts are shared that a gain on them says less than it seems to."""
+        return self.shared > 0 and self.shared >= WORTH_WARNING * self.texts
+
+    def describe_shared(self) -> str:
+        """How many of its texts are shared, in a few words."""
+        what = f"items of {self.task}" if self.task else f"{self.side} documents"
+        return f"{self.shared} of {self.texts} {what} held out for {self.split}"
+
 
 class Contamination(Record):
     """What of all that a model is judged by stands in training text, too."""
@@ -206,6 +217,13 @@ class Contamination(Record):
     trained_on: dict[str, int]
     """Side → documents of its training split."""
     pieces: list[Piece]
+
+    def express_warning(self) -> str:
+        """A sentence that names the pieces that share much; empty if there are none."""
+        named = [piece.describe_shared() for piece in self.pieces if piece.is_contaminated]
+        if not named:
+            return ""
+        return f"training text shares passages with {', '.join(named)}, so a gain there may be memory"
 
 
 class RunRecord(Record):

@@ -19,15 +19,15 @@ from adept_ray.data.held_out import (
 from adept_ray.data.loading import load_tokenizer
 from adept_ray.data.packing import PackingPlan
 from adept_ray.method.scores import SIDES
+from adept_ray.report.records import Contamination, check_record
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import locate_in_cache
 from adept_ray.run.terminal import Update
 from adept_ray.storage.files import read_json, store_json
-from adept_ray.storage.records import ContaminationRecord, PieceRecord
+from adept_ray.storage.records import ContaminationRecord
 
 CONTAMINATION_VERSION = 1  # raise when the same texts would give other counts
-WORTH_WARNING = 0.05  # share of a piece's texts
 
 
 @dataclass(frozen=True)
@@ -100,33 +100,6 @@ def check_contamination(check: ContaminationCheck) -> ContaminationRecord:
     display = check.context.display
     with display.show_stage("contamination", "training text searched for what is held out") as update:
         found = check.read_or_count(update)
-    if sentence := express_contamination(found):
-        display.warn(sentence)
+    if sentence := check_record(Contamination, found, "contamination").express_warning():
+        display.warn(f"{sentence}; the report shows some of them")
     return found
-
-
-def express_contamination(found: ContaminationRecord) -> str:
-    """A sentence that names the pieces of which training text has much; empty if there are none."""
-    named = [describe_shared(piece) for piece in found["pieces"] if measure_shared(piece) >= WORTH_WARNING]
-    if not named:
-        return ""
-    return (
-        f"training text shares passages with {', '.join(named)}, so a gain there may be memory: "
-        "the report shows some of them"
-    )
-
-
-def measure_shared(piece: PieceRecord) -> float:
-    """Share of a piece's texts of which training text has a part or more, 0…1."""
-    return count_shared(piece) / max(piece["texts"], 1)
-
-
-def count_shared(piece: PieceRecord) -> int:
-    """Texts of a piece of which training text has a part or more."""
-    return piece["whole"] + piece["most"] + piece["part"]
-
-
-def describe_shared(piece: PieceRecord) -> str:
-    """How many texts of a piece training text shares, in a few words."""
-    what = f"items of {piece['task']}" if piece["task"] else f"{piece['side']} documents"
-    return f"{count_shared(piece)} of {piece['texts']} {what} held out for {piece['split']}"

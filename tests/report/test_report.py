@@ -45,7 +45,7 @@ from adept_ray.report.contamination_section import CONTAMINATION
 from adept_ray.report.evidence import read_evidence
 from adept_ray.report.layer_figures import draw_importance, save_importance
 from adept_ray.report.model_card import write_card
-from adept_ray.report.records import Importance
+from adept_ray.report.records import Contamination, Importance
 from adept_ray.report.rerun import format_rerun
 from adept_ray.report.search_page import write_report
 from adept_ray.report.trial_figures import draw_curves, draw_trade
@@ -565,6 +565,17 @@ def test_contamination_is_shown_piece_by_piece(folder: Path) -> None:
     assert "15,258 domain ones" in text and "domain: items of medqa, test 200 – – 1 (0.5 %) 199" in text
     assert "domain: documents, test 40 1 (2.5 %) 1 (2.5 %) – 38" in text
     assert "domain: documents, test, 85 % an increased <level> of calcium in the blood …" in text
+
+
+def test_much_contamination_is_warned_of_by_name(folder: Path) -> None:
+    """A sentence names the pieces that share a twentieth of their texts, and the first screen has it."""
+    shared = zip(contamination()["pieces"], (1, 2, 10), strict=True)
+    few, *much = ({**piece, "whole": 0, "most": 0, "part": part} for piece, part in shared)
+    found = {"trained_on": {"domain": 9}, "pieces": [few, *much]}
+    edited_json(folder / "run.json", contamination=found)
+    header = write_report(folder).read_text().partition("</header>")[0]
+    assert "with 2 of 40 domain documents held out for test, 10 of 200 items of medqa held" in header
+    assert Contamination(trained_on={"domain": 9}, pieces=[few]).express_warning() == ""
 
 
 @pytest.mark.slow

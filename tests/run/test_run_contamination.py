@@ -7,22 +7,8 @@ import pytest
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.run import contamination
-from adept_ray.run.contamination import ContaminationCheck, check_contamination, express_contamination
+from adept_ray.run.contamination import ContaminationCheck, check_contamination
 from adept_ray.run.context import Context
-
-
-def piece(side, texts, shared, task=""):
-    kinds = {"whole": 0, "most": 0, "part": shared}
-    return {"side": side, "split": "test", "task": task, "texts": texts, **kinds, "examples": []}
-
-
-def test_much_is_warned_of_by_name():
-    """A sentence names the pieces that share a twentieth of their texts or more, and only those."""
-    pieces = [piece("general", 100, 4), piece("domain", 40, 2), piece("domain", 200, 10, "medqa")]
-    sentence = express_contamination({"trained_on": {"domain": 9}, "pieces": pieces})
-    assert "2 of 40 domain documents held out for test, 10 of 200 items of medqa" in sentence
-    assert "general" not in sentence
-    assert express_contamination({"trained_on": {"domain": 9}, "pieces": pieces[:1]}) == ""
 
 
 @pytest.fixture
