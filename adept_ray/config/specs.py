@@ -57,6 +57,8 @@ class RunSpec(MachineSpec):
     """Text to learn: preset, file, folder or hub dataset id."""
     text_column: str = "text"
     """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
+    near_duplicates: float | None = Field(None, ge=0.3, le=0.99)
+    """Similarity, such as 0.8, from which on the second of two documents is left out; needs datasketch."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
     probe_tokens: int = setting(2048, Mark.SIZE, ge=16)

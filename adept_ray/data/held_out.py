@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -14,15 +15,14 @@ from adept_ray.data.benchmark_tasks import TaskItems, load_same_tasks
 from adept_ray.data.blocks import Blocks
 from adept_ray.data.contamination import Finding, HeldOutIndex
 from adept_ray.data.corpora import CorpusFiles
-from adept_ray.data.packing import PackingPlan
-from adept_ray.data.splits import DIGEST, choose_splits, digest_corpus, digest_text, key_documents
+from adept_ray.data.packing import PackingPlan, list_left_out
+from adept_ray.data.splits import DIGEST, choose_splits, digest_text, key_documents, read_texts
 from adept_ray.storage.records import PieceRecord, SharedTextRecord
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from transformers import PreTrainedTokenizerFast
 
-READ_ROWS = 1000  # documents that are held at a time
 EXAMPLES = 3  # texts of a piece that are shown
 
 
@@ -63,22 +63,18 @@ def describe_item(task: Task, doc: object) -> str:
     return " ".join(texts)
 
 
-def read_split(plan: PackingPlan, split: str) -> Iterator[list[str]]:
+def read_split(plan: PackingPlan, split: str, cache: Path) -> Iterator[list[str]]:
     """The documents of a split, those that aren't packed left out, a part at a time.
 
     A document that the corpus repeats comes as often.
     """
-    import pyarrow.parquet as pq
-
-    left_out = digest_corpus(plan.apart_from) if plan.apart_from else np.array([], DIGEST)
+    left_out = list_left_out(plan, cache)
     number = list(plan.splits).index(split)
-    for file in plan.corpus.files:
-        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["text"]):
-            texts = [text for text in batch["text"].to_pylist() if text and text.strip()]
-            digests = [digest_text(text) for text in texts]
-            taken = choose_splits(key_documents(digests, plan.seed), plan.splits) == number
-            taken &= ~is_among(digests, left_out)
-            yield [texts[place] for place in np.flatnonzero(taken)]
+    for texts in read_texts(plan.corpus):
+        digests = [digest_text(text) for text in texts]
+        taken = choose_splits(key_documents(digests, plan.seed), plan.splits) == number
+        taken &= ~is_among(digests, left_out)
+        yield [texts[place] for place in np.flatnonzero(taken)]
 
 
 def count_documents(corpus: CorpusFiles) -> int:

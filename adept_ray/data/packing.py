@@ -27,6 +27,7 @@ import numpy as np
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.blocks import BlockSet
 from adept_ray.data.loading import Backbone, load_tokenizer
+from adept_ray.data.near_duplicates import find_near_duplicates
 from adept_ray.data.splits import DIGEST, choose_splits, digest_corpus, digest_text, key_documents
 from adept_ray.storage.files import (
     delete_folder,
@@ -71,6 +72,8 @@ class PackingPlan:
     """Decides which document falls into which split, and in which order they come."""
     apart_from: CorpusFiles | None = None
     """A corpus whose documents are left out, so that general and domain splits never share one."""
+    near_duplicates: float | None = None
+    """Similarity from which on a document is left out for another one; None: only equal ones are."""
 
 
 class PlainTokenizer(NamedTuple):
@@ -111,6 +114,7 @@ def build_blocks(
         plan.seq_len,
         dict(plan.splits),
         plan.seed,
+        *([plan.near_duplicates] if plan.near_duplicates else []),
     )
     folder = cache / "blocks" / name
     place = f"{shared}/blocks/{name}" if shared else ""
@@ -119,7 +123,7 @@ def build_blocks(
         fetch_folder(place, folder, [*there["files"], MANIFEST])
         manifest = _read_manifest(str(folder), say)
     if manifest is None:
-        _write_blocks(plan, tokenizer, folder, shared)
+        _write_blocks(plan, list_left_out(plan, cache), tokenizer, folder, shared)
         if place:
             publish_folder(folder, place, MANIFEST)
         manifest = _read_manifest(str(folder), say)
@@ -136,7 +140,18 @@ def _read_manifest(place: str, say: Callable[[str], None]) -> Manifest | None:
     return manifest
 
 
-def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, folder: Path, shared: str) -> None:
+def list_left_out(plan: PackingPlan, cache: Path) -> np.ndarray:
+    """Digests, ascending, of documents that aren't packed though the corpus may have them."""
+    left_out = digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype=DIGEST)
+    if plan.near_duplicates is None:
+        return left_out
+    near = find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
+    return np.union1d(left_out, near)
+
+
+def _write_blocks(
+    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, folder: Path, shared: str
+) -> None:
     """Build into a temporary folder and move it into place, so that a half-written one is never read.
 
     On a cluster only a folder or URI that all nodes reach will do: with a `shared` cache documents and
@@ -147,7 +162,7 @@ def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, folder: Path, sh
     scratch.chmod(0o755)  # a cache may be shared
     staging = f"{shared}/staging/{scratch.name}" if shared else ""
     try:
-        _pack_corpus(plan, tokenizer, f"{staging}/blocks" if staging else str(scratch), staging)
+        _pack_corpus(plan, left_out, tokenizer, f"{staging}/blocks" if staging else str(scratch), staging)
         if staging:
             with suppress(FileNotFoundError):  # without documents no blocks, and no folder
                 fetch_folder(f"{staging}/blocks", scratch)
@@ -163,7 +178,9 @@ def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, folder: Path, sh
             delete_folder(staging)
 
 
-def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, staging: str) -> None:
+def _pack_corpus(
+    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, target: str, staging: str
+) -> None:
     """Let Ray Data read, pack and write Parquet to `target`, a folder or URI, one sub-folder a split."""
     import ray.data
 
@@ -171,7 +188,6 @@ def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, stag
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
-    excluded = ray.put(digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype=DIGEST))
     buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
@@ -179,7 +195,7 @@ def _pack_corpus(plan: PackingPlan, tokenizer: PlainTokenizer, target: str, stag
         tokenizer=ray.put(tokenizer),
         seq_len=plan.seq_len,
         seed=plan.seed,
-        excluded=excluded,
+        excluded=ray.put(left_out),
     )
     rows = (
         ray.data.from_items(_list_pieces(plan.corpus, staging))

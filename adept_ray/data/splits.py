@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adept_ray.data.corpora import CorpusFiles
 
 DIGEST = "S32"  # how NumPy holds digests
+READ_ROWS = 1000  # documents that are held at a time
 
 
 def digest_text(text: str) -> bytes:
@@ -19,17 +20,21 @@ def digest_text(text: str) -> bytes:
     return hashlib.sha256(text.strip().encode()).digest()
 
 
+def read_texts(corpus: CorpusFiles) -> Iterator[list[str]]:
+    """The documents of a corpus that aren't blank, READ_ROWS at a time."""
+    import pyarrow.parquet as pq
+
+    for file in corpus.files:
+        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["text"]):
+            yield [text for text in batch["text"].to_pylist() if text and text.strip()]
+
+
 def digest_corpus(corpus: CorpusFiles) -> np.ndarray:
     """Digests of all documents of a corpus, ascending, taken here: hashing is faster than starting processes.
 
     They take 32 bytes each.
     """
-    import pyarrow.parquet as pq
-
-    found: set[bytes] = set()
-    for file in corpus.files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-            found.update(digest_text(text or "") for text in batch["text"].to_pylist())
+    found = {digest_text(text) for part in read_texts(corpus) for text in part}
     return np.array(sorted(found), dtype=DIGEST)
 
 

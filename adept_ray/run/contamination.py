@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.blocks import Blocks, BlockSet
 from adept_ray.data.held_out import (
-    READ_ROWS,
     HeldOutPiece,
     count_documents,
     count_shared_texts,
@@ -18,6 +17,7 @@ from adept_ray.data.held_out import (
 )
 from adept_ray.data.loading import load_tokenizer
 from adept_ray.data.packing import PackingPlan
+from adept_ray.data.splits import READ_ROWS
 from adept_ray.method.scores import SIDES
 from adept_ray.report.records import Contamination, check_record
 from adept_ray.run.context import Context
@@ -86,7 +86,7 @@ class ContaminationCheck:
         def read_training() -> Iterator[list[str]]:
             nonlocal done
             for side, plan in self.plans.items():
-                for part in read_split(plan, "train"):
+                for part in read_split(plan, "train", self.context.run.machine.local_cache):
                     yield part
                     trained_on[side] += len(part)
                     update(done := min(done + READ_ROWS, every), every)

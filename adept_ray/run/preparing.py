@@ -119,9 +119,10 @@ def bring_files(context: Context[RunSpec], sources: Sources) -> None:
 def plan_packing(run: RunSpec, sources: Sources) -> dict[str, PackingPlan]:
     """Side → what makes its blocks."""
     how = sources.backbone, run.seq_len, run.seed
-    plans = {"general": PackingPlan(sources.general, GENERAL_SPLITS, *how)}
+    near = run.near_duplicates
+    plans = {"general": PackingPlan(sources.general, GENERAL_SPLITS, *how, near_duplicates=near)}
     if sources.domain:
-        plans["domain"] = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, apart_from=sources.general)
+        plans["domain"] = PackingPlan(sources.domain, DOMAIN_SPLITS, *how, sources.general, near)
     return plans
 
 

@@ -14,6 +14,7 @@ from adept_ray.data.benchmark_tasks import TaskItems, draw_items
 from adept_ray.data.corpora import CorpusFiles, find_corpus
 from adept_ray.data.hub_client import PATIENCE
 from adept_ray.data.loading import Backbone, build_outline, load_config
+from adept_ray.data.near_duplicates import check_near_duplicates
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
 from adept_ray.engine.cluster import check_workers
 from adept_ray.method.anatomy import family_of_config
@@ -127,6 +128,7 @@ def find_sources(
 
 def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> CorpusFiles:
     """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`."""
+    check_near_duplicates(run.near_duplicates)
     what = f"{side} corpus"
     corpus = find_corpus(
         getattr(run, side),

@@ -16,7 +16,7 @@ def make_check(display, tmp_path, monkeypatch):
     """Makes a check of made-up texts; the domain's training split is read into `reads`."""
     reads = []
 
-    def read_split(plan, split):
+    def read_split(plan, split, cache):
         reads.append((plan.name, split))
         yield [plan.text]
 
