@@ -14,9 +14,8 @@ import numpy as np
 from adept_ray.data.benchmark_tasks import TaskItems, load_same_tasks
 from adept_ray.data.blocks import Blocks
 from adept_ray.data.contamination import Finding, HeldOutIndex
-from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.packing import PackingPlan, list_left_out
-from adept_ray.data.splits import DIGEST, choose_splits, digest_text, key_documents, read_texts
+from adept_ray.data.splits import choose_splits, digest_text, is_among, key_documents, read_texts
 from adept_ray.storage.records import PieceRecord, SharedTextRecord
 
 if TYPE_CHECKING:
@@ -75,21 +74,6 @@ def read_split(plan: PackingPlan, split: str, cache: Path) -> Iterator[list[str]
         taken = choose_splits(key_documents(digests, plan.seed), plan.splits) == number
         taken &= ~is_among(digests, left_out)
         yield [texts[place] for place in np.flatnonzero(taken)]
-
-
-def count_documents(corpus: CorpusFiles) -> int:
-    """Documents of a corpus, repeated ones too."""
-    import pyarrow.parquet as pq
-
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in corpus.files)
-
-
-def is_among(digests: Sequence[bytes], known: np.ndarray) -> np.ndarray:
-    """Whether each of `digests` is in `known`, which are ascending: bool [N]."""
-    own = np.array(digests, DIGEST)
-    if not len(known):
-        return np.zeros(len(own), bool)
-    return known[np.minimum(np.searchsorted(known, own), len(known) - 1)] == own
 
 
 def count_shared_texts(

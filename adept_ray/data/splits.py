@@ -48,3 +48,11 @@ def choose_splits(keys: Sequence[bytes], splits: Mapping[str, float]) -> np.ndar
     draws = np.array([int.from_bytes(key[:8], "big") / 2**64 for key in keys])
     edges = np.cumsum(list(splits.values()))
     return np.searchsorted(edges, draws * edges[-1], side="right")
+
+
+def is_among(digests: Sequence[bytes] | np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Whether each of `digests` is in `known`, which are ascending: bool [N]."""
+    own = np.array(digests, DIGEST)
+    if not len(known):
+        return np.zeros(len(own), bool)
+    return known[np.minimum(np.searchsorted(known, own), len(known) - 1)] == own

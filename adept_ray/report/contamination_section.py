@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from adept_ray.report.html import NONE, make_scrollable
+from adept_ray.report.html import NONE, list_definitions, make_scrollable
 from adept_ray.report.records import Contamination, Piece
 
 CONTAMINATION = "Held-out text in the training text"
@@ -27,7 +27,7 @@ def build_contamination_section(found: Contamination) -> str:
     table = f'<table class="trials"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return (
         f"<p>{escape(express_contamination(found))}</p>{make_scrollable(table, 'Held-out texts')}"
-        f'{list_examples(found)}<p class="note">{escape(NOTE)}</p>'
+        f'{list_examples(found)}<p class="note">{escape(NOTE)}</p>{list_corpora(found)}'
     )
 
 
@@ -59,3 +59,9 @@ def list_examples(found: Contamination) -> str:
         for each in piece.examples
     )
     return f"<h3>What they share, for example</h3><dl>{items}</dl>" if items else ""
+
+
+def list_corpora(found: Contamination) -> str:
+    """How many documents each corpus has, and how many of them aren't taken."""
+    corpora = {side: corpus.describe() for side, corpus in found.corpora.items()}
+    return f"<h3>Documents of each corpus</h3>{list_definitions(corpora)}" if corpora else ""

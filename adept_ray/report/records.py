@@ -211,12 +211,35 @@ class Piece(Record):
         return f"{self.shared} of {self.texts} {what} held out for {self.split}"
 
 
+class Corpus(Record):
+    """What is taken of a corpus; of different documents once each, but for `documents` and `repeated`."""
+
+    documents: int
+    repeated: int
+    in_general: int
+    near: int
+    longest: int
+    """Bytes of UTF-8."""
+
+    def describe(self) -> str:
+        """All of it in words, without what is zero."""
+        parts = {
+            "repeated": self.repeated,
+            "also in the general corpus": self.in_general,
+            "nearly equal to another one": self.near,
+        }
+        named = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
+        return f"{self.documents:,} documents{named}, the longest of {self.longest:,} bytes"
+
+
 class Contamination(Record):
     """What of all that a model is judged by stands in training text, too."""
 
     trained_on: dict[str, int]
     """Side → documents of its training split."""
     pieces: list[Piece]
+    corpora: dict[str, Corpus] = Field(default_factory=dict)
+    """Side → what is taken of its corpus."""
 
     def express_warning(self) -> str:
         """A sentence that names the pieces that share much; empty if there are none."""

@@ -17,12 +17,17 @@ from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, b
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, tasks_key
-from adept_ray.run.contamination import ContaminationCheck, ContaminationRecord, check_contamination
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import fetch_to_nodes
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
 from adept_ray.run.terminal import Update
+from adept_ray.run.text_checks import (
+    ContaminationCheck,
+    ContaminationRecord,
+    check_contamination,
+    explain_small_corpora,
+)
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 
@@ -81,16 +86,17 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
     with display.show_stage("blocks", "token blocks") as update:
         plans = plan_packing(run, sources)
         sets = build_block_sets(context, plans, update)
-        blocks = select_blocks(run, sources, sets, needs)
-        held_out = {"validation": blocks}
-        if sources.domain:
-            held_out["test"] = load_test_blocks(run, sets)
-            for split, held in held_out.items():  # one that is too small is refused now, not after the search
-                check_sample_sizes(run, split, held, sources, display.warn)
+        with explain_small_corpora(plans, run.machine.local_cache):  # now, not after the search
+            blocks = select_blocks(run, sources, sets, needs)
+            held_out = {"validation": blocks}
+            if sources.domain:
+                held_out["test"] = load_test_blocks(run, sets)
+        for split, held in held_out.items() if sources.domain else ():
+            check_sample_sizes(run, split, held, sources, display.warn)
     contamination = None
     if sources.domain:
-        trained_on = {side: plan for side, plan in plans.items() if side == "domain" or needs.replay}
-        check = ContaminationCheck(context, sources, trained_on, sets, held_out)
+        trained_on = SIDES if needs.replay else ("domain",)
+        check = ContaminationCheck(context, sources, plans, trained_on, sets, held_out)
         contamination = check_contamination(check)
     with context.show_jobs("probe", "stage 1, importance of layers and units", "probe"):
         stage = StageOne(context, sources, sets, blocks, needs)

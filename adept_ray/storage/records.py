@@ -45,12 +45,29 @@ class PieceRecord(TypedDict):
     """A few of those that share the most."""
 
 
+class CorpusRecord(TypedDict):
+    """What is taken of a corpus."""
+
+    documents: int
+    """Documents that aren't blank, repeated ones too."""
+    repeated: int
+    """Those that another one equals, all but one each."""
+    in_general: int
+    """Different ones that aren't taken because the general corpus has them, too."""
+    near: int
+    """Different ones that aren't taken because they are nearly equal to another one."""
+    longest: int
+    """Bytes of UTF-8 of the longest one."""
+
+
 class ContaminationRecord(TypedDict):
     """What of all that a model is judged by stands in training text, too."""
 
     trained_on: dict[str, int]
     """Side whose text is trained on → documents of its training split, all of which were looked through."""
     pieces: list[PieceRecord]
+    corpora: dict[str, CorpusRecord]
+    """Side → what is taken of its corpus."""
 
 
 class RunRecord(TypedDict, total=False):

@@ -1,14 +1,17 @@
-"""What a run says of held-out text in its training text, and when it looks."""
+"""What a run says of its text: of held-out text in its training text, and of too little text."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
-from adept_ray.run import contamination
-from adept_ray.run.contamination import ContaminationCheck, check_contamination
+from adept_ray.run import text_checks
 from adept_ray.run.context import Context
+from adept_ray.run.text_checks import ContaminationCheck, check_contamination, explain_small_corpora
+
+COUNTS = {"documents": 3, "repeated": 1, "in_general": 0, "near": 0, "longest": 17}
 
 
 @pytest.fixture
@@ -21,10 +24,10 @@ def make_check(display, tmp_path, monkeypatch):
         yield [plan.text]
 
     held_out = "the baker walks to the market on every second morning of the week"
-    monkeypatch.setattr(contamination, "read_split", read_split)
-    monkeypatch.setattr(contamination, "count_documents", lambda corpus: 1)
-    monkeypatch.setattr(contamination, "load_tokenizer", lambda backbone: None)
-    monkeypatch.setattr(contamination, "decode_documents", lambda blocks, tokenizer: [blocks])
+    monkeypatch.setattr(text_checks, "read_split", read_split)
+    monkeypatch.setattr(text_checks, "count_documents", lambda plan, cache: COUNTS)
+    monkeypatch.setattr(text_checks, "load_tokenizer", lambda backbone: None)
+    monkeypatch.setattr(text_checks, "decode_documents", lambda blocks, tokenizer: [blocks])
     display.show_stage = lambda *_: nullcontext(lambda done, of: None)
     sources = SimpleNamespace(backbone=None, select_items=lambda split: {})
 
@@ -34,7 +37,8 @@ def make_check(display, tmp_path, monkeypatch):
         return ContaminationCheck(
             Context(run, SimpleNamespace(), display, "board", 7),
             sources,
-            {s: SimpleNamespace(name=s, text=f"So {held_out}.", corpus=s) for s in trained_on},
+            {side: SimpleNamespace(name=side, text=f"So {held_out}.", splits={"train": 1}) for side in texts},
+            trained_on,
             {side: SimpleNamespace(fingerprint=fingerprint) for side in texts},
             {"validation": texts, "test": texts},
         )
@@ -55,3 +59,19 @@ def test_the_same_texts_are_looked_through_once(make_check):
         "domain": 1,
         "general": 1,
     }
+
+
+def test_too_little_text_is_explained(monkeypatch, tmp_path):
+    """The error says how many documents each corpus has and what of them isn't taken; all is well without."""
+    monkeypatch.setattr(text_checks, "count_documents", lambda plan, cache: COUNTS | {"in_general": plan})
+    with explain_small_corpora({"general": 0, "domain": 2}, tmp_path):
+        pass
+    with (
+        pytest.raises(UserError) as caught,
+        explain_small_corpora({"general": 0, "domain": 2}, tmp_path),
+    ):
+        raise UserError("corpus 'mine' is too small")
+    assert str(caught.value) == (
+        "corpus 'mine' is too small (general: 3 documents, 1 repeated, the longest of 17 bytes; domain: 3 "
+        "documents, 1 repeated, 2 also in the general corpus, the longest of 17 bytes)"
+    )

@@ -1,15 +1,18 @@
-"""Whether training text holds what the model is judged by: looked up before anything is measured."""
+"""What is found out about a run's text: whether there is enough, and what of it lies on both sides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.corpus_counts import count_documents
 from adept_ray.data.held_out import (
     HeldOutPiece,
-    count_documents,
     count_shared_texts,
     decode_documents,
     read_item_texts,
@@ -17,9 +20,8 @@ from adept_ray.data.held_out import (
 )
 from adept_ray.data.loading import load_tokenizer
 from adept_ray.data.packing import PackingPlan
-from adept_ray.data.splits import READ_ROWS
 from adept_ray.method.scores import SIDES
-from adept_ray.report.records import Contamination, check_record
+from adept_ray.report.records import Contamination, Corpus, check_record
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import locate_in_cache
@@ -30,6 +32,19 @@ from adept_ray.storage.records import ContaminationRecord
 CONTAMINATION_VERSION = 1  # raise when the same texts would give other counts
 
 
+@contextmanager
+def explain_small_corpora(plans: Mapping[str, PackingPlan], cache: Path) -> Iterator[None]:
+    """Add to a :class:`UserError` about splits that are too small what the corpora hold."""
+    try:
+        yield
+    except UserError as problem:
+        counts = {side: count_documents(plan, cache) for side, plan in plans.items()}
+        held = "; ".join(
+            f"{side}: {check_record(Corpus, each, side).describe()}" for side, each in counts.items()
+        )
+        raise UserError(f"{problem} ({held})") from None
+
+
 @dataclass(frozen=True)
 class ContaminationCheck:
     """What is looked for, and where."""
@@ -37,7 +52,9 @@ class ContaminationCheck:
     context: Context[RunSpec]
     sources: Sources
     plans: Mapping[str, PackingPlan]
-    """Side → which of its documents are trained on; sides that aren't trained on are left out."""
+    """Side → which of its documents are in which split."""
+    trained_on: tuple[str, ...]
+    """Sides whose text is trained on."""
     sets: Mapping[str, BlockSet]
     """``general`` and ``domain`` → all blocks of the corpus."""
     held_out: Mapping[str, Mapping[str, Blocks]]
@@ -54,7 +71,7 @@ class ContaminationCheck:
         }
         sizes = (run.validation_tokens, run.test_tokens, run.seq_len)
         return locate_in_cache(
-            run, "contamination", CONTAMINATION_VERSION, texts, sorted(self.plans), sizes, items
+            run, "contamination", CONTAMINATION_VERSION, texts, self.trained_on, sizes, items
         )
 
     def list_pieces(self) -> Iterator[HeldOutPiece]:
@@ -80,19 +97,20 @@ class ContaminationCheck:
         return known
 
     def _count(self, update: Update) -> ContaminationRecord:
-        trained_on, done = dict.fromkeys(self.plans, 0), 0
-        every = sum(count_documents(plan.corpus) for plan in self.plans.values())
+        cache = self.context.run.machine.local_cache
+        corpora = {side: count_documents(plan, cache) for side, plan in self.plans.items()}
+        trained_on = dict.fromkeys(self.trained_on, 0)
+        about = round(sum(corpora[s]["documents"] * self.plans[s].splits["train"] for s in trained_on))
 
         def read_training() -> Iterator[list[str]]:
-            nonlocal done
-            for side, plan in self.plans.items():
-                for part in read_split(plan, "train", self.context.run.machine.local_cache):
+            for side in trained_on:
+                for part in read_split(self.plans[side], "train", cache):
                     yield part
                     trained_on[side] += len(part)
-                    update(done := min(done + READ_ROWS, every), every)
+                    update(min(sum(trained_on.values()), about), about)
 
         pieces = count_shared_texts(list(self.list_pieces()), read_training())
-        return {"trained_on": trained_on, "pieces": pieces}
+        return {"trained_on": trained_on, "pieces": pieces, "corpora": corpora}
 
 
 def check_contamination(check: ContaminationCheck) -> ContaminationRecord:
