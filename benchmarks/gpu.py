@@ -170,7 +170,7 @@ def measure_rival(
     fit = find_fit(needs, name, args)
     reset_peak_memory(args.device)
     step, save = training(backbone, spec, layers, blocks, fit, args)
-    speed = blocks.tokens.size / timed(step, args.device, args.repeats)
+    speed = np.asarray(blocks.tokens).size / timed(step, args.device, args.repeats)
     say(
         f"{name:8} {speed:10,.0f} tokens/s   {speed * needed / 1e12:8.2f} TFLOP/s   "
         f"{speed * needed / rate / world_size():6.1%} of the product's rate   "
@@ -183,7 +183,7 @@ def measure_rival(
 def measure_probe(backbone: Backbone, blocks: Blocks, fit: Fit, args: argparse.Namespace) -> None:
     """Measure a pass through the backbone and past its middle layer, on every rank the same."""
     model = (borrow_sharded if fit.sharded else borrow)(backbone, args.device)
-    tokens = torch.from_numpy(blocks.tokens[: args.sequences].astype(np.int64))
+    tokens = torch.from_numpy(np.asarray(blocks.tokens[: args.sequences], np.int64))
     batch, middle = {"input_ids": tokens.to(args.device)}, model.config.num_hidden_layers // 2
     seconds = timed(lambda: measure_bypass_losses(model, batch, [middle]), args.device, args.repeats)
     speed = world_size() * tokens.numel() / seconds

@@ -97,7 +97,7 @@ def build_learner(name: str, args: argparse.Namespace, text: Blocks, dtype: str)
     assert optimizer is not None
     held = {p for group in optimizer.param_groups for p in group["params"]}
     assert held == {p for p in tuning.model.parameters() if p.requires_grad}  # nothing frozen gets a state
-    return Learner(work, device, tuning, optimizer, text, BlockOrder(len(text), 0))
+    return Learner(work, device, tuning, optimizer, text, BlockOrder((len(text),), 0))
 
 
 def step_of(learner: Learner, blocks: int) -> Callable[[], float]:
@@ -154,7 +154,7 @@ def train_side_by_side(name: str, args: argparse.Namespace, text: Blocks, dtype:
     """As many steps as `text` holds, ours and Trainer's, the first of which counts for neither."""
     side = SideBySide(step_of(build_learner(name, args, text, dtype), args.blocks))
     theirs = tune(name, args, "float32").model  # Trainer's bfloat16 is autocast over float32 weights
-    data = [{"input_ids": ids, "labels": ids} for ids in torch.from_numpy(text.tokens.astype(np.int64))]
+    data = [{"input_ids": ids, "labels": ids} for ids in torch.from_numpy(np.asarray(text.tokens, np.int64))]
     with tempfile.TemporaryDirectory() as folder:
         told = TrainingArguments(
             folder,

@@ -60,6 +60,12 @@ def start_crew_here(*_):
     yield CrewHere()
 
 
+def fetch_here(blocks, voice):
+    """Fetch what this process needs, which waits for no other."""
+    for each in blocks.values():
+        each.fetch(voice.add_remark)
+
+
 def call_script(script, flags, folder, env):
     """Run a script to its end, in this process, which is connected to Ray; returns what it printed."""
     printed, argv = io.StringIO(), [str(ROOT / "scripts" / script), *flags]
@@ -67,6 +73,7 @@ def call_script(script, flags, folder, env):
         patch.object(context, "start_crews", start_crew_here),
         patch.object(cluster, "connect_cluster", lambda *_: nullcontext("")),
         patch.object(job_kinds, "is_preempted", lambda: False),  # which only Ray Train's workers may ask
+        patch.object(job_kinds, "fetch_blocks", fetch_here),  # as may they alone wait for each other
         patch.dict(os.environ, env),
         patch.object(sys, "argv", argv),
         chdir(folder),

@@ -118,10 +118,10 @@ def contamination() -> dict[str, Any]:
     piece = {"split": "test", "task": "", "whole": 0, "most": 0, "part": 0, "examples": []}
     shared = {"kind": "most", "share": 0.85, "passage": "an increased <level> of calcium in the blood …"}
     whole = {"kind": "whole", "share": 1.0, "passage": "a word without a space" + "x" * 130}
-    corpus = {"documents": 12271, "repeated": 0, "in_general": 0, "near": 0, "longest": 4321}
+    corpus = {"documents": 12271, "repeated": 0, "in_earlier": 0, "near": 0, "longest": 4321}
     return {
         "trained_on": {"domain": 15258},
-        "corpora": {"general": corpus, "domain": {**corpus, "repeated": 7, "in_general": 2, "near": 1}},
+        "corpora": {"general": corpus, "domain": {**corpus, "repeated": 7, "in_earlier": 2, "near": 1}},
         "pieces": [
             {**piece, "side": "general", "texts": 28},
             {**piece, "side": "domain", "texts": 40, "whole": 1, "most": 1, "examples": [whole, shared]},

@@ -73,7 +73,7 @@ def test_an_installed_wheel_searches_with_what_is_there_by_default(wheel, tmp_pa
     where = run(sys.executable, "-P", "-c", "import adept_ray; print(adept_ray.__file__)", cwd=empty, env=env)
     assert Path(where.strip()).is_relative_to(installed)
     flags = {"search-space": "quick", "trials": 1, "reports": 1, "name": "found", "remeasure-tokens": 128}
-    flags |= {"probe-tokens": 128, "validation-tokens": 512, "test-tokens": 512}
+    flags |= {"probe-tokens": 128, "validation-tokens": 256, "test-tokens": 256, "tokens-per-trial": 1024}
     words = [part for flag, value in flags.items() for part in (f"--{flag}", value)]
     run(installed / "bin" / "adept-ray", "tune-k", *words, "--no-dashboard", cwd=empty, env=env)
     results = empty / "results" / "found"

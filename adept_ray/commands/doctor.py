@@ -14,11 +14,11 @@ from adept_ray.config.specs import DoctorRun
 from adept_ray.config.validation import apply_changes, refuse_flags
 from adept_ray.engine import cluster
 from adept_ray.report.rerun import format_flags
-from adept_ray.run.checks import Check
+from adept_ray.run.check_list import Check, CheckList
 from adept_ray.run.context import Session, redirect_output
 from adept_ray.run.examination import examine_cluster
 from adept_ray.run.measuring import measure_search
-from adept_ray.run.preview import CheckList, preview_search
+from adept_ray.run.preview import preview_search
 from adept_ray.run.settings import resolve_settings
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import delete_folder
@@ -37,8 +37,8 @@ def examine_search(run: DoctorRun) -> None:
     display = Display(run.json_lines)
     checks = CheckList(display)
     run = resolve_settings(run, "doctor")
-    preview = preview_search(run, checks)
-    with open_temporarily(run, checks) as session, redirect_output(session.results):
+    preview = preview_search(run, checks, display)
+    with open_temporarily(run, checks, display) as session, redirect_output(session.results):
         try:
             with cluster.connect_cluster(session.run):
                 examine_cluster(preview.plan_examination(run), checks.show, display)
@@ -57,7 +57,7 @@ def examine_search(run: DoctorRun) -> None:
 
 
 @contextmanager
-def open_temporarily(run: DoctorRun, checks: CheckList) -> Iterator[Session[DoctorRun]]:
+def open_temporarily(run: DoctorRun, checks: CheckList, display: Display) -> Iterator[Session[DoctorRun]]:
     """A session whose results lie where those of the search would, and are deleted in the end.
 
     Where nothing can be written there, they lie in a temporary folder, and that is a fault.
@@ -74,8 +74,9 @@ def open_temporarily(run: DoctorRun, checks: CheckList) -> Iterator[Session[Doct
             results = Results(elsewhere, name)
             results.open(resume=False)
         try:
-            yield Session(run, results, checks.display)
+            yield Session(run, results, display)
         finally:
+            results.release()
             with suppress(OSError):
                 delete_folder(results.place)
             shutil.rmtree(results.folder, ignore_errors=True)

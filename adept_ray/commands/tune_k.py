@@ -46,7 +46,7 @@ def find_k(run: SearchRun) -> str:
             work = rebuild_work(work, prepared.layer_importance, chosen)
             test = test_and_export(context, prepared, work, chosen.checkpoint)
         record_best(session, prepared, work, test, asdict(choice), question.k_max)
-        record_run(session, sources, prepared)
+        record_run(session, sources, prepared, work=work)
         write_pages(results)
     show_choice(session, prepared, work, test, choice)
     return results.publish()

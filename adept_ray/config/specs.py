@@ -19,6 +19,7 @@ from pydantic import (
 
 from adept_ray.config.fields import Mark, list_fields, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
+from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place, default_cache
 from adept_ray.config.validation import Spec
 
@@ -28,6 +29,7 @@ Sign = Literal["protect", "reverse"]
 Placement = Literal["guided", "stratified", "receptive", "uniform", "deepest", "random"]
 Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
 Text = Literal["domain", "general"]
+Chat = Literal["plain", "template"]
 ProbeKind = Literal["exhaustive", "raced"]
 Measure = Literal["tasks", "bpb"]
 
@@ -51,12 +53,24 @@ class RunSpec(MachineSpec):
     """Preset, hub id, local folder or GGUF file of the causal LM to adapt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
-    general: str = "boolq"
-    """Text that must not get worse: preset, file, folder or hub dataset id."""
-    domain: str = setting("medical", Mark.UNPROBED)
-    """Text to learn: preset, file, folder or hub dataset id."""
+    general: Corpora = Mixture((Part("boolq"),))
+    """Text that must not get worse: preset, file, folder, glob, URI or hub dataset, each maybe =WEIGHT."""
+    domain: Corpora = setting(Mixture((Part("medical"),)), Mark.UNPROBED)
+    """Text to learn: preset, file, folder, glob, URI or hub dataset, each maybe =WEIGHT."""
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet corpora and hub datasets."""
+    """Column that holds the text in tables and hub datasets, of both sides."""
+    general_column: str = ""
+    """Its own for general text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
+    domain_column: str = setting("", Mark.UNPROBED)
+    """Its own for domain text: a column, a path (meta.abstract) or a template ("{question}\\n{answer}")."""
+    general_filter: str = ""
+    """Which rows are general text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
+    domain_filter: str = setting("", Mark.UNPROBED)
+    """Which rows are domain text, such as "lang == 'en' and score > 0.5"; empty: all of them."""
+    chat: Chat = "plain"
+    """How chats become text: their turns one after the other, or by the tokenizer's chat template."""
+    skip_bad: bool = False
+    """Skip and count members of archives that can't be read, in place of refusing them."""
     near_duplicates: float | None = Field(None, ge=0.3, le=0.99)
     """Similarity, such as 0.8, from which on the second of two documents is left out; needs datasketch."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
@@ -98,6 +112,11 @@ class RunSpec(MachineSpec):
         if known and fewest > most:
             raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
         return self
+
+    @property
+    def corpora(self) -> dict[str, Mixture]:
+        """``general`` and ``domain`` → the corpora of that side."""
+        return {"general": self.general, "domain": self.domain}
 
     @property
     def crews(self) -> int:
@@ -155,6 +174,11 @@ class TrainingSpec(Spec):
     """Largest global gradient norm."""
     reports: int = setting(3, Mark.UNSEARCHED, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
+
+    @property
+    def general_share(self) -> float:
+        """Share of general text in the training text, 0…1."""
+        return 1.0 if self.text == "general" else self.replay
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSpec:

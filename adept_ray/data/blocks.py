@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adept_ray.config.errors import UserError
+from adept_ray.data.block_files import (
+    BlockFiles,
+    BlockTable,
+    JoinedTable,
+    Shard,
+    StoredTable,
+    list_stored,
+    read_ahead,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +31,14 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Blocks:
-    """Packed blocks of one split, one after the other as they were cut."""
+    """Packed blocks of one split, one after the other as they were cut; in memory or in files."""
 
-    tokens: np.ndarray
+    tokens: BlockTable
     """int32 [N, T]: token ids."""
-    bytes: np.ndarray
+    bytes: BlockTable
     """int32 [N, T − 1]: UTF-8 bytes of the text that each predicted token (all but a block's first) stands
     for; 0 for the EOS between two documents."""
-    starts: np.ndarray
+    starts: BlockTable
     """bool [N, T]: whether a document begins with that token."""
 
     def __len__(self) -> int:
@@ -39,14 +47,15 @@ class Blocks:
     @property
     def documents(self) -> np.ndarray:
         """int64 [N, T − 1]: number, from 0 on, of the document of each predicted token, its EOS included."""
-        begun = self.starts.ravel().cumsum().reshape(self.starts.shape)[:, 1:]
+        starts = np.asarray(self.starts)
+        begun = starts.ravel().cumsum().reshape(starts.shape)[:, 1:]
         # A document that has nothing but a block's first token doesn't count.
         return np.unique(begun, return_inverse=True)[1].reshape(begun.shape)
 
     @property
     def document_bytes(self) -> np.ndarray:
         """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
-        return np.bincount(self.documents.ravel(), self.bytes.ravel()).astype(np.int64)
+        return np.bincount(self.documents.ravel(), np.asarray(self.bytes).ravel()).astype(np.int64)
 
     def take_piece(self, number: int, of: int) -> Blocks:
         """One of so many equal pieces without a block in common (0-based); the rest is in none."""
@@ -59,20 +68,38 @@ class Blocks:
         count = -(-tokens // self.tokens.shape[1])
         return Blocks(self.tokens[:count], self.bytes[:count], self.starts[:count])
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether none of them lies in a file."""
+        return not any(list_stored(self.tokens))
+
+    def fetch(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """Copy the files to this machine, if they are elsewhere: see :meth:`BlockFiles.fetch`."""
+        for table in list_stored(self.tokens):  # all that a block has lies in one file
+            table.fetch(say)
+
+    def read(self) -> Blocks:
+        """The same blocks in memory."""
+        self.fetch()
+        return Blocks(np.asarray(self.tokens), np.asarray(self.bytes), np.asarray(self.starts))
+
 
 @dataclass(frozen=True)
 class BlockSet:
-    """A folder of blocks, one sub-folder per split."""
+    """All blocks of a corpus, by split."""
 
-    folder: Path
+    place: str
+    """Folder or URI in which their files lie."""
     fingerprint: str
     splits: Mapping[str, Mapping[str, int]]
     """Split → number of blocks, documents and bytes."""
     shares: Mapping[str, float]
     """Split → its share of the documents."""
+    shards: Mapping[str, Sequence[Shard]]
+    """Split → its files, in their order."""
 
-    def load(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
-        """Read a split in its fixed order.
+    def open_split(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
+        """A split in its fixed order. Nothing of it is read yet.
 
         Raises :class:`UserError` when it holds fewer than `tokens` tokens, saying what the corpus needs.
         """
@@ -84,14 +111,13 @@ class BlockSet:
                 f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so give about "
                 f"{int(tokens / share) + 1} tokens of text or ask for fewer"
             )
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(self.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
-
-        def rows(column: str, length: int) -> np.ndarray:
-            return table[column].combine_chunks().flatten().to_numpy().reshape(-1, length)
-
-        return Blocks(rows("tokens", seq_len), rows("bytes", seq_len - 1), rows("starts", seq_len) > 0)
+        files = BlockFiles(self.place, seq_len, tuple(self.shards[split]))
+        every = range(self.splits[split]["blocks"])
+        return Blocks(
+            StoredTable(files, "tokens", every),
+            StoredTable(files, "bytes", every),
+            StoredTable(files, "starts", every),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,26 +127,46 @@ class BlockOrder:
     The global batch of a step depends on the step alone, so a resumed run needs no more than its
     step number, and every number of workers shares out the same batches.
 
-    There may be `replayed` blocks of other text behind the first `blocks`. Then every place goes to the side
-    that has fallen behind its share. That is the rule of Ray Data's ``Dataset.mix``, in a form in which any
-    step can be looked up.
+    The text may have several parts, the blocks of each behind those of the parts before it. A place goes to
+    the last part where that has fallen behind its share by a whole block, and else to those before it, which
+    share out their places in the same way. With two parts that is the rule of Ray Data's ``Dataset.mix``, in
+    a form in which any step can be looked up.
     """
 
-    blocks: int
+    parts: tuple[int, ...]
+    """Number of blocks of each part."""
     seed: int
-    replayed: int = 0
-    share: float = 0.0
-    """Share of the `replayed` blocks, 0…1."""
+    shares: tuple[float, ...] = (1.0,)
+    """Of each part, 0…1; they add up to 1."""
+
+    @functools.cached_property
+    def _falls(self) -> list[tuple[int, float]]:
+        """Parts but for the first, last one first: number, and share of the places of it and those before."""
+        shares, last = self.shares, len(self.parts) - 1
+        return [
+            (number, shares[number] / (1.0 if number == last else sum(shares[: number + 1])))
+            for number in range(last, 0, -1)
+        ]
 
     def list_batch(self, step: int, size: int) -> list[int]:
-        """Ids of the `size` blocks of `step` (0-based); those of `replayed` text count on from `blocks`."""
+        """Ids of the `size` blocks of `step` (0-based); those of a part count on from the parts before it."""
         return [self._find_block(place) for place in range(step * size, (step + 1) * size)]
 
+    def count_blocks(self, places: int) -> list[int]:
+        """How many of the first `places` each part has."""
+        counts = []
+        for _, share in self._falls:
+            counts.append(int(places * share + EPSILON))
+            places -= counts[-1]
+        return [places, *reversed(counts)]
+
     def _find_block(self, place: int) -> int:
-        before = int(place * self.share + EPSILON)  # replayed blocks so far
-        if int((place + 1) * self.share + EPSILON) > before:
-            return self.blocks + _draw_block(before, self.replayed, self.seed)
-        return _draw_block(place - before, self.blocks, self.seed)
+        for number, share in self._falls:
+            before = int(place * share + EPSILON)  # places of this part so far
+            if int((place + 1) * share + EPSILON) > before:
+                return sum(self.parts[:number]) + _draw_block(before, self.parts[number], self.seed)
+            place -= before
+        return _draw_block(place, self.parts[0], self.seed)
 
 
 def _draw_block(place: int, blocks: int, seed: int) -> int:
@@ -128,17 +174,19 @@ def _draw_block(place: int, blocks: int, seed: int) -> int:
     return int(_permute_blocks(blocks, seed, place // blocks)[place % blocks])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)  # one or two for each part of a text
 def _permute_blocks(blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(blocks)
 
 
-def join_blocks(first: Blocks, second: Blocks) -> Blocks:
-    """The blocks of both, those of `second` after the others."""
+def join_blocks(parts: Sequence[Blocks]) -> Blocks:
+    """The blocks of all parts, those of each after those of the parts before it; nothing is copied."""
+    if len(parts) == 1:
+        return parts[0]
     return Blocks(
-        np.concatenate([first.tokens, second.tokens]),
-        np.concatenate([first.bytes, second.bytes]),
-        np.concatenate([first.starts, second.starts]),
+        JoinedTable(tuple(part.tokens for part in parts)),
+        JoinedTable(tuple(part.bytes for part in parts)),
+        JoinedTable(tuple(part.starts for part in parts)),
     )
 
 
@@ -149,8 +197,8 @@ def make_micro_batches(
     import torch
 
     for start in range(0, len(ids), size):
-        chunk = blocks.tokens[list(ids[start : start + size])].astype(np.int64)
-        yield {"input_ids": torch.from_numpy(chunk).to(device)}
+        tokens = blocks.tokens[list(ids[start : start + size])]
+        yield {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(device)}
 
 
 def make_shared_batches(
@@ -166,12 +214,20 @@ def make_shared_batches(
     from adept_ray.method.ranks import split_over_ranks
 
     for share in split_over_ranks(ids, size):
-        taken = share or ids[:1]
-        for batch in make_micro_batches(blocks, taken, size, device):
-            batch["digest"] = digest_tokens(blocks.tokens[list(taken)])
-            if not share:
-                batch["counts"] = torch.zeros(1, dtype=torch.bool, device=device)
-            yield batch
+        tokens = blocks.tokens[list(share or ids[:1])]
+        batch = {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(device)}
+        batch["digest"] = digest_tokens(tokens)
+        if not share:
+            batch["counts"] = torch.zeros(1, dtype=torch.bool, device=device)
+        yield batch
+
+
+def read_tokens_ahead(blocks: Blocks, ids: Sequence[int]) -> None:
+    """Begin to read this rank's share of the blocks `ids`; that goes on in the background."""
+    from adept_ray.method.ranks import split_over_ranks
+
+    for share in split_over_ranks(ids, len(ids)):
+        read_ahead(blocks.tokens, list(share))
 
 
 def digest_tokens(tokens: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,37 +14,49 @@ from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA
 from adept_ray.data.documents import (
-    EXTENSIONS,
-    find_extension,
+    LocalFiles,
+    list_matching_files,
     list_usable_files,
     read_documents,
+    read_omissions,
     write_corpus,
 )
-from adept_ray.data.hub import HUB_ID
+from adept_ray.data.formats import find_ending
 from adept_ray.data.hub_corpora import (
     HubSource,
-    check_source,
-    find_revisions,
-    keep_revisions,
+    RemoteSource,
+    find_versions,
+    keep_versions,
     sample_documents,
 )
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import Omissions, list_names
+from adept_ray.data.uri_corpora import UriSource
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
-HUB_VERSION = 2  # the same of corpora from the hub
-TEXT_BYTES = 256 * 2**20  # of a hub corpus of which nobody says how much is needed
+HUB_VERSION = 2  # the same of corpora from the hub and from other places elsewhere
+HUB_MARK = "hf:"
+TEXT_BYTES = 256 * 2**20  # of a corpus from elsewhere of which nobody says how much is needed
+HUB_TEXT = re.compile(
+    r"(?P<dataset>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(\[(?P<split>.+)\])?"
+)
+SPLIT = re.compile(r"[\w.-]+")
+HERE = "file://"
 
 
 @dataclass(frozen=True)
-class HubOrder:
-    """Text that is to be read from the hub."""
+class RemoteOrder:
+    """Text that is to be read from elsewhere."""
 
-    sources: tuple[HubSource, ...]
-    revisions: tuple[str, ...]
-    """The commit of each."""
+    sources: tuple[RemoteSource, ...]
+    versions: tuple[str, ...]
+    """The commit of each, or what else names what it holds."""
     text_bytes: int
     """How much is wanted of them all together, bytes of UTF-8."""
     kept: Path
-    """File in which the commits are kept for a day without the hub."""
+    """File in which the versions are kept for a day on which nobody answers."""
+    skip_bad: bool = False
+    """Leave out members of archives that can't be read."""
 
 
 @dataclass(frozen=True)
@@ -54,56 +68,120 @@ class CorpusFiles:
     name: str
     note: str
     """Source, version and licence."""
-    order: HubOrder | None = field(default=None, compare=False)
-    """What :func:`fill_corpus` makes the file of, if it comes from the hub."""
+    order: RemoteOrder | None = field(default=None, compare=False)
+    """What :func:`fill_corpus` makes the file of, if it comes from elsewhere."""
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+    """Files in a folder of this machine that aren't read as text."""
 
     @property
     def is_to_be_filled(self) -> bool:
-        """Whether its text is still on the hub."""
+        """Whether its text is still elsewhere."""
         return self.order is not None and not self.files[0].exists()
+
+    @property
+    def omitted(self) -> str:
+        """What of it isn't read, in words; of text from elsewhere that is known once it is here."""
+        beside = f"left out: {list_names(self.left_out)}" if self.left_out else ""
+        return "; ".join(filter(None, (beside, *map(read_omissions, self.files))))
 
 
 def resolve_corpus(
-    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+    source: str, text: str | TextRecipe, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
 ) -> CorpusFiles:
     """Make `source` readable, checking all of it, and say where it lies: :func:`find_corpus`, then filled."""
-    fill_corpus(found := find_corpus(source, text_column, cache, text_bytes, made_from))
+    fill_corpus(found := find_corpus(source, text, cache, text_bytes, made_from))
     return found
 
 
 def find_corpus(
-    source: str, text_column: str, cache: Path, text_bytes: int = TEXT_BYTES, made_from: str = ""
+    source: str,
+    text: str | TextRecipe,
+    cache: Path,
+    text_bytes: int = TEXT_BYTES,
+    made_from: str = "",
+    skip_bad: bool = False,
 ) -> CorpusFiles:
     """Find `source`, check as much of it as is at hand, and say where it lies.
 
-    `source` is a name of :data:`CORPORA`; else an existing file or folder (searched recursively) of
-    .jsonl, .jsonl.gz, .parquet and .txt, where blank lines separate the documents of a .txt file;
-    else a hub dataset ``owner/name`` or ``owner/name:config``. `text_column` names the text in .jsonl,
-    .parquet and hub datasets. Blank documents are left out. A corpus is made once, and found again by its
-    content. Of the hub a sample of about `text_bytes` is taken from the ``train`` split, by
-    :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
-    `made_from`, that of earlier results, is taken unasked.
+    `source` is a name of :data:`CORPORA`; else a file, a folder (searched recursively) or a glob of this
+    machine, of files of :data:`~adept_ray.data.formats.FORMATS`; else the URI of such; else a hub dataset
+    ``owner/name:config@revision[split]``, of which all but the name may be missing, with ``hf:`` before it
+    also where there is a folder of that name. `text` says what of a row of a table is its text: a column or
+    template, or all that a recipe holds. Blank documents are left out, and with `skip_bad` members of
+    archives that can't be read. A corpus is made once, and found again by its content. Of what lies elsewhere
+    a sample of about `text_bytes` is taken, by :func:`fill_corpus`; here its first document is read. A sample
+    in the cache whose fingerprint is `made_from`, that of earlier results, is taken unasked.
 
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """
-    path, cache = Path(source).expanduser(), cache.absolute()  # other processes read it from elsewhere
-    if source in CORPORA:
-        preset = CORPORA[source]
-        if preset.build is None:
-            order = _order_from_hub(source, preset.hub, cache, text_bytes, made_from)
-            return _name_order(source, order, cache, preset.note)
+    cache = cache.absolute()  # other processes read it from elsewhere
+    recipe = text if isinstance(text, TextRecipe) else TextRecipe(text)
+    if source in CORPORA and recipe.filter:
+        raise UserError(
+            f"the corpus '{source}' takes no filter such as {recipe.filter}: filters are for files and "
+            "hub datasets"
+        )
+    if source in CORPORA and CORPORA[source].build:
         return _build_preset(source, cache)
+    forced = source.startswith(HUB_MARK) and "://" not in source
+    if not forced and source not in CORPORA and (found := _find_local(source)):
+        return _build_from_files(*found, recipe, cache, skip_bad)
+    sources, note = _find_dataset(source, recipe) if forced else _find_elsewhere(source, recipe)
+    order = _order_remote(sources, text_bytes, skip_bad, cache, made_from)
+    return _name_order(source, order, cache, note)
+
+
+def _find_local(source: str) -> tuple[Path, LocalFiles] | None:
+    """A file, a folder or a glob of this machine, and its files; None for what isn't there."""
+    path = Path(source.removeprefix(HERE)).expanduser()
     if source and path.exists():
-        return _build_from_files(path, text_column, cache)
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(EXTENSIONS):
+        return path, list_usable_files(path)
+    if glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)):
+        return path, list_matching_files(str(path))
+    return None
+
+
+def _find_dataset(source: str, recipe: TextRecipe) -> tuple[tuple[RemoteSource, ...], str]:
+    """The hub dataset that is meant whatever lies here. Raises :class:`UserError`."""
+    if asked := HUB_TEXT.fullmatch(source.removeprefix(HUB_MARK)):
+        return (_name_dataset(asked, recipe),), ""
+    raise UserError(f"{source}: a hub dataset is written hf:owner/name:config@revision[split]")
+
+
+def _find_elsewhere(source: str, recipe: TextRecipe) -> tuple[tuple[RemoteSource, ...], str]:
+    """What a text names that isn't of this machine, and the note of a preset. Raises :class:`UserError`."""
+    if source in CORPORA:
+        return CORPORA[source].hub, CORPORA[source].note
+    if "://" in source and not source.startswith(HERE):
+        return (UriSource(source, recipe),), ""
+    asked = HUB_TEXT.fullmatch(source)
+    if asked and not source.startswith((".", "/", "~")) and not find_ending(source):
+        return (_name_dataset(asked, recipe),), ""
+    if (
+        source.startswith((".", "/", "~", HERE))
+        or "/" in source
+        or find_ending(source)
+        or glob.has_magic(source)
+    ):
         raise UserError(f"{source}: no such file or folder")
-    if HUB_ID.fullmatch(source):
-        dataset, _, config = source.partition(":")
-        sources = (HubSource(dataset, (text_column,), config or None),)
-        return _name_order(source, _order_from_hub(source, sources, cache, text_bytes, made_from), cache)
     raise UserError(
-        f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder or a hub dataset "
-        "owner/name will do as well)"
+        f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder, a glob, a URI or a "
+        "hub dataset owner/name will do as well)"
+    )
+
+
+def _name_dataset(asked: re.Match[str], recipe: TextRecipe) -> HubSource:
+    """The hub dataset that a text names. Raises :class:`UserError` for a part of a split."""
+    split = asked["split"] or "train"
+    if not SPLIT.fullmatch(split):
+        whole = split.partition("[")[0] or "train"
+        raise UserError(
+            f"{asked[0]}: give the name of one split alone, such as [{whole}]: of it a sample is read, as "
+            "much as is needed"
+        )
+    revision = asked["revision"] or ""
+    return HubSource(
+        asked["dataset"], (recipe.column,), asked["config"], split, given=recipe, revision=revision
     )
 
 
@@ -118,54 +196,66 @@ def _build_preset(name: str, cache: Path) -> CorpusFiles:
     return CorpusFiles((path,), made_of, name, preset.note)
 
 
-def _build_from_files(root: Path, column: str, cache: Path) -> CorpusFiles:
-    files = list_usable_files(root)
+def _build_from_files(
+    root: Path, found: LocalFiles, recipe: TextRecipe, cache: Path, skip_bad: bool
+) -> CorpusFiles:
+    files = found.usable
     digests = [hash_file(file) for file in show_progress(files, f"reading {root}", len(files))]
     # without file names: a moved or renamed corpus is still the same corpus
-    made_of = fingerprint("files", BUILDER_VERSION, column, digests, [find_extension(file) for file in files])
+    kinds = [find_ending(file.name) for file in files]
+    asked = (recipe.identity, digests, kinds, *name_skipping(skip_bad))
+    made_of = fingerprint("files", BUILDER_VERSION, *asked)
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
-        documents = (text for file in files for text in read_documents(file, column))
-        write_corpus(show_progress(documents, f"reading {root}"), path, str(root))
-    return CorpusFiles(
-        (path,), made_of, root.name or str(root), f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
-    )
+        omissions = Omissions(skip_bad)
+        documents = show_progress(read_documents(files, recipe, omissions), f"reading {root}")
+        write_corpus(documents, path, str(root), recipe.refusal, omissions)
+    note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
+    return CorpusFiles((path,), made_of, root.name or str(root), note, left_out=found.left_out)
 
 
-def _order_from_hub(
-    name: str, sources: tuple[HubSource, ...], cache: Path, text_bytes: int, made_from: str
-) -> HubOrder:
-    """What is to be read of hub datasets: at the commits of earlier results, else at their last ones."""
-    asked = fingerprint("revisions", HUB_VERSION, text_bytes, *map(repr, sources))
+def name_skipping(skip_bad: bool) -> list[str]:
+    """What names a corpus, besides what it is made of, where bad members of archives are skipped."""
+    return ["skip bad"] if skip_bad else []
+
+
+def _order_remote(
+    sources: tuple[RemoteSource, ...], text_bytes: int, skip_bad: bool, cache: Path, made_from: str
+) -> RemoteOrder:
+    """What is to be read of places elsewhere: in the versions of earlier results, else in their last ones."""
+    asked = fingerprint("revisions", HUB_VERSION, text_bytes, *(source.identity for source in sources))
     kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
+    how = text_bytes, kept, skip_bad
     if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
-        order = HubOrder(sources, tuple(json.loads(earlier.read_text())), text_bytes, kept)
-        if _name_content(order) == made_from:
+        order = RemoteOrder(sources, tuple(json.loads(earlier.read_text())), *how)
+        if name_content(order) == made_from:
             return order
-    return HubOrder(sources, tuple(find_revisions(sources, kept)), text_bytes, kept)
+    return RemoteOrder(sources, tuple(find_versions(sources, kept)), *how)
 
 
-def _name_content(order: HubOrder) -> str:
-    return fingerprint("hub", HUB_VERSION, order.text_bytes, *map(repr, order.sources), *order.revisions)
+def name_content(order: RemoteOrder) -> str:
+    """The fingerprint of the text that an order makes."""
+    sources = (source.identity for source in order.sources)
+    asked = (order.text_bytes, *sources, *order.versions, *name_skipping(order.skip_bad))
+    return fingerprint("hub", HUB_VERSION, *asked)
 
 
-def _name_order(name: str, order: HubOrder, cache: Path, note: str = "") -> CorpusFiles:
+def _name_order(name: str, order: RemoteOrder, cache: Path, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
-    made_of = _name_content(order)
+    made_of = name_content(order)
     path = cache / "corpora" / f"{made_of}.parquet"
-    versions = ", ".join(
-        f"{source.dataset}@{sha[:12]}" for source, sha in zip(order.sources, order.revisions, strict=True)
-    )
+    each = list(zip(order.sources, order.versions, strict=True))
+    versions = ", ".join(f"{source.place}@{version[:12]}" for source, version in each)
     if not path.exists():
-        for source, revision in zip(order.sources, order.revisions, strict=True):
-            check_source(source, revision)
+        for source, version in each:
+            source.check(version)
     return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions, order)
 
 
 def fill_corpus(corpus: CorpusFiles, update: Callable[[int, int], None] = lambda done, of: None) -> None:
-    """Read a corpus from the hub, unless it is there or comes from elsewhere.
+    """Read a corpus from elsewhere, unless it is there or comes from this machine.
 
-    Each of its datasets gives an equal share of the text; what one lacks, those named before it give.
+    Each of its sources gives an equal share of the text; what one lacks, those named before it give.
     `update` hears of the bytes that are there, and of those that were ordered. Raises :class:`UserError` for
     what can't be had or read.
     """
@@ -173,17 +263,20 @@ def fill_corpus(corpus: CorpusFiles, update: Callable[[int, int], None] = lambda
         return
     (path,), order = corpus.files, corpus.order
     assert order is not None
-    write_corpus(_take_texts(order, update), path, f"hub dataset {corpus.name}")
+    omissions = Omissions(order.skip_bad)
+    write_corpus(_take_texts(order, omissions, update), path, order.sources[0].name, omissions=omissions)
     for kept in (path.with_suffix(".json"), order.kept):
-        keep_revisions(order.revisions, kept)
+        keep_versions(order.versions, kept)
 
 
-def _take_texts(order: HubOrder, update: Callable[[int, int], None]) -> Iterator[str]:
+def _take_texts(
+    order: RemoteOrder, omissions: Omissions, update: Callable[[int, int], None]
+) -> Iterator[str]:
     """Documents of all sources, the last source's first, until there is as much text as was ordered."""
     left = order.text_bytes
     for number in reversed(range(len(order.sources))):
         share = left // (number + 1)
-        for text in sample_documents(order.sources[number], order.revisions[number]):
+        for text in sample_documents(order.sources[number], order.versions[number], omissions):
             yield text
             size = len(text.encode())
             share, left = share - size, left - size

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from adept_ray.data.packing import PackingPlan, list_left_out
-from adept_ray.data.splits import DIGEST, digest_corpus, digest_text, is_among, read_texts
+from adept_ray.data.splits import DIGEST, digest_corpora, digest_text, is_among, read_texts
 from adept_ray.storage.records import CorpusRecord
 
 
@@ -20,12 +20,12 @@ def count_documents(plan: PackingPlan, cache: Path) -> CorpusRecord:
         count += len(texts)
         longest = max(longest, *(len(text.strip().encode()) for text in texts), 0)
     different = np.array(sorted(found), DIGEST)
-    also = is_among(different, digest_corpus(plan.apart_from)) if plan.apart_from else np.zeros(1, bool)
+    also = is_among(different, digest_corpora(plan.apart_from))
     left_out = is_among(different, list_left_out(plan, cache))
     return {
         "documents": count,
         "repeated": count - len(different),
-        "in_general": int(also.sum()),
+        "in_earlier": int(also.sum()),
         "near": int(left_out.sum() - also.sum()),
         "longest": longest,
     }

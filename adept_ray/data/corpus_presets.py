@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from adept_ray.data.archives import Members
 from adept_ray.data.assets import Asset
 from adept_ray.data.corpus_texts import (
     BOOLQ,
@@ -20,7 +21,6 @@ from adept_ray.data.corpus_texts import (
     describe_assets,
 )
 from adept_ray.data.hub_corpora import HubSource
-from adept_ray.data.rows import Members
 
 
 @dataclass(frozen=True)

@@ -6,160 +6,110 @@ A corpus, wherever it comes from, ends as one Parquet file with one string colum
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
+from adept_ray.data.archives import open_reader
 from adept_ray.data.assets import replace_file
+from adept_ray.data.formats import SUPPORTED, find_ending, select_files
+from adept_ray.data.opening import locate_content
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import Located, Omissions, PlainText, list_names, read_all
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 ROW_GROUP_BYTES = 4 << 20  # small enough for many parallel readers, large enough to compress well
+OMITTED = b"omitted"  # key of a corpus file under which stands what wasn't read
 
 
-def find_extension(path: Path) -> str:
-    """Which of EXTENSIONS a file has; empty if none."""
-    return next((known for known in EXTENSIONS if path.name.lower().endswith(known)), "")
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files of this machine that make up a corpus."""
+
+    usable: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+    """Files beside them that aren't read as text."""
 
 
-def list_usable_files(root: Path) -> list[Path]:
+def list_usable_files(root: Path) -> LocalFiles:
     """The file `root`, or the files in that folder, that can be read as text.
 
     Raises :class:`UserError` where there are none, and for an empty one.
     """
-    supported = f"supported: {', '.join(EXTENSIONS)}"
     if root.is_file():
-        if not find_extension(root):
-            raise UserError(f"{root}: not a supported kind of file; {supported}")
-        files = [root]
+        if not find_ending(root.name):
+            raise UserError(f"{root}: not a supported kind of file; {SUPPORTED}")
+        found = LocalFiles((root,))
     else:
-        found = (p for p in sorted(root.rglob("*")) if find_extension(p) and p.is_file())
-        # Hidden files and folders are copies that editors and notebooks made.
-        files = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
-    if not files:
-        raise UserError(f"{root}: holds no file that can be read as text; {supported}")
-    for file in files:
+        found = _list_folder(root)
+    return check_files(found, str(root))
+
+
+def list_matching_files(pattern: str) -> LocalFiles:
+    """The files that a glob names, ``**`` for any folders, and those in folders that it names.
+
+    Raises :class:`UserError` where there are none, and for an empty one.
+    """
+    usable: list[Path] = []
+    left_out: list[str] = []
+    for path in map(Path, sorted(glob(pattern, recursive=True))):
+        if path.is_dir():
+            if not pattern.endswith("**"):  # that names what is in the folder, too
+                inside = _list_folder(path)
+                usable += inside.usable
+                left_out += inside.left_out
+        elif find_ending(path.name):
+            usable.append(path)
+        else:
+            left_out.append(str(path))
+    return check_files(LocalFiles(tuple(usable), tuple(left_out)), pattern)
+
+
+def _list_folder(root: Path) -> LocalFiles:
+    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    chosen = select_files(names)
+    return LocalFiles(tuple(root / name for name in chosen.usable), chosen.left_out)
+
+
+def check_files(found: LocalFiles, where: str) -> LocalFiles:
+    """The same files. Raises :class:`UserError` where there are none, and for an empty one."""
+    if not found.usable:
+        there = f" (there are: {list_names(found.left_out)})" if found.left_out else ""
+        raise UserError(f"{where}: holds no file that can be read as text; {SUPPORTED}{there}")
+    for file in found.usable:
         if file.stat().st_size == 0:
             raise UserError(f"{file}: the file is empty")
-    return files
+    return found
 
 
-def read_documents(path: Path, column: str) -> Iterator[str]:
-    """The documents of a file, blank ones too; raises :class:`UserError` for the first thing wrong in it."""
-    kind = find_extension(path)
-    if kind == ".parquet":
-        return _read_parquet(path, column)
-    return _read_paragraphs(path) if kind == ".txt" else _read_jsonl(path, column)
+def read_documents(files: Iterable[Path], recipe: TextRecipe, omissions: Omissions) -> Iterator[str]:
+    """The documents of files, blank ones too; raises :class:`UserError` for the first thing wrong in them."""
+    for file in files:
+        reader = open_reader(locate_content(str(file)), omissions)
+        yield from read_texts(read_all(reader, recipe.columns), recipe)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with gzip.open(path) if find_extension(path) == ".jsonl.gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1:
-                    raw = raw.removeprefix(codecs.BOM_UTF8)
-                yield number, raw.decode()
-    except UnicodeDecodeError as problem:
-        bad = problem.object[problem.start]
-        raise UserError(
-            f"{path}, line {number}: byte {problem.start + 1} ({bad:#04x}) is not UTF-8"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise UserError(f"{path}: truncated or damaged gzip file; copy or download it again") from None
-    except OSError as problem:
-        raise UserError(f"{path}: can't be read: {problem.strerror}") from None
+def read_texts(rows: Iterable[Located], recipe: TextRecipe) -> Iterator[str]:
+    """The texts of the rows that are taken; rows that are no table have one whatever is asked for."""
+    plain = recipe.for_plain_text
+    for where, row in rows:
+        asked = plain if isinstance(row, PlainText) else recipe
+        if asked.takes(where, row):
+            yield asked.read(where, row)
 
 
-def _read_paragraphs(path: Path) -> Iterator[str]:
-    paragraph: list[str] = []
-    for _, line in _read_lines(path):
-        if line.strip():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph)
-            paragraph = []
-    yield "".join(paragraph)
-
-
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    for number, line in _read_lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise UserError(f"{where}: not valid JSON at column {problem.colno}: {problem.msg}") from None
-        except (ValueError, RecursionError):
-            raise UserError(f"{where}: not readable JSON: nested too deeply, or a number too long") from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f'{where}: must be a JSON object such as {{"{column}": "…"}}, not {type(row).__name__}'
-            )
-        yield read_text(row, column, where)
-
-
-def read_text(row: Mapping[str, object], column: str, where: str) -> str:
-    """The text of a row, "" for null. Raises :class:`UserError` when there is none."""
-    check_column(row, column, where)
-    value = row[column]
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: column '{column}' must hold strings, not {type(value).__name__}")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:  # "\ud800" is valid JSON but no text
-        raise UserError(
-            f"{where}: column '{column}' holds half of a surrogate pair, not valid text"
-        ) from None
-    return value or ""
-
-
-def check_column(row: Mapping[str, object], column: str, where: str) -> None:
-    """Refuse a row that lacks a column. Raises :class:`UserError` with those that there are."""
-    if column not in row:
-        raise UserError(
-            f"{where}: no column '{column}'; there are: {', '.join(sorted(map(str, row))) or 'none'}"
-        )
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if column not in schema.names:
-                raise UserError(f"{path}: no column '{column}'; there are: {', '.join(sorted(schema.names))}")
-            if not _is_string(kind := schema.field(column).type):
-                raise UserError(f"{path}: column '{column}' must hold strings, not {kind}")
-            for batch in file.iter_batches(columns=[column], batch_size=1024):
-                for value in batch.column(0).to_pylist():
-                    yield value or ""
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: column '{column}' holds bytes that are not UTF-8") from None
-    except (pa.ArrowException, OSError):
-        raise UserError(f"{path}: truncated or damaged Parquet file; copy or download it again") from None
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    import pyarrow.types as is_
-
-    kind = kind.value_type if is_.is_dictionary(kind) else kind
-    return bool(is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind))
-
-
-def write_corpus(documents: Iterable[str], path: Path, where: str) -> int:
+def write_corpus(
+    documents: Iterable[str],
+    path: Path,
+    where: str,
+    nothing: str = "holds no documents, only blank text",
+    omissions: Omissions | None = None,
+) -> int:
     """Write the documents that aren't blank as Parquet with a column ``text``; return their number.
 
-    Raises :class:`UserError` naming `where` when there are none.
+    What their readers put into `omissions` is written into the file, too. Raises :class:`UserError` when
+    there are none: `where`, and what `nothing` says of that.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -179,6 +129,17 @@ def write_corpus(documents: Iterable[str], path: Path, where: str) -> int:
                     group, size = [], 0
             if group:
                 writer.write_table(pa.table({"text": group}, schema))
+            if omissions and (told := omissions.describe()):
+                writer.add_key_value_metadata({OMITTED.decode(): told})
         if not count:
-            raise UserError(f"{where}: holds no documents, only blank text")
+            raise UserError(f"{where}: {nothing}")
     return count
+
+
+def read_omissions(path: Path) -> str:
+    """What wasn't read of that of which a corpus was made; empty where all was, or it isn't there yet."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return ""
+    return (pq.read_metadata(path).metadata or {}).get(OMITTED, b"").decode()

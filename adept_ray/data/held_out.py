@@ -38,8 +38,8 @@ class HeldOutPiece:
 
 def decode_documents(blocks: Blocks, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """The documents of blocks as text, the last one as far as the blocks go."""
-    begins = np.flatnonzero(blocks.starts.ravel())
-    pieces = np.split(blocks.tokens.ravel(), begins[begins > 0])
+    begins = np.flatnonzero(np.asarray(blocks.starts).ravel())
+    pieces = np.split(np.asarray(blocks.tokens).ravel(), begins[begins > 0])
     return tokenizer.batch_decode([piece.tolist() for piece in pieces], skip_special_tokens=True)
 
 

@@ -29,8 +29,8 @@ class Commit:
     """Their paths."""
 
 
-def find_commit(kind: Kind, name: str, patient: bool = True) -> Commit:
-    """The commit that the main branch of a hub repository points to.
+def find_commit(kind: Kind, name: str, patient: bool = True, revision: str | None = None) -> Commit:
+    """The commit that a branch, tag or commit of a hub repository points to; by default the main branch.
 
     Unless `patient`, a hub that is out of order for a moment is not asked again. Raises
     :class:`UnknownRepository` when the hub doesn't know `name`, else :class:`UserError` when it can't be
@@ -38,19 +38,28 @@ def find_commit(kind: Kind, name: str, patient: bool = True) -> Commit:
     """
     use_patient_client()
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     api = HfApi()
     info = api.dataset_info if kind == "dataset" else api.model_info
     try:
         with nullcontext() if patient else ask_once():
-            about = info(name, timeout=HUB_TIMEOUT_S)
+            about = info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except (RepositoryNotFoundError, HFValidationError) as problem:
         if isinstance(problem, GatedRepoError):
             raise UserError(explain_hub_error(name, problem, kind)) from problem
         raise UnknownRepository(
             f"no local path and no {kind} on the Hugging Face hub is called '{name}'; check the spelling, "
             "and log in if it is private (`hf auth login`)"
+        ) from problem
+    except RevisionNotFoundError as problem:
+        raise UnknownRepository(
+            f"the {kind} '{name}' of the Hugging Face hub has no branch, tag or commit '{revision}'"
         ) from problem
     except Exception as problem:  # the client changes its HTTP library, and so its exceptions
         if find_refusal(problem):

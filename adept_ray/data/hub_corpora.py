@@ -4,36 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.data.archives import Members, ZipReader, open_reader
 from adept_ray.data.assets import replace_file
-from adept_ray.data.documents import check_column, read_text
+from adept_ray.data.documents import read_texts
+from adept_ray.data.formats import find_ending
 from adept_ray.data.hub import UnknownRepository, find_commit
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
-from adept_ray.data.opening import TAIL, open_ranged
-from adept_ray.data.rows import (
-    LINES,
-    PARQUET,
-    LinesReader,
-    Located,
-    Members,
-    ParquetReader,
-    Reader,
-    Row,
-    ZipReader,
-    sample_rows,
-)
+from adept_ray.data.opening import TAIL, locate_content, open_ranged
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import Located, Omissions, sample_rows
+
+CHECKED_ROWS = 10_000  # at most, until a filter takes one: a dataset may be long
+
+
+class RemoteSource(Protocol):
+    """A place elsewhere, whose text is read in a sample."""
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+
+    @property
+    def place(self) -> str:
+        """What its version belongs to, where it is written down as ``place@version``."""
+
+    @property
+    def recipe(self) -> TextRecipe:
+        """What of a row is its text, and which rows are taken."""
+
+    @property
+    def identity(self) -> str:
+        """What of it names a corpus."""
+
+    def find_version(self, patient: bool) -> str:
+        """The name of what it holds now; unless `patient`, one that doesn't answer is not asked again."""
+
+    def check(self, version: str) -> None:
+        """Read a little of it, so that what can't be had or read is known early."""
+
+    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
+        """All its rows, in such an order that the first ones are a sample of all."""
+
+    def explain_errors(self) -> AbstractContextManager[None]:
+        """One sentence for what goes wrong inside."""
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where documents lie on the hub; the texts of `columns` are joined to one document."""
+    """Where documents lie on the hub; the texts of `columns` are joined to one document.
+
+    Chats among them become text, and answer options ("A. …").
+    """
 
     dataset: str
     columns: tuple[str, ...] = ("text",)
@@ -44,18 +75,68 @@ class HubSource:
     members: Members = field(default_factory=lambda: Members("*.txt"))
     keep: tuple[tuple[str, str], ...] = ()
     """Columns and the value that a row must have in each to be taken."""
+    given: TextRecipe | None = field(default=None, repr=False)
+    """What somebody asked for in place of `columns` and `keep`."""
+    revision: str = field(default="", repr=False)
+    """Branch, tag or commit; empty for the main branch."""
 
     @property
-    def all_columns(self) -> list[str]:
-        """Those that are read."""
-        return [*self.columns, *(name for name, _ in self.keep)]
+    def name(self) -> str:
+        """How messages name it."""
+        return f"hub dataset {self.dataset}"
+
+    @property
+    def place(self) -> str:
+        """What its commit belongs to."""
+        return self.dataset
+
+    @property
+    def recipe(self) -> TextRecipe:
+        """What of a row is its text, and which rows are taken."""
+        if self.given:
+            return self.given
+        wanted = " and ".join(f"{name} == {value!r}" for name, value in self.keep)
+        several = "\n".join(f"{{{name}}}" for name in self.columns)
+        return TextRecipe(several if len(self.columns) > 1 else self.columns[0], wanted, options=True)
+
+    @property
+    def identity(self) -> str:
+        """What of it names a corpus, the same as ever where no more than a column was asked for."""
+        asked = self.given.identity if self.given else self.columns[0]
+        named = repr(self) if isinstance(asked, str) else f"{self!r} {asked}"
+        return f"{named} @{self.revision}" if self.revision else named
+
+    def find_version(self, patient: bool) -> str:
+        """Its commit."""
+        return find_commit("dataset", self.dataset, patient, self.revision or None).sha
+
+    def check(self, version: str) -> None:
+        """Read a first document, or the end of an archive.
+
+        Raises :class:`UserError` as :func:`sample_documents` does.
+        """
+        if not self.archive:
+            check_first_rows(self, version)
+            return
+        use_patient_client()
+        with explain_stream_errors(self):
+            file = open_ranged(locate_archive(self, version))
+            file.seek(max(0, file.size - TAIL))
+            file.read(1)
+
+    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
+        """Its rows, a sample first."""
+        return find_rows(self, version, omissions)
+
+    def explain_errors(self) -> AbstractContextManager[None]:
+        """One sentence for what the hub refuses, and for what its readers stumble over."""
+        return explain_stream_errors(self)
 
 
-def find_revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
-    """Commits of hub datasets; without the hub those of the last time, from the file `kept`."""
+def find_versions(sources: Sequence[RemoteSource], kept: Path) -> list[str]:
+    """Versions of sources; where one can't be reached those of the last time, from the file `kept`."""
     try:
-        patient = not kept.exists()
-        return [find_commit("dataset", source.dataset, patient).sha for source in sources]
+        return [source.find_version(patient=not kept.exists()) for source in sources]
     except UnknownRepository:
         raise
     except UserError:
@@ -64,43 +145,31 @@ def find_revisions(sources: tuple[HubSource, ...], kept: Path) -> list[str]:
         return json.loads(kept.read_text())
 
 
-def keep_revisions(revisions: Sequence[str], kept: Path) -> None:
-    """Write commits down, once what was made of them is there."""
+def keep_versions(versions: Sequence[str], kept: Path) -> None:
+    """Write versions down, once what was made of them is there."""
     with replace_file(kept) as new:
-        new.write_text(json.dumps(list(revisions)))
+        new.write_text(json.dumps(list(versions)))
 
 
-def check_source(source: HubSource, revision: str) -> None:
-    """Read a first document, or the end of an archive, so that what can't be had or read is known early.
-
-    Raises :class:`UserError` as :func:`sample_documents` does.
-    """
-    if not source.archive:
-        next(sample_documents(source, revision), None)
-        return
-    use_patient_client()
-    with explain_stream_errors(source):
-        file = open_ranged(locate_archive(source, revision))
-        file.seek(max(0, file.size - TAIL))
-        file.read(1)
+def check_first_rows(source: RemoteSource, version: str) -> None:
+    """Read a first document of a source. Raises :class:`UserError` for what can't be had or read."""
+    with source.explain_errors():
+        rows = islice(source.find_rows(version, Omissions()), CHECKED_ROWS)
+        next(read_texts(rows, source.recipe), None)
 
 
-def sample_documents(source: HubSource, revision: str) -> Iterator[str]:
-    """The documents of a hub dataset, of which the first ones, however many, are a sample of all.
+def sample_documents(source: RemoteSource, version: str, omissions: Omissions | None = None) -> Iterator[str]:
+    """The documents of a source, of which the first ones, however many, are a sample of all.
 
     Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
     """
-    taken = False
-    with explain_stream_errors(source):
-        for place, row in find_rows(source, revision):
-            for name, _ in source.keep:
-                check_column(row, name, place)
-            if all(row[name] == value for name, value in source.keep):
-                taken = True
-                yield "\n".join(flatten_value(row, column, place) for column in source.columns)
-    if source.keep and not taken:
-        wanted = " and ".join(f"{name} = {value}" for name, value in source.keep)
-        raise UserError(f"hub dataset {source.dataset}: no row has {wanted}")
+    taken, recipe = False, source.recipe
+    with source.explain_errors():
+        for text in read_texts(source.find_rows(version, omissions or Omissions()), recipe):
+            taken = True
+            yield text
+    if recipe.filter and not taken:
+        raise UserError(f"{source.name}: {recipe.refusal}")
 
 
 @contextmanager
@@ -138,26 +207,23 @@ def locate_archive(source: HubSource, revision: str) -> str:
     return f"hf://datasets/{source.dataset}@{revision}/{source.archive}"
 
 
-def find_rows(source: HubSource, revision: str) -> Iterator[Located]:
-    """The rows of a source, a sample first."""
+def find_rows(source: HubSource, revision: str, omissions: Omissions) -> Iterator[Located]:
+    """The rows of a hub dataset, a sample first."""
     use_patient_client()
-    where = f"hub dataset {source.dataset}"
-    readers: list[Reader]
+    columns, seed = source.recipe.columns, name_seed(source)
     if source.archive:
-        place = locate_archive(source, revision)
-        readers = [ZipReader(place, f"{where}, {source.archive}", source.members)]
-    else:
-        files = list_data_files(source, revision)
-        if not all(file.endswith(PARQUET + LINES) for file in files):
-            return stream_rows(source, revision)
-        readers = [open_reader(file, where, len(files) > 1) for file in files]
-    return sample_rows(readers, source.all_columns, seed=name_seed(source))
+        content = locate_content(locate_archive(source, revision), f"{source.name}, {source.archive}")
+        return sample_rows([ZipReader(content, omissions, source.members)], columns, seed)
+    files = list_data_files(source, revision)
+    if not all(map(find_ending, files)):
+        return stream_rows(source, revision)
+    contents = [locate_content(file, name_file(source, file, len(files) > 1)) for file in files]
+    return sample_rows([open_reader(content, omissions) for content in contents], columns, seed)
 
 
-def open_reader(place: str, where: str, among_others: bool) -> Reader:
-    """The reader of a file's kind; of several files, messages name it."""
-    where = f"{where}, {place.partition('@')[2].partition('/')[2]}" if among_others else where
-    return ParquetReader(place, where) if place.endswith(PARQUET) else LinesReader(place, where)
+def name_file(source: HubSource, place: str, among_others: bool) -> str:
+    """How messages name a file; among several by its path."""
+    return f"{source.name}, {place.partition('@')[2].partition('/')[2]}" if among_others else source.name
 
 
 def name_seed(source: HubSource) -> str:
@@ -187,13 +253,3 @@ def stream_rows(source: HubSource, revision: str) -> Iterator[Located]:
     rows = load_dataset(source.dataset, source.config, split=source.split, revision=revision, streaming=True)
     for number, row in enumerate(rows, 1):
         yield f"hub dataset {source.dataset}, row {number}", row
-
-
-def flatten_value(row: Row, column: str, where: str) -> str:
-    """Text of a column that may hold chat turns (their texts) or answer options ("A. …")."""
-    value = row.get(column)
-    if isinstance(value, Mapping):
-        return "\n".join(f"{key}. {text}" for key, text in value.items() if text)
-    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        return "\n".join(str(turn.get("value") or turn.get("content") or "") for turn in value)
-    return read_text(row, column, where)

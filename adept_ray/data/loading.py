@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from adept_ray.data.hub_files import find_snapshot
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+MOST_TEXT = 300  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -157,19 +159,63 @@ def load_model(
 
 
 def load_whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
-    """``from_pretrained`` that refuses weights with gaps, which transformers fills with random numbers.
+    """``from_pretrained`` that refuses weights with gaps, and weights that it would pass over.
 
-    `options` are those of ``from_pretrained``. Raises :class:`UserError` that begins with `name`.
+    transformers fills gaps with random numbers. `options` are those of ``from_pretrained``. Raises
+    :class:`UserError` that begins with `name`.
     """
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        **{"trust_remote_code": False, **options}, use_safetensors=True, output_loading_info=True
+        **{"trust_remote_code": False, **options},
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else transformers refers to a report that nobody sees
     )
     model, report = loaded
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, held, wanted = mismatched[0]
+        raise UserError(
+            f"{name}: {key} has the shape {format_shape(held)} in the weights and {format_shape(wanted)} by "
+            "config.json; take the config that belongs to them"
+        )
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+    if unused := sorted(report["unexpected_keys"]):
+        raise UserError(
+            f"{name}: the model that config.json describes has no place for {len(unused)} tensors of the "
+            f"weights, such as {unused[0]}; take the config that belongs to them"
+        )
     return model
+
+
+def format_shape(shape: Iterable[int]) -> str:
+    """``4 × 8``: a tensor's shape as people read it."""
+    return " × ".join(map(str, shape))
+
+
+def check_weights(backbone: Backbone) -> None:
+    """Check that the weights of a folder are those of its config, by their names and shapes; reads none.
+
+    Raises :class:`UserError` as :func:`load_model` does.
+    """
+    load_model(backbone, "meta")
+
+
+def check_tokenizer(backbone: Backbone, vocabulary: int) -> None:
+    """Check that a model with embeddings of so many tokens knows all of its tokenizer's.
+
+    Raises :class:`UserError` where it doesn't, and as :func:`load_tokenizer` does.
+    """
+    tokenizer = load_tokenizer(backbone)
+    last, word = max((number, word) for word, number in tokenizer.get_vocab().items())
+    if last >= vocabulary:
+        end = ", its EOS token" if word == tokenizer.eos_token else ""
+        raise UserError(
+            f"{backbone.source}: its tokenizer has tokens up to number {last} ('{word}'{end}), and the "
+            f"model's embeddings end at {vocabulary - 1}: give the tokenizer that it was trained with, or "
+            f"call resize_token_embeddings({last + 1}), train the new rows, and save it again"
+        )
 
 
 @contextmanager
@@ -187,8 +233,7 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
             ) from None
         if backbone.revision and is_of_the_hub(problem):
             raise UserError(explain_hub_error(source, problem)) from problem
-        usual = (OSError, ValueError, RuntimeError, TypeError)
-        if not backbone.trusted and not isinstance(problem, usual):
+        if isinstance(problem, UserError):
             raise
         raise UserError(f"{source}: {fault}: {describe_fault(problem)}") from problem
 
@@ -222,8 +267,11 @@ _keep_tokenizer = functools.lru_cache(maxsize=2)(_read_tokenizer)
 
 
 def describe_fault(problem: Exception) -> str:
-    """The first line of an error's text, 200 characters at most; its class where it says nothing."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
+    """An error's text as one short line, with its class where it says little by itself."""
+    text = " ".join(str(problem).split())
+    if not text or isinstance(problem, (LookupError, AttributeError)):
+        text = f"{type(problem).__name__} {text}".strip()
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 
 @contextmanager

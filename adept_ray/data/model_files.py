@@ -5,19 +5,25 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+ADAPTER = "adapter_config.json"
+SETTINGS = ("config.json", "generation_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def list_model_files(folder: Path) -> list[Path]:
     """Config, weight and tokenizer files, checked as far as can be without loading them.
 
-    Raises :class:`UserError` for what is missing or damaged.
+    Raises :class:`UserError` for what is missing or damaged, and for an adapter, which transformers would
+    load with the weights.
     """
+    if (folder / ADAPTER).exists():
+        raise UserError(f"{folder}: {refuse_adapter(folder / ADAPTER)}")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; give a folder made with save_pretrained")
     weights = sorted(folder.glob("*.safetensors"))
@@ -28,8 +34,9 @@ def list_model_files(folder: Path) -> list[Path]:
             f"{folder}: weights must be *.safetensors, {found}; save the model again as safetensors"
         )
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    for index in [folder / "config.json", *indexes]:
-        _check_json(index)
+    settings = [file for file in (folder / name for name in SETTINGS) if file.is_file()]
+    for file in [*settings, *indexes]:
+        _check_json(file)
     for file in weights:
         _check_safetensors(file)
     for index in indexes:
@@ -39,7 +46,19 @@ def list_model_files(folder: Path) -> list[Path]:
                     f"{folder}: {shard} is missing, which {index.name} names; copy the folder again"
                 )
     tokenizer = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
-    return [folder / "config.json", *weights, *indexes, *sorted(tokenizer)]
+    return [*settings, *weights, *indexes, *sorted(tokenizer)]
+
+
+def refuse_adapter(file: Path) -> str:
+    """What to do with a folder that holds an adapter, given the file that describes it."""
+    base = ""
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads(file.read_bytes()).get("base_model_name_or_path") or ""
+    whose = f" of {base}" if base else ""
+    return (
+        f"it holds an adapter{whose} ({ADAPTER}), which is no model by itself; merge it into its base with "
+        "PEFT's merge_and_unload, save that, and give the folder"
+    )
 
 
 def _check_json(path: Path) -> None:
@@ -69,6 +88,11 @@ def check_listed_files(repo: str, names: Iterable[str]) -> None:
     Raises :class:`UserError` where weights come as pickles alone, or there is no model.
     """
     names = [name for name in names if "/" not in name]
+    if ADAPTER in names:
+        raise UserError(
+            f"{repo}: this repository of the hub holds an adapter ({ADAPTER}); merge it into its base with "
+            "PEFT's merge_and_unload, save that, and give the folder"
+        )
     if "config.json" not in names:
         raise UserError(
             f"{repo}: this repository of the hub has no config.json; give one that transformers loads"

@@ -8,7 +8,8 @@ estimates it, and finds by locality-sensitive hashing which documents have to be
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def check_near_duplicates(similarity: float | None) -> None:
 
 
 def find_near_duplicates(
-    corpus: CorpusFiles, apart_from: CorpusFiles | None, similarity: float, cache: Path
+    corpus: CorpusFiles, apart_from: Sequence[CorpusFiles], similarity: float, cache: Path
 ) -> np.ndarray:
     """Digests, ascending, of the documents of a corpus that are to be left out; found once.
 
@@ -50,24 +51,25 @@ def find_near_duplicates(
     that is kept. Documents come in the order of their digests, so which one is kept depends neither on files
     nor on their order. Takes up to 15 kB of this process's memory for each document of both.
     """
-    versions = NEAR_VERSION, corpus.fingerprint, apart_from.fingerprint if apart_from else None
-    path = cache / "near-duplicates" / f"{fingerprint(*versions, similarity)}.npy"
+    apart = sorted(other.fingerprint for other in apart_from)
+    made_from = NEAR_VERSION, corpus.fingerprint, apart, similarity
+    path = cache / "near-duplicates" / f"{fingerprint(*made_from)}.npy"
     if not path.exists():
-        others = sketch_documents(apart_from) if apart_from else {}
-        found = np.array(choose_left_out(others, sketch_documents(corpus), similarity), DIGEST)
+        others, own = sketch_documents(apart_from), sketch_documents([corpus])
+        found = np.array(choose_left_out(others, own, similarity), DIGEST)
         with replace_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, found)
     return np.load(path)
 
 
-def sketch_documents(corpus: CorpusFiles) -> dict[bytes, LeanMinHash]:
-    """Digest of each document of a corpus that has words → its MinHash."""
+def sketch_documents(corpora: Sequence[CorpusFiles]) -> dict[bytes, LeanMinHash]:
+    """Digest of each document of corpora that has words → its MinHash."""
     from datasketch import LeanMinHash, MinHash
 
     digests: list[bytes] = []
 
     def shingle_documents() -> Iterator[list[bytes]]:
-        for part in read_texts(corpus):
+        for part in chain.from_iterable(map(read_texts, corpora)):
             for text in part:
                 if words := split_words(text):
                     digests.append(digest_text(text))

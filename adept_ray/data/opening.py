@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Callable
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, cast
+
+from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.data.uris import WEB, open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
 SEQUENTIAL = 4 * 2**20  # bytes of one request where a file is read from its beginning on
-HUB = "hf://"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Ending → the compression's name."""
+SHORT_ENDINGS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
 class RangedFile(io.RawIOBase):
@@ -20,7 +33,7 @@ class RangedFile(io.RawIOBase):
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int, ahead: int = 0) -> None:
-        self._fetch, self.size, self._ahead = fetch, size, ahead
+        self._fetch, self.size, self.ahead = fetch, size, ahead
         self._at = self._start = 0
         self._held = b""
 
@@ -40,7 +53,7 @@ class RangedFile(io.RawIOBase):
             if end == self.size:
                 self.hold(min(start, max(0, self.size - TAIL)), end)
             else:
-                self.hold(start, max(end, start + self._ahead))
+                self.hold(start, max(end, start + self.ahead))
         piece = self._held[start - self._start : end - self._start]
         buffer[: len(piece)] = piece
         self._at += len(piece)
@@ -68,32 +81,122 @@ class RangedFile(io.RawIOBase):
 
 
 def open_ranged(place: str, ahead: int = 0) -> RangedFile:
-    """A file of the hub, ``hf://…``, or a local one, read by ranges; see :class:`RangedFile` for `ahead`.
+    """A file of this machine or behind a URI, read by ranges; see :class:`RangedFile` for `ahead`.
 
-    Raises what the hub's client raises, and FileNotFoundError.
+    Raises :class:`UserError` for what can't be opened, and of the hub, ``hf://…``, what its client raises.
     """
-    if not place.startswith(HUB):
+    if "://" in place:
+        fetch, size = open_uri(place)
+        return RangedFile(fetch, size, ahead)
+    try:
         local = open(place, "rb")  # noqa: SIM115 - it lives as long as what reads it
+    except OSError as problem:
+        raise UserError(f"{place}: can't be read: {problem.strerror}") from None
 
-        def read_local(start: int, end: int) -> bytes:
-            local.seek(start)
-            return local.read(end - start)
+    def read_local(start: int, end: int) -> bytes:
+        local.seek(start)
+        return local.read(end - start)
 
-        return RangedFile(read_local, local.seek(0, io.SEEK_END), ahead)
-    from huggingface_hub import HfFileSystem, constants
-
-    file = HfFileSystem(endpoint=constants.ENDPOINT).open(place, "rb", cache_type="none")
-
-    def read(start: int, end: int) -> bytes:
-        file.seek(start)
-        return cast(bytes, file.read(end - start))
-
-    return RangedFile(read, file.size, ahead)
+    return RangedFile(read_local, local.seek(0, io.SEEK_END), ahead)
 
 
-def open_sequential(place: str) -> BinaryIO:
-    """A file as :func:`open_ranged` finds it, read from its beginning on in large pieces.
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, wherever it lies: by itself or in an archive."""
 
-    Nothing stays open on the way, so a reader may stop anywhere.
-    """
-    return cast(BinaryIO, io.BufferedReader(open_ranged(place), SEQUENTIAL))
+    name: str
+    """Its path, whose ending says how it is compressed and of which format it is."""
+    where: str
+    """How messages name it."""
+    open_raw: Callable[[], BinaryIO]
+    """Opens its bytes as they lie there."""
+    inside: bool = False
+    """It is a member of an archive, so that going back in it is dear."""
+
+    @property
+    def format(self) -> str:
+        """Ending of its format, such as ``.jsonl``; empty if it has none."""
+        return split_endings(self.name)[0]
+
+    @property
+    def compression(self) -> str:
+        """Ending of its compression, such as ``.gz``; empty if it has none."""
+        return split_endings(self.name)[1]
+
+    def open_sequential(self) -> BinaryIO:
+        """Its content without compression, from the beginning on, fetched in large pieces.
+
+        Nothing stays open on the way, so a reader may stop anywhere.
+        """
+        raw = self.open_raw()
+        if not self.inside:
+            raw = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), SEQUENTIAL))
+        return decompress(raw, self.compression)
+
+    def open_ranged(self) -> BinaryIO:
+        """Its content without compression, for a reader that jumps; unpacked first where that can't be."""
+        if not self.inside and not self.compression:
+            return self.open_raw()
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what reads it
+        with self.open_sequential() as stream:
+            shutil.copyfileobj(stream, unpacked, SEQUENTIAL)
+        unpacked.seek(0)
+        return cast(BinaryIO, unpacked)
+
+
+def locate_content(place: str, where: str = "") -> Content:
+    """The content of a file by itself, of this machine or behind a URI; messages name it by `where`."""
+    return Content(name_in_place(place), where or place, lambda: cast(BinaryIO, open_ranged(place)))
+
+
+def name_in_place(place: str) -> str:
+    """The path in a place, without what a web address asks for behind it."""
+    return place.partition("?")[0] if place.startswith(WEB) else place
+
+
+def split_endings(name: str) -> tuple[str, str]:
+    """Endings of a file's format and of its compression, in small letters; empty where it has none."""
+    name = name.lower().rpartition("/")[2]
+    for short, long in SHORT_ENDINGS.items():
+        name = name.removesuffix(short) + long * name.endswith(short)
+    compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    stem, dot, ending = name.removesuffix(compression).rpartition(".")
+    return (dot + ending if stem else ""), compression
+
+
+def decompress(stream: BinaryIO, compression: str) -> BinaryIO:
+    """The content of a compressed stream, all of its parts one after the other."""
+    if not compression:
+        return stream
+    if compression == ".xz":
+        return cast(BinaryIO, lzma.open(stream))
+    import pyarrow as pa
+
+    packed = pa.PythonFile(stream, "r")
+    return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(packed, COMPRESSIONS[compression])))
+
+
+@contextmanager
+def explain_damage(content: Content, kind: str = "") -> Iterator[None]:
+    """One sentence for a file that can't be what its ending says, a `kind` of file or a compressed one."""
+    import pyarrow as pa
+
+    what = f"{COMPRESSIONS.get(content.compression, kind)} file".lstrip()
+    damaged = f"{content.where}: truncated or damaged {what}; copy or download it again"
+    try:
+        yield
+    except GeneratorExit:  # at Python's end the names below may be gone
+        raise
+    except UserError:
+        raise
+    except UnicodeDecodeError:
+        raise UserError(f"{content.where}: holds bytes that are not UTF-8") from None
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException):
+        raise UserError(damaged) from None
+    except (NotImplementedError, RuntimeError) as problem:  # how zip archives refuse what they can't unpack
+        raise UserError(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
+    except OSError as problem:
+        if type(problem) is not OSError:  # the hub's own are explained by whoever knows the repository
+            raise
+        why = f"{content.where}: can't be read: {problem.strerror}" if problem.errno else damaged
+        raise UserError(why) from None

@@ -1,44 +1,42 @@
-"""Corpora to packed token blocks: Ray Data reads, splits, tokenizes, packs and writes Parquet once.
+"""Corpora to packed token blocks: Ray Data reads, splits, tokenizes, packs and writes them once.
 
 Everything about a document follows from its content and the seed: a digest drops duplicates, and a
 seeded hash of the digest decides its split and its place. So the blocks depend neither on the order
 of the files nor on how many machines built them. Blocks are cut from documents joined by EOS.
 
-Workers don't stream: a run's blocks are read once, put into the object store and addressed by
-position (see :class:`BlockOrder`), so that any number of workers trains on the same global batches
-and a resumed run goes on at the exact block.
+Each task writes the blocks of its documents into the cache itself, so none goes through the command. Workers
+don't stream: they read a block from its file by its position (see :class:`BlockOrder`), so that any number
+of workers trains on the same global batches and a resumed run goes on at the exact block.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
-import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 
+from adept_ray.config.errors import UserError
 from adept_ray.config.validation import fingerprint
+from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
+from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
 from adept_ray.data.near_duplicates import find_near_duplicates
-from adept_ray.data.splits import DIGEST, choose_splits, digest_corpus, digest_text, key_documents
+from adept_ray.data.splits import DIGEST, choose_splits, digest_corpora, digest_text, key_documents
 from adept_ray.storage.files import (
     delete_folder,
-    fetch_folder,
     has_all_files,
-    list_sizes,
     open_filesystem,
-    publish_folder,
     read_json,
+    store_bytes,
+    store_json,
     upload_file,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
 
     from adept_ray.data.corpora import CorpusFiles
 
-FORMAT = 2  # raise when the same inputs would give other blocks
+FORMAT = 3  # raise when the same inputs would give other blocks, or other files
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
@@ -70,10 +68,16 @@ class PackingPlan:
     """Length of a block, in tokens."""
     seed: int
     """Decides which document falls into which split, and in which order they come."""
-    apart_from: CorpusFiles | None = None
-    """A corpus whose documents are left out, so that general and domain splits never share one."""
+    apart_from: tuple[CorpusFiles, ...] = ()
+    """Corpora whose documents are left out, so that no two corpora of a run ever share one."""
     near_duplicates: float | None = None
     """Similarity from which on a document is left out for another one; None: only equal ones are."""
+
+    @property
+    def apart(self) -> str | list[str] | None:
+        """Names the corpora whose documents are left out; their order is all one."""
+        names = sorted(corpus.fingerprint for corpus in self.apart_from)
+        return names if len(names) > 1 else "".join(names) or None
 
 
 class PlainTokenizer(NamedTuple):
@@ -83,6 +87,32 @@ class PlainTokenizer(NamedTuple):
     """The tokenizer as JSON."""
     eos: int
     """Its id of the end of a text."""
+    ids: int
+    """One more than its largest id."""
+
+
+@dataclass(frozen=True)
+class PackingRules:
+    """How a bucket of documents becomes blocks."""
+
+    tokenizer: ObjectRef[PlainTokenizer]
+    seq_len: int
+    seed: int
+
+
+class PackedShard(TypedDict):
+    """What a task says of the blocks that it has packed; there is a file only where there are some."""
+
+    split: str
+    bucket: int
+    blocks: int
+    documents: int
+    """Documents that begin in them."""
+    bytes: int
+    """UTF-8 bytes of their predicted tokens."""
+    token_type: str
+    """As :class:`Shard` has it."""
+    size_type: str
 
 
 class Manifest(TypedDict):
@@ -93,8 +123,8 @@ class Manifest(TypedDict):
     seed: int
     splits: dict[str, dict[str, int]]
     """Split → number of blocks, documents and bytes."""
-    files: dict[str, int]
-    """File → its size, bytes."""
+    shards: dict[str, list[dict[str, Any]]]
+    """Split → its files in their order, as :class:`Shard` has them."""
 
 
 def build_blocks(
@@ -102,47 +132,56 @@ def build_blocks(
 ) -> BlockSet:
     """Token blocks of a corpus, split by document; read from the cache when they were built before.
 
-    With a URI, `shared`, that is the cache and the folder `cache` holds copies. `say` hears of a set that
-    isn't whole. Needs a running Ray. Raises :class:`UserError` for a tokenizer that can't be used.
+    They are kept behind a URI, `shared`, or else in the folder `cache`, which all nodes of a cluster must
+    reach. `say` hears of a set that isn't whole. Needs a running Ray. Raises :class:`UserError` for a
+    tokenizer that can't be used, and for a folder that some node doesn't reach.
     """
     tokenizer = _read_plain_tokenizer(plan.backbone)
     name = fingerprint(
         FORMAT,
         plan.corpus.fingerprint,
-        plan.apart_from.fingerprint if plan.apart_from else None,
+        plan.apart,
         fingerprint(*tokenizer),
         plan.seq_len,
         dict(plan.splits),
         plan.seed,
         *([plan.near_duplicates] if plan.near_duplicates else []),
     )
-    folder = cache / "blocks" / name
-    place = f"{shared}/blocks/{name}" if shared else ""
-    manifest = _read_manifest(str(folder), say)
-    if manifest is None and place and (there := _read_manifest(place, say)):
-        fetch_folder(place, folder, [*there["files"], MANIFEST])
-        manifest = _read_manifest(str(folder), say)
+    place = f"{shared or cache.absolute()}/blocks/{name}"
+    made = _find_blocks(plan, place, say)
+    if made is None:
+        staging = f"{shared}/staging/{name}-{uuid.uuid4().hex[:8]}" if shared else ""
+        try:
+            _write_blocks(plan, list_left_out(plan, cache), tokenizer, place, staging)
+        finally:
+            if staging:
+                delete_folder(staging)
+        made = _find_blocks(plan, place, say)
+        if made is None:
+            raise UserError(
+                f"token blocks in {place} aren't whole though they were just built: give a --cache that all "
+                "nodes reach, a shared folder or a URI"
+            )
+    return made
+
+
+def _find_blocks(plan: PackingPlan, place: str, say: Callable[[str], None]) -> BlockSet | None:
+    """The blocks that were built there; None if there are none, or not all, which `say` hears."""
+    manifest: Manifest | None = read_json(f"{place}/{MANIFEST}", say)
     if manifest is None:
-        _write_blocks(plan, list_left_out(plan, cache), tokenizer, folder, shared)
-        if place:
-            publish_folder(folder, place, MANIFEST)
-        manifest = _read_manifest(str(folder), say)
-    assert manifest is not None
-    return BlockSet(folder, name, manifest["splits"], dict(plan.splits))
-
-
-def _read_manifest(place: str, say: Callable[[str], None]) -> Manifest | None:
-    """The manifest of a set of blocks; None if there is none, or the set isn't whole, which `say` hears."""
-    manifest = read_json(f"{place}/{MANIFEST}", say)
-    if manifest and not has_all_files(*open_filesystem(place), manifest.get("files", {})):
+        return None
+    shards = {split: [Shard(**each) for each in listed] for split, listed in manifest["shards"].items()}
+    sizes = {shard.name: shard.count_bytes(plan.seq_len) for listed in shards.values() for shard in listed}
+    if not has_all_files(*open_filesystem(place), sizes):
         say(f"token blocks in {place} aren't whole and are built again")
         return None
-    return manifest
+    name = place.rpartition("/")[2]
+    return BlockSet(place, name, manifest["splits"], dict(plan.splits), shards)
 
 
 def list_left_out(plan: PackingPlan, cache: Path) -> np.ndarray:
     """Digests, ascending, of documents that aren't packed though the corpus may have them."""
-    left_out = digest_corpus(plan.apart_from) if plan.apart_from else np.array([], dtype=DIGEST)
+    left_out = digest_corpora(plan.apart_from)
     if plan.near_duplicates is None:
         return left_out
     near = find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
@@ -150,38 +189,13 @@ def list_left_out(plan: PackingPlan, cache: Path) -> np.ndarray:
 
 
 def _write_blocks(
-    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, folder: Path, shared: str
+    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, place: str, staging: str
 ) -> None:
-    """Build into a temporary folder and move it into place, so that a half-written one is never read.
+    """Let Ray Data read, pack and write to `place`, a folder or URI; the manifest comes last.
 
-    On a cluster only a folder or URI that all nodes reach will do: with a `shared` cache documents and
-    blocks travel by way of that.
+    Each file is written whole, and another process that builds the same set writes the same files. Documents
+    travel to the nodes by way of `staging`, if that is a URI.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    scratch.chmod(0o755)  # a cache may be shared
-    staging = f"{shared}/staging/{scratch.name}" if shared else ""
-    try:
-        _pack_corpus(plan, left_out, tokenizer, f"{staging}/blocks" if staging else str(scratch), staging)
-        if staging:
-            with suppress(FileNotFoundError):  # without documents no blocks, and no folder
-                fetch_folder(f"{staging}/blocks", scratch)
-        counts = {split: _settle_split(scratch, split) for split in plan.splits}
-        about = {"corpus": plan.corpus.name, "seq_len": plan.seq_len, "seed": plan.seed, "splits": counts}
-        write_json(scratch / MANIFEST, {**about, "files": list_sizes(scratch)})
-        if _read_manifest(str(folder), lambda text: None) is None:  # else another process was first
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if staging:
-            delete_folder(staging)
-
-
-def _pack_corpus(
-    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, target: str, staging: str
-) -> None:
-    """Let Ray Data read, pack and write Parquet to `target`, a folder or URI, one sub-folder a split."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -191,10 +205,9 @@ def _pack_corpus(
     buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
+        place=place,
         splits=dict(plan.splits),
-        tokenizer=ray.put(tokenizer),
-        seq_len=plan.seq_len,
-        seed=plan.seed,
+        how=PackingRules(ray.put(tokenizer), plan.seq_len, plan.seed),
         excluded=ray.put(left_out),
     )
     rows = (
@@ -202,26 +215,35 @@ def _pack_corpus(
         .map_batches(functools.partial(_read_pieces, buckets=buckets), batch_size=1, batch_format="pandas")
         .groupby("bucket")
         .map_groups(pack, batch_format="pandas")
+        .take_all()
     )
-    rows.write_parquet(target, partition_cols=["split"])
+    written = sorted(cast("list[PackedShard]", rows), key=lambda shard: shard["bucket"])
+    store_json(f"{place}/{MANIFEST}", _describe_set(plan, written))
 
 
-def _settle_split(folder: Path, split: str) -> dict[str, int]:
-    """Give a split's folder its plain name and count what is in it."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    target = folder / split
-    if (folder / f"split={split}").exists():
-        os.replace(folder / f"split={split}", target)
-    else:
-        target.mkdir()
-        schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("bytes", "starts")])
-        pq.write_table(schema.empty_table(), target / "empty.parquet")
-    table = pq.read_table(target, columns=["bytes", "starts"])
-    documents, size = (pc.sum(pc.list_flatten(table[name])).as_py() or 0 for name in ("starts", "bytes"))
-    return {"blocks": table.num_rows, "documents": documents, "bytes": size}
+def _describe_set(plan: PackingPlan, written: Sequence[PackedShard]) -> Manifest:
+    """The manifest of the blocks that were packed, in the order of their buckets."""
+    splits: dict[str, dict[str, int]] = {}
+    shards: dict[str, list[Shard]] = {}
+    for split in plan.splits:
+        own = [each for each in written if each["split"] == split]
+        splits[split] = {
+            "blocks": sum(each["blocks"] for each in own),
+            "documents": sum(each["documents"] for each in own),
+            "bytes": sum(each["bytes"] for each in own),
+        }
+        shards[split] = [
+            Shard(name_shard(split, each["bucket"]), each["blocks"], each["token_type"], each["size_type"])
+            for each in own
+            if each["blocks"]
+        ]
+    return {
+        "corpus": plan.corpus.name,
+        "seq_len": plan.seq_len,
+        "seed": plan.seed,
+        "splits": splits,
+        "shards": {split: [asdict(shard) for shard in listed] for split, listed in shards.items()},
+    }
 
 
 def _list_pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, str | int]]:
@@ -273,77 +295,51 @@ def _count_text_bytes(corpus: CorpusFiles) -> int:
 
 def _pack_bucket(
     documents: pd.DataFrame,
+    place: str,
     splits: Mapping[str, float],
-    tokenizer: ObjectRef[PlainTokenizer],
-    seq_len: int,
-    seed: int,
+    how: PackingRules,
     excluded: ObjectRef[np.ndarray],
 ) -> pa.Table:
-    """Deduplicate, split, tokenize and pack one bucket of documents into rows of one block each.
+    """Deduplicate, split, tokenize and pack one bucket of documents, and write a file a split to `place`.
 
-    `excluded` are digests of documents to leave out.
+    `excluded` are digests of documents to leave out. Returns a row a split.
     """
     import pyarrow as pa
     import ray
 
-    text, eos = ray.get(tokenizer)
+    bucket = int(documents["bucket"].iloc[0])
+    tokenizer, seed = ray.get(how.tokenizer), how.seed
     documents = documents.drop_duplicates("digest")
     documents = documents[~np.isin(documents["digest"].to_numpy().astype(DIGEST), ray.get(excluded))]
     documents = documents.assign(key=key_documents(documents["digest"], seed)).sort_values("key")
     chosen = choose_splits(documents["key"], splits)
-    parts = []
+    written = []
     for number, split in enumerate(splits):
         texts = documents["text"].to_numpy()[chosen == number]
-        rows = _pack_texts(texts, _parse_tokenizer(text), eos, seq_len)
-        bucket = int(documents["bucket"].iloc[0]) if len(documents) else 0
-        for name, value in (("bucket", bucket), ("split", split)):
-            rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
-        parts.append(rows)
-    return pa.concat_tables(parts)
+        blocks = cut_blocks(texts, _parse_tokenizer(tokenizer.text), tokenizer.eos, how.seq_len)
+        records = pack_records(blocks, choose_token_type(tokenizer.ids), how.seq_len)
+        if len(records):
+            store_bytes(f"{place}/{name_shard(split, bucket)}", records.view(np.uint8).data)
+        written.append(describe_records(records, split, bucket))
+    return pa.Table.from_pylist(written)
 
 
-def _pack_texts(
-    texts: Sequence[str], tokenizer: Tokenizer, eos: int, seq_len: int, batch: int = 1000
-) -> pa.Table:
-    """Join documents by EOS, cut the stream into blocks, and drop the rest at its end."""
-    import pyarrow as pa
-
-    tokens, sizes, starts = [], [], []
-    for at in range(0, len(texts), batch):
-        chunk = list(texts[at : at + batch])
-        # EOS alone joins documents: no BOS where the tokenizer's template would put one
-        encodings = tokenizer.encode_batch(chunk, add_special_tokens=False)
-        for text, encoding in zip(chunk, encodings, strict=True):
-            tokens.append(np.array([*encoding.ids, eos], dtype=np.int32))
-            sizes.append(np.append(count_token_bytes(text, encoding.offsets), 0))
-            starts.append(np.arange(len(encoding.ids) + 1) == 0)
-    count = sum(map(len, tokens)) // seq_len
-
-    def cut(pieces: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([*pieces, np.array([], np.int32)])[: count * seq_len].reshape(count, seq_len)
-
-    def build_rows(table: np.ndarray) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(table.astype(np.int32).ravel(), table.shape[1])
-
-    columns = {
-        "row": np.arange(count),
-        "tokens": build_rows(cut(tokens)),
-        "bytes": build_rows(cut(sizes)[:, 1:]),
-        "starts": build_rows(cut(starts)),
+def describe_records(records: np.ndarray, split: str, bucket: int) -> PackedShard:
+    """What is said of packed blocks."""
+    return {
+        "split": split,
+        "bucket": bucket,
+        "blocks": len(records),
+        "documents": int(np.bitwise_count(records["starts"]).sum()),
+        "bytes": int(records["bytes"].sum(dtype=np.int64)),
+        "token_type": records.dtype["tokens"].base.str,
+        "size_type": records.dtype["bytes"].base.str,
     }
-    return pa.table(columns)
 
 
-def count_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes that each token stands for, from its (start, end) in characters.
-
-    A character that is split over several tokens counts once, with the first of them. Text that a tokenizer
-    skips between two tokens counts with the second.
-    """
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    upto = np.concatenate([[0], np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))])
-    ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
-    return np.diff(upto[ends], prepend=0)
+def name_shard(split: str, bucket: int) -> str:
+    """Name of the file of the blocks that a bucket gives a split."""
+    return f"{split}/{bucket:06d}.blocks"
 
 
 def _read_plain_tokenizer(backbone: Backbone) -> PlainTokenizer:
@@ -352,7 +348,8 @@ def _read_plain_tokenizer(backbone: Backbone) -> PlainTokenizer:
     backend: Tokenizer = tokenizer.backend_tokenizer
     backend.no_truncation()  # some are saved with a limit, which would cut documents
     backend.no_padding()
-    return PlainTokenizer(backend.to_str(), tokenizer.eos_token_id)
+    ids = 1 + max(tokenizer.eos_token_id, max(backend.get_vocab().values()))
+    return PlainTokenizer(backend.to_str(), tokenizer.eos_token_id, ids)
 
 
 @functools.lru_cache(maxsize=1)

@@ -29,12 +29,13 @@ def read_texts(corpus: CorpusFiles) -> Iterator[list[str]]:
             yield [text for text in batch["text"].to_pylist() if text and text.strip()]
 
 
-def digest_corpus(corpus: CorpusFiles) -> np.ndarray:
-    """Digests of all documents of a corpus, ascending, taken here: hashing is faster than starting processes.
+def digest_corpora(corpora: Iterable[CorpusFiles]) -> np.ndarray:
+    """Digests of all documents of corpora, ascending, taken here: hashing is faster than starting processes.
 
     They take 32 bytes each.
     """
-    found = {digest_text(text) for part in read_texts(corpus) for text in part}
+    parts = (part for corpus in corpora for part in read_texts(corpus))
+    found = {digest_text(text) for part in parts for text in part}
     return np.array(sorted(found), dtype=DIGEST)
 
 

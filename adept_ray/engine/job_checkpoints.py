@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ from adept_ray.storage.checkpoints import (
     find_last_checkpoint,
     write_checkpoints,
 )
-from adept_ray.storage.files import read_json
+from adept_ray.storage.files import format_json, read_json
 
 LAST_REPORT = "said.json"  # in a checkpoint between two reports: the metrics of the last one
 
@@ -72,7 +71,7 @@ class JobCheckpoints:
     def keep(self, checkpoint: Checkpoint | None) -> None:
         """Begin to write a checkpoint that came between two reports."""
         if checkpoint:
-            said = json.dumps(self._last_report, default=float).encode()
+            said = format_json(self._last_report).encode()
             files = {LAST_REPORT: lambda stream: stream.write(said)} if self._last_report else {}
             self._writer.begin(replace(checkpoint, files={**checkpoint.files, **files}))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from adept_ray.engine.job import DeferredWork, Job, Metrics
 from adept_ray.engine.job_checkpoints import open_checkpoints
 from adept_ray.engine.memory import reset_peak_memory
-from adept_ray.engine.node_files import fetch_backbone, fetch_once_a_node
+from adept_ray.engine.node_files import fetch_backbone, fetch_blocks, fetch_once_a_node
 from adept_ray.engine.voice import JobVoice
 from adept_ray.storage.checkpoints import Checkpoint
 
@@ -39,6 +39,7 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
     if backbone := getattr(work, "backbone", None):  # a kind of work may load none
         fetch_backbone(backbone, voice)
     blocks = ray.get(job.blocks)
+    fetch_blocks(blocks, voice)
     if job.kind == "probe":
         from adept_ray.training.stage1 import run_probe
 

@@ -10,11 +10,12 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from adept_ray.config.errors import first_line
+from adept_ray.data.blocks import Blocks
 from adept_ray.data.hub_files import fetch_files, look_for_files
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.voice import JobVoice
@@ -76,4 +77,22 @@ def fetch_backbone(backbone: Backbone, voice: JobVoice) -> None:
                 voice.add_remark(f"{node} has fetched {backbone.source} in {time.monotonic() - began:.0f} s")
         except Exception as problem:  # the client changes its HTTP library, and so its exceptions
             voice.add_remark(f"{node} could not fetch {backbone.source}: {first_line(problem)}")
+    barrier()
+
+
+def fetch_blocks(blocks: Mapping[str, Blocks], voice: JobVoice) -> None:
+    """Copy the files of blocks to every node that lacks some; every worker has to come here.
+
+    Raises :class:`UserError` on the node that can't have them.
+    """
+    import ray.train
+    import ray.util
+    from ray.train.collective import barrier
+
+    if all(each.is_in_memory for each in blocks.values()):
+        return
+    if ray.train.get_context().get_local_rank() == 0:
+        node = ray.util.get_node_ip_address()
+        for each in blocks.values():
+            each.fetch(lambda text: voice.add_remark(f"{node} {text}"))
     barrier()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,10 +22,14 @@ from adept_ray.method.anatomy import (
     output_projections,
 )
 from adept_ray.method.copies import RECORD, added_layers
-from adept_ray.method.importance import LayerImportance
+from adept_ray.method.importance import LayerImportance, hold_evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+LOOK = 16  # tokens of which an exported model's logits are compared
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit, by type of the weights
+COARSE = 0.1  # the same of shorter types
 
 
 def check_depth(k: int, layers: int) -> None:
@@ -36,9 +41,11 @@ def check_depth(k: int, layers: int) -> None:
 def select_layers(importance: LayerImportance, k: int) -> tuple[int, ...]:
     """S_k: ids of the k least important layers, ascending. S_k is nested in S_{k+1}.
 
-    Raises :class:`UserError` unless 0 <= k <= number of layers.
+    Raises :class:`UserError` unless 0 <= k <= number of layers, and for an importance that isn't finite.
     """
     check_depth(k, len(importance.mean))
+    if strange := [layer for layer, mean in enumerate(importance.mean) if not math.isfinite(mean)]:
+        raise UserError(f"layer {strange[0]}: its importance is {importance.mean[strange[0]]}, not a number")
     return tuple(sorted(importance.order[:k]))
 
 
@@ -123,11 +130,49 @@ def export(
     Only a model that came with Python code of its own takes that along, and needs it.
     `record` (the added layers, where they came from, …) is written to ``adept.json`` beside it, so
     that added layers are never guessed from weights. Returns the folder.
+    Raises :class:`UserError` where the folder, loaded again, isn't the model in memory.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    check_export(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     (folder / RECORD).write_text(json.dumps(dict(record or {}), indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def check_export(model: PreTrainedModel, folder: Path) -> None:
+    """Load an exported model again, on the CPU, and compare its weights and its logits with those of `model`.
+
+    Weights are the same bits. The logits of a few tokens may be apart by what kernels of another device, or
+    compiled ones, round differently. Raises :class:`UserError` for a difference, and for what can't be
+    loaded.
+    """
+    try:
+        loaded: Any = type(model).from_pretrained(
+            folder,
+            dtype="auto",
+            attn_implementation=model.config._attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as problem:  # whatever transformers makes of what it wrote itself
+        raise UserError(
+            f"{folder}: the exported model can't be loaded again ({type(problem).__name__}: {problem}); "
+            "adapters and quantised layers have to be merged before a model is exported"
+        ) from problem
+    again, report = loaded
+    if strange := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise UserError(f"{folder}: the exported model isn't whole: {strange[0]} was lost or is in the way")
+    written = again.state_dict()
+    for name, value in model.state_dict().items():
+        if name not in written or not torch.equal(value.cpu().to(written[name].dtype), written[name]):
+            raise UserError(f"{folder}: the exported {name} isn't that of the model in memory")
+    ids = torch.arange(LOOK).remainder(model.config.vocab_size)[None]
+    with torch.no_grad(), hold_evaluation_mode(model):
+        here = model(input_ids=ids.to(model.device)).logits.float().cpu()
+        there = again.eval()(input_ids=ids).logits.float()
+    most = ROUNDING.get(again.dtype, COARSE) * here.abs().max()
+    if not (here - there).abs().max() <= most:
+        raise UserError(f"{folder}: the exported model computes other logits than the model in memory")

@@ -85,6 +85,7 @@ def measure_bypass_losses(
 
     Returns float64 tensors on the CPU: nats [B], tokens [B], increase in nats [len(layers), B]. A bypass
     starts from what entered the bypassed layer in the whole model's pass, so only the layers behind it run.
+    Raises :class:`UserError`, naming the layer, for a loss that isn't finite.
     """
     every = list(layers_of(model))
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
@@ -93,13 +94,39 @@ def measure_bypass_losses(
         with _record_inputs(every, inputs):
             nats, tokens = next_token_nats(model, batch)
         base = nats.double().cpu()
+        if not base.isfinite().all():
+            raise UserError(f"the backbone's loss on the probe isn't finite: {_find_origin(every, inputs)}")
         for done, layer in enumerate(layers):
             # The bypassed layer is the identity, and those before it would only compute its input once more.
             with answer_at_once(every[: layer + 1], inputs[layer]):
                 increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
+            if not increases[done].isfinite().all():
+                raise UserError(
+                    f"without layer {layer} the backbone's loss on the probe isn't finite, so its importance "
+                    f"can't be told; a wider --precision may help, and so may other general text"
+                )
             if progress:
                 progress(done + 1, len(layers))
     return base, tokens.double().cpu(), increases
+
+
+def _find_origin(layers: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> str:
+    """Where numbers first aren't finite, given what enters each layer, and which weights are to blame."""
+    strange = [number for number, stream in enumerate(inputs) if not stream.isfinite().all()]
+    if strange[:1] == [0]:
+        return "what its embedding gives isn't, so look at the embedding's weights"
+    number = strange[0] - 1 if strange else len(layers) - 1
+    # Of shared out weights each rank looks at its own piece: not every rank may come here.
+    pieces = (
+        (name, getattr(value, "to_local", lambda v=value: v)())
+        for name, value in layers[number].named_parameters()
+    )
+    weights = [name for name, piece in pieces if not piece.isfinite().all()]
+    if weights:
+        return f"{weights[0]} of layer {number} holds numbers that aren't; copy or download the weights again"
+    if strange:
+        return f"what layer {number} gives isn't, though its weights are; a wider --precision may help"
+    return "the last layer's output, the final norm's or the head's isn't; a wider --precision may help"
 
 
 def limit_sequences(model: PreTrainedModel, seq_len: int, budget: int = PROBE_BYTES) -> int:

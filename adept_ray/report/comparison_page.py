@@ -18,7 +18,7 @@ from adept_ray.report.html import (
     write_page,
 )
 from adept_ray.report.method_figures import draw_ranking, draw_sides
-from adept_ray.report.records import Contamination, check_record
+from adept_ray.report.records import Contamination, check_record, list_corpora
 from adept_ray.rivals.table import MEASURE, ComparedTraining, Summary, format_csv, summarise_methods
 from adept_ray.storage.records import ContaminationRecord
 
@@ -82,7 +82,7 @@ def build_first_screen(summaries: Sequence[Summary], settings: Mapping[str, obje
     cards += make_card(
         "Tokens each", f"{best['tokens'] or ranked[-1]['tokens'] or 0:,}", "the same for every method"
     )
-    where = f"{settings.get('backbone', '')} on {settings.get('domain', '')}"
+    where = f"{settings.get('backbone', '')} on {' + '.join(list_corpora(settings, 'domain'))}"
     return (
         f'<p class="eyebrow">adept_ray · comparison</p><h1>{escape(str(best["method"]))} leads</h1>'
         f'<p class="lead">{escape(express_verdict(summaries))}</p>'

@@ -27,7 +27,7 @@ def build_contamination_section(found: Contamination) -> str:
     table = f'<table class="trials"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return (
         f"<p>{escape(express_contamination(found))}</p>{make_scrollable(table, 'Held-out texts')}"
-        f'{list_examples(found)}<p class="note">{escape(NOTE)}</p>{list_corpora(found)}'
+        f'{list_examples(found)}<p class="note">{escape(NOTE)}</p>{describe_corpora(found)}'
     )
 
 
@@ -61,7 +61,7 @@ def list_examples(found: Contamination) -> str:
     return f"<h3>What they share, for example</h3><dl>{items}</dl>" if items else ""
 
 
-def list_corpora(found: Contamination) -> str:
+def describe_corpora(found: Contamination) -> str:
     """How many documents each corpus has, and how many of them aren't taken."""
-    corpora = {side: corpus.describe() for side, corpus in found.corpora.items()}
+    corpora = {name: corpus.describe() for name, corpus in found.corpora.items()}
     return f"<h3>Documents of each corpus</h3>{list_definitions(corpora)}" if corpora else ""

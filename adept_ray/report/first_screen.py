@@ -8,7 +8,7 @@ from pathlib import Path
 from adept_ray.method.scores import value_or_zero
 from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import NONE, format_count, format_duration, format_signed, make_card
-from adept_ray.report.records import Side
+from adept_ray.report.records import Side, list_corpora
 from adept_ray.search.trials import UNTOUCHED
 
 
@@ -92,7 +92,7 @@ def format_increase(after: float, before: float) -> str:
 
 def name_setting(results: Evidence, name: str) -> str:
     """The name of the run's backbone or corpus; a path's last part, since the last section has the whole."""
-    return Path(str(results.best.run.get(name, NONE))).name
+    return " + ".join(Path(each).name for each in list_corpora(results.best.run, name)) or NONE
 
 
 def format_layers(k: int) -> str:

@@ -11,7 +11,7 @@ from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import NONE, inline_figure, make_figure, make_responsive
 from adept_ray.report.layer_figures import draw_layer_importance
 from adept_ray.report.rate_figures import Line, assign_lines, draw_rates, split_unit
-from adept_ray.report.records import Rate
+from adept_ray.report.records import LayerRow, Rate
 
 # How the importance at step 0 came about.
 FRESH = "the one at step 0 was made on the source layers"
@@ -39,7 +39,7 @@ def build_importance_section(results: Evidence) -> str:
     )
     caption = f"Mean ± standard error{place}, logarithmic axis.{base}{race} {doubt}".rstrip()
     tips = {
-        f"layer{row.layer}": f"layer {row.layer}: {row.mean:.3g} ± {row.standard_error:.2g} nats per token"
+        f"layer{row.layer}": f"layer {row.layer}: {row.mean:.3g} ± {format_error(row)} nats per token"
         for row in importance.layers
     }
     pictures = (
@@ -47,6 +47,11 @@ def build_importance_section(results: Evidence) -> str:
         for name, size in (("importance", WIDE), ("importance-narrow", NARROW))
     )
     return make_figure(make_responsive(*pictures), caption) + build_layer_table(results)
+
+
+def format_error(row: LayerRow) -> str:
+    """A layer's standard error as people read it."""
+    return NONE if row.standard_error is None else f"{row.standard_error:.2g}"
 
 
 def build_layer_table(results: Evidence) -> str:
@@ -63,7 +68,7 @@ def build_layer_table(results: Evidence) -> str:
             places = f"{low + 1}" + (f" to {high + 1}" if high > low else "")
         css = ' class="won"' if layer in results.best.layers else ""
         body += (
-            f"<tr{css}><td>{layer}</td><td>{row.mean:.4g}</td><td>{row.standard_error:.2g}</td>"
+            f"<tr{css}><td>{layer}</td><td>{row.mean:.4g}</td><td>{format_error(row)}</td>"
             f"<td>{places}</td></tr>"
         )
     head = "<tr><th>layer</th><th>importance</th><th>± s.e.</th><th>place</th></tr>"

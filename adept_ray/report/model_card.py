@@ -10,7 +10,7 @@ from adept_ray.data.hub import HUB_ID
 from adept_ray.method.copies import added_layers
 from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import format_duration
-from adept_ray.report.records import Side
+from adept_ray.report.records import Side, list_corpora
 from adept_ray.report.rerun import format_rerun
 from adept_ray.storage.files import write_text
 
@@ -61,7 +61,7 @@ def build_card_data(results: Evidence) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-generation",
         license=preset.license if preset else None,
-        language="en" if {run.get("general"), run.get("domain")} <= ENGLISH else None,
+        language="en" if {*list_corpora(run, "general"), *list_corpora(run, "domain")} <= ENGLISH else None,
         tags=["adept", "continual-pretraining", "layer-expansion"],
         eval_results=[*list_results(results, "general"), *list_results(results, "domain")],
     )
@@ -73,7 +73,7 @@ def list_results(results: Evidence, name: str) -> list[EvalResult]:
 
     side: Side = getattr(results.best.test, name)
     values = {"bits_per_byte": side.after_bpb, "accuracy": side.after_accuracy}
-    corpus = Path(str(results.best.run.get(name, name))).name
+    corpus = " + ".join(Path(each).name for each in list_corpora(results.best.run, name)) or name
     return [
         EvalResult(
             task_type="text-generation",
@@ -91,13 +91,14 @@ def list_results(results: Evidence, name: str) -> list[EvalResult]:
 def describe_model(results: Evidence) -> str:
     """What the model is, after a warning where the search advises against it."""
     run, k = results.best.run, results.best.k
+    domain = " ".join(list_corpora(run, "domain"))
     advice = (
         f"**The search that made this model advises against it (k = 0): nothing that it tried is surely "
         f"better than `{run.get('backbone')}` as it is.**\n\n"
     )
     return advice * results.advises_against + (
         f"`{run.get('backbone')}` with {k or 'no'} added layer{'' if k == 1 else 's'}, adapted to "
-        f"`{run.get('domain')}` text by [ADEPT]({PAPER}): {describe_placement(results)} are copied as "
+        f"`{domain}` text by [ADEPT]({PAPER}): {describe_placement(results)} are copied as "
         f"identities and only the copies are trained, {describe_rates(results)}. All other "
         "weights are the backbone's, bit for bit."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -106,7 +106,8 @@ class LayerRow(Record):
 
     layer: int
     mean: float
-    standard_error: float
+    standard_error: float | None = None
+    """None of a probe of a single sequence."""
     places: tuple[int, int] | None = None
     """Lowest and highest place in the order that the probe leaves open."""
 
@@ -216,7 +217,7 @@ class Corpus(Record):
 
     documents: int
     repeated: int
-    in_general: int
+    in_earlier: int
     near: int
     longest: int
     """Bytes of UTF-8."""
@@ -225,7 +226,7 @@ class Corpus(Record):
         """All of it in words, without what is zero."""
         parts = {
             "repeated": self.repeated,
-            "also in the general corpus": self.in_general,
+            "also in an earlier corpus": self.in_earlier,
             "nearly equal to another one": self.near,
         }
         named = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
@@ -239,7 +240,7 @@ class Contamination(Record):
     """Side → documents of its training split."""
     pieces: list[Piece]
     corpora: dict[str, Corpus] = Field(default_factory=dict)
-    """Side → what is taken of its corpus."""
+    """Side, and a number where it has several → what is taken of the corpus."""
 
     def express_warning(self) -> str:
         """A sentence that names the pieces that share much; empty if there are none."""
@@ -247,6 +248,17 @@ class Contamination(Record):
         if not named:
             return ""
         return f"training text shares passages with {', '.join(named)}, so a gain there may be memory"
+
+
+class TextPart(Record):
+    """What the training took of a corpus."""
+
+    side: str
+    corpus: str
+    weight: float
+    share: float
+    tokens: int
+    passes: float
 
 
 class RunRecord(Record):
@@ -260,6 +272,8 @@ class RunRecord(Record):
     """The search space that it began with."""
     pick: dict[str, object] = Field(default_factory=dict)
     """The settings by which pick.py has chosen anew since, if it has."""
+    text: list[TextPart] = Field(default_factory=list)
+    """What the training, or the chosen trial, took of each corpus; empty in an older folder."""
     versions: dict[str, object]
     fingerprints: dict[str, object]
     seconds: dict[str, float]
@@ -273,6 +287,12 @@ class RunRecord(Record):
     def total_seconds(self) -> float:
         """Wall clock of the whole run."""
         return self.seconds.get("total", sum(self.seconds.values()))
+
+
+def list_corpora(settings: Mapping[str, object], name: str) -> list[str]:
+    """What a run's settings say under that name, one corpus or several, as they are written there."""
+    value = settings.get(name) or []
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
 def check_record(record: type[T], values: object, where: str) -> T:

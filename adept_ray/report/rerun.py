@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from adept_ray.config.calls import format_command
 from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.mixtures import Mixture
 from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import SIZES
 from adept_ray.config.specs import SearchRun
@@ -55,6 +56,8 @@ def format_flags(run: SearchRun, without: Collection[str] = (*CALL, "range")) ->
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mixture):
+            words += [f"--{flag}", *map(str, value.parts)]
         else:
             words += [f"--{flag}", *(value if isinstance(value, tuple) else [str(value)])]
     return shlex.join(words)

@@ -77,7 +77,7 @@ def build_making_section(results: Evidence) -> str:
     settings = {name: value for name, value in best.run.items() if name not in ELSEWHERE}
     return (
         f"<h3>Does the same again</h3><pre>{escape(format_rerun(run))}</pre>{format_space(results)}"
-        f"<h3>Licences and notes</h3>{list_definitions(run.notes)}"
+        f"{format_text(run)}<h3>Licences and notes</h3>{list_definitions(run.notes)}"
         f'<div class="two"><div><h3>Wall clock</h3>{build_stages(run)}'
         f"<h3>Run</h3>{list_definitions(settings)}</div>"
         f"<div><h3>Training of the winner</h3>{list_definitions(best.training)}"
@@ -92,6 +92,16 @@ def format_space(results: Evidence) -> str:
         return ""
     text = yaml.safe_dump(results.run.space, sort_keys=False, default_flow_style=None, width=100)
     return f"<h3>Search space</h3><pre>{escape(text)}</pre>"
+
+
+def format_text(run: RunRecord) -> str:
+    """What the winner's training took of each corpus."""
+    rows = {
+        f"{part.side}: {part.corpus}": f"{part.tokens:,} tokens ({part.share:.3g} of all, weight "
+        f"{part.weight:g}), {part.passes:.2f} passes"
+        for part in run.text
+    }
+    return f"<h3>Text that the winner was trained on</h3>{list_definitions(rows)}" if rows else ""
 
 
 def build_stages(run: RunRecord) -> str:
@@ -118,8 +128,10 @@ def adopt_rivals(results: Results, comparison: str) -> None:
     for key in ("backbone", "general", "domain"):
         names = [about["run"][key] for about in (theirs, ours)]
         if names[0] != names[1]:
-            raise UserError(f"{comparison}: its {key} is {names[0]}, that of {results.place} {names[1]}")
-    for key in ("backbone", "general corpus", "domain corpus"):
+            shown = [name if isinstance(name, str) else " ".join(name) for name in names]
+            raise UserError(f"{comparison}: its {key} is {shown[0]}, that of {results.place} {shown[1]}")
+    parts = (*theirs["fingerprints"], *ours["fingerprints"])
+    for key in sorted({each for each in parts if each == "backbone" or " corpus" in each}):
         contents = {about["fingerprints"][key] for about in (theirs, ours) if key in about["fingerprints"]}
         if len(contents) > 1:
             raise UserError(f"{comparison}: its {key} has the name but not the content of {results.place}'s")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from adept_ray.config.machine import Machine
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
+from adept_ray.run.check_list import Check
 
 GIB = 2**30
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
@@ -21,19 +22,6 @@ FOLDERS = {  # what is kept there, and how to have it elsewhere
     "temporary": ("the exported model and checkpoints, on the way to or from --storage", "set TMPDIR there"),
     "hub": ("the backbone's files from the hub", "set HF_HOME there"),
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that was looked at."""
-
-    name: str
-    found: str
-    """What is there, in a line."""
-    faults: tuple[str, ...] = ()
-    """What is wrong with it: sentences, each with what mends it."""
-    looked_at: bool = True
-    """Whether it could be looked at; if not, `found` says why."""
 
 
 def check_answers(nodes: Sequence[Node], answers: Answers[NodeFacts]) -> Check:

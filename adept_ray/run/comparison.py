@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -22,7 +23,7 @@ from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, format_csv, parse_runs
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
-from adept_ray.run.sources import Needs, Sources
+from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
 
@@ -32,7 +33,9 @@ def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> 
     return Needs(
         max(count_ranks_needed(rival.training, sources.layers) for rival in rivals),
         run.tokens // run.passes * (run.seeds + 1),
-        replay=True,
+        replay=1.0,  # one of them trains on nothing else
+        trainings=run.seeds + 1,
+        passes=run.passes,
         reception=any(rival.training.placement == "receptive" for rival in rivals),
         fit=Fit(any(rival.fit.recompute for rival in rivals), any(rival.fit.sharded for rival in rivals)),
     )
@@ -89,9 +92,9 @@ def split_blocks(
     blocks as often as it is long.
     """
     blocks = {**prepared.blocks, **judged}
-    needed = run.tokens // run.passes * (run.seeds + 1) // run.seq_len
-    for name in ("train", "replay"):
-        if len(blocks[name]) >= needed:
+    needed = run.tokens // run.passes * (run.seeds + 1)
+    for name, share in (part for side in name_parts(run).values() for part in side.items()):
+        if len(blocks[name]) >= math.floor(needed * share) // run.seq_len:
             blocks[name] = blocks[name].take_piece(number, run.seeds + 1)
     return blocks
 

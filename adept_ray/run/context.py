@@ -69,11 +69,12 @@ class Context(Session[OfRun]):
 def open_session(run: R, continues: bool = False) -> Session[R]:
     """Open the results folder of a run: a new one, or that of a run that it `continues`.
 
-    Raises :class:`UserError` for a folder that is there already, is missing, or can't be written to.
+    Raises :class:`UserError` for a folder that is there already, is missing, can't be written to, or is being
+    written by another command.
     """
-    results = Results(run.storage, run.name)
-    results.open(continues)
-    return Session(run, results, Display(run.json_lines))
+    results, display = Results(run.storage, run.name), Display(run.json_lines)
+    results.open(continues, display.say)
+    return Session(run, results, display)
 
 
 @contextmanager

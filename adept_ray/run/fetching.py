@@ -1,16 +1,19 @@
-"""A backbone's files from the hub: looked for on all nodes, and fetched under a bar."""
+"""Files from the hub, looked for on all nodes and fetched under a bar."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from adept_ray.config.errors import UserError
+from adept_ray.data.corpora import fill_corpus
 from adept_ray.data.hub import find_token
 from adept_ray.data.hub_files import HubFiles, look_for_files
-from adept_ray.data.loading import Backbone
+from adept_ray.data.loading import Backbone, check_tokenizer
 from adept_ray.engine.fetching import fetch_on_nodes
 from adept_ray.engine.nodes import Answers, Node, ask_nodes, list_nodes
-from adept_ray.run.checks import Check, check_hub
+from adept_ray.run.check_list import Check
+from adept_ray.run.checks import check_hub
+from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
 
 Show = Callable[[Check], None]
@@ -68,3 +71,19 @@ def refuse_all(faults: Sequence[str]) -> None:
     if faults:
         numbered = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, 1))
         raise UserError(f"{len(faults)} things are wrong with the cluster: {numbered}")
+
+
+def bring_files(sources: Sources, display: Display) -> None:
+    """Fetch from the hub what of backbone and text isn't here, before anything is built of it.
+
+    Raises :class:`UserError` for what can't be had.
+    """
+    if sources.backbone.revision:
+        fetch_to_nodes(sources.backbone, display)
+        check_tokenizer(sources.backbone, sources.config.vocab_size)
+    for corpus in sources.list_corpora().values():
+        if corpus.is_to_be_filled:
+            with display.show_stage("text", f"text of {corpus.name}") as update:
+                fill_corpus(corpus, update)
+        if corpus.omitted:
+            display.say(f"{corpus.name}: {corpus.omitted}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypedDict, cast
 
 import tyro
@@ -13,6 +13,7 @@ import tyro
 from adept_ray.config.errors import InterruptedRun, UserError
 from adept_ray.config.fields import read_extra
 from adept_ray.config.machine import FollowingSpec, Machine
+from adept_ray.config.mixtures import Mixture
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -53,10 +54,11 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     A backbone's preset brings its own defaults of other flags, and so does a search space. Raises
     :class:`UserError` for a value that `spec` refuses.
     """
+    args = join_repeated(spec, sys.argv[1:] if args is None else args)
     purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
     sizes: Mapping[str, object] = {}
     if "backbone" in spec.model_fields:
-        words = [word for word in (sys.argv[1:] if args is None else args) if word not in ("-h", "--help")]
+        words = [word for word in args if word not in ("-h", "--help")]
         first = vars(tyro.cli(make_flag_class(spec, {}), description=purpose, args=words))
         preset = PRESETS.get(first["backbone"])
         # what is resumed has the sizes that it began with
@@ -74,6 +76,27 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     return cast("S", spec.model_construct(given, **dict(checked)))
 
 
+def join_repeated(spec: type[Spec], words: Sequence[str]) -> list[str]:
+    """The words of a command line, the flags of corpora that come again with what follows their first one."""
+    flags = {f"--{name}" for name, field in spec.flat_fields().items() if field.annotation is Mixture}
+    joined: list[str] = []
+    first: dict[str, list[str]] = {}  # flag → the values of all its uses
+    values = joined
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name in flags:
+            if name not in first:
+                joined.append(name)
+            values = first.setdefault(name, [])
+            values += [value] if sign else []
+        elif word.startswith("--"):
+            values = joined
+            joined.append(word)
+        else:
+            values.append(word)
+    return [each for word in joined for each in (word, *first.get(word, ()))]
+
+
 def make_flag_class(spec: type[Spec], defaults: Mapping[str, object]) -> type:
     """A plain dataclass with the fields of `spec`, some with other `defaults`.
 
@@ -84,6 +107,7 @@ def make_flag_class(spec: type[Spec], defaults: Mapping[str, object]) -> type:
         field, default = spec.flat_fields()[name], dataclasses.field()
         if not field.is_required():
             usual = None if stays_as_searched(spec, name) else field.get_default(call_default_factory=True)
+            usual = tuple(map(str, usual.parts)) if isinstance(usual, Mixture) else usual
             default = dataclasses.field(default=defaults.get(name, usual))
         fields.append((name, kind, default))
     return dataclasses.make_dataclass(spec.__name__, fields)
@@ -94,6 +118,8 @@ def list_arguments(spec: type[Spec]) -> dict[str, Any]:
     arguments = {}
     for name, field in spec.flat_fields().items():
         kind, text = field.annotation, field.description or ""
+        if kind is Mixture:
+            kind = tuple[str, ...]
         if stays_as_searched(spec, name):
             what = text.partition(";")[0].rstrip(".")
             kind, text = kind | None, f"{what}; default: as the search had."  # type: ignore

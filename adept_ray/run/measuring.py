@@ -9,9 +9,9 @@ from adept_ray.config.specs import DoctorRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job, JobFailed, is_out_of_memory
-from adept_ray.run.checks import Check
+from adept_ray.run.check_list import Check, CheckList
 from adept_ray.run.context import Context, Session, start_work
-from adept_ray.run.preview import CheckList, Preview
+from adept_ray.run.preview import Preview
 from adept_ray.run.speed import describe_forecast, describe_speed, pose_speed_question
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.run.training import plan_fit

@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.config.specs import SearchRun
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import draw_items
-from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
+from adept_ray.data.mixing import NO_CORPUS, MixedCorpus
 from adept_ray.method.scores import SIDES
-from adept_ray.run.checks import Check
+from adept_ray.run.check_list import CheckList
 from adept_ray.run.examination import Examination, plan_examination
+from adept_ray.run.model_checks import load_checked_config
 from adept_ray.run.question import Question, pose_question
-from adept_ray.run.search_settings import load_space
-from adept_ray.run.sources import Sources, find_text, load_checked_config
+from adept_ray.run.search_settings import check_name, load_space
+from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
+from adept_ray.run.texts import find_text
 from adept_ray.search.study import open_study
-from adept_ray.storage.results import Results
-
-T = TypeVar("T")
-NO_CORPUS = CorpusFiles((), "", "", "")
-
-
-class CheckList:
-    """The checks that were made, shown as they come."""
-
-    def __init__(self, display: Display) -> None:
-        self.display = display
-        self.checks: list[Check] = []
-
-    @property
-    def faults(self) -> list[str]:
-        """What is wrong, in all."""
-        return [fault for check in self.checks for fault in check.faults]
-
-    def show(self, check: Check) -> None:
-        """Keep a check and show it."""
-        self.checks.append(check)
-        self.display.show_check(check)
-
-    def attempt(self, name: str, action: Callable[[], T], describe: Callable[[T], str]) -> T | None:
-        """What `action` returns, shown as `describe` says; None if it fails, and that is a fault."""
-        try:
-            found = action()
-        except UserError as problem:
-            self.show(Check(name, "can't be used", (str(problem),)))
-            return None
-        except Exception as problem:  # of what nobody thought of; the others are to be heard, too
-            what = f"{type(problem).__name__}: {shorten_error(problem)}"
-            self.show(Check(name, "can't be used", (f"{name}: it fails with {what}",)))
-            return None
-        if text := describe(found):
-            self.show(Check(name, text))
-        return found
-
-    def has_fault(self, *names: str) -> bool:
-        """Whether one of these checks found a fault."""
-        return any(check.faults for check in self.checks if check.name in names)
 
 
 @dataclass(frozen=True)
@@ -79,16 +37,16 @@ class Preview:
         return Examination(run, self.backbone, None)
 
 
-def preview_search(run: SearchRun, checks: CheckList) -> Preview:
+def preview_search(run: SearchRun, checks: CheckList, display: Display) -> Preview:
     """Find backbone, texts, tasks, study and space of a search; what can't be used is among the checks."""
     if "name" in run.given:
         checks.attempt("--name", lambda: check_name(run), lambda _: "")
     if run.study:
         checks.attempt("--study", lambda: open_study(run.study), lambda _: "can be opened")
     space = checks.attempt("space", lambda: load_space(run, {}), lambda _: str(run.search_space))
-    with checks.display.show_stage("assets", "backbone and corpora"):
+    with display.show_stage("assets", "backbone and corpora"):
         backbone = checks.attempt("backbone", lambda: find_backbone(run), lambda each: each.note)
-        corpora = {side: find_corpus(run, side, checks) for side in SIDES}
+        corpora = {side: find_corpus(run, side, backbone, checks) for side in SIDES}
         for side in SIDES:
             find_items(run, side, checks)
     if backbone is None:
@@ -103,25 +61,20 @@ def preview_search(run: SearchRun, checks: CheckList) -> Preview:
     return Preview(backbone, sources, question)
 
 
-def check_name(run: SearchRun) -> None:
-    """Refuse a --name that a run has already. Raises :class:`UserError`."""
-    results = Results(run.storage, run.name)
-    if results.exists():
-        raise UserError(
-            f"{results.place} exists: choose another --name, or continue it with tune_k.py --resume"
-        )
-
-
 def find_backbone(run: SearchRun) -> Backbone:
     """The backbone of a run. Raises :class:`UserError`."""
     cache, dtype = run.machine.local_cache, run.machine.dtype
     return resolve_backbone(run.backbone, cache, run.trust_remote_code, dtype)
 
 
-def find_corpus(run: SearchRun, side: str, checks: CheckList) -> CorpusFiles | None:
+def find_corpus(
+    run: SearchRun, side: str, backbone: Backbone | None, checks: CheckList
+) -> MixedCorpus | None:
     """The text of a side, None if it can't be used."""
     tokens = run.tokens_per_trial if side == "domain" else 0
-    return checks.attempt(f"{side} text", lambda: find_text(run, side, tokens, {}), lambda found: found.name)
+    return checks.attempt(
+        f"{side} text", lambda: find_text(run, side, tokens, {}, backbone), lambda found: found.name
+    )
 
 
 def find_items(run: SearchRun, side: str, checks: CheckList) -> None:

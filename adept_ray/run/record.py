@@ -16,6 +16,7 @@ from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
+from adept_ray.run.training_text import describe_text
 from adept_ray.search.choice import Choice, format_choice
 from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
@@ -52,8 +53,11 @@ def record_run(
     prepared: Prepared | None = None,
     training: TrainingSpec | None = None,
     space: SearchSpace | None = None,
+    work: TrainWork | None = None,
 ) -> None:
     """Write run.json: the settings, and, when `prepared` is given, versions, fingerprints and wall clock.
+
+    With `work`, a training, also what that took of each corpus.
 
     What an earlier command of the same run wrote stays until this one has ended, so a command that is cut off
     leaves results that can be read. Times of all commands add up.
@@ -71,6 +75,8 @@ def record_run(
         about |= {"versions": list_versions(), "fingerprints": prepared.fingerprints}
         if prepared.contamination:
             about["contamination"] = prepared.contamination
+        if work:
+            about["text"] = describe_text(run, prepared.blocks, work)
         about |= sum_spent(earlier, session.display)
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     session.results.write_json("run.json", about)

@@ -23,7 +23,7 @@ def prepare_search(
     needs = Needs(
         question.k_max,
         run.tokens_per_trial,
-        replay="replay" in question.space.parameters,
+        replay=max(replay.values) if (replay := question.space.parameters.get("replay")) else 0.0,
         reception=question.may_take("placement", "receptive"),
         fit=plan_fit(context, sources, question.deepest),
     )

@@ -40,6 +40,15 @@ def open_search(run: SearchRun) -> Session[SearchRun]:
     return session
 
 
+def check_name(run: SearchRun) -> None:
+    """Refuse a --name that a run has already. Raises :class:`UserError`."""
+    results = Results(run.storage, run.name)
+    if results.exists():
+        raise UserError(
+            f"{results.place} exists: choose another --name, or continue it with tune_k.py --resume"
+        )
+
+
 def continue_search(run: SearchRun, results: Results) -> SearchRun:
     """The settings of a search that is resumed, or of a finished one that is extended.
 

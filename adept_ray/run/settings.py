@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.machine import Machine
+from adept_ray.config.mixtures import Mixture, Part
 from adept_ray.config.places import list_search_spaces
 from adept_ray.config.specs import ActivationsRun, TrainRun
 from adept_ray.config.validation import apply_changes, load_yaml
@@ -27,17 +28,25 @@ def resolve_settings(run: R, what: str = "") -> R:
     changes: dict[str, object] = {} if run.name else {"name": make_run_name(run, what)}
     if not (getattr(run, "resume", False) or getattr(run, "more_trials", 0)):
         changes["precision"] = choose_precision(run.machine)  # whatever a later command of this run has
-    named = {"backbone": {*BACKBONES}, "general": {*CORPORA}, "domain": {*CORPORA}}
-    for field, names in (named | {"search_space": {*list_search_spaces()}}).items():
-        value = getattr(run, field, "")
-        if value and str(value) not in names and Path(value).expanduser().exists():
-            changes[field] = str(Path(value).expanduser().resolve())
+    for field, names in {"backbone": {*BACKBONES}, "search_space": {*list_search_spaces()}}.items():
+        value = str(getattr(run, field, ""))
+        if (place := locate_given(value, names)) != value:
+            changes[field] = place
+    for side, mixture in run.corpora.items():
+        parts = [Part(locate_given(part.place, {*CORPORA}), part.weight) for part in mixture.parts]
+        changes[side] = Mixture(tuple(parts))
     if study := getattr(run, "study", ""):
         changes["study"] = resolve_study(study)
     for field in ("general_tasks", "domain_tasks"):
         names = getattr(run, field)
         changes[field] = [str(Path(name).resolve()) if is_task_file(name) else name for name in names]
     return apply_changes(run, changes)
+
+
+def locate_given(value: str, names: Collection[str]) -> str:
+    """A path that exists made absolute, unless it is one of the `names`; anything else unchanged."""
+    there = value and value not in names and Path(value).expanduser().exists()
+    return str(Path(value).expanduser().resolve()) if there else value
 
 
 def choose_precision(machine: Machine) -> str:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import TaskItems, draw_items
-from adept_ray.data.corpora import CorpusFiles, find_corpus
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.hub_client import PATIENCE
-from adept_ray.data.loading import Backbone, build_outline, load_config
-from adept_ray.data.near_duplicates import check_near_duplicates
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
+from adept_ray.data.loading import Backbone, build_outline
+from adept_ray.data.mixing import MixedCorpus, number_names
 from adept_ray.engine.cluster import check_workers
-from adept_ray.method.anatomy import family_of_config
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.scores import SIDES
 from adept_ray.run.context import Session
+from adept_ray.run.model_checks import load_checked_config
+from adept_ray.run.texts import check_text, check_unchanged, find_text
 from adept_ray.storage.files import check_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-BYTES_A_TOKEN = 6  # more than tokenizers of large vocabularies make of any language's prose
-STEP_BYTES = 64 * 2**20  # so that runs of about the same size read the same text
+TEXTS = {"domain": "train", "general": "replay"}  # side → name of its blocks to train on
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class Sources:
     backbone: Backbone
     config: PreTrainedConfig
     """Its Hugging Face config."""
-    general: CorpusFiles
-    domain: CorpusFiles | None
+    general: MixedCorpus
+    domain: MixedCorpus | None
     items: Mapping[str, Mapping[str, TaskItems]] = field(default_factory=dict)
     """Side → ``validation`` and ``test`` → items of its benchmark tasks, if it has any."""
 
@@ -50,8 +47,18 @@ class Sources:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Names of backbone and corpora by their content."""
-        names = {"backbone": self.backbone.fingerprint, "general corpus": self.general.fingerprint}
-        return names | ({"domain corpus": self.domain.fingerprint} if self.domain else {})
+        found = {what: corpus.fingerprint for what, corpus in self.list_corpora("corpus").items()}
+        return {"backbone": self.backbone.fingerprint, **found}
+
+    @property
+    def sides(self) -> dict[str, MixedCorpus]:
+        """``general``, and ``domain`` if it is there → the corpora of that side."""
+        return {"general": self.general} | ({"domain": self.domain} if self.domain else {})
+
+    def list_corpora(self, what: str = "") -> dict[str, CorpusFiles]:
+        """Side and `what`, and a number where the side has several → each corpus, those of general first."""
+        named = [mixed.list_by_number(f"{side} {what}".strip()) for side, mixed in self.sides.items()]
+        return {name: corpus for corpora in named for name, corpus in corpora.items()}
 
     def build_skeleton(self) -> PreTrainedModel:
         """The backbone's shapes, without data."""
@@ -71,12 +78,23 @@ class Needs:
     train_tokens: int = 0
     """Tokens of training text, at most. Documents lie in their split in the order of a hash, so the first
     ones are a fair sample. A smaller split is gone through several times."""
-    replay: bool = False
-    """General text to train on, too."""
+    replay: float = 0.0
+    """Largest share of general text in a training."""
+    least_replay: float = 0.0
+    """Smallest share of it."""
+    trainings: int = 1
+    """Trainings that take `train_tokens` in equal pieces, without a block in common."""
+    passes: int = 1
+    """Times that each of them goes through its piece, where there is enough text."""
     reception: bool = False
     """Every layer's reception, measured on training text."""
     fit: Fit = PLAIN
     """How the model is made to fit into the workers' memories."""
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Sides whose text is trained on."""
+        return ("general",) * (self.replay > 0) + ("domain",) * (self.least_replay < 1)
 
 
 def find_sources(
@@ -96,6 +114,8 @@ def find_sources(
     """
     run, display = session.run, session.display
     check_workers(run)
+    for side in SIDES if with_domain else SIDES[:1]:
+        check_text(run, side)
     PATIENCE.say = display.say
     began = session.results.read_record().get("fingerprints", made_from or {})
     if str(run.machine.local_cache) != run.machine.cache:
@@ -112,9 +132,11 @@ def find_sources(
         config = load_checked_config(backbone, run.seq_len)
         update(1, 2 + with_domain)
         tokens = train_tokens or {}
-        general = find_text(run, "general", tokens.get("general", 0), began)
+        general = find_text(run, "general", tokens.get("general", 0), began, backbone)
         update(2, 2 + with_domain)
-        domain = find_text(run, "domain", tokens.get("domain", 0), began) if with_domain else None
+        domain = None
+        if with_domain:
+            domain = find_text(run, "domain", tokens.get("domain", 0), began, backbone)
     tasks = {side: getattr(run, f"{side}_tasks") for side in SIDES if with_domain}
     items: dict[str, dict[str, TaskItems]] = {}
     if any(tasks.values()):
@@ -126,19 +148,14 @@ def find_sources(
     return Sources(backbone, config, general, domain, items)
 
 
-def find_text(run: RunSpec, side: str, train_tokens: int, began: Mapping[str, str]) -> CorpusFiles:
-    """The corpus of a side, that of earlier results if there are some. Raises :class:`UserError`."""
-    check_near_duplicates(run.near_duplicates)
-    what = f"{side} corpus"
-    corpus = find_corpus(
-        getattr(run, side),
-        run.text_column,
-        run.machine.local_cache,
-        count_text_bytes(run, side, train_tokens),
-        began.get(what, ""),
-    )
-    check_unchanged(what, corpus, began)
-    return corpus
+def name_parts(run: RunSpec) -> dict[str, dict[str, float]]:
+    """Side → name of the blocks of each of its corpora to train on → its share of the side's tokens."""
+    named = {}
+    for side, name in TEXTS.items():
+        mixture = run.corpora[side]
+        names = number_names(name, len(mixture.parts))
+        named[side] = dict(zip(names, mixture.shares, strict=True))
+    return named
 
 
 def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
@@ -146,46 +163,9 @@ def count_train_tokens(tokens: int, with_general: bool) -> dict[str, int]:
     return {"domain": tokens, "general": tokens if with_general else 0}
 
 
-def count_text_bytes(run: RunSpec, side: str, train_tokens: int) -> int:
-    """Bytes of text into which a run's tokens of that side go, whatever the tokenizer; whole 64 MiB."""
-    splits = GENERAL_SPLITS if side == "general" else DOMAIN_SPLITS
-    wanted = {
-        "probe": run.probe_tokens,
-        "train": train_tokens,
-        "validation": run.validation_tokens,
-        "test": run.test_tokens,
-    }
-    tokens = max(wanted[split] / share for split, share in splits.items())
-    return STEP_BYTES * math.ceil(tokens * BYTES_A_TOKEN / STEP_BYTES)
-
-
-def check_unchanged(what: str, source: Backbone | CorpusFiles, began: Mapping[str, str]) -> None:
-    """Refuse another backbone or corpus than earlier results were made from. Raises :class:`UserError`."""
-    if began.get(what, source.fingerprint) != source.fingerprint:
-        raise UserError(
-            f"the {what} '{source.name}' has changed since the earlier results were made, so new ones can't "
-            "be compared with them: put back what it was, or begin again under another --name"
-        )
-
-
-def load_checked_config(backbone: Backbone, seq_len: int) -> PreTrainedConfig:
-    """The config of a backbone.
-
-    Raises :class:`UserError` for an unsupported family and for blocks longer than the model can take.
-    """
-    config = load_config(backbone)
-    family_of_config(config)
-    most = getattr(config, "max_position_embeddings", None)
-    if most and seq_len > most:
-        raise UserError(f"--seq-len {seq_len}: {backbone.name} takes at most {most} tokens")
-    return config
-
-
 def list_notes(sources: Sources) -> dict[str, str]:
-    """Where things come from and under which licence."""
-    parts: Sequence[tuple[str, Backbone | CorpusFiles | None]] = (
-        ("backbone", sources.backbone),
-        ("general", sources.general),
-        ("domain", sources.domain),
-    )
-    return {side: f"{source.name}: {source.note}" for side, source in parts if source}
+    """Where things come from and under which licence, and what of the text isn't read."""
+    notes = {"backbone": f"{sources.backbone.name}: {sources.backbone.note}"}
+    for what, corpus in sources.list_corpora().items():
+        notes[what] = f"{corpus.name}: {corpus.note}" + (f"; {corpus.omitted}" if corpus.omitted else "")
+    return notes

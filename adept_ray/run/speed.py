@@ -14,7 +14,8 @@ from adept_ray.method.compiling import describe_compiler_fault
 from adept_ray.method.fit import Fit
 from adept_ray.method.scores import Metrics
 from adept_ray.report.html import format_duration
-from adept_ray.run.checks import Check, format_size
+from adept_ray.run.check_list import Check
+from adept_ray.run.checks import format_size
 from adept_ray.run.forecast import (
     Amounts,
     compile_steps,

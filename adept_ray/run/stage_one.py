@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import fingerprint
-from adept_ray.data.benchmark_tasks import TaskItems
-from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.benchmark_tasks import TaskItems, find_tasks_at_chance
+from adept_ray.data.blocks import Blocks, join_blocks
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job
 from adept_ray.method.fit import Fit
@@ -42,7 +43,7 @@ class StageOne:
 
     context: Context[RunSpec]
     sources: Sources
-    sets: Mapping[str, BlockSet]
+    sets: Mapping[str, MixedBlocks]
     blocks: Mapping[str, Blocks]
     needs: Needs
 
@@ -145,12 +146,21 @@ def measure_reception(stage: StageOne) -> list[float]:
     place = locate_in_cache(run, "receptions", PROBE_VERSION, *named, run.probe_tokens)
     known = stage.read(place)
     if known is None:
-        text = domain.load("train", run.seq_len, run.seq_len, run.domain).take_first(run.probe_tokens)
+        text = join_blocks(domain.load_training(run.probe_tokens, run.seq_len))
         work = replace(describe_probe(run, sources, stage.needs.fit), reception=True)
         job = Job("reception", "probe", work, store_blocks({"reception": text}))
         known = {"reception": run_job(stage.context.board, job)["reception"]}
         store_json(place, known)
     return known["reception"]
+
+
+def warn_of_chance(
+    sources: Sources, before: Mapping[str, Sequence[float]], warn: Callable[[str], None]
+) -> None:
+    """Warn of tasks at which the backbone, whose answers are in `before`, is no better than chance."""
+    for side, items in sources.select_items("validation").items():
+        for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
+            warn(f"{side} task {sentence}")
 
 
 def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
@@ -159,7 +169,7 @@ def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:
 
 
 def store_blocks(blocks: Mapping[str, Blocks]) -> ObjectRef:
-    """A reference to `blocks` in the object store, which every process that needs them reads once."""
+    """A reference to `blocks` in the object store. Of those in files there is no more than where they are."""
     import ray
 
     return ray.put(dict(blocks))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from adept_ray.method.fit import Fit
     from adept_ray.method.memory_plan import MemoryPlan
     from adept_ray.rivals.table import ComparedTraining, Summary
-    from adept_ray.run.checks import Check
+    from adept_ray.run.check_list import Check
     from adept_ray.training.work import ImportanceRecord
 
 Update = Callable[[int, int], None]
@@ -198,7 +198,7 @@ class Display:
             mean, error = rows[layer]["mean"], rows[layer]["standard_error"]
             # A square root keeps the small ones apart beside a first layer that is fifty times as large.
             bar = "█" * round(40 * math.sqrt(max(mean, 0) / most)) if most > 0 else ""
-            table.add_row(str(layer), f"{mean:.4f} ± {error:.4f}", bar)
+            table.add_row(str(layer), f"{mean:.4f} ± {'–' if error is None else f'{error:.4f}'}", bar)
         self.console.print(table)
         for group in importance["ties"]:
             names = " ".join(map(str, group))

@@ -1,16 +1,13 @@
-"""What is found out about a run's text: whether there is enough, and what of it lies on both sides."""
+"""What a run is judged by is looked for in its training text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
-from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
-from adept_ray.data.blocks import Blocks, BlockSet
-from adept_ray.data.corpus_counts import count_documents
+from adept_ray.data.blocks import Blocks
 from adept_ray.data.held_out import (
     HeldOutPiece,
     count_shared_texts,
@@ -19,9 +16,10 @@ from adept_ray.data.held_out import (
     read_split,
 )
 from adept_ray.data.loading import load_tokenizer
-from adept_ray.data.packing import PackingPlan
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.method.scores import SIDES
-from adept_ray.report.records import Contamination, Corpus, check_record
+from adept_ray.report.records import Contamination, check_record
+from adept_ray.run.block_sets import Plans, count_corpora, name_plans
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import locate_in_cache
@@ -32,31 +30,18 @@ from adept_ray.storage.records import ContaminationRecord
 CONTAMINATION_VERSION = 1  # raise when the same texts would give other counts
 
 
-@contextmanager
-def explain_small_corpora(plans: Mapping[str, PackingPlan], cache: Path) -> Iterator[None]:
-    """Add to a :class:`UserError` about splits that are too small what the corpora hold."""
-    try:
-        yield
-    except UserError as problem:
-        counts = {side: count_documents(plan, cache) for side, plan in plans.items()}
-        held = "; ".join(
-            f"{side}: {check_record(Corpus, each, side).describe()}" for side, each in counts.items()
-        )
-        raise UserError(f"{problem} ({held})") from None
-
-
 @dataclass(frozen=True)
 class ContaminationCheck:
     """What is looked for, and where."""
 
     context: Context[RunSpec]
     sources: Sources
-    plans: Mapping[str, PackingPlan]
-    """Side → which of its documents are in which split."""
+    plans: Plans
+    """Which documents of the corpora are in which split."""
     trained_on: tuple[str, ...]
     """Sides whose text is trained on."""
-    sets: Mapping[str, BlockSet]
-    """``general`` and ``domain`` → all blocks of the corpus."""
+    sets: Mapping[str, MixedBlocks]
+    """``general`` and ``domain`` → all blocks of the side's corpora."""
     held_out: Mapping[str, Mapping[str, Blocks]]
     """``validation`` and ``test`` → side → the blocks that it is judged by."""
 
@@ -98,13 +83,15 @@ class ContaminationCheck:
 
     def _count(self, update: Update) -> ContaminationRecord:
         cache = self.context.run.machine.local_cache
-        corpora = {side: count_documents(plan, cache) for side, plan in self.plans.items()}
+        corpora = count_corpora(self.plans, cache)
         trained_on = dict.fromkeys(self.trained_on, 0)
-        about = round(sum(corpora[s]["documents"] * self.plans[s].splits["train"] for s in trained_on))
+        plans = {side: self.plans[side] for side in trained_on}
+        shares = {name: plan.splits["train"] for name, plan in name_plans(plans).items()}
+        about = round(sum(corpora[name]["documents"] * share for name, share in shares.items()))
 
         def read_training() -> Iterator[list[str]]:
-            for side in trained_on:
-                for part in read_split(self.plans[side], "train", cache):
+            for side, own in plans.items():
+                for part in chain.from_iterable(read_split(plan, "train", cache) for plan in own):
                     yield part
                     trained_on[side] += len(part)
                     update(min(sum(trained_on.values()), about), about)

@@ -15,9 +15,9 @@ from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import allow_streams, choose_fit, plan_memory
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
-from adept_ray.run.sources import Sources
+from adept_ray.run.sources import Sources, name_parts
 from adept_ray.run.stage_one import store_blocks
-from adept_ray.storage.files import delete_folder, fetch_temporarily, measure_size
+from adept_ray.storage.files import delete_folder, fetch_temporarily, format_json, measure_size
 from adept_ray.storage.records import SideRecord, TestedRecord
 from adept_ray.training.pace import compiling_pays
 from adept_ray.training.state import STATE
@@ -43,6 +43,7 @@ def build_work(
         items=prepared.sources.select_items("validation"),
         by_tasks=run.score == "tasks",
         fit=prepared.fit,
+        parts=name_parts(run),
     )
 
 
@@ -130,7 +131,7 @@ def test_and_export(
         delete_folder(f"{results.ray}/conclude")
         with fetch_temporarily(checkpoint) as folder:
             state = json.loads((folder / STATE).read_text())
-    results.write("rates.jsonl", "".join(json.dumps(row) + "\n" for row in state["rates"]))
+    results.write("rates.jsonl", "".join(format_json(row) + "\n" for row in state["rates"]))
     display.show(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"
     )

@@ -99,4 +99,4 @@ def search_trials(
     storage = context.results.ray
     setup = SearchSetup(run, space, work, prepared.layer_importance, storage, study, context.memory)
     spent = read_spent_seconds(context.results.read_record()).get("search", 0.0)
-    return run_search(setup, store_blocks(prepared.blocks), spent)
+    return run_search(setup, store_blocks(prepared.blocks), spent, context.display.warn)

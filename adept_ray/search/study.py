@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +104,18 @@ class Sampler(optuna.samplers.TPESampler):
         return value
 
 
+@dataclass(frozen=True)
+class BegunTrial:
+    """What Tune has records of, of a trial that began."""
+
+    id: str
+    setting: Setting
+    result: Facts
+    """Its last report; empty before the first."""
+    is_over: bool
+    """Whether it ended without an error."""
+
+
 class Proposals(OptunaSearch):
     """Optuna that hears "pruned", with the value reached, of a trial that stopped before its end.
 
@@ -111,10 +123,13 @@ class Proposals(OptunaSearch):
     asks. So each of the searches that share a study begins with its own. `owner` tells its trials from those
     of others.
 
-    A study that isn't in this process's memory may know more than Tune does after a kill. Trials that Tune
-    has lost are given up there, and their settings are proposed again.
+    After a kill the state that is restored, a study that isn't in this process's memory, and Tune's records
+    may each be of another moment. Tune's count. Trials that it has lost are given up, and their settings are
+    proposed again; what it knows and the state doesn't is proposed and told once more.
     """
 
+    begun: ClassVar[Sequence[BegunTrial] | None] = None
+    """What Tune has records of, in the order in which it began, where a search is restored."""
     clock: ClassVar[SearchClock] = SearchClock()
     find_limit: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
     """Gives the smallest k at which a worker ran out of memory: no such k is proposed again."""
@@ -128,7 +143,7 @@ class Proposals(OptunaSearch):
     ) -> None:
         self._owner, self._weights = owner, weights or ScoreWeights()
         self._queue = [dict(setting) for setting in points_to_evaluate]
-        self._repeated: set[int] = set()  # numbers of trials that ended without Tune hearing
+        self._repeated: set[int] = set()  # numbers of trials that ended without Tune hearing, seen to
         super().__init__(**options)
 
     @property
@@ -183,17 +198,62 @@ class Proposals(OptunaSearch):
 
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
+        begun = self.begun
+        if begun is not None:
+            self._give_up({trial.id for trial in begun})
         study = self._study
         own_numbers = {trial.number for trial in self._ot_trials.values()} | self._repeated
+        unheard = []  # what ended without Tune hearing
         for trial in study.get_trials():
             if trial.user_attrs.get("search") != self._owner or trial.number in own_numbers:
                 continue
             if not trial.state.is_finished():
                 study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            elif trial.state != TrialState.FAIL and "fixed_params" not in trial.system_attrs:
+            elif trial.state != TrialState.FAIL:
+                unheard.append(trial)
+        for known in begun or ():
+            self._take_up(known, unheard)
+        for trial in unheard:
+            if trial.number not in self._repeated and "fixed_params" not in trial.system_attrs:
                 # Nobody waits for its result any more, so it is run again. The first settings are kept here.
                 self._queue.append(trial.params)
                 self._repeated.add(trial.number)
+
+    def _give_up(self, begun: Collection[str]) -> None:
+        """Give up the trials of which Tune has no record: their settings go before those that wait."""
+        lost = [trial_id for trial_id in self._ot_trials if trial_id not in begun]
+        trials = [self._ot_trials.pop(trial_id) for trial_id in lost]
+        self._completed_trials.difference_update(lost)
+        storage = self._study._storage
+        for trial in trials:
+            if storage.get_trial(trial._trial_id).state.is_finished():
+                self._repeated.add(trial.number)
+            else:
+                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        self._queue[:0] = [trial.params for trial in trials]
+
+    def _take_up(self, begun: BegunTrial, unheard: Iterable[FrozenTrial]) -> None:
+        """Know a trial of Tune's and, if it is over, its end, though this state is of an earlier moment."""
+        if begun.id not in self._ot_trials and begun.id not in self._completed_trials:
+            left = (trial for trial in unheard if trial.number not in self._repeated)
+            if ended := next((trial for trial in left if trial.params == begun.setting), None):
+                self._repeated.add(ended.number)
+                self._completed_trials.add(begun.id)
+            else:
+                self._propose_again(begun)
+        if begun.is_over and begun.id not in self._completed_trials:
+            self.on_trial_result(begun.id, begun.result)
+            self.on_trial_complete(begun.id, begun.result)
+
+    def _propose_again(self, begun: BegunTrial) -> None:
+        """Propose what was proposed, so that what follows is what would have followed."""
+        queue = list(self._queue)
+        for _ in range(1 if Proposals.find_limit() is None else MOST_PROPOSALS):
+            if self._propose(begun.id) == begun.setting:
+                return
+            self._study.tell(self._ot_trials.pop(begun.id), state=TrialState.FAIL)
+        self._queue = [dict(begun.setting), *(setting for setting in queue if setting != begun.setting)]
+        self._propose(begun.id)
 
 
 def make_distribution(searched: Range) -> BaseDistribution:

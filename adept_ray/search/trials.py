@@ -13,6 +13,7 @@ from adept_ray.config.search_space import SEARCHABLE
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.method.scores import Pulls, is_finite
+from adept_ray.storage.files import format_json
 from adept_ray.storage.results import Results
 
 Value = int | float | str | bool | None  # of a searched parameter
@@ -189,4 +190,4 @@ def format_table(rows: Sequence[Row]) -> str:
 def write_curves(results: Results, curves: Mapping[str, Sequence[Reading]]) -> None:
     """Write curves.jsonl: what every trial (or one training) reported as it trained, by its name."""
     rows = [{"trial": name, **vars(reading)} for name, curve in curves.items() for reading in curve]
-    results.write("curves.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    results.write("curves.jsonl", "".join(format_json(row) + "\n" for row in rows))

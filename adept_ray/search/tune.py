@@ -11,11 +11,17 @@ from ray import cloudpickle, tune
 
 from adept_ray.config.errors import UnfinishedRun
 from adept_ray.engine.client import find_board
+from adept_ray.search.restoring import (
+    describe_begun,
+    drop_broken_files,
+    is_restorable,
+    mend_generator,
+)
 from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
 from adept_ray.search.trial_process import TrialErrand, run_trial
 from adept_ray.search.trials import Facts, Trial, name_end, title_trial
-from adept_ray.search.upkeep import extend_search, forget_trials
+from adept_ray.search.upkeep import forget_trials
 from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
 
 if TYPE_CHECKING:
@@ -60,10 +66,16 @@ def title_tune_trial(trial: TuneTrial) -> str:
     return title_trial(name_trial(trial), trial.config)
 
 
-def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.0) -> list[Trial]:
+def run_search(
+    setup: SearchSetup,
+    blocks: ObjectRef,
+    seconds_before: float = 0.0,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Trial]:
     """Run (or continue, or extend) the trials of a search, and return them.
 
     `blocks` are what every trial trains and is judged on, `seconds_before` what earlier commands searched.
+    `warn` hears of records that were lost.
     Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when the crew
     couldn't go on.
     """
@@ -77,11 +89,17 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
         tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
         {"memory": TRIAL_MEMORY},  # no share of a CPU, for want of which a worker may not fit on a node
     )
-    if run.resume and tune.Tuner.can_restore(setup.experiment):
-        earlier = read_tune_trials(setup)
-        forget_trials(setup.storage, {trial.name for trial in earlier})
-        extend_search(setup.experiment, run.trials, crews)
-        for trial in earlier:
+    begun = []
+    if run.resume:
+        if broken := drop_broken_files(setup.experiment):
+            lost = f"a kill or a full disk cut {', '.join(broken)} in {setup.experiment} short"
+            warn(f"{lost}: the search goes on from what was written before")
+        begun = load_tune_trials(setup.experiment) if is_restorable(setup.experiment) else []
+        forget_trials(setup.storage, {name_trial(trial) for trial in begun})
+    Proposals.begun = [describe_begun(trial) for trial in begun] or None
+    if begun:
+        mend_generator(setup.experiment, begun, run.trials, crews)
+        for trial in map(setup.describe_end, begun):
             if trial.state != "interrupted":
                 Proposals.clock.record_length(trial.seconds or 0.0)
                 board.record_row(trial.as_row())
@@ -91,7 +109,7 @@ def run_search(setup: SearchSetup, blocks: ObjectRef, seconds_before: float = 0.
     tuner.fit()
     if why := board.explain_closing():
         raise UnfinishedRun(why)
-    trials = read_tune_trials(setup)
+    trials = [setup.describe_end(trial) for trial in load_tune_trials(setup.experiment)]
     interrupted = any(trial.state == "interrupted" for trial in trials)
     if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
@@ -105,10 +123,9 @@ def build_errand(setup: SearchSetup) -> TrialErrand:
     return TrialErrand(run.name, setup.storage, setup.work.training, cloudpickle.dumps(setup), price)
 
 
-def read_tune_trials(setup: SearchSetup) -> list[Trial]:
-    """The trials that Tune has records of."""
-    trials = sorted(tune.ExperimentAnalysis(setup.experiment).trials, key=name_trial)
-    return [setup.describe_end(trial) for trial in trials]
+def load_tune_trials(experiment: str) -> list[TuneTrial]:
+    """The trials that Tune has records of, in the order in which they were proposed."""
+    return sorted(tune.ExperimentAnalysis(experiment).trials, key=name_trial)
 
 
 def build_tuner(setup: SearchSetup, trainable: Callable[..., object], crews: int) -> tune.Tuner:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from pyarrow import fs
-from ray import cloudpickle
 
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import ScoreWeights
@@ -72,19 +71,3 @@ def forget_trials(storage: str, names: Collection[str]) -> None:
                 del verdicts[key]
         memory["best"] = {at: best for at, best in memory["best"].items() if best["trial"] in names}
         store_json(f"{storage}/{VERDICTS}", memory)
-
-
-def extend_search(experiment: str, trials: int, crews: int) -> None:
-    """Let a search, ended or not, go on up to so many trials in all, one at a time for each of so many crews.
-
-    Tune keeps both numbers with the state of its generator, and takes no others when it restores that.
-    """
-    filesystem, path = open_filesystem(experiment)
-    for file in filesystem.get_file_info(fs.FileSelector(path)):
-        if file.base_name.startswith("search_gen_state-"):
-            with filesystem.open_input_file(file.path) as stream:
-                state = cloudpickle.loads(stream.read())
-            with filesystem.open_output_stream(file.path) as stream:
-                for part in (part for part in state.values() if isinstance(part, dict)):
-                    part.update({"max_concurrent": crews} if "max_concurrent" in part else {})
-                stream.write(cloudpickle.dumps({**state, "total_samples": trials, "finished": False}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -50,7 +51,11 @@ def open_filesystem(place: str) -> tuple[FileSystem, str]:
 
 def has_all_files(filesystem: FileSystem, path: str, sizes: Mapping[str, int]) -> bool:
     """Whether the files with these names under `path` are there in these sizes, bytes."""
-    return all(filesystem.get_file_info(f"{path}/{name}").size == size for name, size in sizes.items())
+    from pyarrow import fs
+
+    every = fs.FileSelector(path, allow_not_found=True, recursive=True)  # a thousand files a request
+    found = {info.path: info.size for info in filesystem.get_file_info(every)}
+    return all(found.get(f"{path}/{name}") == size for name, size in sizes.items())
 
 
 def list_sizes(folder: Path) -> dict[str, int]:
@@ -118,14 +123,45 @@ def fetch_folder(place: str, folder: Path, names: Iterable[str] | None = None) -
         os.replace(made, folder)
 
 
-def publish_folder(folder: Path, place: str, last: str) -> None:
-    """Copy a folder of this machine to a path or URI, the file named `last` after all others.
+def copy_file(place: str, file: Path) -> None:
+    """Copy a file behind a path or URI to this machine, whole or not at all."""
+    from pyarrow import fs
 
-    An older folder there is deleted. Files that another machine writes at the same time may stay beside it.
-    """
-    delete_folder(place)
-    for name in sorted(list_sizes(folder), key=lambda name: name == last):
-        upload_file(folder / name, f"{place}/{name}")
+    filesystem, path = open_filesystem(place)
+    with write_whole(file) as scratch:
+        fs.copy_files(path, str(scratch), filesystem, fs.LocalFileSystem())
+
+
+@contextmanager
+def write_whole(file: Path) -> Iterator[Path]:
+    """An empty file beside `file`, which takes its place once it is written, and is gone if that fails."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        os.replace(scratch, file)
+    except OSError as problem:
+        problem.filename = str(file)
+        raise
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def store_bytes(place: str, data: memoryview) -> None:
+    """Write a file behind a path or URI, whole or not at all."""
+    from pyarrow import fs
+
+    filesystem, path = open_filesystem(place)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with write_whole(Path(path)) as scratch:
+            scratch.write_bytes(data)
+        return
+    filesystem.create_dir(path.rpartition("/")[0])
+    with filesystem.open_output_stream(path) as stream:  # an object appears once all of it was sent
+        stream.write(data)
 
 
 def upload_file(file: Path, place: str) -> None:
@@ -164,7 +200,7 @@ def store_json(place: str, data: object) -> None:
     from pyarrow import fs
 
     filesystem, path = open_filesystem(place)
-    text = json.dumps(data, indent=1, default=float) + "\n"
+    text = format_json(data, indent=1) + "\n"
     if isinstance(filesystem, fs.LocalFileSystem):
         write_text(Path(path), text)
         return
@@ -196,20 +232,30 @@ def delete_folder(place: str) -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as problem:
-        os.unlink(scratch)
-        problem.filename = str(path)
-        raise
-    os.replace(scratch, path)
-    path.chmod(0o644)
+    with write_whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
     return path
 
 
 def write_json(path: Path, data: Mapping[str, object]) -> Path:
     """Write JSON whole or not at all."""
-    return write_text(path, json.dumps(data, indent=1) + "\n")
+    return write_text(path, format_json(data, indent=1) + "\n")
+
+
+def format_json(data: object, indent: int | None = None) -> str:
+    """`data` as JSON; a number that isn't finite, for which JSON has no word, is null."""
+    return json.dumps(_drop_infinite(data), indent=indent, default=_read_number, allow_nan=False)
+
+
+def _read_number(value: Any) -> float | None:
+    """numpy's numbers, which json doesn't know."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _drop_infinite(data: object) -> object:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _drop_infinite(value) for key, value in data.items()}
+    return [_drop_infinite(value) for value in data] if isinstance(data, (list, tuple)) else data

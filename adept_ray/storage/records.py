@@ -52,8 +52,8 @@ class CorpusRecord(TypedDict):
     """Documents that aren't blank, repeated ones too."""
     repeated: int
     """Those that another one equals, all but one each."""
-    in_general: int
-    """Different ones that aren't taken because the general corpus has them, too."""
+    in_earlier: int
+    """Different ones that aren't taken because a corpus that comes before it has them, too."""
     near: int
     """Different ones that aren't taken because they are nearly equal to another one."""
     longest: int
@@ -67,7 +67,23 @@ class ContaminationRecord(TypedDict):
     """Side whose text is trained on → documents of its training split, all of which were looked through."""
     pieces: list[PieceRecord]
     corpora: dict[str, CorpusRecord]
-    """Side → what is taken of its corpus."""
+    """Side, and a number where it has several → what is taken of the corpus."""
+
+
+class TextRecord(TypedDict):
+    """What a training took of a corpus."""
+
+    side: str
+    corpus: str
+    """As it was given."""
+    weight: float
+    """Against those of the side's other corpora."""
+    share: float
+    """Of all tokens of the training."""
+    tokens: int
+    """Of it in the training, those that came again among them."""
+    passes: float
+    """How often the training went through what the run read of it."""
 
 
 class RunRecord(TypedDict, total=False):
@@ -86,6 +102,8 @@ class RunRecord(TypedDict, total=False):
     """Of a training at full length, and of one without expansion."""
     space: Settings
     """Of a search: the space that it began with."""
+    text: list[TextRecord]
+    """What the training, or the chosen trial, took of each corpus."""
     versions: dict[str, str]
     seconds: dict[str, float]
     """As in :class:`SpentRecord`, once a command came to its end."""

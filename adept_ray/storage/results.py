@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
-from adept_ray.storage.files import delete_folder, open_filesystem, write_text
+from adept_ray.storage.claims import Claim, claim_folder, claim_place
+from adept_ray.storage.files import delete_folder, format_json, open_filesystem, write_text
 from adept_ray.storage.records import RunRecord
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Results:
         self._remote = "://" in storage
         self.folder = Path(tempfile.mkdtemp()) if self._remote else Path(self.place).resolve()
         self.ray = f"{self.place}/{RAY}" if self._remote else str(self.folder / RAY)
+        self._claim: Claim | None = None
 
     def exists(self) -> bool:
         """Whether a run of that name has begun."""
@@ -60,35 +63,45 @@ class Results:
         file = self.folder / "run.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def open(self, resume: bool) -> None:
-        """Make the folder and check that it can be written to.
+    def open(self, resume: bool, say: Callable[[str], None] = lambda text: None) -> None:
+        """Make the folder, claim it, and check that it can be written to.
 
-        Raises :class:`UserError` when it can't, when a run of that name exists that isn't to be resumed, and
-        when there is no run to resume.
+        No other command can open it before :meth:`release`, :meth:`publish` or the end of this process. `say`
+        hears of a claim that has to be waited for.
+
+        Raises :class:`UserError` when it can't, when another command has it, when a run of that name exists
+        that isn't to be resumed, and when there is no run to resume.
         """
         try:
-            exists = self.exists()
-            if exists and not resume:
-                raise UserError(f"{self.place} exists: choose another --name, or continue it with --resume")
-            if resume and not exists:
+            if resume and not self.exists():
                 raise UserError(f"{self.place} holds no run to resume: check --name and --storage")
-            if self._remote:
-                self._open_remote(download=resume)
-            else:
-                (self.folder / RAY).mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=self.folder):
-                    pass
+            self._make_place()
+            filesystem, path = self.open_place()
+            self._claim = None if self._remote else claim_folder(self.folder)
+            self._claim = self._claim or claim_place(filesystem, path, self.place, say)
+            if not resume and self.exists():
+                raise UserError(f"{self.place} exists: choose another --name, or continue it with --resume")
+            if resume and self._remote:
+                self.fetch(RESUMED_FILES)
         except OSError as problem:
+            self.release()
             raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
+        except UserError:
+            self.release()
+            raise
 
-    def _open_remote(self, download: bool) -> None:
-        filesystem, path = self.open_place()
-        filesystem.create_dir(path)
-        with filesystem.open_output_stream(f"{path}/.writable") as stream:
-            stream.write(b"")
-        filesystem.delete_file(f"{path}/.writable")
-        if download:
-            self.fetch(RESUMED_FILES)
+    def _make_place(self) -> None:
+        if self._remote:
+            filesystem, path = self.open_place()
+            filesystem.create_dir(path)
+        else:
+            (self.folder / RAY).mkdir(parents=True, exist_ok=True)
+
+    def release(self) -> None:
+        """Let other commands have the folder."""
+        if self._claim:
+            self._claim.release()
+            self._claim = None
 
     def fetch(self, names: Iterable[str]) -> None:
         """Copy files that lie behind a URI, and aren't here yet, to `folder`; missing ones are left out."""
@@ -149,21 +162,24 @@ class Results:
 
     def write_json(self, name: str, data: Mapping[str, object]) -> Path:
         """Write JSON as :meth:`write` does."""
-        return self.write(name, json.dumps(data, indent=1) + "\n")
+        return self.write(name, format_json(data, indent=1) + "\n")
 
     def publish(self) -> str:
-        """Copy the folder to its place (nothing to do for a local one); returns the place."""
+        """Copy the folder to its place (nothing to do for a local one) and release it; returns the place."""
         if self._remote:
             from pyarrow import fs
 
             filesystem, path = self.open_place()
             fs.copy_files(str(self.folder), path, fs.LocalFileSystem(), filesystem)
             shutil.rmtree(self.folder)
-            return self.place
-        return str(self.folder)
+        self.release()
+        return self.place if self._remote else str(self.folder)
 
 
 def make_run_name(run: RunSpec, what: str = "") -> str:
-    """A name for the results folder: what, backbone, domain and time."""
-    parts = [what, Path(run.backbone).stem, Path(run.domain).stem, time.strftime("%Y%m%d-%H%M%S")]
+    """A name for the results folder: what, backbone, domain, time, and letters that tell it from others."""
+    first, *others = run.domain.parts
+    domain = f"{Path(first.place).stem}{f'-and-{len(others)}-more' * bool(others)}"
+    at = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    parts = [what, Path(run.backbone).stem, domain, at]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

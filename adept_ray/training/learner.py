@@ -38,7 +38,7 @@ class Learner:
     optimizer: torch.optim.Optimizer | None
     """None where there is nothing to train."""
     text: Blocks
-    """The blocks to train on, replayed ones behind the others."""
+    """The blocks to train on, those of its parts one after the other."""
     order: BlockOrder
     """Which of them come at a step."""
     alarms: Alarms = field(default_factory=Alarms)
@@ -97,12 +97,11 @@ def build_optimizer(
 
 
 def order_text(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[Blocks, BlockOrder]:
-    """The blocks to train on and the order in which they come, replayed ones among them."""
-    text = blocks["train"]
-    if not work.replay_share:
-        return text, BlockOrder(len(text), work.seed)
-    replay = blocks["replay"]
-    return join_blocks(text, replay), BlockOrder(len(text), work.seed, len(replay), work.replay_share)
+    """The blocks to train on and the order in which they come, part by part."""
+    shares = work.text_shares
+    parts = [blocks[name] for name in shares]
+    order = BlockOrder(tuple(map(len, parts)), work.seed, tuple(shares.values()))
+    return join_blocks(parts), order
 
 
 def take_step(learner: Learner, scales: Mapping[str, float], step: int, ids: Sequence[int]) -> float:

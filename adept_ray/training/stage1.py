@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ def list_layer_rows(ranking: Ranking) -> list[LayerRow]:
         {
             "layer": layer,
             "mean": mean,
-            "standard_error": error,
+            "standard_error": error if math.isfinite(error) else None,
             "sequences": sequences,
             "places": list(places),
         }

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.data.blocks import Blocks, make_shared_batches
+from adept_ray.data.blocks import Blocks, make_shared_batches, read_tokens_ahead
 from adept_ray.method.anatomy import unit_of
 from adept_ray.method.importance import limit_layers, unit_importance
 from adept_ray.method.loss import Batch
@@ -89,8 +89,7 @@ def train(
                 scales = tuning.compute_scales(state.importance, work.training)
 
             if optimizer is not None:
-                ids = learner.order.list_batch(work.steps_before + state.step, work.blocks_per_step)
-                state.loss = take_step(learner, scales, state.step, ids)
+                state.loss = take_step(learner, scales, state.step, list_step_blocks(learner, state.step))
             state.step += 1
             callbacks.progress(state.step, work.steps)
 
@@ -167,6 +166,13 @@ def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Block
     metrics["scales"] = average_scales(scales) if tuning.rated else {}
     metrics["trained_parameters"] = sum(p.numel() for p in tuning.parameters.values())
     return metrics
+
+
+def list_step_blocks(learner: Learner, step: int) -> list[int]:
+    """Ids of the blocks of a step (from 0). Those of the next step are read in the background."""
+    work, place = learner.work, learner.work.steps_before + step
+    read_tokens_ahead(learner.text, learner.order.list_batch(place + 1, work.blocks_per_step))
+    return learner.order.list_batch(place, work.blocks_per_step)
 
 
 def needs_measuring(learner: Learner, state: TrainState) -> bool:

@@ -12,6 +12,8 @@ from adept_ray.data.loading import Backbone
 from adept_ray.method.activations import LayerSeparation
 from adept_ray.method.fit import PLAIN, Fit
 
+ONE_PART_EACH = {"domain": {"train": 1.0}, "general": {"replay": 1.0}}
+
 
 @dataclass(frozen=True)
 class ProbeWork:
@@ -44,7 +46,8 @@ class LayerRow(TypedDict):
 
     layer: int
     mean: float
-    standard_error: float
+    standard_error: float | None
+    """None with a single sequence."""
     sequences: int
     """Sequences of the probe that it was measured on."""
     places: list[int]
@@ -104,13 +107,21 @@ class TrainWork:
     """How it is made to fit into the workers' memories."""
     steps_before: int = 0
     """Steps of the trainings that it goes on from: the text goes on where it was."""
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: ONE_PART_EACH)
+    """Side → name of the blocks of each of its parts to train on → its share of the side's tokens."""
     text_returns: bool = False
     """Whether trainings after it have the same batches, so that what is kept of these is of use."""
 
     @property
-    def replay_share(self) -> float:
-        """Share of general text in the training text."""
-        return 1.0 if self.training.text == "general" else self.training.replay
+    def text_shares(self) -> dict[str, float]:
+        """Name of the blocks of each part of the training text → its share; parts without one are left out.
+
+        General text that is mixed in is one part more, or several, behind those of the domain.
+        """
+        general = self.training.general_share
+        sides = {"domain": 1.0 - general, "general": general}
+        shares = {name: sides[side] * share for side in sides for name, share in self.parts[side].items()}
+        return {name: share for name, share in shares.items() if share}
 
     @property
     def blocks_per_step(self) -> int:

@@ -15,7 +15,8 @@ CHANGEABLE = (
 )
 FITTING = "micro_batch workers min_workers gpus_per_worker activation_checkpointing sharding compile"
 UNPROBED = (
-    "domain remeasure_tokens test_tokens general_tasks domain_tasks task_items score compile"  # by probe.py
+    "domain domain_column domain_filter remeasure_tokens test_tokens general_tasks domain_tasks task_items "
+    "score compile"  # by probe.py
 )
 SIZE = "seq_len probe_tokens remeasure_tokens validation_tokens test_tokens trials tokens_per_trial reports"
 COMMAND = "json_lines resume more_trials report_only comparison"

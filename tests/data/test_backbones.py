@@ -25,7 +25,15 @@ from adept_ray.config.places import default_cache
 from adept_ray.data import assets, backbones, hub, loading
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.gguf import MANIFEST
-from adept_ray.data.loading import borrow, build_outline, load_config, load_model, load_tokenizer
+from adept_ray.data.loading import (
+    borrow,
+    build_outline,
+    check_tokenizer,
+    check_weights,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.expansion import expand, export
 
@@ -152,6 +160,91 @@ def test_a_missing_shard_is_named(folder, tmp_path):
 # --- loading --------------------------------------------------------------------------------------
 
 
+def test_an_adapter_is_told_as_one(folder, tmp_path):
+    """transformers would load it with the weights, and save it in their place; alone it is no model."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    told = r"it holds an adapter of some/base \(adapter_config\.json\).* merge_and_unload"
+    with pytest.raises(UserError, match=told):
+        resolve_backbone(str(folder), tmp_path)
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("not JSON")
+    with pytest.raises(UserError, match=r"it holds an adapter \(adapter_config\.json\)"):
+        resolve_backbone(str(folder), tmp_path)
+
+
+def test_settings_of_generation_are_part_of_a_backbone(folder, tmp_path):
+    """They are exported with it: others make another one, and broken ones are named."""
+    before = resolve_backbone(str(folder), tmp_path).fingerprint
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
+    assert resolve_backbone(str(folder), tmp_path).fingerprint != before
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json: not valid JSON"):
+        resolve_backbone(str(folder), tmp_path)
+
+
+def edit_config(folder, **changes):
+    """Change a folder's config."""
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | changes))
+
+
+def test_weights_that_no_layer_takes_are_refused(folder):
+    """transformers would pass them over: of a model of four layers three would be left."""
+    edit_config(folder, num_hidden_layers=3)
+    with pytest.raises(
+        UserError, match=r"has no place for \d+ tensors of the weights, such as model\.layers\.3\."
+    ):
+        check_weights(local_backbone(folder))
+
+
+def test_weights_of_other_shapes_are_refused_unread(folder):
+    """What is wrong is in the sentence, both shapes among it."""
+    edit_config(folder, intermediate_size=64)
+    with pytest.raises(
+        UserError, match=r"_proj\.weight has the shape \d+ × \d+ in the weights and .*64.* by config"
+    ):
+        check_weights(local_backbone(folder))
+
+
+def test_a_config_with_a_wrong_value_is_one_sentence(folder):
+    """Whatever the library raises: here its own error of a strict field."""
+    edit_config(folder, rms_norm_eps=1)
+    with pytest.raises(
+        UserError, match=r"its config can't be read: .*'rms_norm_eps' expected float, got int"
+    ):
+        load_config(local_backbone(folder))
+
+
+@pytest.mark.parametrize(
+    "fault", [KeyError("fault"), AttributeError("fault"), ImportError("no fault"), Exception()]
+)
+def test_whatever_a_library_raises_is_input(folder, monkeypatch, fault):
+    """The sentence keeps the point, and the class where there is none."""
+
+    def stumble(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", stumble)
+    told = str(fault) or "Exception"
+    with pytest.raises(UserError, match=f"its tokenizer can't be loaded: .*{told}") as refused:
+        load_tokenizer(local_backbone(folder))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("added", [{"eos_token": "<end>"}, {"additional_special_tokens": ["<drug>"]}])
+def test_a_tokenizer_beyond_the_embeddings_is_refused(folder, added):
+    """Whether a text has that word or not: the first one that has it would end the run."""
+    tokenizer = load_tokenizer(local_backbone(folder))
+    size = len(tokenizer)
+    check_tokenizer(local_backbone(folder), size)
+    tokenizer.add_special_tokens(added)
+    tokenizer.save_pretrained(folder)
+    (word,) = added.get("additional_special_tokens", [added.get("eos_token")])
+    end = ", its EOS token" if "eos_token" in added else ""
+    with pytest.raises(UserError, match=rf"up to number {size} \('{word}'{end}\).* end at {size - 1}: "):
+        check_tokenizer(local_backbone(folder), size)
+
+
 def test_a_model_comes_ready_for_measuring(tiny):
     """Eval mode, no key-value cache, the dtype asked for, the saved weights."""
     model = load_model(local_backbone(tiny))
@@ -273,7 +366,7 @@ def test_trusted_code_names_the_backbone(tmp_path):
     (folder / "modeling_own.py").write_text("raise KeyError('a fault')")
     after = names()
     assert len({*before, *after}) == 3 and before[0] == after[0]
-    with pytest.raises(UserError, match="its config can't be read: 'a fault'"):
+    with pytest.raises(UserError, match="its config can't be read: KeyError 'a fault'"):
         load_config(local_backbone(folder, trusted=True))
 
 

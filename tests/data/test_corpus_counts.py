@@ -21,10 +21,10 @@ def test_every_document_is_counted_where_it_belongs(tmp_path):
     texts = [f"{text} {text.lower()}" for text in documents(20)]
     general = write("general", texts[:5])
     domain = write("domain", [*texts, f"  {texts[9]}\n", "", None], [texts[9], texts[3], f"{texts[7]} So é."])
-    plan = PackingPlan(domain, DOMAIN_SPLITS, None, 32, 0, general)
+    plan = PackingPlan(domain, DOMAIN_SPLITS, None, 32, 0, (general,))
     size = max(len(text.encode()) for text in texts)
-    expected = {"documents": 24, "repeated": 3, "in_general": 5, "near": 0, "longest": size}
+    expected = {"documents": 24, "repeated": 3, "in_earlier": 5, "near": 0, "longest": size}
     found = count_documents(plan, tmp_path)
     assert found | {"longest": 0} == expected | {"longest": 0} and found["longest"] >= size
-    near = PackingPlan(domain, DOMAIN_SPLITS, None, 32, 0, general, near_duplicates=0.9)
+    near = PackingPlan(domain, DOMAIN_SPLITS, None, 32, 0, (general,), near_duplicates=0.9)
     assert count_documents(near, tmp_path) == found | {"near": 1}

@@ -17,13 +17,14 @@ from adept_ray.data import corpora, documents
 from adept_ray.data.corpora import CORPORA, resolve_corpus
 from adept_ray.data.corpus_texts import load_generators, parse_hpo
 from adept_ray.data.documents import write_corpus
+from adept_ray.data.row_texts import TextRecipe
 
 
 def texts(corpus) -> list[str]:
     return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
 
 
-def refused(source: Path | str, tmp_path: Path, column: str = "text") -> str:
+def refused(source: Path | str, tmp_path: Path, column: str | TextRecipe = "text") -> str:
     """What the user is told about a corpus that can't be used: one sentence, and nothing is left behind."""
     with pytest.raises(UserError) as caught:
         resolve_corpus(str(source), column, tmp_path / "cache")
@@ -43,7 +44,7 @@ def put(path: Path, *rows: object) -> Path:
 
 
 def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
-    """A folder is searched recursively; other kinds of files and hidden ones are left out."""
+    """A folder is searched recursively; other kinds of files and hidden ones are left out, and named."""
     root = tmp_path / "corpus"
     put(root / "a.jsonl", {"text": "eins"}, {"text": " "}, {"text": None}, {"text": "zwei — ü"})
     (root / "b").mkdir()
@@ -53,11 +54,12 @@ def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
         pa.table({"id": [1, 2], "text": pa.array(["fünf", None], pa.large_string())}), root / "c.parquet"
     )
     (root / "d.txt").write_bytes(b"\xef\xbb\xbfsechs\r\nnoch sechs\r\n \r\nsieben\n\n\nacht")
-    (root / "notes.md").write_text("no")
+    (root / "README.md").write_text("no")
     put(root / ".ipynb_checkpoints" / "a.jsonl", {"text": "no"})
     corpus = resolve_corpus(str(root), "text", tmp_path / "cache")
     expected = ["eins", "zwei — ü", "drei", "vier", "fünf", "sechs\r\nnoch sechs", "sieben", "acht"]
     assert texts(corpus) == expected
+    assert corpus.omitted == "left out: README.md, 1 hidden file"
     assert corpus.name == "corpus" and all(path.is_absolute() for path in corpus.files)
 
 
@@ -74,6 +76,66 @@ def test_the_fingerprint_names_the_content(tmp_path):
     prints["column"] = resolve_corpus(str(sources["same"]), "body", cache).fingerprint
     assert prints["same"] == prints.pop("renamed")
     assert len(set(prints.values())) == len(prints)
+
+
+def test_the_fingerprint_of_a_plain_column_stays(tmp_path):
+    """Corpora in caches, and results made from them, are found again by this version."""
+    source = put(tmp_path / "a.jsonl", {"text": "one", "body": "two"})
+    prints = [
+        resolve_corpus(str(source), column, tmp_path / "cache").fingerprint for column in ("text", "body")
+    ]
+    assert prints == ["8696b0d8220d674d", "8e4115dadb6eb94a"]
+
+
+ROWS = [
+    {"q": "one?", "a": {"text": "yes"}, "lang": "en"},
+    {"q": "zwei?", "a": {"text": "ja"}, "lang": "de"},
+    {"q": None, "a": None, "lang": "en"},
+    {"q": "three?", "a": None, "lang": "en"},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_become_text_by_a_template_and_a_filter(kind, tmp_path):
+    """Whatever the kind of file: structs are reached into, and rows without text are left out."""
+    source = put(tmp_path / "a.jsonl", *ROWS)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), source := tmp_path / "a.parquet")
+    recipe = TextRecipe("{q} {a.text}", "lang == 'en'")
+    corpus = resolve_corpus(str(source), recipe, tmp_path / "cache")
+    assert texts(corpus) == ["one? yes", "three?"]
+    assert corpus.fingerprint != resolve_corpus(str(source), recipe.column, tmp_path / "cache").fingerprint
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        (TextRecipe("{q} {aa}"), "1: no column 'aa'; did you mean a?"),
+        (TextRecipe("q", "score > 1"), "1: no column 'score'; there are: a, lang, q (the filter names it"),
+        (TextRecipe("q", "q > 1"), "1: the filter can't compare q = 'one?' (a text) with 1 (a number)"),
+        (TextRecipe("q", "lang == 'fr'"), ": no row with text meets the filter lang == 'fr'"),
+        (TextRecipe("a"), "1: column 'a' holds a struct; give one of its columns: a.text"),
+    ],
+    ids=lambda value: value.column + value.filter if isinstance(value, TextRecipe) else "",
+)
+def test_a_recipe_that_does_not_fit_is_refused(kind, recipe, sentence, tmp_path):
+    """The sentence names file and row, and what would be right."""
+    source = put(tmp_path / "a.jsonl", *ROWS)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), source := tmp_path / "a.parquet")
+    said = refused(source, tmp_path, recipe)
+    assert said.startswith(str(source)) and sentence in said
+
+
+def test_files_without_columns_are_text(tmp_path):
+    """A .txt file beside others is read whatever their column is; a filter may look at its text."""
+    put(tmp_path / "corpus" / "a.jsonl", {"body": "a body", "text": "of another kind"})
+    (tmp_path / "corpus" / "b.txt").write_text("one\n\ntwo")
+    cache, root = tmp_path / "cache", str(tmp_path / "corpus")
+    assert texts(resolve_corpus(root, "body", cache)) == ["a body", "one", "two"]
+    assert texts(resolve_corpus(root, TextRecipe("body", "'o' in text"), cache)) == ["a body", "one", "two"]
+    assert texts(resolve_corpus(root, TextRecipe("body", "'w' in text"), cache)) == ["two"]
 
 
 def test_a_corpus_is_normalised_once(tmp_path, monkeypatch):
@@ -117,7 +179,7 @@ BROKEN = {
     "half.jsonl": (b'{"text": "\\ud83d"}', r"half.jsonl, line 1: .* surrogate"),
     "empty.jsonl": (b"", r"empty.jsonl: the file is empty"),
     "blank.txt": (b" \n\n\t\n", r"blank.txt: holds no documents"),
-    "table.csv": (b"text\nfine\n", r"table.csv: not a supported kind of file; supported: .jsonl, "),
+    "table.xls": (b"text\nfine\n", r"table.xls: not a supported kind of file; supported: .jsonl, "),
 }
 
 
@@ -141,7 +203,7 @@ def test_parquet_columns_are_checked(tmp_path):
     pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
     assert refused(tmp_path / "a.parquet", tmp_path).endswith("no column 'text'; there are: body, id")
     assert refused(tmp_path / "a.parquet", tmp_path, "id").endswith(
-        "column 'id' must hold strings, not int64"
+        "a.parquet, row 1: column 'id' must hold strings, not int"
     )
 
 

@@ -12,12 +12,14 @@ import pytest
 from hub_stand_in import STRANGER
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import hub_corpora
-from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
+from adept_ray.data import corpora, hub_corpora
+from adept_ray.data.archives import Members, ZipReader
+from adept_ray.data.corpora import RemoteOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
-from adept_ray.data.hub_corpora import HubSource, flatten_value, sample_documents
-from adept_ray.data.opening import open_sequential
-from adept_ray.data.rows import Members, ZipReader, sample_rows
+from adept_ray.data.hub_corpora import HubSource, sample_documents
+from adept_ray.data.opening import locate_content
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import sample_rows
 
 MEDICINE = "BAAI/IndustryInstruction_Health-Medicine"
 
@@ -200,9 +202,10 @@ def test_a_local_archive_is_read_by_the_same_reader(tmp_path):
     (tmp_path / "a.zip").write_bytes(
         zipped({"a/long.txt": long, "a/rows.jsonl": '{"text": "row"}', "b.md": "no"})
     )
-    reader = ZipReader(str(tmp_path / "a.zip"), "a.zip", Members("a/*"))
+    content = locate_content(str(tmp_path / "a.zip"))
+    reader = ZipReader(content, members=Members("a/*"))
     assert sorted(row["text"] for _, row in sample_rows([reader], ["text"], "0")) == sorted([long, "row"])
-    with open_sequential(str(tmp_path / "a.zip")) as file:
+    with content.open_sequential() as file:
         assert file.read(2) == b"PK"
 
 
@@ -212,8 +215,59 @@ def test_chat_turns_and_answer_options_become_text():
         "options": {"A": "so", "B": None},
         "turns": [{"from": "human", "value": "hi"}, {"content": "hello"}],
     }
-    assert flatten_value(row, "options", "") == "A. so"
-    assert flatten_value(row, "turns", "") == "hi\nhello"
+    assert HubSource("o/n", ("options",)).recipe.read("", row) == "A. so"
+    assert HubSource("o/n", ("turns", "options")).recipe.read("", row) == "hi\nhello\nA. so"
+
+
+ROWS = [
+    {"chat": [{"from": "human", "value": f"hi {at}"}], "meta": {"lang": "de" if at % 2 else "en"}, "at": at}
+    for at in range(60)
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_is_read_as_somebody_asks(hub, kind, tmp_path):
+    """By a template and a filter, of which only the columns are read; they are part of its name."""
+    hub.put("o/n", {f"train.{kind}": lines(ROWS) if kind == "jsonl" else parquet(ROWS)})
+    recipe = TextRecipe("{at}: {chat[0].value}", "meta.lang == 'en' and at < 10")
+    found = resolve_corpus("o/n", recipe, tmp_path)
+    assert sorted(texts(found)) == [f"{at}: hi {at}" for at in range(0, 10, 2)]
+    chats = resolve_corpus("o/n", "chat", tmp_path)
+    assert sorted(texts(chats)) == sorted(f"hi {at}" for at in range(60))
+    assert found.fingerprint != chats.fingerprint
+
+
+def test_the_name_of_a_hub_corpus_stays(tmp_path):
+    """Results that were made from a plain column, or from a preset, go on with their text."""
+    sources = [
+        (HubSource("o/n", ("text",), given=TextRecipe()),),
+        (HubSource("o/n", ("text",), given=TextRecipe(filter="a == 1")),),
+        CORPORA["medical-paper"].hub,
+    ]
+    names = [
+        name_content(RemoteOrder(each, ("a", "b", "c")[: len(each)], 1000, tmp_path)) for each in sources
+    ]
+    assert names[0] == "bfe73287e5752d45" and names[2] == "a1357b36755eb638" and names[1] != names[0]
+
+
+def test_a_struct_of_somebody_elses_is_not_printed(hub, tmp_path):
+    """Answer options are lines of a preset; anyone else says which column is meant."""
+    hub.put("o/n", {"train.jsonl": lines([{"options": {"A": "so", "B": "not"}}])})
+    assert refused("o/n", tmp_path, "options") == (
+        "hub dataset o/n, line 1: column 'options' holds a struct; give one of its columns: options.A, "
+        "options.B"
+    )
+
+
+def test_a_rare_filter_is_not_waited_for_in_the_check(hub, tmp_path, monkeypatch):
+    """Only the first rows are looked at before the plan is known; what is wrong with them is said there."""
+    hub.put("o/n", {"train.jsonl": lines([*ROWS, {**ROWS[0], "at": 60}])})
+    monkeypatch.setattr(hub_corpora, "CHECKED_ROWS", 5)
+    corpus = find_corpus("o/n", TextRecipe("{at}", "at == 60"), tmp_path)
+    fill_corpus(corpus)
+    assert texts(corpus) == ["60"]
+    with pytest.raises(UserError, match="no row with text meets the filter at == 61"):
+        fill_corpus(find_corpus("o/n", TextRecipe("{at}", "at == 61"), tmp_path))
 
 
 # --- without the hub, and with a hub out of order ---------------------------------------------------
@@ -282,22 +336,22 @@ def test_what_is_wrong_with_a_dataset_is_said_of_its_first_row(hub, tmp_path):
         "o/gone", tmp_path
     )
     hub.put("o/n", {"train.jsonl": lines([{"id": 1, "body": "x"}])})
-    assert refused("o/n", tmp_path) == "hub dataset o/n, row 1: no column 'text'; there are: body, id"
-    assert refused("o/n", tmp_path, "id").endswith("row 1: column 'id' must hold strings, not int")
+    assert refused("o/n", tmp_path) == "hub dataset o/n, line 1: no column 'text'; there are: body, id"
+    assert refused("o/n", tmp_path, "id").endswith("line 1: column 'id' must hold strings, not int")
     hub.put("o/p", {"train.parquet": parquet([{"id": 1, "body": "x"}])})
     assert refused("o/p", tmp_path) == "hub dataset o/p, row 1: no column 'text'; there are: body, id"
     hub.put("o/test", {"test.jsonl": lines([{"text": "x"}])})
     assert "no split 'train'; there are: test" in refused("o/test", tmp_path)
     hub.put("o/bad", {"train.jsonl": b"{\n"})
-    assert refused("o/bad", tmp_path) == "hub dataset o/bad, row 1: not valid JSON"
+    assert refused("o/bad", tmp_path).startswith("hub dataset o/bad, line 1: not valid JSON at column 1: ")
     hub.put("o/empty", {"README.md": b"nothing"})
     assert refused("o/empty", tmp_path).startswith("hub dataset o/empty: can't be streamed: ")
 
 
 def test_a_filter_that_leaves_nothing_is_refused(hub):
-    """It names the column and the value; a column that isn't there is named with those that are."""
+    """It names the filter; a column that isn't there is named with those that are."""
     commit = hub.put("o/n", {"train.jsonl": lines([{"text": "x", "lang": "zh"}])}).commit
-    with pytest.raises(UserError, match="o/n: no row has lang = en"):
+    with pytest.raises(UserError, match="o/n: no row with text meets the filter lang == 'en'"):
         take(HubSource("o/n", keep=(("lang", "en"),)), commit)
     with pytest.raises(UserError, match="no column 'tongue'; there are: lang, text"):
         take(HubSource("o/n", keep=(("tongue", "en"),)), commit)
@@ -306,7 +360,22 @@ def test_a_filter_that_leaves_nothing_is_refused(hub):
 def test_a_bad_archive_is_one_sentence(hub):
     """No zip at all, and a member that isn't UTF-8, which is named."""
     commit = hub.put("o/n", {"no.zip": b"no archive", "bad.zip": zipped({"a.txt": b"\xff"})}).commit
-    with pytest.raises(UserError, match="hub dataset o/n: can't be streamed: File is not a zip file"):
+    with pytest.raises(UserError, match=r"hub dataset o/n, no\.zip: truncated or damaged zip file"):
         take(HubSource("o/n", archive="no.zip"), commit)
-    with pytest.raises(UserError, match=r"hub dataset o/n, bad\.zip, a\.txt: byte 1 is not UTF-8"):
+    with pytest.raises(UserError, match=r"hub dataset o/n, bad\.zip, a\.txt: byte 1 \(0xff\) is not UTF-8"):
         take(HubSource("o/n", archive="bad.zip"), commit)
+
+
+def test_a_mark_means_the_hub_where_a_folder_has_the_name(tmp_path, monkeypatch):
+    """A folder here comes before a dataset of its name, unless hf: stands before it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "a.txt").write_text("one\n\ntwo\n")
+    asked = []
+    monkeypatch.setattr(corpora, "_order_remote", lambda sources, *_: asked.append(sources))
+    monkeypatch.setattr(corpora, "_name_order", lambda *_: None)
+    assert corpora.find_corpus("owner/name", "text", tmp_path / "cache").name == "name"
+    corpora.find_corpus("hf:owner/name:part", "text", tmp_path / "cache")
+    assert [repr(each) for each in asked] == [repr((HubSource("owner/name", ("text",), "part"),))]
+    with pytest.raises(UserError, match=r"hf:boolq: a hub dataset is written hf:owner/name:config"):
+        corpora.find_corpus("hf:boolq", "text", tmp_path / "cache")

@@ -29,7 +29,7 @@ def find(tmp_path):
         return CorpusFiles((path,), name, name, "")
 
     def find(texts, similarity, others=(), name="texts"):
-        apart_from = make("others", others) if others else None
+        apart_from = [make("others", others)] if others else []
         found = find_near_duplicates(make(name, texts), apart_from, similarity, tmp_path / "cache")
         assert (np.sort(found) == found).all()
         named = {digest_text(text): text for text in texts}

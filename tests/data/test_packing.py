@@ -1,7 +1,9 @@
 """Corpora to blocks: every document in one split, whole, in an order that only content and seed decide."""
 
+import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import packing
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.cutting import count_token_bytes, cut_blocks
 from adept_ray.data.held_out import decode_documents, read_split
 from adept_ray.data.near_duplicates import find_near_duplicates
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
@@ -91,16 +94,18 @@ def domain(place, general):
     files = resolved(place, "domain", DOMAIN + DOMAIN[::3])
     with pytest.MonkeyPatch.context() as patch:
         in_buckets(files, patch, 3)
-        return build(place, files, DOMAIN_SPLITS, apart_from=resolved(place, "general", GENERAL))
+        return build(place, files, DOMAIN_SPLITS, apart_from=(resolved(place, "general", GENERAL),))
+
+
+def load(made, split):
+    """All blocks of a split, in memory."""
+    return made.open_split(split, 0, SEQ_LEN, "x").read()
 
 
 def streams(made, split):
     """The text of a split, one stream a bucket."""
-    table = pq.read_table(made.folder / split).sort_by([("bucket", "ascending"), ("row", "ascending")])
-    result = {}
-    for bucket, tokens in zip(table["bucket"].to_pylist(), table["tokens"].to_pylist(), strict=True):
-        result.setdefault(bucket, []).extend(tokens)
-    return [TOKENIZER.decode(tokens) for tokens in result.values()]
+    ends = np.cumsum([shard.blocks for shard in made.shards[split]])
+    return [TOKENIZER.decode(part.ravel()) for part in np.split(load(made, split).tokens, ends[:-1])]
 
 
 def found(made, corpus_texts):
@@ -122,8 +127,42 @@ def found(made, corpus_texts):
 
 def everything(made):
     """All tokens and bytes of all splits, in order."""
-    loaded = [made.load(split, 0, SEQ_LEN, "x") for split in made.splits]
-    return [(blocks.tokens.tolist(), blocks.bytes.tolist()) for blocks in loaded]
+    loaded = [load(made, split) for split in made.splits]
+    return [(blocks.tokens.tolist(), blocks.bytes.tolist(), blocks.starts.tolist()) for blocks in loaded]
+
+
+def pack_plainly(texts, splits, buckets, left_out=()):
+    """What :func:`everything` should be, document by document, from nothing but the texts (seed 0)."""
+    digests = {hashlib.sha256(text.strip().encode()).digest(): text.strip() for text in texts}
+    digests = {d: text for d, text in digests.items() if text not in {each.strip() for each in left_out}}
+    keys = {d: hashlib.sha256(b"0:" + d).digest() for d in digests}
+    total, packed = sum(splits.values()), []
+    for number, split in enumerate(splits):
+        begin = sum(list(splits.values())[:number]) / total
+        rows = []
+        for bucket in range(buckets):
+            stream = []
+            for digest in sorted(digests, key=keys.get):
+                draw = int.from_bytes(keys[digest][:8], "big") / 2**64
+                if int.from_bytes(digest[:4], "big") % buckets != bucket or not (
+                    begin <= draw < begin + splits[split] / total
+                ):
+                    continue
+                ids = TOKENIZER(digests[digest], add_special_tokens=False).input_ids
+                sizes = [lead_bytes([token]) for token in ids]
+                stream += zip(
+                    [*ids, TOKENIZER.eos_token_id], [*sizes, 0], [True] + len(ids) * [False], strict=True
+                )
+            rows += [stream[at : at + SEQ_LEN] for at in range(0, len(stream) - SEQ_LEN + 1, SEQ_LEN)]
+        tokens, sizes, starts = ([[place[part] for place in row] for row in rows] for part in range(3))
+        packed.append((tokens, [row[1:] for row in sizes], starts))
+    return packed
+
+
+def test_blocks_are_those_of_plain_packing(general, domain):
+    """Every token, byte count and start, in its place, whatever the files and however they are read."""
+    assert everything(general) == pack_plainly(GENERAL, GENERAL_SPLITS, 1)
+    assert everything(domain) == pack_plainly(DOMAIN + DOMAIN[::3], DOMAIN_SPLITS, 3, GENERAL)
 
 
 def test_blocks_hold_the_documents_joined_by_eos(place, general):
@@ -133,7 +172,7 @@ def test_blocks_hold_the_documents_joined_by_eos(place, general):
         assert len(held) == len(set(held))
         assert len(held) - general.splits[split]["documents"] in (-1, 0)  # the one cut off, see found
     lengths = [len(TOKENIZER(text.strip()).input_ids) + 1 for text in GENERAL]
-    kept = sum(len(blocks) * SEQ_LEN for blocks in (general.load(s, 0, SEQ_LEN, "x") for s in general.splits))
+    kept = sum(len(blocks) * SEQ_LEN for blocks in (load(general, s) for s in general.splits))
     assert 0 <= sum(lengths) - kept < SEQ_LEN * len(general.splits)
     assert any(text.startswith("naïve 😀🚀 end (") for held in texts.values() for text in held)
 
@@ -142,7 +181,7 @@ def test_every_block_is_full(general, domain):
     """A block has exactly seq_len tokens, and as many blocks are loaded as the manifest says."""
     for made in (general, domain):
         for split, counts in made.splits.items():
-            blocks = made.load(split, 0, SEQ_LEN, "x")
+            blocks = load(made, split)
             assert (
                 blocks.tokens.shape == (counts["blocks"], SEQ_LEN) and len(blocks.bytes) == counts["blocks"]
             )
@@ -175,7 +214,7 @@ def test_a_split_is_read_again_as_it_was_packed(place, general, domain, side):
     plans = {
         "general": PackingPlan(known, GENERAL_SPLITS, None, SEQ_LEN, 0),
         "domain": PackingPlan(
-            resolved(place, "domain", DOMAIN + DOMAIN[::3]), DOMAIN_SPLITS, None, SEQ_LEN, 0, known
+            resolved(place, "domain", DOMAIN + DOMAIN[::3]), DOMAIN_SPLITS, None, SEQ_LEN, 0, (known,)
         ),
     }
     made, texts = {"general": (general, GENERAL), "domain": (domain, DOMAIN)}[side]
@@ -184,7 +223,7 @@ def test_a_split_is_read_again_as_it_was_packed(place, general, domain, side):
         assert set(packed) <= read
         cut_off = len(streams(made, split))  # the end of each
         assert 0 <= len(read) - len(packed) <= cut_off
-        decoded = decode_documents(made.load(split, 0, SEQ_LEN, "x"), TOKENIZER)
+        decoded = decode_documents(load(made, split), TOKENIZER)
         assert len(decoded) == made.splits[split]["documents"]
         assert len(set(decoded) - read) <= cut_off
 
@@ -193,7 +232,7 @@ def test_near_duplicates_are_left_out_on_request(place):
     """Of two documents that differ in a word one is packed, and their split is read again like that."""
     texts = [f"{text} {text.lower()}" for text in GENERAL[:30]]
     files = in_files(place, "near", [[*texts, *(f"{text} So." for text in texts)]])
-    near = find_near_duplicates(files, None, 0.8, place / "cache")
+    near = find_near_duplicates(files, (), 0.8, place / "cache")
     assert len(near) >= len(texts)
     made = build(place, files, near_duplicates=0.8)
     assert made.fingerprint != build(place, files).fingerprint
@@ -208,10 +247,10 @@ def test_near_duplicates_are_left_out_on_request(place):
 def test_the_same_file_as_both_leaves_nothing_to_learn(place, general):
     """A corpus given as general and as domain is refused, for all of it is already general."""
     files = resolved(place, "general", GENERAL)
-    made = build(place, files, DOMAIN_SPLITS, apart_from=files)
+    made = build(place, files, DOMAIN_SPLITS, apart_from=(files,))
     assert {counts["documents"] for counts in made.splits.values()} == {0}
     with pytest.raises(UserError, match="too small"):
-        made.load("train", SEQ_LEN, SEQ_LEN, "general")
+        made.open_split("train", SEQ_LEN, SEQ_LEN, "general")
 
 
 def test_order_files_and_repetitions_do_not_matter(place, domain, monkeypatch):
@@ -219,7 +258,7 @@ def test_order_files_and_repetitions_do_not_matter(place, domain, monkeypatch):
     texts = [f"  {text}\n" for text in reversed(DOMAIN)]
     files = in_files(place, "scattered", [texts[:7] + texts[50:], texts[:50], texts[90:110]])
     in_buckets(files, monkeypatch, 3)
-    made = build(place, files, DOMAIN_SPLITS, apart_from=in_files(place, "g", [GENERAL[::-1]]))
+    made = build(place, files, DOMAIN_SPLITS, apart_from=(in_files(place, "g", [GENERAL[::-1]]),))
     assert made.fingerprint != domain.fingerprint
     assert everything(made) == everything(domain)
 
@@ -238,52 +277,63 @@ def test_a_second_call_reads(place, general, monkeypatch):
 
 
 def test_a_half_written_folder_is_built_again(place, general):
-    """Without its manifest, the last file written, a folder is never read but replaced by the same blocks."""
-    before = everything(general)
-    (general.folder / packing.MANIFEST).unlink()
-    (general.folder / "probe" / "rest.parquet").write_bytes(b"half a file")
+    """Without its manifest, the last file written, a folder is never read but filled with the same blocks."""
+    before, folder = everything(general), Path(general.place)
+    (folder / packing.MANIFEST).unlink()
+    (folder / general.shards["probe"][0].name).write_bytes(b"half a file")
     again = build(place, resolved(place, "general", GENERAL))
     assert again == general and everything(again) == before
-    assert [path.name for path in general.folder.parent.glob(".*")] == []  # no scratch folder stays behind
+    assert list(folder.rglob(".*")) == []  # nothing half-written stays behind
 
 
 @pytest.mark.parametrize("harm", ["cut off", "missing"])
 def test_a_set_that_is_not_whole_is_built_again(place, general, harm):
     """A file that is missing or shorter than the manifest says is noticed, and the line names the folder."""
     before, said = everything(general), []
-    victim = next(path for path in sorted(general.folder.rglob("*.parquet")) if path.stat().st_size > 100)
+    victim = Path(general.place) / general.shards["test"][0].name
     victim.write_bytes(victim.read_bytes()[:-1]) if harm == "cut off" else victim.unlink()
     again = build(place, resolved(place, "general", GENERAL), say=said.append)
     assert again == general and everything(again) == before
-    assert said == [f"token blocks in {general.folder} aren't whole and are built again"]
+    assert said == [f"token blocks in {general.place} aren't whole and are built again"]
 
 
 def test_blocks_are_shared_by_way_of_a_bucket(place, general, s3, monkeypatch):
-    """Another machine reads what one has built; half a set in the bucket is built again."""
+    """Another machine reads what one has built, and copies no more than that; half a set is built again."""
     s3.create_bucket(Bucket="shared")
     files, said = resolved(place, "general", GENERAL), []
     shared = {"shared": "s3://shared/cache", "say": said.append}
-    built = build(place, files, cache="cache1", **shared)
+
+    def be_machine(name):
+        monkeypatch.setenv("ADEPT_RAY_CACHE", str(place / name))
+
+    be_machine("machine1")
+    built = build(place, files, **shared)
     assert everything(built) == everything(general)
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket="shared")["Contents"]]
     assert not any("staging" in name and not name.endswith("/") for name in names)
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_write_blocks", None)
-        assert everything(build(place, files, cache="cache2", **shared)) == everything(general)
-    victim = next(name for name in names if name.endswith(".parquet"))
+        be_machine("machine2")
+        again = build(place, files, **shared)
+        assert load(again, "probe").tokens.tolist() == everything(general)[0][0]
+        assert {file.parent.name for file in (place / "machine2").rglob("*.blocks")} == {"probe"}
+        assert everything(again) == everything(general)
+    victim = next(name for name in names if name.endswith(".blocks"))
     s3.put_object(Bucket="shared", Key=victim, Body=b"half")
     assert said == []
-    assert everything(build(place, files, cache="cache3", **shared)) == everything(general)
+    be_machine("machine3")
+    assert everything(build(place, files, **shared)) == everything(general)
     assert len(said) == 1 and said[0].startswith("token blocks in s3://shared/cache/blocks/")
     monkeypatch.setattr(packing, "_write_blocks", None)
-    assert everything(build(place, files, cache="cache4", **shared)) == everything(general)
+    be_machine("machine4")
+    assert everything(build(place, files, **shared)) == everything(general)
 
 
 def test_a_corpus_too_small_says_what_it_needs(general):
     """The message names corpus and split, its share, what there is and what would do."""
     have = general.splits["validation"]["blocks"] * SEQ_LEN
     with pytest.raises(UserError) as problem:
-        general.load("validation", have + 1, SEQ_LEN, "notes")
+        general.open_split("validation", have + 1, SEQ_LEN, "notes")
     text = str(problem.value)
     assert "'notes'" in text and "validation split (20% of the documents)" in text
     holds, needed, enough = map(
@@ -302,7 +352,7 @@ def lead_bytes(tokens):
 def test_bytes_are_those_of_predicted_tokens(general):
     """All tokens of a block but the first count the UTF-8 bytes of the text that they stand for."""
     for split in general.splits:
-        blocks = general.load(split, 0, SEQ_LEN, "x")
+        blocks = load(general, split)
         sizes = [[lead_bytes([token]) for token in row[1:]] for row in blocks.tokens.tolist()]
         assert blocks.bytes.tolist() == sizes
         assert general.splits[split]["bytes"] == blocks.bytes.sum() == blocks.document_bytes.sum()
@@ -310,7 +360,7 @@ def test_bytes_are_those_of_predicted_tokens(general):
 
 def test_a_documents_pieces_are_put_together(general):
     """Numbered in the text's order, a document has its own tokens and no other, however blocks cut it."""
-    blocks = general.load("validation", 0, SEQ_LEN, "x")
+    blocks = load(general, "validation")
     texts = TOKENIZER.decode(blocks.tokens.ravel()).split(EOS)
     assert len(texts) > 5 and max(map(len, texts)) > 4 * SEQ_LEN  # one goes over several blocks
     held = [[] for _ in range(blocks.documents.max() + 1)]
@@ -330,7 +380,7 @@ def test_a_documents_pieces_are_put_together(general):
 def test_bytes_of_a_document_sum_up(text):
     """Whatever the characters and wherever tokens part them, every byte of the text is counted once."""
     encoding = TOKENIZER.backend_tokenizer.encode(text)
-    sizes = packing.count_token_bytes(text, encoding.offsets)
+    sizes = count_token_bytes(text, encoding.offsets)
     assert sizes.sum() == len(text.encode()) and (sizes >= 0).all()
     assert sizes.tolist() == [lead_bytes([token]) for token in encoding.ids]
 
@@ -341,16 +391,16 @@ def test_nothing_but_eos_joins_documents():
     eos, backend = tokenizer.eos_token_id, tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, eos)])
     assert tokenizer("one").input_ids[0] == eos
-    table = packing._pack_texts(["one", "two two", "three three three"], backend, eos, 4)
-    flat = [token for row in table["tokens"].to_pylist() for token in row]
+    (blocks,) = cut_blocks(["one", "two two", "three three three"], backend, eos, 4)
+    flat = blocks.tokens.ravel().tolist()
     assert tokenizer.decode(flat).startswith(f"one{EOS}two two{EOS}three")
 
 
 def test_an_eos_within_a_text_begins_no_document():
     """Chat markup holds what ends a document elsewhere: its turns aren't independent of each other."""
     texts = [f"one{EOS}two{EOS}three", f"four{EOS}five", "six"]
-    table = packing._pack_texts(texts, TOKENIZER.backend_tokenizer, TOKENIZER.eos_token_id, 2)
-    flat, starts = ([v for row in table[name].to_pylist() for v in row] for name in ("tokens", "starts"))
+    (blocks,) = cut_blocks(texts, TOKENIZER.backend_tokenizer, TOKENIZER.eos_token_id, 2)
+    flat, starts = blocks.tokens.ravel().tolist(), blocks.starts.ravel().tolist()
     assert flat.count(TOKENIZER.eos_token_id) > sum(starts) == 3
     begun = [TOKENIZER.decode(flat[at:]) for at, start in enumerate(starts) if start]
     assert [text.split(EOS)[0] for text in begun] == ["one", "four", "six"]
@@ -363,21 +413,21 @@ def test_a_bucket_may_be_given_nothing(place, s3, left):
     files = resolved(place, "nothing", DOMAIN[:20])
     known = in_files(place, f"known-{left}", [DOMAIN[left:20]])
     shared = f"s3://empty-{left}/cache"
-    made = build(place, files, DOMAIN_SPLITS, cache="empty", shared=shared, apart_from=known)
+    made = build(place, files, DOMAIN_SPLITS, shared=shared, apart_from=(known,))
     assert sum(split["blocks"] == 0 for split in made.splits.values()) >= 2
     with pytest.raises(UserError, match=r"corpus 'nothing' is too small: its .* split .* holds 0 tokens"):
         for split in made.splits:
-            made.load(split, SEQ_LEN, SEQ_LEN, "nothing")
+            made.open_split(split, SEQ_LEN, SEQ_LEN, "nothing")
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=f"empty-{left}")["Contents"]]
     assert names and not any("staging/" in name.removesuffix("staging/") for name in names)
-    other = build(place, files, DOMAIN_SPLITS, cache="other machine", shared=shared, apart_from=known)
+    other = build(place, files, DOMAIN_SPLITS, shared=shared, apart_from=(known,))
     assert other.splits == made.splits and other.fingerprint == made.fingerprint
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
 def test_every_block_once_per_epoch(blocks, size, seed):
     """Batches run through every block before one comes again, in another order in the next epoch."""
-    order = BlockOrder(blocks, seed)
+    order = BlockOrder((blocks,), seed)
     steps = -(-3 * blocks // size)
     seen = [block for step in range(steps) for block in order.list_batch(step, size)]
     epochs = [seen[i * blocks : (i + 1) * blocks] for i in range(3)]
@@ -385,20 +435,22 @@ def test_every_block_once_per_epoch(blocks, size, seed):
     if blocks > 20:
         assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
         assert epochs[0] != [
-            b for step in range(blocks) for b in BlockOrder(blocks, seed + 1).list_batch(step, 1)
+            b for step in range(blocks) for b in BlockOrder((blocks,), seed + 1).list_batch(step, 1)
         ]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(1, 6), st.integers(0, 3))
 def test_replayed_blocks_keep_their_share(blocks, replayed, share, size, seed):
     """After any number of places each side has its share to within one block, and goes through its epochs."""
-    order = BlockOrder(blocks, seed, replayed, share)
+    order = BlockOrder((blocks, replayed), seed, (1 - share, share))
     seen = [block for step in range(60 // size) for block in order.list_batch(step, size)]
     counts = np.cumsum([block >= blocks for block in seen])
     assert all(abs(count - share * (place + 1)) < 1 + 1e-6 for place, count in enumerate(counts))
     own = [block for block in seen if block < blocks]
     other = [block - blocks for block in seen if block >= blocks]
-    alone = [BlockOrder(n, seed).list_batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))]
+    alone = [
+        BlockOrder((n,), seed).list_batch(0, len(part)) for n, part in ((blocks, own), (replayed, other))
+    ]
     assert [own, other] == alone
 
 
@@ -412,8 +464,8 @@ def test_the_same_documents_are_held_out_with_and_without_text_to_replay():
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_step_and_seed_alone(steps):
     """Asked in any order, by any object, a step has its own batch: this is what resuming relies on."""
-    straight = [BlockOrder(10, 3).list_batch(step, 4) for step in range(12)]
-    order = BlockOrder(10, 3)
+    straight = [BlockOrder((10,), 3).list_batch(step, 4) for step in range(12)]
+    order = BlockOrder((10,), 3)
     assert {step: order.list_batch(step, 4) for step in steps} == dict(enumerate(straight))
 
 
@@ -431,7 +483,7 @@ def test_micro_batches_cover_the_ids_in_order(ids, size):
 def test_replay_is_shared_out_as_ray_data_mixes(place, share):
     """At every place as many blocks of each side have come as from ``Dataset.mix``, one more or less."""
     blocks = 40
-    order = BlockOrder(blocks, 0, blocks, share)
+    order = BlockOrder((blocks, blocks), 0, (1 - share, share))
     ours = [block >= blocks for block in order.list_batch(0, 40)]
     sides = [
         ray.data.from_items([{"general": side} for _ in range(40)], override_num_blocks=40)

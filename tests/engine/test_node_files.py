@@ -10,7 +10,7 @@ import torch
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine import node_files
-from adept_ray.engine.node_files import fetch_backbone, fetch_once_a_node
+from adept_ray.engine.node_files import fetch_backbone, fetch_blocks, fetch_once_a_node
 from adept_ray.engine.voice import JobVoice
 
 HUB = Backbone("tiny", "owner/tiny", revision="0" * 40)
@@ -94,3 +94,25 @@ def test_a_checkpoint_behind_a_uri_is_copied_once_a_node(log, tmp_path, monkeypa
         assert (first / "weights").exists() and not other.exists()
         assert first.exists()
     assert not first.exists() and log == 3 * ["barrier"]
+
+
+@pytest.mark.parametrize(("local_rank", "does"), [(0, ["train", "replay", "barrier"]), (1, ["barrier"])])
+def test_blocks_are_copied_once_a_node_before_any_worker_goes_on(log, board, monkeypatch, local_rank, does):
+    """And not silently; blocks that came in memory are there already, so nobody waits for any."""
+    be_worker(monkeypatch, local_rank)
+
+    def make_stored(name):
+        def fetch(say):
+            log.append(name)
+            say("fetches token blocks")
+
+        return SimpleNamespace(is_in_memory=False, fetch=fetch)
+
+    held = SimpleNamespace(is_in_memory=True, fetch=lambda say: None)
+    voice = JobVoice(board, 3, False, torch.device("cpu"))
+    fetch_blocks({"probe": held}, voice)
+    assert log == []
+    fetch_blocks({"probe": held, "train": make_stored("train"), "replay": make_stored("replay")}, voice)
+    assert log == does
+    said = [text for (text,) in board.list_calls("add_remark")]
+    assert len(said) == 2 * (local_rank == 0) and all(text.endswith(" fetches token blocks") for text in said)

@@ -1,6 +1,7 @@
 """Expansion: an identity at birth, a plain Hugging Face model afterwards."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from common import logits, random_ids, shake, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adept_ray.config.errors import UserError
@@ -221,3 +224,69 @@ def test_a_copy_comes_right_behind_its_source(case):
     layers, chosen = case
     order = [(layer, is_copy) for layer in range(layers) for is_copy in ((0, 1) if layer in chosen else (0,))]
     assert added_layers(tuple(chosen)) == tuple(i for i, (_, is_copy) in enumerate(order) if is_copy)
+
+
+def spoil_file(change):
+    """What stands for a save that goes wrong: the file is written, then changed."""
+
+    def save(model, folder):
+        type(model).save_pretrained(model, folder)
+        change(folder)
+
+    return save
+
+
+def lose_a_copy(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+
+
+def change_a_weight(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def turn_positions(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 3.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lose_a_copy, "isn't whole: model.layers.4"),
+        (
+            change_a_weight,
+            r"the exported model\.layers\.1\.mlp\.up_proj\.weight isn't that of the model in memory",
+        ),
+        (turn_positions, "computes other logits than the model in memory"),
+        (lambda folder: (folder / "config.json").unlink(), r"can't be loaded again \(OSError: "),
+    ],
+)
+def test_what_is_not_the_model_is_no_export(change, told, tmp_path, monkeypatch):
+    """The folder is loaded again before it is called one: its weights, its config, what it computes."""
+    model = tiny_model()
+    expand(model, (1,))
+    monkeypatch.setattr(model, "save_pretrained", functools.partial(spoil_file(change), model), raising=False)
+    with pytest.raises(UserError, match=told):
+        export(model, tmp_path)
+    assert not (tmp_path / RECORD).exists()
+
+
+def test_a_model_with_an_adapter_is_no_export(tmp_path):
+    """Of such a one transformers writes the adapter alone, and says nothing."""
+    model = tiny_model()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(UserError, match=r"can't be loaded again .*adapters and quantised"):
+        export(model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_a_short_type_is_exported(dtype, tmp_path):
+    """Trained copies may be longer than the rest: the file has the model's type."""
+    model = tiny_model().to(dtype)
+    added = expand(model, (1, 2))
+    shake_copies(model, added)
+    assert reloaded(model, tmp_path).dtype == dtype

@@ -1,6 +1,7 @@
 """Importance of layers and units: equal to plain recomputations, and the model is left as it was."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,11 +11,18 @@ from common import padded, random_ids, run_ranks, shake, tiny_model
 from torch import nn
 
 from adept_ray.config.errors import UserError
+from adept_ray.method import importance
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
 from adept_ray.method.copies import added_layers
-from adept_ray.method.expansion import expand, source_importance
+from adept_ray.method.expansion import expand, select_layers, source_importance
 from adept_ray.method.head import GPU_LOGITS
-from adept_ray.method.importance import layer_importance, limit_layers, limit_sequences, unit_importance
+from adept_ray.method.importance import (
+    LayerImportance,
+    layer_importance,
+    limit_layers,
+    limit_sequences,
+    unit_importance,
+)
 from adept_ray.method.race import RaceRules, rank_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -337,3 +345,51 @@ def test_a_probe_takes_as_many_sequences_as_its_memory_holds():
     assert limit_sequences(tiny_model(), 20, GPU_LOGITS + 20 * streams * 4 - 1) == 3
     assert limit_sequences(tiny_model("granite"), 20, 20 * (streams + rows) * 4 - 1) == 3
     assert limit_sequences(tiny_model("granite"), 20, 1) == limit_sequences(tiny_model(), 20, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("layers.1.mlp.down_proj", r"mlp\.down_proj\.weight of layer 1 holds numbers that aren't; copy or"),
+        ("embed_tokens", "what its embedding gives isn't, so look at the embedding's weights"),
+        ("norm", "the last layer's output, the final norm's or the head's isn't"),
+    ],
+)
+def test_what_is_not_finite_is_named(broken, named):
+    """Weights that hold nan end stage 1 at the first loss, with the layer in which they are."""
+    model = tiny_model("llama")
+    model.get_submodule(f"model.{broken}").weight.data.view(-1)[:5] = torch.nan
+    with pytest.raises(UserError, match=f"^the backbone's loss on the probe isn't finite: {named}"):
+        layer_importance(model, [{"input_ids": torch.arange(20)[None] % 5}])
+
+
+def test_an_overflow_is_named():
+    """The weights are finite, and what a layer makes of them isn't."""
+    model = tiny_model("llama")
+    layers_of(model)[1].mlp.down_proj.weight.data.fill_(3e38)
+    with pytest.raises(
+        UserError, match="what layer 1 gives isn't, though its weights are; a wider --precision"
+    ):
+        layer_importance(model, [{"input_ids": random_ids(1, 20)}])
+
+
+def test_a_bypass_that_is_not_finite_is_named(monkeypatch):
+    """No importance can be told of a layer without which the loss is no number."""
+    plain, calls = importance.next_token_nats, []
+
+    def lose(model, batch):
+        calls.append(None)
+        nats, tokens = plain(model, batch)
+        return nats + (torch.inf if len(calls) == 3 else 0), tokens
+
+    monkeypatch.setattr(importance, "next_token_nats", lose)
+    with pytest.raises(UserError, match=r"^without layer 1 the backbone's loss on the probe isn't finite"):
+        layer_importance(tiny_model("llama"), [{"input_ids": random_ids(1, 20)}])
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf])
+def test_no_layer_is_chosen_by_what_is_no_number(strange):
+    """A layer whose importance isn't finite is neither the least important nor the most."""
+    measured = LayerImportance((0.1, strange, 0.3), (0.0,) * 3, 1.0)
+    with pytest.raises(UserError, match=f"^layer 1: its importance is {strange}, not a number$"):
+        select_layers(measured, 1)

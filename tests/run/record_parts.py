@@ -6,9 +6,8 @@ from adept_ray.run.context import Session
 
 SOURCES = SimpleNamespace(
     backbone=SimpleNamespace(name="tiny", note="ours"),
-    general=SimpleNamespace(name="boolq", note="CC"),
+    list_corpora=lambda: {"general": SimpleNamespace(name="boolq", note="CC", omitted="")},
     fingerprints={"backbone": "0123"},
-    domain=None,
 )
 PREPARED = SimpleNamespace(fingerprints={"backbone": "0123"}, contamination=None)
 SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"

@@ -395,3 +395,25 @@ def test_help_shows_the_sizes_of_the_preset(capsys):
     with pytest.raises(SystemExit):
         parse_flags(SearchRun, "", ["--backbone", "qwen3-8b", "--help"])
     assert "20971520" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--domain", "a.jsonl=3", "--domain", "hf:owner/name=1"],
+        ["--domain", "a.jsonl=3", "hf:owner/name"],
+        ["--domain=a.jsonl=3", "--seed", "4", "--domain=hf:owner/name"],
+    ],
+)
+def test_a_flag_takes_several_corpora(words):
+    """Given again, or one after the other, they are one list; other flags between them are their own."""
+    run = parse_flags(SearchRun, "", [*words, "--trials", "2"])
+    assert run.domain == RunSpec(domain=["a.jsonl=3", "hf:owner/name=1"]).domain
+    assert str(run.general) == "boolq" and run.trials == 2 and run.seed == (4 if "--seed" in words else 0)
+    assert parse_flags(SearchRun, "", shlex.split(format_flags(run))).domain == run.domain
+
+
+def test_a_flag_without_a_corpus_is_refused():
+    """It names none, which is a sentence and not a traceback."""
+    with pytest.raises(UserError, match="command line: domain: names no corpus"):
+        parse_flags(SearchRun, "", ["--domain", "--seed", "4"])

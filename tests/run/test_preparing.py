@@ -9,10 +9,11 @@ import pytest
 from common import of_one_document, one_document_each
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec
+from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.data.loading import Backbone
+from adept_ray.data.mixing import MixedBlocks
 from adept_ray.method.fit import Fit
-from adept_ray.run import preparing
+from adept_ray.run import fetching, preparing
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import FEW, check_sample_sizes, prepare, select_blocks
 from adept_ray.run.sources import Needs
@@ -73,15 +74,15 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
     """Its training text is as long as was asked for, and general text is loaded if it is trained on."""
     loaded = []
 
-    def make_set(side):
-        def load(split, tokens, seq_len, name):
+    def make_set(side, name):
+        def open_split(split, tokens, seq_len, name):
             loaded.append((side, split, name))
             return blocks(64)
 
-        return SimpleNamespace(load=load)
+        return MixedBlocks((SimpleNamespace(open_split=open_split),), (name,))
 
     run = RunSpec(seq_len=8, probe_tokens=32, validation_tokens=24, remeasure_tokens=64)
-    sets = {side: make_set(side) for side in ("general", "domain")}
+    sets = {side: make_set(side, str(getattr(run, side))) for side in ("general", "domain")}
     found = select_blocks(run, SimpleNamespace(domain=domain), sets, Needs(4, 80, replay=replay))
     names = ["probe", "remeasure", "general"] + domain * (["domain", "train"] + replay * ["replay"])
     assert list(found) == names
@@ -93,17 +94,45 @@ def test_a_run_uses_the_blocks_that_it_needs(domain, replay):
 
 
 def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypatch):
-    """When the plan is known to fit: weights on every node, then the text that isn't here; no local one."""
+    """When the plan is known to fit: weights on every node, then the text that isn't here; no local one.
+
+    What of it isn't read is said.
+    """
     done = []
-    monkeypatch.setattr(preparing, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
-    monkeypatch.setattr(preparing, "fill_corpus", lambda corpus, _: done.append(corpus.name))
+    monkeypatch.setattr(fetching, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
+    monkeypatch.setattr(fetching, "fill_corpus", lambda corpus, _: done.append(corpus.name))
+    monkeypatch.setattr(fetching, "check_tokenizer", lambda *_: done.append("tokenizer"))
+    monkeypatch.setattr(preparing, "plan_packing", lambda *_: {})
     monkeypatch.setattr(preparing, "build_block_sets", lambda *_: done.append("blocks") or {})
     monkeypatch.setattr(preparing, "select_blocks", lambda *_: sys.exit())
     display.show_stage = lambda *_: nullcontext(print)
-    far, here = (SimpleNamespace(name=name, is_to_be_filled=name == "far") for name in ("far", "here"))
+    display.say = done.append
+    far, here = (
+        SimpleNamespace(name=name, is_to_be_filled=name == "far", omitted="left out: a.pdf" * (name == "far"))
+        for name in ("far", "here")
+    )
     context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
     for backbone in (Backbone("theirs", "org/theirs", revision="c0ffee"), Backbone("mine", "/mine")):
-        sources = SimpleNamespace(backbone=backbone, general=here, domain=far)
+        corpora = {"general": here, "domain": far}
+        sources = SimpleNamespace(
+            backbone=backbone, config=SimpleNamespace(vocab_size=9), list_corpora=lambda found=corpora: found
+        )
         with pytest.raises(SystemExit):
             prepare(context, sources, Needs(1))
-    assert done == ["theirs", "far", "blocks", "far", "blocks"]
+    told = "far: left out: a.pdf"
+    assert done == ["theirs", "tokenizer", "far", told, "blocks", "far", told, "blocks"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sides"),
+    [
+        ({}, ("domain",)),
+        ({"replay": 0.2}, ("general", "domain")),
+        ({"text": "general"}, ("general",)),
+        ({"text": "general", "replay": 0.2}, ("general",)),
+    ],
+)
+def test_the_sides_that_are_trained_on_follow_from_the_settings(settings, sides):
+    """General text alone, where that is the text; both where some is mixed in."""
+    share = TrainingSpec(**settings).general_share
+    assert Needs(4, 80, replay=share, least_replay=share).trained_on == sides

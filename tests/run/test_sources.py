@@ -7,10 +7,13 @@ import pytest
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.loading import Backbone
+from adept_ray.run import model_checks
 from adept_ray.run import sources as sources_module
+from adept_ray.run import texts as texts_module
 from adept_ray.run.context import Session
-from adept_ray.run.sources import STEP_BYTES, count_text_bytes, find_sources
+from adept_ray.run.sources import find_sources
 from adept_ray.run.terminal import Display
+from adept_ray.run.texts import STEP_BYTES, count_text_bytes
 
 
 def session(run=None, **about):
@@ -25,7 +28,7 @@ def texts(monkeypatch):
     backbone = Backbone("mine", "mine", fingerprint="now")
     monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(sources_module, "load_checked_config", lambda *_: None)
-    monkeypatch.setattr(sources_module, "find_corpus", lambda name, *_: files[name])
+    monkeypatch.setattr(texts_module, "find_corpus", lambda name, *_: files[name])
 
 
 @pytest.mark.parametrize("known", ["by the run", "by what it was made from"])
@@ -33,7 +36,7 @@ def test_another_backbone_than_before_is_refused_before_its_code_runs(monkeypatc
     """A run continues with what it began with: reading a config may already run code of a backbone."""
     found = Backbone("mine", "mine", fingerprint="now", trusted=True)
     monkeypatch.setattr(sources_module, "resolve_backbone", lambda *_: found)
-    monkeypatch.setattr(sources_module, "load_config", lambda *_: pytest.fail("its code ran"))
+    monkeypatch.setattr(model_checks, "load_config", lambda *_: pytest.fail("its code ran"))
     then = {"backbone": "then"}
     with pytest.raises(UserError, match="the backbone 'mine' has changed since"):
         if known == "by the run":

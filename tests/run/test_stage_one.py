@@ -10,16 +10,21 @@ import ray
 from common import one_document_each, tiny_model
 
 from adept_ray.config.specs import RunSpec
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
-from adept_ray.run import preparing
-from adept_ray.run import sources as sources_module
+from adept_ray.data.mixing import MixedBlocks, MixedCorpus
+from adept_ray.run import block_sets, model_checks
 from adept_ray.run import stage_one as stage_module
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 
 TEXT = one_document_each(np.full((8, 4), 5))
-CORPUS = SimpleNamespace(name="c", fingerprint="f", files=(), load=lambda *_: TEXT)
+CORPUS = MixedCorpus((CorpusFiles((), "f", "c", ""),))
+SETS = {
+    side: MixedBlocks((SimpleNamespace(fingerprint=name, open_split=lambda *_: TEXT),), (side,))
+    for side, name in (("general", "f"), ("domain", "g"))
+}
 
 
 @pytest.fixture
@@ -48,9 +53,8 @@ def stage_in(folder, display, needs=None, trusted=False, **settings):
     run = RunSpec(cache=str(folder), **settings)
     context = Context(run, SimpleNamespace(), display, "board", 7)
     blocks = {"probe": TEXT, "general": TEXT, "domain": TEXT}
-    domain = SimpleNamespace(**{**vars(CORPUS), "fingerprint": "g"})
-    sources = Sources(backbone, None, CORPUS, domain)
-    return StageOne(context, sources, {"general": CORPUS, "domain": domain}, blocks, needs or Needs(4))
+    sources = Sources(backbone, None, CORPUS, CORPUS)
+    return StageOne(context, sources, SETS, blocks, needs or Needs(4))
 
 
 def test_what_is_measured_once_is_read_afterwards(tmp_path, display, asked):
@@ -105,11 +109,12 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, displa
     def build_blocks(plan, *_):
         heard["blocks"] = plan.backbone.trusted
 
-    monkeypatch.setattr(sources_module, "load_config", load_config)
-    monkeypatch.setattr(preparing, "build_blocks", build_blocks)
+    monkeypatch.setattr(model_checks, "load_config", load_config)
+    monkeypatch.setattr(block_sets, "build_blocks", build_blocks)
     stage = stage_in(tmp_path, display, trusted=trusted)
-    sources_module.load_checked_config(stage.sources.backbone, 8)
-    preparing.build_block_sets(stage.context, stage.sources, lambda *_: None)
+    model_checks.load_checked_config(stage.sources.backbone, 8)
+    plans = block_sets.plan_packing(stage.context.run, stage.sources)
+    block_sets.build_block_sets(stage.context, plans, lambda *_: None)
     stage.read_or_measure()
     measure_reception(stage)
     heard |= {job.name: job.work.backbone.trusted for job in asked}

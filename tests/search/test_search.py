@@ -1,6 +1,7 @@
 """Choosing k, proposing trials and stopping them, without a cluster: what Ray and Optuna are told."""
 
 import functools
+import itertools
 import math
 import pickle
 import sys
@@ -34,9 +35,11 @@ from adept_ray.search import study
 from adept_ray.search import tune as search
 from adept_ray.search import verdicts as judging
 from adept_ray.search.ranges import check_space, limit_depths, override_ranges, parse_amount, put_paper_first
+from adept_ray.search.restoring import drop_broken_files, is_restorable, mend_generator
 from adept_ray.search.setup import SearchSetup
 from adept_ray.search.study import (
     STARTUP_TRIALS,
+    BegunTrial,
     Proposals,
     Sampler,
     SearchClock,
@@ -235,14 +238,18 @@ def proposals(seed=0, first=(), parameters=SPACE, **options):
     )
 
 
+def score(setting, number):
+    """What a trial with that setting reports; every third is stopped early."""
+    return {"score": setting["k"] - 100 * setting["base_lr"], "report": 1, "complete": number % 3 != 2}
+
+
 def run(algorithm, numbers):
-    """Propose trials one after the other, each scored by its settings; every third is stopped early."""
+    """Propose trials one after the other, each scored by its settings."""
     settings = []
     for number in numbers:
         name = f"t{number}"
         settings.append(algorithm.suggest(name))
-        score = settings[-1]["k"] - 100 * settings[-1]["base_lr"]
-        result = {"score": score, "report": 1, "complete": number % 3 != 2}
+        result = score(settings[-1], number)
         algorithm.on_trial_result(name, result)
         algorithm.on_trial_complete(name, result)
     return settings
@@ -440,6 +447,127 @@ def test_what_was_proposed_and_ended_without_tune_hearing_is_run_again_once(tmp_
         later += run(goes_on, [begun + len(later)])
         goes_on.save(str(tmp_path / "state"))
     assert later[:1] == unheard != later[1:]
+
+
+def moments(folder, trials, **options):
+    """A search's life, saved whenever a trial has begun or ended: settings, and what Tune knows by then."""
+    algorithm, settings, known = proposals(**options), [], {}
+    lives = [(algorithm.save(str(folder / "0")), {})]
+    for number in range(trials):
+        name = f"t{number}"
+        settings.append(algorithm.suggest(name))
+        known[name] = BegunTrial(name, settings[-1], {}, is_over=False)
+        algorithm.save(str(folder / str(2 * number + 1)))
+        lives.append((None, dict(known)))
+        result = score(settings[-1], number)
+        algorithm.on_trial_result(name, result)
+        algorithm.on_trial_complete(name, result)
+        known[name] = BegunTrial(name, settings[-1], result, is_over=True)
+        algorithm.save(str(folder / str(2 * number + 2)))
+        lives.append((None, dict(known)))
+    return settings, [known for _, known in lives]
+
+
+def finish(algorithm, known, trials):
+    """Let a restored search go on to so many trials; returns the settings of all of them."""
+    settings = [trial.setting for trial in known.values()]
+    for trial in known.values():
+        if not trial.is_over:  # Tune runs it again
+            result = score(trial.setting, int(trial.id[1:]))
+            algorithm.on_trial_result(trial.id, result)
+            algorithm.on_trial_complete(trial.id, result)
+    for number in range(len(known), trials):
+        settings += run(algorithm, [number])
+    return settings
+
+
+@pytest.mark.parametrize("queued", [0, 3])
+def test_files_of_different_moments_are_brought_to_agree(tmp_path, monkeypatch, queued):
+    """Tune copies each of its files by itself: whichever is older, the search goes on as if never killed."""
+    first = [
+        {"k": k, "base_lr": 0.002, "warmup": 0.0, "normalization": "none", "clip": 1.0} for k in (6, 0, 3)
+    ]
+    straight, known = moments(tmp_path, 8, first=first[:queued])
+    for state, records in itertools.product(range(len(known)), repeat=2):
+        heard = state // 2  # trials whose end the state knows: where Tune has lost those, they run again
+        if len(known[records]) < heard:
+            continue
+        monkeypatch.setattr(Proposals, "begun", list(known[records].values()))
+        restored = proposals(seed=5)
+        restored.restore(str(tmp_path / str(state)))
+        assert finish(restored, known[records], 8) == straight, (state, records)
+        ended = [trial for trial in restored._ot_study.get_trials() if trial.state != TrialState.FAIL]
+        assert len(ended) == 8 and all(trial.state.is_finished() for trial in ended)
+
+
+def test_what_tune_lost_of_a_trials_end_is_run_again(tmp_path, monkeypatch):
+    """With the settings that it had, in the order in which they came."""
+    straight, known = moments(tmp_path, 6)
+    monkeypatch.setattr(Proposals, "begun", list(known[4].values()))
+    restored = proposals(seed=5)
+    restored.restore(str(tmp_path / "10"))
+    assert finish(restored, known[4], 5) == straight[:5]
+
+
+def test_a_study_elsewhere_agrees_with_tunes_records(tmp_path, monkeypatch, kept):
+    """A database may know more than both of Tune's files; what it knows the end of isn't told twice."""
+    place = kept("study")
+    straight, known = moments(tmp_path, 6, owner="me", storage=open_study(place))
+    monkeypatch.setattr(Proposals, "begun", list(known[6].values()))
+    restored = proposals(owner="me", storage=open_study(place))
+    restored.restore(str(tmp_path / "2"))
+    assert finish(restored, known[6], 6)[:3] == straight[:3]
+    states = [trial.state for trial in restored._ot_study.get_trials()]
+    assert TrialState.RUNNING not in states
+    begun = [trial.params for trial in restored._ot_study.get_trials() if trial.state != TrialState.FAIL]
+    assert [begun.count(setting) for setting in straight[:3]] == [1, 1, 1]
+
+
+def tune_trial(number, status="TERMINATED"):
+    """What Tune's record of a trial says."""
+    return SimpleNamespace(trial_id=f"id{number}", experiment_tag=f"{number}_k=1", status=status)
+
+
+def test_a_generator_goes_on_behind_the_trials_on_record(tmp_path):
+    """It had counted one that Tune has lost: that isn't counted; what still runs takes its place."""
+    limiter = {"max_concurrent": 1, "live_trials": {"id3"}, "num_unfinished_live_trials": 1, "batch": False}
+    state = {"counter": 3, "total_samples": 3, "finished": True, "name:ConcurrencyLimiter": limiter}
+    (tmp_path / "search_gen_state-2020-01-01_00-00-00.json").write_bytes(
+        pickle.dumps({**state, "counter": 9})
+    )
+    (tmp_path / "search_gen_state-2020-01-01_00-00-01.json").write_bytes(pickle.dumps(state))
+    mend_generator(str(tmp_path), [tune_trial(1), tune_trial(2, "RUNNING")], trials=4, crews=2)
+    mended = pickle.loads(max(tmp_path.iterdir()).read_bytes())
+    assert mended.pop("name:ConcurrencyLimiter") == {
+        "max_concurrent": 2,
+        "live_trials": {"id2"},
+        "num_unfinished_live_trials": 1,
+        "batch": False,
+    }
+    assert mended == {"counter": 2, "total_samples": 4, "finished": False}
+
+
+def test_files_that_were_cut_short_are_passed_over(tmp_path):
+    """Those of an earlier command take their places; a search whose only files were cut can't be restored."""
+    whole = {
+        "tuner.pkl": pickle.dumps({"a": 1}),
+        "experiment_state-1.json": b'{"trial_data": []}',
+        "search_gen_state-1.json": pickle.dumps({"counter": 1}),
+        "searcher-state-1.pkl": pickle.dumps(list(range(1000))),
+    }
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name.replace("1", "2")).write_bytes(content)
+    assert drop_broken_files(str(tmp_path)) == [] and is_restorable(str(tmp_path))
+    for name, content in whole.items():
+        (tmp_path / name.replace("1", "2")).write_bytes(content[: len(content) // 2])
+    cut = sorted(name.replace("1", "2") for name in whole)
+    assert sorted(drop_broken_files(str(tmp_path))) == cut
+    assert not is_restorable(str(tmp_path)) and not is_restorable(
+        str(tmp_path / "of no search")
+    )  # no settings
+    (tmp_path / "tuner.pkl").write_bytes(whole["tuner.pkl"])
+    assert is_restorable(str(tmp_path)) and drop_broken_files(str(tmp_path)) == []
 
 
 BOTH_SIDES = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}

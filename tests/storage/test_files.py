@@ -1,5 +1,7 @@
 """Files on a disk or behind a URI: whole or not at all."""
 
+import json
+import math
 import os
 
 import numpy as np
@@ -12,6 +14,7 @@ from adept_ray.storage.files import (
     open_filesystem,
     read_json,
     store_json,
+    write_json,
     write_text,
 )
 from adept_ray.storage.results import Results
@@ -61,6 +64,7 @@ def test_a_full_disk_leaves_what_was_there(small):
     assert is_disk_full(caught.value) and describe_full_disk(caught.value).startswith(
         f"no space left for {small}/run/trials.csv: "
     )
+    results.release()
     assert sorted(os.listdir(results.folder)) == ["ray", "trials.csv"]
     assert (results.folder / "trials.csv").read_text() == "k\n1\n"
 
@@ -69,3 +73,21 @@ def test_a_database_can_say_that_a_disk_is_full():
     """Optuna's study may be one; its error has no number."""
     assert is_disk_full(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
     assert not is_disk_full(RuntimeError("(sqlite3.OperationalError) database is locked"))
+
+
+def test_no_json_of_ours_holds_what_is_not_finite(tmp_path):
+    """A strict reader takes it: nan and both infinities are null, however deep and of whatever kind."""
+    data = {
+        "a": math.nan,
+        "b": [1.5, (math.inf, {"c": -math.inf})],
+        "d": np.float32("nan"),
+    }
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    write_json(tmp_path / "a.json", data)
+    store_json(str(tmp_path / "b.json"), data)
+    for name in ("a.json", "b.json"):
+        found = json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+        assert found == {"a": None, "b": [1.5, [None, {"c": None}]], "d": None}

@@ -63,7 +63,7 @@ def test_training_learns(whole):
 
 def test_the_loss_is_nats_per_token_of_the_global_batch(work, every_step):
     """The first loss reported is the untouched backbone's mean over the blocks of step 0."""
-    ids = BlockOrder(len(BLOCKS["train"]), work.seed).list_batch(0, PER_STEP)
+    ids = BlockOrder((len(BLOCKS["train"]),), work.seed).list_batch(0, PER_STEP)
     batch = taken(BLOCKS["train"], ids)
     per_token = plain_bpb(load_model(work.backbone), batch) * batch.bytes.mean() * math.log(2)
     assert every_step.metrics[0]["loss"] == pytest.approx(per_token, rel=1e-5)
@@ -336,7 +336,7 @@ def test_a_grown_model_goes_on_in_the_text(work, whole, tmp_path):
     """Its first step takes the blocks that would have come next."""
     start = changed(work, tokens=PER_STEP * SEQ_LEN, reports=1)
     ahead = Run(tmp_path / "ahead", replace(start, steps_before=STEPS), grown_from=whole.folders[-1])
-    ids = BlockOrder(len(BLOCKS["train"]), work.seed).list_batch(STEPS, PER_STEP)
+    ids = BlockOrder((len(BLOCKS["train"]),), work.seed).list_batch(STEPS, PER_STEP)
     swapped = {**BLOCKS, "train": taken(BLOCKS["train"], ids)}
     seen = []
     callbacks = Callbacks(lambda metrics, _: seen.append(metrics))

@@ -1,0 +1,90 @@
+"""Documents behind a URI: a sample of its files, read where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from adept_ray.config.errors import UserError
+from adept_ray.data.archives import open_reader
+from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_files
+from adept_ray.data.hub_corpora import check_first_rows
+from adept_ray.data.opening import locate_content, name_in_place
+from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.rows import Located, Omissions, list_names, sample_rows
+from adept_ray.data.uris import FoundFile, explain_remote_errors, list_files, name_version
+
+
+@dataclass(frozen=True)
+class UriSource:
+    """A file, a folder or a glob behind a URI."""
+
+    place: str
+    recipe: TextRecipe = field(default_factory=TextRecipe)
+    """What of a row is its text, and which rows are taken."""
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return name_in_place(self.place)
+
+    @property
+    def identity(self) -> str:
+        """What of it names a corpus."""
+        return f"{self.place} {self.recipe.identity}"
+
+    def find_version(self, patient: bool) -> str:
+        """A fingerprint of its files' names, sizes and marks: their ETags, or when they were changed."""
+        with self.explain_errors():
+            return name_version(self.place, list_files(self.place))
+
+    def check(self, version: str) -> None:
+        """Read a first document. Raises :class:`UserError` for what can't be had or read."""
+        check_first_rows(self, version)
+
+    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
+        """Its rows, a sample first. Raises :class:`UserError` for a place that has changed since."""
+        found = list_files(self.place)
+        if name_version(self.place, found) != version:
+            raise UserError(f"{self.name}: its files have changed since this command looked: run it again")
+        files, left_out = choose_files(self.place, found)
+        omissions.other.extend(left_out)
+        contents = [locate_content(file.place, name_in_place(file.place)) for file in files]
+        seed = hashlib.sha256(self.place.encode()).hexdigest()
+        return sample_rows(
+            [open_reader(content, omissions) for content in contents], self.recipe.columns, seed
+        )
+
+    def explain_errors(self) -> AbstractContextManager[None]:
+        """One sentence for what its file system refuses."""
+        return explain_remote_errors(self.place)
+
+
+def choose_files(place: str, found: list[FoundFile]) -> tuple[list[FoundFile], tuple[str, ...]]:
+    """Which files of a place are read as text, and the names of the others.
+
+    Raises :class:`UserError` where there are none, and for an empty one.
+    """
+    names = [name_in_folder(file.place, place) for file in found]
+    if len(found) == 1 and find_ending(name_in_place(found[0].place)):  # asked for by its name
+        chosen = Selection(tuple(names), ())
+    else:
+        chosen = select_files(names)
+    if not chosen.usable:
+        there = f" (there are: {list_names(chosen.left_out)})" if chosen.left_out else ""
+        raise UserError(f"{place}: holds no file that can be read as text; {SUPPORTED}{there}")
+    usable = set(chosen.usable)
+    files = [file for file, name in zip(found, names, strict=True) if name in usable]
+    for file in files:
+        if file.size == 0:
+            raise UserError(f"{file.place}: the file is empty")
+    return files, chosen.left_out
+
+
+def name_in_folder(file: str, place: str) -> str:
+    """The path of a file behind what a glob leaves open, or in a folder."""
+    fixed = place.partition("*")[0].rpartition("/")[0] if "*" in place else place.rstrip("/")
+    file = name_in_place(file)
+    return file.removeprefix(f"{fixed}/") if file.startswith(f"{fixed}/") else file.rpartition("/")[2]

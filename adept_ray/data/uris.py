@@ -1,0 +1,209 @@
+"""Files behind a URI: listed with what tells their versions apart, and read by ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from adept_ray.config.errors import UserError, shorten_error, suggest_names
+from adept_ray.config.places import refuse_secret
+from adept_ray.data.hub_client import use_patient_client
+from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
+
+HUB = "hf://"
+WEB = ("http://", "https://")
+BY_PYARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")  # its own drivers need no other package
+GOOGLE_PATIENCE_S = 30  # its driver would ask for a quarter of an hour
+GLOB = re.compile(r"[*?[]")
+# What file systems call a mark that changes with a file's content, the surest first.
+MARKS = (
+    "ETag",
+    "etag",
+    "blob_id",
+    "Content-MD5",
+    "Digest",
+    "mtime",
+    "LastModified",
+    "Last-Modified",
+    "modified",
+)
+DENIED = re.compile(
+    r"ACCESS_DENIED|ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|TOKEN|AccessDenied|Forbidden|Unauthorized|"
+    r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (401|403)|Anonymous caller|credentials",
+)
+MISSING = re.compile(r"NO_SUCH_BUCKET|NO_SUCH_KEY|NoSuchBucket|bucket does not exist|Not found")
+PACKAGES = {"smbclient": "smbprotocol", "git": "gitpython"}  # module → package, where they differ
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file behind a URI."""
+
+    place: str
+    size: int | None
+    """Bytes, where it is said."""
+    mark: str
+    """Another one once its content has changed."""
+
+
+def open_filesystem(place: str) -> tuple[Any, str]:
+    """fsspec's file system and the path on it of a URI.
+
+    Raises :class:`UserError` for a scheme that nobody knows, or whose driver isn't installed.
+    """
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from fsspec.registry import known_implementations
+    from pyarrow import fs
+
+    scheme = place.partition("://")[0]
+    if place.startswith(HUB):
+        from huggingface_hub import HfFileSystem, constants
+
+        use_patient_client()
+        return HfFileSystem(endpoint=constants.ENDPOINT), place
+    if scheme in BY_PYARROW:
+        root, separator, query = place.partition("?") if GLOB.search(place) is None else (place, "", "")
+        if scheme in ("gs", "gcs") and "retry_limit_seconds" not in query:
+            query = f"{query}&retry_limit_seconds={GOOGLE_PATIENCE_S}".lstrip("&")
+            separator = "?"
+        bucket = re.match(r"[^/]+//[^/]+", root)
+        filesystem, _ = fs.FileSystem.from_uri(f"{bucket[0] if bucket else root}{separator}{query}")
+        return ArrowFSWrapper(filesystem), root.partition("://")[2].rpartition("@")[2]
+    try:
+        filesystem = fsspec.filesystem(scheme)
+    except ImportError as problem:
+        module = (getattr(problem.__cause__, "name", None) or scheme).partition(".")[0]
+        package = PACKAGES.get(module, module)
+        raise UserError(
+            f"{place}: {scheme}:// is reached by the package '{package}', which isn't installed here: "
+            f"pip install {package}"
+        ) from None
+    except ValueError:
+        known = suggest_names(scheme, {*known_implementations, "s3", "gs"})
+        raise UserError(f"{place}: nothing is known of {scheme}://; {known}") from None
+    return filesystem, place
+
+
+def list_files(place: str) -> list[FoundFile]:
+    """The file behind a URI, those of a folder, or those that a glob names; sorted.
+
+    Raises :class:`UserError` for what isn't there or may not be read.
+    """
+    try:
+        refuse_secret(place)
+    except ValueError as problem:
+        raise UserError(str(problem)) from None
+    scheme = place.partition("://")[0]
+    with explain_uri_errors(place):
+        filesystem, path = open_filesystem(place)
+        filesystem.invalidate_cache()
+        web = place.startswith(WEB)
+        if GLOB.search(path.partition("?")[0] if web else path):
+            found = filesystem.glob(path, detail=True)
+        elif (about := filesystem.info(path))["type"] == "file" and not (web and path.endswith("/")):
+            found = {path: about}
+        else:
+            found = filesystem.find(path, detail=True)
+        files = [(name, about) for name, about in sorted(found.items()) if about["type"] == "file"]
+        if web:  # a page's links say nothing of what is behind them
+            files = [(name, filesystem.info(name)) for name, _ in files]
+    if not files:
+        raise UserError(f"{place}: there is no such file, or no file in it")
+    return [
+        FoundFile(name if "://" in name else f"{scheme}://{name}", about.get("size"), find_mark(about))
+        for name, about in files
+    ]
+
+
+def find_mark(about: dict[str, object]) -> str:
+    """What says of a file's description that it is still the same one."""
+    return next((str(about[name]) for name in MARKS if about.get(name)), "")
+
+
+def name_version(place: str, files: list[FoundFile]) -> str:
+    """The version of all files of a place: another one once one of them has changed, gone or come."""
+    rows = [(file.place.removeprefix(place), file.size, file.mark) for file in files]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:40]
+
+
+def open_uri(place: str) -> tuple[Callable[[int, int], bytes], int]:
+    """What reads a range of bytes of a file behind a URI, from a first to before a last one; and its size.
+
+    A file whose server gives no ranges is fetched whole. Raises :class:`UserError`, and of the hub what its
+    client raises.
+    """
+    with explain_uri_errors(place):
+        filesystem, path = open_filesystem(place)
+        file = filesystem.open(
+            path, "rb", **({} if scheme_of(place) in BY_PYARROW else {"cache_type": "none"})
+        )
+        size = getattr(file, "size", None)
+        if callable(size):
+            size = size()
+        if size is None or not file.seekable():
+            whole = file.read()
+            return (lambda start, end: whole[start:end]), len(whole)
+
+    def read(start: int, end: int) -> bytes:
+        with explain_uri_errors(place):
+            file.seek(start)
+            return cast(bytes, file.read(end - start))
+
+    return read, size
+
+
+def scheme_of(place: str) -> str:
+    """The scheme of a URI."""
+    return place.partition("://")[0]
+
+
+@contextmanager
+def explain_uri_errors(place: str) -> Iterator[None]:
+    """One sentence for what a file system refuses; what the hub refuses is explained elsewhere."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # whatever a dozen drivers raise
+        if place.startswith(HUB) and is_of_the_hub(problem):
+            raise
+        raise UserError(explain_uri_error(place, problem)) from problem
+
+
+@contextmanager
+def explain_remote_errors(place: str) -> Iterator[None]:
+    """One sentence for what is left: what the hub refuses, and what readers stumble over."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # whatever a dozen drivers and readers raise on someone else's data
+        raise UserError(explain_uri_error(place, problem)) from problem
+
+
+def explain_uri_error(place: str, problem: Exception) -> str:
+    """Why what lies behind a URI can't be read, and what mends it."""
+    if place.startswith(HUB) and is_of_the_hub(problem):
+        return explain_hub_error(place.removeprefix(HUB), problem, "dataset")
+    why = shorten_error(problem)
+    causes = list(list_causes(problem))
+    status = next((each.status for each in causes if hasattr(each, "status")), 0)
+    # What fsspec calls missing on the web may be a server that doesn't answer.
+    silent = any(isinstance(each, OSError) and not isinstance(each, FileNotFoundError) for each in causes[1:])
+    if isinstance(problem, PermissionError) or status in (401, 403) or DENIED.search(str(problem)):
+        return (
+            f"{place}: whoever runs this may not read it ({why}): ask for the right to list and read it, or "
+            "set credentials that have it, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if (
+        (isinstance(problem, FileNotFoundError) and not silent)
+        or status in (404, 410)
+        or MISSING.search(str(problem))
+    ):
+        return f"{place}: there is no such file or folder"
+    return f"{place}: can't be reached: {why}"

@@ -1,0 +1,101 @@
+"""Tune's own files of a search that goes on: they are made whole, and made to agree.
+
+Tune saves its records of the trials, the state of its generator and that of Optuna one after the other, and
+copies each to the results by itself. A kill in between leaves files of different moments, or half of one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import pickletools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pyarrow import fs
+from ray import cloudpickle
+
+from adept_ray.search.study import BegunTrial
+from adept_ray.storage.files import open_filesystem
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+TUNER, RECORDS, GENERATOR, SEARCHER = "tuner", "experiment_state", "search_gen_state", "searcher-state"
+SESSION = "%Y-%m-%d_%H-%M-%S"  # how Tune names the files of a command: the last one's come last
+
+
+def drop_broken_files(experiment: str) -> list[str]:
+    """Delete Tune's files that a kill or a full disk cut short; those of earlier commands take their places.
+
+    Returns the names of what was deleted.
+    """
+    broken = []
+    for name, path, content in _read_files(experiment):
+        if not (is_whole_json(content) if name.startswith(RECORDS) else is_whole_pickle(content)):
+            open_filesystem(experiment)[0].delete_file(path)
+            broken.append(name)
+    return broken
+
+
+def is_restorable(experiment: str) -> bool:
+    """Whether all is there that Tune restores a search from."""
+    names = [name for name, _, _ in _read_files(experiment)]
+    return all(any(name.startswith(kind) for name in names) for kind in (TUNER, RECORDS, GENERATOR, SEARCHER))
+
+
+def is_whole_json(content: bytes) -> bool:
+    """Whether that is JSON from its beginning to its end."""
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
+
+
+def is_whole_pickle(content: bytes) -> bool:
+    """Whether that is a pickle from its beginning to its end; nothing in it is run."""
+    try:
+        for _ in pickletools.genops(io.BytesIO(content)):
+            pass
+    except Exception:  # whatever half of an operation makes of itself
+        return False
+    return True
+
+
+def describe_begun(trial: TuneTrial) -> BegunTrial:
+    """What Tune has records of."""
+    return BegunTrial(
+        trial.trial_id, dict(trial.config), dict(trial.last_result or {}), trial.status == "TERMINATED"
+    )
+
+
+def mend_generator(experiment: str, begun: Sequence[TuneTrial], trials: int, crews: int) -> None:
+    """Let a search, ended or not, go on after the trials that `begun`, up to so many `trials` in all.
+
+    There is one at a time for each of so many crews. Tune keeps these numbers with the state of its
+    generator, and takes no others when it restores that.
+    """
+    filesystem, folder = open_filesystem(experiment)
+    states = {name: content for name, _, content in _read_files(experiment) if name.startswith(GENERATOR)}
+    state = cloudpickle.loads(states[max(states)])
+    live = {trial.trial_id for trial in begun if trial.status not in ("TERMINATED", "ERROR")}
+    for part in (part for part in state.values() if isinstance(part, dict)):
+        if "max_concurrent" in part:
+            part.update(max_concurrent=crews, live_trials=live, num_unfinished_live_trials=len(live))
+    numbers = [int(trial.experiment_tag.partition("_")[0]) for trial in begun]
+    last = max(numbers)
+    state.update(counter=last, total_samples=last + trials - len(begun), finished=False)
+    name = f"{GENERATOR}-{datetime.datetime.now().strftime(SESSION)}.json"
+    with filesystem.open_output_stream(f"{folder}/{name}") as stream:
+        stream.write(cloudpickle.dumps(state))
+
+
+def _read_files(experiment: str) -> Iterator[tuple[str, str, bytes]]:
+    """Name, path and content of each file that Tune restores a search from."""
+    filesystem, folder = open_filesystem(experiment)
+    for info in filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
+        if info.base_name.startswith((TUNER, RECORDS, GENERATOR, SEARCHER)):
+            with filesystem.open_input_file(info.path) as stream:
+                yield info.base_name, info.path, stream.read()
