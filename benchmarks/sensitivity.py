@@ -27,9 +27,9 @@ from adept_ray.config.validation import apply_changes
 from adept_ray.data.blocks import Blocks, make_micro_batches
 from adept_ray.data.loading import Backbone, load_model
 from adept_ray.method.importance import measure_bypass_losses
+from adept_ray.run.block_sets import build_block_sets, plan_packing
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.load import describe_measuring
-from adept_ray.run.preparing import build_block_sets
 from adept_ray.run.sources import find_sources
 
 SHORTEST = 256
@@ -42,7 +42,7 @@ def probe_blocks(run: RunSpec) -> tuple[Backbone, Blocks]:
         sources = find_sources(session, with_domain=False)
         load = describe_measuring(run, run.probe_tokens)
         with open_context(session, load, trains=False) as context:
-            sets = build_block_sets(context, sources, lambda *_: None)
+            sets = build_block_sets(context, plan_packing(run, sources), lambda *_: None)
     return sources.backbone, sets["general"].load_spread("probe", run.probe_tokens, run.seq_len)
 
 

@@ -113,6 +113,23 @@ def run() -> dict[str, Any]:
     }
 
 
+def contamination() -> dict[str, Any]:
+    """Two of 40 domain documents and one of 200 items stand in training text."""
+    piece = {"split": "test", "task": "", "whole": 0, "most": 0, "part": 0, "examples": []}
+    shared = {"kind": "most", "share": 0.85, "passage": "an increased <level> of calcium in the blood …"}
+    whole = {"kind": "whole", "share": 1.0, "passage": "a word without a space" + "x" * 130}
+    corpus = {"documents": 12271, "repeated": 0, "in_earlier": 0, "near": 0, "longest": 4321}
+    return {
+        "trained_on": {"domain": 15258},
+        "corpora": {"general": corpus, "domain": {**corpus, "repeated": 7, "in_earlier": 2, "near": 1}},
+        "pieces": [
+            {**piece, "side": "general", "texts": 28},
+            {**piece, "side": "domain", "texts": 40, "whole": 1, "most": 1, "examples": [whole, shared]},
+            {**piece, "side": "domain", "task": "medqa", "texts": 200, "part": 1},
+        ],
+    }
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
@@ -146,7 +163,7 @@ def write_whole_folder(folder: Path) -> Path:
     """A folder with everything that a report can show: ties, an edge, curves, rivals, a model's config."""
     write_folder(folder)
     settings = {"name": folder.name, "domain": "medical", "trials": 12, "seed": 7, "dashboard": False}
-    edited_json(folder / "run.json", run=settings)
+    edited_json(folder / "run.json", run=settings, contamination=contamination())
     edited_json(folder / "importance.json", **tied())
     edited_json(folder / "run.json", space={"parameters": {"k": {"int": [1, 3]}}, "judge_after": 5})
     write_csv(folder / "trials.csv", [untouched(), *trials()])

@@ -48,7 +48,8 @@ def draw_activations(args: ActivationsRun) -> str:
     session = open_session(run)
     results, display = session.results, session.display
     training = describe_tuning(args, best)
-    tokens = count_train_tokens(training.tokens, training.replay > 0)
+    general = training.general_share
+    tokens = count_train_tokens(training.tokens, general > 0)
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources)
     load = describe_load(run, sources, [training], best["layers"])
@@ -56,9 +57,7 @@ def draw_activations(args: ActivationsRun) -> str:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
             raise UserError("activations are taken of whole models, and this one has to be shared out")
-        needs = Needs(
-            best["k_max"], training.tokens, replay=training.replay, least_replay=training.replay, fit=fit
-        )
+        needs = Needs(best["k_max"], training.tokens, replay=general, least_replay=general, fit=fit)
         prepared = prepare(context, sources, needs)
         check_blocks(context.run, prepared)
         tune_originals(context, prepared, build_work(run, prepared, training, best["layers"], ScoreWeights()))

@@ -42,7 +42,9 @@ def pick_trial(args: PickRun) -> str:
     load = describe_measuring(session.run, session.run.test_tokens)
     with open_context(session, load, trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)
-        prepared = prepare(context, sources, Needs(best["k_max"], searched.tokens_per_trial, fit=fit))
+        replay = training.general_share
+        needs = Needs(best["k_max"], searched.tokens_per_trial, replay=replay, fit=fit)
+        prepared = prepare(context, sources, needs)
         work = build_work(session.run, prepared, training, chosen.layers, space.weights)
         test = test_and_export(context, prepared, work, chosen.checkpoint)
     write_trials(results, trials)

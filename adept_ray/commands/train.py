@@ -35,16 +35,15 @@ def train_model(args: TrainRun) -> str:
     check_trust(args.trust_remote_code, best["run"], args.config)
     session, training = open_training(args, best)
     run, results = session.run, session.results
-    tokens = count_train_tokens(training.tokens, training.replay > 0 or training.text == "general")
+    general = training.general_share
+    tokens = count_train_tokens(training.tokens, general > 0)
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
         load = describe_load(run, sources, [training], best["layers"])
         with open_context(session, load) as context:
             fit = plan_fit(context, sources, training, best["layers"])
-            needs = Needs(
-                best["k_max"], args.tokens, replay=training.replay, least_replay=training.replay, fit=fit
-            )
+            needs = Needs(best["k_max"], args.tokens, replay=general, least_replay=general, fit=fit)
             prepared = prepare(context, sources, needs)
             results.write_json("importance.json", prepared.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)

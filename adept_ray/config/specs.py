@@ -71,6 +71,8 @@ class RunSpec(MachineSpec):
     """How chats become text: their turns one after the other, or by the tokenizer's chat template."""
     skip_bad: bool = False
     """Skip and count members of archives that can't be read, in place of refusing them."""
+    near_duplicates: float | None = Field(None, ge=0.3, le=0.99)
+    """Similarity, such as 0.8, from which on the second of two documents is left out; needs datasketch."""
     seq_len: int = setting(128, Mark.SIZE, ge=8)
     """Length of a token block, in tokens."""
     probe_tokens: int = setting(2048, Mark.SIZE, ge=16)
@@ -172,6 +174,11 @@ class TrainingSpec(Spec):
     """Largest global gradient norm."""
     reports: int = setting(3, Mark.UNSEARCHED, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
+
+    @property
+    def general_share(self) -> float:
+        """Share of general text in the training text, 0…1."""
+        return 1.0 if self.text == "general" else self.replay
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSpec:

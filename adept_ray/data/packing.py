@@ -12,7 +12,6 @@ of workers trains on the same global batches and a resumed run goes on at the ex
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,8 @@ from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
 from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
+from adept_ray.data.near_duplicates import find_near_duplicates
+from adept_ray.data.splits import DIGEST, choose_splits, digest_corpora, digest_text, key_documents
 from adept_ray.storage.files import (
     delete_folder,
     has_all_files,
@@ -69,6 +70,8 @@ class PackingPlan:
     """Decides which document falls into which split, and in which order they come."""
     apart_from: tuple[CorpusFiles, ...] = ()
     """Corpora whose documents are left out, so that no two corpora of a run ever share one."""
+    near_duplicates: float | None = None
+    """Similarity from which on a document is left out for another one; None: only equal ones are."""
 
     @property
     def apart(self) -> str | list[str] | None:
@@ -142,13 +145,14 @@ def build_blocks(
         plan.seq_len,
         dict(plan.splits),
         plan.seed,
+        *([plan.near_duplicates] if plan.near_duplicates else []),
     )
     place = f"{shared or cache.absolute()}/blocks/{name}"
     made = _find_blocks(plan, place, say)
     if made is None:
         staging = f"{shared}/staging/{name}-{uuid.uuid4().hex[:8]}" if shared else ""
         try:
-            _write_blocks(plan, tokenizer, place, staging)
+            _write_blocks(plan, list_left_out(plan, cache), tokenizer, place, staging)
         finally:
             if staging:
                 delete_folder(staging)
@@ -175,7 +179,18 @@ def _find_blocks(plan: PackingPlan, place: str, say: Callable[[str], None]) -> B
     return BlockSet(place, name, manifest["splits"], dict(plan.splits), shards)
 
 
-def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, place: str, staging: str) -> None:
+def list_left_out(plan: PackingPlan, cache: Path) -> np.ndarray:
+    """Digests, ascending, of documents that aren't packed though the corpus may have them."""
+    left_out = digest_corpora(plan.apart_from)
+    if plan.near_duplicates is None:
+        return left_out
+    near = find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
+    return np.union1d(left_out, near)
+
+
+def _write_blocks(
+    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, place: str, staging: str
+) -> None:
     """Let Ray Data read, pack and write to `place`, a folder or URI; the manifest comes last.
 
     Each file is written whole, and another process that builds the same set writes the same files. Documents
@@ -187,14 +202,13 @@ def _write_blocks(plan: PackingPlan, tokenizer: PlainTokenizer, place: str, stag
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
-    excluded = ray.put(_digest_corpora(plan.apart_from))
     buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
     pack = functools.partial(
         _pack_bucket,
         place=place,
         splits=dict(plan.splits),
         how=PackingRules(ray.put(tokenizer), plan.seq_len, plan.seed),
-        excluded=excluded,
+        excluded=ray.put(left_out),
     )
     rows = (
         ray.data.from_items(_list_pieces(plan.corpus, staging))
@@ -264,14 +278,10 @@ def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
     """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
     texts = batch["text"].fillna("").str.strip()
     texts = texts[texts != ""]
-    digests = [_digest_text(text) for text in texts]
+    digests = [digest_text(text) for text in texts]
     return texts.to_frame("text").assign(
         digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
     )
-
-
-def _digest_text(text: str) -> bytes:
-    return hashlib.sha256(text.strip().encode()).digest()
 
 
 def _count_text_bytes(corpus: CorpusFiles) -> int:
@@ -281,17 +291,6 @@ def _count_text_bytes(corpus: CorpusFiles) -> int:
 
     batches = (b for file in corpus.files for b in pq.ParquetFile(file).iter_batches(columns=["text"]))
     return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
-
-
-def _digest_corpora(corpora: Sequence[CorpusFiles]) -> np.ndarray:
-    """Content digests of all documents of corpora, taken here: hashing is faster than starting processes."""
-    import pyarrow.parquet as pq
-
-    found: set[bytes] = set()
-    for file in (file for corpus in corpora for file in corpus.files):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-            found.update(_digest_text(text or "") for text in batch["text"].to_pylist())
-    return np.array(sorted(found), dtype="S32")
 
 
 def _pack_bucket(
@@ -311,12 +310,9 @@ def _pack_bucket(
     bucket = int(documents["bucket"].iloc[0])
     tokenizer, seed = ray.get(how.tokenizer), how.seed
     documents = documents.drop_duplicates("digest")
-    documents = documents[~np.isin(documents["digest"].to_numpy().astype("S32"), ray.get(excluded))]
-    keys = [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in documents["digest"]]
-    documents = documents.assign(key=keys).sort_values("key")
-    draws = np.array([int.from_bytes(key[:8], "big") / 2**64 for key in documents["key"]])
-    edges = np.cumsum(list(splits.values()))
-    chosen = np.searchsorted(edges, draws * edges[-1], side="right")
+    documents = documents[~np.isin(documents["digest"].to_numpy().astype(DIGEST), ray.get(excluded))]
+    documents = documents.assign(key=key_documents(documents["digest"], seed)).sort_values("key")
+    chosen = choose_splits(documents["key"], splits)
     written = []
     for number, split in enumerate(splits):
         texts = documents["text"].to_numpy()[chosen == number]

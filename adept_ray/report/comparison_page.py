@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from adept_ray.report.contamination_section import CONTAMINATION, build_contamination_section
 from adept_ray.report.html import (
     NONE,
     format_signed,
@@ -17,8 +18,9 @@ from adept_ray.report.html import (
     write_page,
 )
 from adept_ray.report.method_figures import draw_ranking, draw_sides
-from adept_ray.report.records import list_corpora
+from adept_ray.report.records import Contamination, check_record, list_corpora
 from adept_ray.rivals.table import MEASURE, ComparedTraining, Summary, format_csv, summarise_methods
+from adept_ray.storage.records import ContaminationRecord
 
 COLUMNS = {
     "method": "method",
@@ -39,11 +41,16 @@ WORDS = ("method", "layers")
 
 
 def write_comparison(
-    folder: Path, rows: Sequence[ComparedTraining], about: Mapping[str, str], settings: Mapping[str, object]
+    folder: Path,
+    rows: Sequence[ComparedTraining],
+    about: Mapping[str, str],
+    settings: Mapping[str, object],
+    contamination: ContaminationRecord | None = None,
 ) -> list[dict[str, object]]:
     """Write comparison.csv and comparison.html into `folder`; returns the summaries, a row a method.
 
-    `about` says in words what each method is; `settings` are those of the comparison, nested or not.
+    `about` says in words what each method is; `settings` are those of the comparison, nested or not;
+    `contamination` is what training text has of all that they are judged by, if that is known.
     """
     summaries = summarise_methods(rows)
     (folder / "comparison.csv").write_text(format_csv(summaries), encoding="utf-8")
@@ -51,8 +58,11 @@ def write_comparison(
         "Score": draw_figures(summaries),
         "All methods": build_table(summaries, about),
         "Base rates tried": list_rates(rows),
-        "How this was made": list_definitions(settings),
     }
+    if contamination:
+        found = check_record(Contamination, contamination, CONTAMINATION)
+        sections[CONTAMINATION] = build_contamination_section(found)
+    sections["How this was made"] = list_definitions(settings)
     write_page(
         folder / "comparison.html", "Comparison: adept_ray", build_first_screen(summaries, settings), sections
     )

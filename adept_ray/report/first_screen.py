@@ -33,7 +33,7 @@ def build_first_screen(results: Evidence) -> str:
         f"reduction of bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in "
         f"points, ± one standard error, so positive is better; less than two of them is called no clear "
         f"change. Test score{format_formula(results)} {format_signed(best.test.score, 3)}.</p>"
-        f"{format_edges(results)}"
+        f"{format_edges(results)}{format_contamination(results)}"
     )
 
 
@@ -109,3 +109,10 @@ def format_edges(results: Evidence) -> str:
         further = f" This searches further:<pre>{escape(edge.command)}</pre>" if edge.command else ""
         warnings += f'<div class="warning">{escape(edge.describe_place())}{beyond}.{further}</div>'
     return warnings
+
+
+def format_contamination(results: Evidence) -> str:
+    """A warning where much of what was held out stands in the training text, too."""
+    found = results.run.contamination
+    sentence = found.express_warning() if found else ""
+    return f'<div class="warning">{escape(sentence[0].upper() + sentence[1:])}.</div>' if sentence else ""

@@ -157,7 +157,7 @@ section { margin-top: 3.2rem; border-top: 1px solid var(--line); padding-top: 1.
 .answers > div { display: flex; flex-direction: column; }
 .answers .cards { grid-template-columns: 1fr 1fr; flex: 1; }
 .answers .cards.one { grid-template-columns: 1fr; }
-.scroll + .note, table + .note { margin-top: .7rem; }
+.scroll + .note, table + .note, dl + .note { margin-top: .7rem; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 .card h3 { margin: 0 0 .15rem; }
 .card p { margin: 0; font-size: .84rem; color: var(--soft); }

@@ -11,6 +11,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.validation import Spec
 from adept_ray.search.choice import Choice
 
+WORTH_WARNING = 0.05  # share of a held-out piece's texts
 MOST_NAMED = 8  # layers that a sentence lists before it counts the rest
 T = TypeVar("T")
 
@@ -170,6 +171,85 @@ class Rival(Record):
     against_adept_ci: float | None = None
 
 
+class SharedText(Record):
+    """A held-out text of which training text has a part, or all."""
+
+    share: float
+    kind: Literal["whole", "most", "part"]
+    passage: str
+
+
+class Piece(Record):
+    """How much of one held-out piece stands in training text, too."""
+
+    side: str
+    split: str
+    task: str = ""
+    texts: int
+    whole: int
+    most: int
+    part: int
+    examples: list[SharedText] = Field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"{self.side}: {f'items of {self.task}' if self.task else 'documents'}, {self.split}"
+
+    @property
+    def shared(self) -> int:
+        """Texts of which training text has a part or more."""
+        return self.whole + self.most + self.part
+
+    @property
+    def is_contaminated(self) -> bool:
+        """Whether so many of its texts are shared that a gain on them says less than it seems to."""
+        return self.shared > 0 and self.shared >= WORTH_WARNING * self.texts
+
+    def describe_shared(self) -> str:
+        """How many of its texts are shared, in a few words."""
+        what = f"items of {self.task}" if self.task else f"{self.side} documents"
+        return f"{self.shared} of {self.texts} {what} held out for {self.split}"
+
+
+class Corpus(Record):
+    """What is taken of a corpus; of different documents once each, but for `documents` and `repeated`."""
+
+    documents: int
+    repeated: int
+    in_earlier: int
+    near: int
+    longest: int
+    """Bytes of UTF-8."""
+
+    def describe(self) -> str:
+        """All of it in words, without what is zero."""
+        parts = {
+            "repeated": self.repeated,
+            "also in an earlier corpus": self.in_earlier,
+            "nearly equal to another one": self.near,
+        }
+        named = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
+        return f"{self.documents:,} documents{named}, the longest of {self.longest:,} bytes"
+
+
+class Contamination(Record):
+    """What of all that a model is judged by stands in training text, too."""
+
+    trained_on: dict[str, int]
+    """Side → documents of its training split."""
+    pieces: list[Piece]
+    corpora: dict[str, Corpus] = Field(default_factory=dict)
+    """Side, and a number where it has several → what is taken of the corpus."""
+
+    def express_warning(self) -> str:
+        """A sentence that names the pieces that share much; empty if there are none."""
+        named = [piece.describe_shared() for piece in self.pieces if piece.is_contaminated]
+        if not named:
+            return ""
+        return f"training text shares passages with {', '.join(named)}, so a gain there may be memory"
+
+
 class TextPart(Record):
     """What the training took of a corpus."""
 
@@ -198,6 +278,8 @@ class RunRecord(Record):
     fingerprints: dict[str, object]
     seconds: dict[str, float]
     peak_memory_gib: float | None = None
+    contamination: Contamination | None = None
+    """None in an older folder."""
     command: str
     notes: dict[str, object]
 

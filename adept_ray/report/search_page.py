@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from adept_ray.config.errors import UserError
+from adept_ray.report.contamination_section import CONTAMINATION, build_contamination_section
 from adept_ray.report.evidence import FILES, RIVALS, Evidence, read_evidence
 from adept_ray.report.first_screen import build_first_screen
 from adept_ray.report.html import (
@@ -56,11 +57,18 @@ def write_search_page(folder: Path, results: Evidence) -> Path:
         "Unit rates": build_rates_section,
         "All trials": build_trials_section if searched else None,
         "Rivals": build_rivals_section if results.rivals else None,
+        CONTAMINATION: build_found_section if results.run.contamination else None,
         "How this was made": build_making_section,
     }
     parts = {title: build(results) for title, build in sections.items() if build}
     title, first = f"{results.name}: adept_ray", build_first_screen(results)
     return write_page(folder / "report.html", title, first, parts)
+
+
+def build_found_section(results: Evidence) -> str:
+    """Held-out text that stands in the training text, too."""
+    assert results.run.contamination is not None
+    return build_contamination_section(results.run.contamination)
 
 
 def build_making_section(results: Evidence) -> str:

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
-from adept_ray.data.benchmark_tasks import find_tasks_at_chance
-from adept_ray.data.blocks import Blocks, BlockSet
+from adept_ray.data.blocks import Blocks
 from adept_ray.data.mixing import MixedBlocks
-from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
-from adept_ray.method.scores import SIDES, tasks_key, value_or_nan
+from adept_ray.method.scores import SIDES, value_or_nan
+from adept_ray.run.block_sets import build_block_sets, explain_small_corpora, plan_packing
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import bring_files
 from adept_ray.run.sources import Needs, Sources, name_parts
-from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception
+from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception, warn_of_chance
+from adept_ray.run.text_checks import ContaminationCheck, check_contamination
 from adept_ray.run.training_text import list_passes, show_passes
+from adept_ray.storage.records import ContaminationRecord
 
 FEW = 8  # documents or items: with fewer a standard error is itself more than a quarter off
 
@@ -43,6 +44,8 @@ class Prepared:
     :func:`~adept_ray.method.scores.tasks_key` its answers to the validation items."""
     fit: Fit = PLAIN
     """How the model was made to fit into the workers' memories."""
+    contamination: ContaminationRecord | None = None
+    """What of all that the model is judged by stands in training text, too; None where nothing is trained."""
 
     @property
     def layer_importance(self) -> LayerImportance:
@@ -74,54 +77,31 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "placement receptive needs the whole model on each worker, and this one has to be shared out: "
             "leave it out, or use larger workers"
         )
-    display = context.display
+    run, display = context.run, context.display
     bring_files(sources, display)
     with display.show_stage("blocks", "token blocks") as update:
-        sets = build_block_sets(context, sources, update)
-        blocks = select_blocks(context.run, sources, sets, needs)
+        plans = plan_packing(run, sources)
+        sets = build_block_sets(context, plans, update)
+        with explain_small_corpora(plans, run.machine.local_cache):  # now, not after the search
+            blocks = select_blocks(run, sources, sets, needs)
+            held_out = {"validation": blocks}
+            if sources.domain:
+                held_out["test"] = load_test_blocks(run, sets)
         if needs.train_tokens:
-            show_passes(list_passes(context.run, blocks, needs), display)
-        if sources.domain:  # a split that is too small is refused now, not after the search
-            check_sample_sizes(context.run, "validation", blocks, sources, display.warn)
-            check_sample_sizes(
-                context.run, "test", load_test_blocks(context.run, sets), sources, display.warn
-            )
+            show_passes(list_passes(run, blocks, needs), display)
+        for split, held in held_out.items() if sources.domain else ():
+            check_sample_sizes(run, split, held, sources, display.warn)
+    contamination = None
+    if sources.domain:
+        check = ContaminationCheck(context, sources, plans, needs.trained_on, sets, held_out)
+        contamination = check_contamination(check)
     with context.show_jobs("probe", "stage 1, importance of layers and units", "probe"):
         stage = StageOne(context, sources, sets, blocks, needs)
         importance, before = stage.read_or_measure()
         if needs.reception:
             importance["reception"] = measure_reception(stage)
-    for side, items in sources.select_items("validation").items():
-        for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
-            display.warn(f"{side} task {sentence}")
-    return Prepared(sources, sets, blocks, importance, before, needs.fit)
-
-
-def build_block_sets(
-    context: Context[RunSpec], sources: Sources, update: Callable[[int, int], None]
-) -> dict[str, MixedBlocks]:
-    """All blocks of the corpora, from the cache or built now; no document is in two of them.
-
-    `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
-    """
-    run, machine = context.run, context.run.machine
-    where = machine.local_cache, machine.shared_cache, context.display.say
-    how = sources.backbone, run.seq_len, run.seed
-    corpora = [*sources.list_corpora().values()]
-    sizes = [sum(file.stat().st_size for file in corpus.files) for corpus in corpora]
-    built: list[BlockSet] = []
-    for number, corpus in enumerate(corpora):
-        splits = GENERAL_SPLITS if number < len(sources.general.parts) else DOMAIN_SPLITS
-        plan = PackingPlan(corpus, splits, *how, apart_from=tuple(corpora[:number]))
-        built.append(build_blocks(plan, *where))
-        update(sum(sizes[: number + 1]), sum(sizes))
-    sides: dict[str, MixedBlocks] = {}
-    for side in SIDES if sources.domain else ("general",):
-        mixture = run.corpora[side]
-        places = tuple(part.place for part in mixture.parts)
-        taken, built = built[: len(places)], built[len(places) :]
-        sides[side] = MixedBlocks(tuple(taken), places, mixture.shares)
-    return sides
+    warn_of_chance(sources, before, display.warn)
+    return Prepared(sources, sets, blocks, importance, before, needs.fit, contamination)
 
 
 def select_blocks(

@@ -73,6 +73,8 @@ def record_run(
         about["space"] = space.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if prepared:
         about |= {"versions": list_versions(), "fingerprints": prepared.fingerprints}
+        if prepared.contamination:
+            about["contamination"] = prepared.contamination
         if work:
             about["text"] = describe_text(run, prepared.blocks, work)
         about |= sum_spent(earlier, session.display)

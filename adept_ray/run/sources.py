@@ -50,10 +50,14 @@ class Sources:
         found = {what: corpus.fingerprint for what, corpus in self.list_corpora("corpus").items()}
         return {"backbone": self.backbone.fingerprint, **found}
 
+    @property
+    def sides(self) -> dict[str, MixedCorpus]:
+        """``general``, and ``domain`` if it is there → the corpora of that side."""
+        return {"general": self.general} | ({"domain": self.domain} if self.domain else {})
+
     def list_corpora(self, what: str = "") -> dict[str, CorpusFiles]:
         """Side and `what`, and a number where the side has several → each corpus, those of general first."""
-        sides = {"general": self.general} | ({"domain": self.domain} if self.domain else {})
-        named = [mixed.list_by_number(f"{side} {what}".strip()) for side, mixed in sides.items()]
+        named = [mixed.list_by_number(f"{side} {what}".strip()) for side, mixed in self.sides.items()]
         return {name: corpus for corpora in named for name, corpus in corpora.items()}
 
     def build_skeleton(self) -> PreTrainedModel:
@@ -86,6 +90,11 @@ class Needs:
     """Every layer's reception, measured on training text."""
     fit: Fit = PLAIN
     """How the model is made to fit into the workers' memories."""
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Sides whose text is trained on."""
+        return ("general",) * (self.replay > 0) + ("domain",) * (self.least_replay < 1)
 
 
 def find_sources(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import fingerprint
-from adept_ray.data.benchmark_tasks import TaskItems
+from adept_ray.data.benchmark_tasks import TaskItems, find_tasks_at_chance
 from adept_ray.data.blocks import Blocks, join_blocks
 from adept_ray.data.mixing import MixedBlocks
 from adept_ray.engine.client import run_job
@@ -152,6 +152,15 @@ def measure_reception(stage: StageOne) -> list[float]:
         known = {"reception": run_job(stage.context.board, job)["reception"]}
         store_json(place, known)
     return known["reception"]
+
+
+def warn_of_chance(
+    sources: Sources, before: Mapping[str, Sequence[float]], warn: Callable[[str], None]
+) -> None:
+    """Warn of tasks at which the backbone, whose answers are in `before`, is no better than chance."""
+    for side, items in sources.select_items("validation").items():
+        for sentence in find_tasks_at_chance(items, before[tasks_key(side)]):
+            warn(f"{side} task {sentence}")
 
 
 def describe_probe(run: RunSpec, sources: Sources, fit: Fit) -> ProbeWork:

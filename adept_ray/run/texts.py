@@ -12,6 +12,7 @@ from adept_ray.data.chats import read_chat_template
 from adept_ray.data.corpora import CORPORA, CorpusFiles, find_corpus
 from adept_ray.data.loading import Backbone
 from adept_ray.data.mixing import MixedCorpus, number_names
+from adept_ray.data.near_duplicates import check_near_duplicates
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS
 from adept_ray.data.row_filters import parse_filter
 from adept_ray.data.row_texts import TextRecipe, parse_column
@@ -23,8 +24,10 @@ STEP_BYTES = 64 * 2**20  # so that runs of about the same size read the same tex
 def check_text(run: RunSpec, side: str) -> TextRecipe:
     """What of a row is the text of a side, as far as no tokenizer is needed for it.
 
-    Raises :class:`UserError` for a column or filter that can't be read, and for one that a preset can't have.
+    Raises :class:`UserError` for a column or filter that can't be read, for one that a preset can't have, and
+    for near-duplicates without the package that finds them.
     """
+    check_near_duplicates(run.near_duplicates)
     column, rows = getattr(run, f"{side}_column"), getattr(run, f"{side}_filter")
     for name, given in (("column", column), ("filter", rows)):
         if given and has_presets_alone(run, side):

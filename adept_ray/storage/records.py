@@ -16,6 +16,60 @@ class SpentRecord(TypedDict):
     peak_memory_gib: float | None
 
 
+class SharedTextRecord(TypedDict):
+    """A held-out text of which training text has a part, or all."""
+
+    kind: str
+    """``whole``, ``most`` or ``part``, as in :mod:`adept_ray.data.contamination`."""
+    share: float
+    """Share of its words, 0…1."""
+    passage: str
+    """The longest passage in common, lower-cased and maybe cut."""
+
+
+class PieceRecord(TypedDict):
+    """How much of one held-out piece stands in training text, too."""
+
+    side: str
+    split: str
+    """``validation`` or ``test``."""
+    task: str
+    """Benchmark task whose items these are; empty: documents of the corpus."""
+    texts: int
+    """Documents or items that were looked for."""
+    whole: int
+    most: int
+    part: int
+    """How many of them were found, each under one kind alone."""
+    examples: list[SharedTextRecord]
+    """A few of those that share the most."""
+
+
+class CorpusRecord(TypedDict):
+    """What is taken of a corpus."""
+
+    documents: int
+    """Documents that aren't blank, repeated ones too."""
+    repeated: int
+    """Those that another one equals, all but one each."""
+    in_earlier: int
+    """Different ones that aren't taken because a corpus that comes before it has them, too."""
+    near: int
+    """Different ones that aren't taken because they are nearly equal to another one."""
+    longest: int
+    """Bytes of UTF-8 of the longest one."""
+
+
+class ContaminationRecord(TypedDict):
+    """What of all that a model is judged by stands in training text, too."""
+
+    trained_on: dict[str, int]
+    """Side whose text is trained on → documents of its training split, all of which were looked through."""
+    pieces: list[PieceRecord]
+    corpora: dict[str, CorpusRecord]
+    """Side, and a number where it has several → what is taken of the corpus."""
+
+
 class TextRecord(TypedDict):
     """What a training took of a corpus."""
 
@@ -56,6 +110,8 @@ class RunRecord(TypedDict, total=False):
     peak_memory_gib: float | None
     spent: SpentRecord
     """What was spent by commands that were stopped half-way, and those before them."""
+    contamination: ContaminationRecord
+    """Of a run that trains; older ones don't have it."""
     pick: Settings
     """By what pick.py has chosen anew since."""
 

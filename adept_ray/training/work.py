@@ -118,7 +118,7 @@ class TrainWork:
 
         General text that is mixed in is one part more, or several, behind those of the domain.
         """
-        general = 1.0 if self.training.text == "general" else self.training.replay
+        general = self.training.general_share
         sides = {"domain": 1.0 - general, "general": general}
         shares = {name: sides[side] * share for side in sides for name, share in self.parts[side].items()}
         return {name: share for name, share in shares.items() if share}

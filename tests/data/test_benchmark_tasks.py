@@ -25,6 +25,7 @@ from adept_ray.data.benchmark_tasks import (
     find_tasks_at_chance,
     summarise_accuracies,
 )
+from adept_ray.data.held_out import read_item_texts
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))
@@ -88,6 +89,13 @@ def plainly_right(row, model=MODEL):
         log_p = logits(model, torch.tensor([whole])).double().log_softmax(-1)[0]
         sums.append(sum(float(log_p[at - 1, whole[at]]) for at in range(len(start), len(whole))))
     return float(int(np.argmax(sums)) == row["answer"])
+
+
+def test_items_are_read_with_their_right_answers(tmp_path):
+    """What training text is searched for: the question as it is put and the answer, without other options."""
+    rows = made_up("words")
+    asked = {"words": [f"{rows[at]['question']} {rows[at]['choices'][rows[at]['answer']]}" for at in (4, 33)]}
+    assert read_item_texts(items("words", (4, 33), tmp_path)) == asked
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from adept_ray.data import packing
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
 from adept_ray.data.corpora import CorpusFiles, resolve_corpus
 from adept_ray.data.cutting import count_token_bytes, cut_blocks
+from adept_ray.data.held_out import decode_documents, read_split
+from adept_ray.data.near_duplicates import find_near_duplicates
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 
 SEQ_LEN = 32
@@ -69,9 +71,9 @@ def in_files(place, name, groups):
     return CorpusFiles(tuple(files), name, name, "")
 
 
-def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", apart_from=(), **options):
-    plan = PackingPlan(files, splits, local_backbone(place / "backbone"), SEQ_LEN, seed, apart_from)
-    return build_blocks(plan, place / cache, **options)
+def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", shared="", say=print, **plan):
+    plan = PackingPlan(files, splits, local_backbone(place / "backbone"), SEQ_LEN, seed, **plan)
+    return build_blocks(plan, place / cache, shared, say)
 
 
 def in_buckets(files, monkeypatch, buckets):
@@ -203,6 +205,43 @@ def test_splits_have_their_shares(general, domain):
         for split, share in made.shares.items():
             spread = (total * share * (1 - share)) ** 0.5
             assert abs(made.splits[split]["documents"] - total * share) < 4 * spread + 3
+
+
+@pytest.mark.parametrize("side", ["general", "domain"])
+def test_a_split_is_read_again_as_it_was_packed(place, general, domain, side):
+    """From the corpus: the documents of its blocks, and none that is left out; and they can be decoded."""
+    known = resolved(place, "general", GENERAL)
+    plans = {
+        "general": PackingPlan(known, GENERAL_SPLITS, None, SEQ_LEN, 0),
+        "domain": PackingPlan(
+            resolved(place, "domain", DOMAIN + DOMAIN[::3]), DOMAIN_SPLITS, None, SEQ_LEN, 0, (known,)
+        ),
+    }
+    made, texts = {"general": (general, GENERAL), "domain": (domain, DOMAIN)}[side]
+    for split, packed in found(made, texts).items():
+        read = {text.strip() for part in read_split(plans[side], split, place) for text in part}
+        assert set(packed) <= read
+        cut_off = len(streams(made, split))  # the end of each
+        assert 0 <= len(read) - len(packed) <= cut_off
+        decoded = decode_documents(load(made, split), TOKENIZER)
+        assert len(decoded) == made.splits[split]["documents"]
+        assert len(set(decoded) - read) <= cut_off
+
+
+def test_near_duplicates_are_left_out_on_request(place):
+    """Of two documents that differ in a word one is packed, and their split is read again like that."""
+    texts = [f"{text} {text.lower()}" for text in GENERAL[:30]]
+    files = in_files(place, "near", [[*texts, *(f"{text} So." for text in texts)]])
+    near = find_near_duplicates(files, (), 0.8, place / "cache")
+    assert len(near) >= len(texts)
+    made = build(place, files, near_duplicates=0.8)
+    assert made.fingerprint != build(place, files).fingerprint
+    packed = sum(counts["documents"] for counts in made.splits.values())
+    plan = PackingPlan(files, GENERAL_SPLITS, None, SEQ_LEN, 0, near_duplicates=0.8)
+    read = [part for split in GENERAL_SPLITS for part in read_split(plan, split, place / "cache")]
+    kept = 2 * len(texts) - len(near)
+    assert sum(map(len, read)) == kept
+    assert 0 <= kept - packed <= len(GENERAL_SPLITS)  # of each split the end is cut off
 
 
 def test_the_same_file_as_both_leaves_nothing_to_learn(place, general):

@@ -23,6 +23,7 @@ from made_up import (
     LAYERS,
     UNITS,
     best,
+    contamination,
     curves,
     edited_json,
     importance,
@@ -40,10 +41,11 @@ from adept_ray.commands.tune_k import find_k
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.data.backbones import PRESETS
+from adept_ray.report.contamination_section import CONTAMINATION
 from adept_ray.report.evidence import read_evidence
 from adept_ray.report.layer_figures import draw_importance, save_importance
 from adept_ray.report.model_card import write_card
-from adept_ray.report.records import Importance
+from adept_ray.report.records import Contamination, Importance
 from adept_ray.report.rerun import format_rerun
 from adept_ray.report.search_page import write_report
 from adept_ray.report.trial_figures import draw_curves, draw_trade
@@ -552,6 +554,30 @@ def test_a_card_says_nothing_that_is_not_known(whole: Path) -> None:
     (whole / "best.yaml").write_text(yaml.safe_dump(edited))
     data = ModelCard.load(write_card(whole / "model", read_evidence(whole))).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "language"} & set(data)
+
+
+def test_contamination_is_shown_piece_by_piece(folder: Path) -> None:
+    """Counts and shares of each kind and examples; an older folder, which knows nothing of it, has none."""
+    assert CONTAMINATION not in text_of(write_report(folder).read_text())
+    edited_json(folder / "run.json", contamination=contamination())
+    text = text_of(write_report(folder).read_text())
+    assert f"{CONTAMINATION} 3 of 268 held-out texts share passages with the training documents" in text
+    assert "15,258 domain ones" in text and "domain: items of medqa, test 200 – – 1 (0.5 %) 199" in text
+    assert "domain: documents, test 40 1 (2.5 %) 1 (2.5 %) – 38" in text
+    assert "general 12,271 documents, the longest of 4,321 bytes domain 12,271 documents, 7 repeated" in text
+    assert "2 also in an earlier corpus, 1 nearly equal to another one" in text
+    assert "domain: documents, test, 85 % an increased <level> of calcium in the blood …" in text
+
+
+def test_much_contamination_is_warned_of_by_name(folder: Path) -> None:
+    """A sentence names the pieces that share a twentieth of their texts, and the first screen has it."""
+    shared = zip(contamination()["pieces"], (1, 2, 10), strict=True)
+    few, *much = ({**piece, "whole": 0, "most": 0, "part": part} for piece, part in shared)
+    found = {"trained_on": {"domain": 9}, "pieces": [few, *much]}
+    edited_json(folder / "run.json", contamination=found)
+    header = write_report(folder).read_text().partition("</header>")[0]
+    assert "with 2 of 40 domain documents held out for test, 10 of 200 items of medqa held" in header
+    assert Contamination(trained_on={"domain": 9}, pieces=[few]).express_warning() == ""
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ SOURCES = SimpleNamespace(
     list_corpora=lambda: {"general": SimpleNamespace(name="boolq", note="CC", omitted="")},
     fingerprints={"backbone": "0123"},
 )
-PREPARED = SimpleNamespace(fingerprints={"backbone": "0123"})
+PREPARED = SimpleNamespace(fingerprints={"backbone": "0123"}, contamination=None)
 SPACE = "parameters: {k: {int: [1, 3]}, base_lr: {log: [0.001, 0.1]}}\nfirst: [{k: 2, base_lr: 0.02}]\n"
 
 

@@ -9,7 +9,7 @@ import pytest
 from common import of_one_document, one_document_each
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec
+from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.data.loading import Backbone
 from adept_ray.data.mixing import MixedBlocks
 from adept_ray.method.fit import Fit
@@ -102,6 +102,7 @@ def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypa
     monkeypatch.setattr(fetching, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
     monkeypatch.setattr(fetching, "fill_corpus", lambda corpus, _: done.append(corpus.name))
     monkeypatch.setattr(fetching, "check_tokenizer", lambda *_: done.append("tokenizer"))
+    monkeypatch.setattr(preparing, "plan_packing", lambda *_: {})
     monkeypatch.setattr(preparing, "build_block_sets", lambda *_: done.append("blocks") or {})
     monkeypatch.setattr(preparing, "select_blocks", lambda *_: sys.exit())
     display.show_stage = lambda *_: nullcontext(print)
@@ -120,3 +121,18 @@ def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypa
             prepare(context, sources, Needs(1))
     told = "far: left out: a.pdf"
     assert done == ["theirs", "tokenizer", "far", told, "blocks", "far", told, "blocks"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sides"),
+    [
+        ({}, ("domain",)),
+        ({"replay": 0.2}, ("general", "domain")),
+        ({"text": "general"}, ("general",)),
+        ({"text": "general", "replay": 0.2}, ("general",)),
+    ],
+)
+def test_the_sides_that_are_trained_on_follow_from_the_settings(settings, sides):
+    """General text alone, where that is the text; both where some is mixed in."""
+    share = TrainingSpec(**settings).general_share
+    assert Needs(4, 80, replay=share, least_replay=share).trained_on == sides

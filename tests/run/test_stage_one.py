@@ -13,7 +13,7 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.data.mixing import MixedBlocks, MixedCorpus
-from adept_ray.run import model_checks, preparing
+from adept_ray.run import block_sets, model_checks
 from adept_ray.run import stage_one as stage_module
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Needs, Sources
@@ -110,10 +110,11 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, displa
         heard["blocks"] = plan.backbone.trusted
 
     monkeypatch.setattr(model_checks, "load_config", load_config)
-    monkeypatch.setattr(preparing, "build_blocks", build_blocks)
+    monkeypatch.setattr(block_sets, "build_blocks", build_blocks)
     stage = stage_in(tmp_path, display, trusted=trusted)
     model_checks.load_checked_config(stage.sources.backbone, 8)
-    preparing.build_block_sets(stage.context, stage.sources, lambda *_: None)
+    plans = block_sets.plan_packing(stage.context.run, stage.sources)
+    block_sets.build_block_sets(stage.context, plans, lambda *_: None)
     stage.read_or_measure()
     measure_reception(stage)
     heard |= {job.name: job.work.backbone.trusted for job in asked}
