@@ -286,7 +286,7 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
     process = room.start([*room.search("second", trials=2, study="sqlite:///study.db"), *place])
     while "stage 1" not in (line := process.stdout.readline()):
         assert line, process.communicate()
-    time.sleep(2)
+    time.sleep(0.3)  # it takes a second and more
     assert "stage 1, importance" not in interrupted(process)  # it was not over yet
     with fetch_temporarily("s3://results/second") as folder:
         stopped = about(folder)["spent"]["seconds"]
@@ -315,7 +315,7 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
         page = (folder / "report.html").read_text()
         assert ">adept_ray · second<" in page and "Parameters" in page  # of what lies in the bucket alone
         ended = about(folder)["seconds"]
-    assert ended["probe"] > stopped["probe"] > 1 and ended["total"] > stopped["total"] + ended["search"]
+    assert ended["probe"] > stopped["probe"] > 0.3 and ended["total"] > stopped["total"] + ended["search"]
 
     room.run(["tune_k.py", "--name", "second", "--more-trials", "1", *place], **shared)
     with fetch_temporarily("s3://results/second") as folder:
@@ -525,7 +525,7 @@ def test_a_search_in_which_every_trial_fails_says_so(room, shared):
     began, ended = (
         [e["stage"] for e in events if e["event"] == name] for name in ("stage_began", "stage_ended")
     )
-    assert began == ended == ["assets", "blocks", "probe", "pace", "search"]
+    assert began == ended == ["assets", "blocks", "contamination", "probe", "pace", "search"]
     (pace,) = (event for event in events if event["event"] == "pace")
     assert pace["plain"] > 0 and pace["compiled"] > 0 and isinstance(pace["compile"], bool)
     assert {"results", "plan"} <= {event["event"] for event in events}
