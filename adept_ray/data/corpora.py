@@ -22,13 +22,8 @@ from adept_ray.data.documents import (
     write_corpus,
 )
 from adept_ray.data.formats import find_ending
-from adept_ray.data.hub_corpora import (
-    HubSource,
-    RemoteSource,
-    find_versions,
-    keep_versions,
-    sample_documents,
-)
+from adept_ray.data.hub_corpora import HubSource
+from adept_ray.data.remote_sources import RemoteSource, find_versions, keep_versions, sample_documents
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, list_names
 from adept_ray.data.uri_corpora import UriSource

@@ -28,7 +28,7 @@ from adept_ray.data.blocks import BlockSet
 from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
 from adept_ray.data.near_duplicates import find_near_duplicates
-from adept_ray.data.splits import DIGEST, choose_splits, digest_corpora, digest_text, key_documents
+from adept_ray.data.splits import choose_splits, digest_corpora, digest_text, is_among, key_documents
 from adept_ray.storage.files import (
     delete_folder,
     has_all_files,
@@ -310,7 +310,7 @@ def _pack_bucket(
     bucket = int(documents["bucket"].iloc[0])
     tokenizer, seed = ray.get(how.tokenizer), how.seed
     documents = documents.drop_duplicates("digest")
-    documents = documents[~np.isin(documents["digest"].to_numpy().astype(DIGEST), ray.get(excluded))]
+    documents = documents[~is_among(documents["digest"].to_list(), ray.get(excluded))]
     documents = documents.assign(key=key_documents(documents["digest"], seed)).sort_values("key")
     chosen = choose_splits(documents["key"], splits)
     written = []

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from adept_ray.config.errors import UserError
 from adept_ray.data.archives import open_reader
 from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_files
-from adept_ray.data.hub_corpora import check_first_rows
 from adept_ray.data.opening import locate_content, name_in_place
+from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Located, Omissions, list_names, sample_rows
 from adept_ray.data.uris import FoundFile, explain_remote_errors, list_files, name_version

@@ -16,11 +16,11 @@ from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.scores import SIDES, value_or_nan
 from adept_ray.run.block_sets import build_block_sets, explain_small_corpora, plan_packing
+from adept_ray.run.contamination_check import ContaminationCheck, check_contamination
 from adept_ray.run.context import Context
 from adept_ray.run.fetching import bring_files
 from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import ImportanceFile, StageOne, measure_reception, warn_of_chance
-from adept_ray.run.text_checks import ContaminationCheck, check_contamination
 from adept_ray.run.training_text import list_passes, show_passes
 from adept_ray.storage.records import ContaminationRecord
 

@@ -12,12 +12,13 @@ import pytest
 from hub_stand_in import STRANGER
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import corpora, hub_corpora
+from adept_ray.data import corpora, hub_corpora, remote_sources
 from adept_ray.data.archives import Members, ZipReader
 from adept_ray.data.corpora import RemoteOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
-from adept_ray.data.hub_corpora import HubSource, sample_documents
+from adept_ray.data.hub_corpora import HubSource
 from adept_ray.data.opening import locate_content
+from adept_ray.data.remote_sources import sample_documents
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import sample_rows
 
@@ -262,7 +263,7 @@ def test_a_struct_of_somebody_elses_is_not_printed(hub, tmp_path):
 def test_a_rare_filter_is_not_waited_for_in_the_check(hub, tmp_path, monkeypatch):
     """Only the first rows are looked at before the plan is known; what is wrong with them is said there."""
     hub.put("o/n", {"train.jsonl": lines([*ROWS, {**ROWS[0], "at": 60}])})
-    monkeypatch.setattr(hub_corpora, "CHECKED_ROWS", 5)
+    monkeypatch.setattr(remote_sources, "CHECKED_ROWS", 5)
     corpus = find_corpus("o/n", TextRecipe("{at}", "at == 60"), tmp_path)
     fill_corpus(corpus)
     assert texts(corpus) == ["60"]

@@ -14,7 +14,8 @@ WORK = """
 import json, sys
 from pathlib import Path
 from adept_ray.data.corpora import find_corpus, resolve_corpus
-from adept_ray.data.hub_corpora import HubSource, sample_documents
+from adept_ray.data.hub_corpora import HubSource
+from adept_ray.data.remote_sources import sample_documents
 cache = Path(sys.argv[1])
 found = [resolve_corpus(name, "text", cache).fingerprint for name in ("org/rows", "org/table")]
 if len(sys.argv) > 2:

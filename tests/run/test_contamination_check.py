@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.run import block_sets, text_checks
+from adept_ray.run import block_sets, contamination_check
+from adept_ray.run.contamination_check import ContaminationCheck, check_contamination
 from adept_ray.run.context import Context
-from adept_ray.run.text_checks import ContaminationCheck, check_contamination
 
 COUNTS = {"documents": 3, "repeated": 1, "in_earlier": 0, "near": 0, "longest": 17}
 
@@ -26,10 +26,10 @@ def make_check(display, tmp_path, monkeypatch):
         yield [plan.text]
 
     held_out = "the baker walks to the market on every second morning of the week"
-    monkeypatch.setattr(text_checks, "read_split", read_split)
+    monkeypatch.setattr(contamination_check, "read_split", read_split)
     monkeypatch.setattr(block_sets, "count_documents", lambda plan, cache: COUNTS)
-    monkeypatch.setattr(text_checks, "load_tokenizer", lambda backbone: None)
-    monkeypatch.setattr(text_checks, "decode_documents", lambda blocks, tokenizer: [blocks])
+    monkeypatch.setattr(contamination_check, "load_tokenizer", lambda backbone: None)
+    monkeypatch.setattr(contamination_check, "decode_documents", lambda blocks, tokenizer: [blocks])
     display.show_stage = lambda *_: nullcontext(lambda done, of: None)
     sources = SimpleNamespace(backbone=None, select_items=lambda split: {})
 
