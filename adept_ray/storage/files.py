@@ -197,16 +197,7 @@ def read_json(
 
 def store_json(place: str, data: object) -> None:
     """Write a JSON file behind a path or URI, whole or not at all."""
-    from pyarrow import fs
-
-    filesystem, path = open_filesystem(place)
-    text = format_json(data, indent=1) + "\n"
-    if isinstance(filesystem, fs.LocalFileSystem):
-        write_text(Path(path), text)
-        return
-    filesystem.create_dir(path.rpartition("/")[0])
-    with filesystem.open_output_stream(path) as stream:  # an object appears once all of it was sent
-        stream.write(text.encode())
+    store_bytes(place, memoryview(f"{format_json(data, indent=1)}\n".encode()))
 
 
 def is_disk_full(problem: BaseException) -> bool:
