@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from adept_ray.config.validation import read_number
+
 
 @dataclass(frozen=True)
 class Part:
@@ -70,7 +72,7 @@ def parse_part(word: str) -> Part:
     if found is None or os.path.exists(os.path.expanduser(word)):
         return Part(word)
     place, after = found
-    weight = read_weight(after)
+    weight = read_number(after)
     if weight is None or not 0 < weight < math.inf:
         what = f"the weight '{after}' of '{place}'"
         raise ValueError(f"{word}: {what} must be a number above 0, such as 3 or 0.5")
@@ -80,16 +82,8 @@ def parse_part(word: str) -> Part:
 def split_weight(word: str) -> tuple[str, str] | None:
     """The texts before and after the last ``=``; None where that is one of a folder's name or of a query."""
     place, sign, after = word.rpartition("=")
-    inside = read_weight(after) is None and ("/" in after or "://" in word)
+    inside = read_number(after) is None and ("/" in after or "://" in word)
     return (place, after) if sign and place and not inside else None
-
-
-def read_weight(text: str) -> float | None:
-    """The number that a text is; None if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def name_place(place: str) -> str:

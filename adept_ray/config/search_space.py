@@ -16,7 +16,15 @@ from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.places import find_search_space
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.config.validation import Key, Spec, apply_changes, describe_line, load_yaml, validate_spec
+from adept_ray.config.validation import (
+    Key,
+    Spec,
+    apply_changes,
+    describe_line,
+    load_yaml,
+    read_number,
+    validate_spec,
+)
 
 Values = tuple[Any, ...]
 """Of a searched parameter: numbers or words, which only :meth:`Range.check` tells apart."""
@@ -72,7 +80,7 @@ class Range(Spec):
 
     def check(self, value: object) -> None:
         """Refuse a value that no range of this form takes, whatever its ends. Raises ValueError."""
-        number = _read_as_number(value) if isinstance(value, str) else value
+        number = read_number(value) if isinstance(value, str) else value
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f"'{self.kind}' takes finite numbers, not {value!r}")
         if isinstance(value, str) and number is not None:
@@ -246,13 +254,6 @@ class SearchSpace(Spec):
             self._check_value(name, setting[name], *at, name)
             if setting[name] not in self.parameters[name]:
                 raise MisplacedError(f"first: {name} {setting[name]!r} lies outside its range", *at, name)
-
-
-def _read_as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def load_search_space(given: Path) -> SearchSpace:

@@ -144,3 +144,11 @@ def fingerprint(*parts: object) -> str:
     """16 hex digits that name what `parts` (values that JSON knows) describe."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_number(text: str) -> float | None:
+    """The number that a text is; None if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
