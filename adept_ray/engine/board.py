@@ -104,6 +104,7 @@ class Board:
     async def give_back_jobs(self, crew: int) -> None:
         """Free what a crew had claimed: it has no workers."""
         self._queue.give_back_jobs(crew)
+        self._health.forget_places(crew)
         await self._announce_change()
 
     async def add_report(self, number: int, metrics: Metrics) -> None:
@@ -140,6 +141,10 @@ class Board:
         """Say with how many of its workers a crew is at a job; a change is a remark."""
         if self._health.change_size(crew, size, full):
             await self.add_remark(f"{job} goes on with {size} of {full} workers")
+
+    async def record_place(self, crew: int, node: str, workers: int) -> int:
+        """See :meth:`CrewHealth.record_place`."""
+        return self._health.record_place(crew, node, workers)
 
     async def lower_limit(self, k: int) -> None:
         """Say that a worker ran out of memory at that k."""

@@ -100,6 +100,10 @@ class BoardClient:
         """Say with how many of its workers a crew is at a job."""
         self._actor.record_size.remote(crew, job, size, full)
 
+    def record_place(self, crew: int, node: str, workers: int) -> int:
+        """Say how many workers of a crew are on a node; returns how many of other crews are there."""
+        return _fetch(self._actor.record_place.remote(crew, node, workers))
+
     def lower_limit(self, k: int) -> None:
         """Say that a worker ran out of memory at that k."""
         _fetch(self._actor.lower_limit.remote(k))

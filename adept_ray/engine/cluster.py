@@ -25,6 +25,13 @@ from adept_ray.engine.layout import (
     explain_idle_workers,
 )
 from adept_ray.engine.node_gpus import LIKE, measure_gpu_memory
+from adept_ray.engine.ray_internals import (
+    check_token,
+    find_head,
+    has_autoscaler,
+    list_free_resources,
+    read_largest_size,
+)
 from adept_ray.engine.waiting import Say, wait_for_room, wait_for_task
 from adept_ray.method.compiling import describe_compiler_fault, find_compiler_fault
 from adept_ray.method.gpus import find_gpu_fault
@@ -128,34 +135,12 @@ def check_address(address: str) -> None:
 
     Raises OSError where nothing listens, and Ray's AuthenticationError where the cluster wants a token.
     """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    head = address if "://" in address else canonicalize_bootstrap_address(address) or ""
+    head = find_head(address)
     host, _, port = head.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
         if "://" not in head:
             check_token(head, found=address == "auto")
-
-
-def check_token(head: str, found: bool) -> None:
-    """Raise Ray's AuthenticationError if the cluster whose head is there wants a token, or another one.
-
-    Where the head was `found` by Ray, a token that is there is used without being asked for, as Ray does.
-    """
-    from ray._private.authentication import authentication_token_setup as tokens
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError, RayError
-
-    if found:
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # else the next line ends the process
-    try:
-        GcsClient(address=head)
-    except AuthenticationError:
-        raise
-    except RayError:  # a head that is slow: Ray gives it more time
-        return
 
 
 def check_workers(run: RunSpec) -> None:
@@ -186,9 +171,7 @@ def list_free_nodes() -> list[dict[str, float]]:
 
     Where others hold all of it this is what the nodes have: a run waits for its turn.
     """
-    from ray._private.state import state
-
-    available, whole = state.available_resources_per_node(), list_whole_nodes()
+    available, whole = list_free_resources(), list_whole_nodes()
     free = [available.get(name, {}) for name in whole]
     busy = sum(node.get("CPU", 0) for node in free) <= SPARE_CPUS
     return list(whole.values()) if busy else free
@@ -279,8 +262,6 @@ def ensure_room(run: RunSpec, say: Say) -> None:
     Raises :class:`UserError`. A cluster whose nodes Ray starts as they are needed may have none at first.
     """
     import ray
-    from ray._private.state import state
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     have = ray.cluster_resources()
     try:
@@ -288,10 +269,10 @@ def ensure_room(run: RunSpec, say: Say) -> None:
         check_nodes(run, list_whole_nodes().values())
     except UserError as refusal:
         # What it may have at most is known from clusters whose service says so; others know it when asked.
-        most = state.get_max_resources_from_cluster_config()
+        most = read_largest_size()
         if most:
             check_cluster(run, {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most}})
-        if not os.environ.get("RAY_ADDRESS") or not (most or is_autoscaler_v2(fetch_from_server=True)):
+        if not os.environ.get("RAY_ADDRESS") or not (most or has_autoscaler()):
             raise
         workers = [list_worker_resources(run)] * run.machine.fewest_workers * run.crews
         wait_for_room([*workers, *[{"CPU": 1.0}] * SPARE_CPUS], str(refusal), say)
@@ -389,3 +370,8 @@ def count_logical_cpus() -> float:
 
     here = ray.get_runtime_context().get_node_id()
     return next(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here)
+
+
+def count_worker_nodes() -> int:
+    """Nodes on which a worker may be."""
+    return sum(node.get("CPU", 0) >= CPUS_PER_WORKER for node in list_whole_nodes().values())

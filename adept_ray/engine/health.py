@@ -25,6 +25,7 @@ class CrewHealth:
         # crew → node → what the kernel had killed there for memory when the crew began its job
         self._kills: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}  # crew → its workers
+        self._places: dict[int, dict[str, int]] = {}  # crew → node → its workers there
 
     def record_fault(self, number: int, error: str) -> None:
         """Keep what a worker of a job died of: the reason to be given if the job is given up."""
@@ -62,6 +63,15 @@ class CrewHealth:
         before = self._sizes.get(crew, full)
         self._sizes[crew] = size
         return size != before
+
+    def record_place(self, crew: int, node: str, workers: int) -> int:
+        """Keep that so many workers of a crew are on a node; returns how many of other crews are there."""
+        self._places.setdefault(crew, {})[node] = workers
+        return sum(places.get(node, 0) for other, places in self._places.items() if other != crew)
+
+    def forget_places(self, crew: int) -> None:
+        """Take in that a crew has no workers any more."""
+        self._places.pop(crew, None)
 
 
 @dataclass(frozen=True)

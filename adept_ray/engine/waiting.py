@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adept_ray.config.errors import UserError
+from adept_ray.engine.ray_internals import cannot_grow
 
 if TYPE_CHECKING:
     from ray import ObjectRef
-    from ray.util.placement_group import PlacementGroup
 
 Say = Callable[[str], None]
 SAY_AFTER_S = 10
@@ -63,16 +63,3 @@ def wait_for_room(bundles: Sequence[dict[str, float]], refusal: str, say: Say) -
                 say("waiting for the cluster to start nodes for the workers (`ray status` shows them)")
     finally:
         remove_placement_group(group)
-
-
-def cannot_grow(group: PlacementGroup) -> bool:
-    """Whether Ray's autoscaler says that no node which it may start has room for a placement group.
-
-    Without one it says so of what is there. It has a few seconds' delay.
-    """
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
-    from ray.experimental.internal_kv import internal_kv_get_gcs_client
-
-    reply = GetClusterStatusReply.FromString(internal_kv_get_gcs_client().get_cluster_status())
-    waiting = reply.autoscaling_state.infeasible_gang_resource_requests
-    return any(group.id.hex() in request.details for request in waiting)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from adept_ray.data.hub import TOKEN
 from adept_ray.engine.client import BoardClient
-from adept_ray.engine.cluster import count_logical_cpus, share_threads
+from adept_ray.engine.cluster import count_logical_cpus, count_worker_nodes, share_threads
 from adept_ray.engine.job import DONE, Job, LeavingNodes, Outcome, describe_error
 from adept_ray.engine.job_kinds import perform_job
 from adept_ray.engine.job_queue import NO_MORE
@@ -41,7 +41,6 @@ def work_from_board(config: Mapping[str, CrewSettings]) -> None:
     import ray
     import ray.train
     import ray.train.torch
-    import torch
 
     from adept_ray.method.ranks import agree_on_largest
 
@@ -49,8 +48,6 @@ def work_from_board(config: Mapping[str, CrewSettings]) -> None:
     if settings.token:
         os.environ[TOKEN] = settings.token
     board, crew = settings.board, settings.crew
-    mates = context.get_local_world_size() * settings.crews  # all of them here, at worst
-    torch.set_num_threads(settings.threads or share_threads(mates, count_logical_cpus()))
     device = ray.train.torch.get_device()
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
@@ -60,6 +57,7 @@ def work_from_board(config: Mapping[str, CrewSettings]) -> None:
         job: Job | None = None
         try:
             job = ray.get(reference)
+            set_threads(settings, node, context.get_local_world_size())
             if first:
                 board.record_size(crew, job.name, size, settings.workers)
             perform_job(job, JobVoice(board, number, first, device), device)
@@ -78,3 +76,19 @@ def work_from_board(config: Mapping[str, CrewSettings]) -> None:
             raise
         if first:
             board.end_job(number, DONE)
+
+
+def set_threads(settings: CrewSettings, node: str, here: int) -> None:
+    """Give torch this worker's share of its node's CPUs; so many workers of its crew are `here`.
+
+    Other crews count where they are. On one node alone all are taken to be there from the beginning: so the
+    number, and how sums are rounded, doesn't depend on which of them came first.
+    """
+    import torch
+
+    mates = here
+    if settings.crews > 1:
+        alone = count_worker_nodes() == 1
+        others = settings.board.record_place(settings.crew, node, here)
+        mates = here * settings.crews if alone else here + others
+    torch.set_num_threads(settings.threads or share_threads(mates, count_logical_cpus()))

@@ -24,6 +24,7 @@ from adept_ray.config import errors
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.engine import cluster as launch
+from adept_ray.engine import ray_internals
 from adept_ray.engine.layout import Load
 
 
@@ -250,7 +251,8 @@ def guarded():
 
         def join(**changes):
             command = [sys.executable, "-c", JOIN]
-            return subprocess.run(command, env=plain | changes, capture_output=True, text=True).stdout
+            done = subprocess.run(command, env=plain | changes, capture_output=True, text=True)
+            return done.stdout + done.stderr
 
         try:
             while "no Ray cluster answers" in (said := join()):
@@ -271,7 +273,7 @@ def guarded():
     ],
 )
 def test_a_cluster_that_turns_the_command_away_is_one_sentence(settings, what, guarded):
-    """Whether there is no token, another one, or none is asked for, it says what to give, and where."""
+    """Whether there is no token, another one, or none is asked for: what to give, and where, and no more."""
     said = guarded(**settings)
     assert said.startswith("UserError the Ray cluster at RAY_ADDRESS=127.0.0.1:") and said.count("\n") == 1
     assert what in said and "export RAY_AUTH_MODE=token" in said and "~/.ray/auth_token" in said
@@ -290,7 +292,7 @@ def test_a_head_that_is_slow_is_left_to_ray(monkeypatch):
         monkeypatch.setattr(ray._raylet, "GcsClient", fail)
         turned_away = isinstance(problem, ray.exceptions.AuthenticationError)
         with pytest.raises(ray.exceptions.AuthenticationError) if turned_away else nullcontext():
-            launch.check_token("head:6379", found=turned_away)
+            ray_internals.check_token("head:6379", found=turned_away)
     assert len(asked) == 1
 
 
@@ -349,3 +351,11 @@ def test_threads_are_those_that_were_asked_for(monkeypatch, given, asked):
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert launch.read_thread_request() == asked
+
+
+def test_native_code_is_silent_for_a_while(capfd):
+    """What it writes past Python is lost within that, and is there again afterwards."""
+    with ray_internals.silence_native_code():
+        os.write(2, b"noise")
+    os.write(2, b"a word")
+    assert capfd.readouterr().err == "a word"

@@ -107,3 +107,12 @@ def test_a_k_that_was_too_large_is_tried_again_with_what_may_cure_it(tmp_path, s
     again.lower_limit(8)  # another k, in that room
     again.store_limit()
     assert read_limit(memory, **settings).k == (limit or 8)
+
+
+def test_workers_of_other_crews_are_counted_where_they_are(health):
+    """Node by node, as they are now; a crew that lost its workers is nowhere."""
+    assert health.record_place(0, "first", 2) == 0
+    assert health.record_place(1, "second", 1) == 0 and health.record_place(1, "first", 3) == 2
+    assert health.record_place(2, "first", 1) == 2 + 3 and health.record_place(0, "first", 2) == 3 + 1
+    health.forget_places(1)
+    assert health.record_place(0, "first", 2) == 1
