@@ -166,7 +166,7 @@ def check_workers(run: RunSpec) -> None:
         check_cluster(run, {"CPU": math.inf, "GPU": torch.cuda.device_count()})
 
 
-def list_free_nodes() -> list[dict[str, float]]:
+def list_free_nodes() -> list[Mapping[str, float]]:
     """What is free on each node of the cluster that this process is connected to.
 
     Where others hold all of it this is what the nodes have: a run waits for its turn.
@@ -177,7 +177,7 @@ def list_free_nodes() -> list[dict[str, float]]:
     return list(whole.values()) if busy else free
 
 
-def list_whole_nodes() -> dict[str, dict[str, float]]:
+def list_whole_nodes() -> dict[str, Mapping[str, float]]:
     """Id of each node that is alive → what it has, by Ray's names."""
     import ray
 

@@ -13,6 +13,7 @@ from adept_ray.config.machine import Machine
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
 from adept_ray.run.check_list import Check
+from adept_ray.training.streams import LEFT_SHARE
 
 GIB = 2**30
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
@@ -138,6 +139,9 @@ class DiskNeeds:
     """Trials at once."""
     fetched: bool = False
     """Whether checkpoints have to be fetched: they lie behind a URI."""
+    streams: bool = False
+    """Whether workers keep streams in the temporary folder, as on GPUs: they take of the room there what
+    leaves :data:`LEFT_SHARE` of it, so all else has to fit into that."""
 
     @property
     def storage(self) -> int:
@@ -181,7 +185,8 @@ def check_disks(
     Storage is looked at from the node `here`, where the command runs. Every node has its own temporary
     folder, and what of the hub's files it misses (`missing`, by node). Folders on one disk share its room.
     """
-    faults, room = [], []
+    faults = []
+    beside = f" in the {LEFT_SHARE:.0%} of it that kept streams leave"
     for node, facts in answers.heard.items():
         wanted = {"temporary": needs.temporary, "hub": (missing or {}).get(node, 0)}
         if node == here and "storage" in facts.disks:
@@ -192,13 +197,13 @@ def check_disks(
                 by_disk[facts.disks[name].device][name] = facts.disks[name]
         for folders in by_disk.values():
             need, free = sum(wanted[name] for name in folders), min(d.free for d in folders.values())
-            room.append(free - need)
-            if need > free:
+            streams = needs.streams and "temporary" in folders
+            if need > (LEFT_SHARE * free if streams else free):
                 what = "; ".join(f"{disk.path} for {FOLDERS[n][0]}" for n, disk in folders.items())
                 ways = " or ".join(FOLDERS[name][1] for name in folders)
                 faults.append(
-                    f"node {node} has {format_size(free)} free where up to {format_size(need)} are needed "
-                    f"({what}): make room, or {ways}"
+                    f"node {node} has {format_size(free)} free where up to {format_size(need)} are needed"
+                    f"{beside * streams} ({what}): make room, or {ways}"
                 )
     found = (
         f"a checkpoint of the deepest trial {format_size(needs.checkpoint)}, the model "

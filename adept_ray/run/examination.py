@@ -48,7 +48,7 @@ def plan_examination(run: SearchRun, sources: Sources, question: Question) -> Ex
     depths = list_depths(question)
     kept = run.trials if run.pareto else min(run.trials, len(depths))
     needs = count_disk_needs(sizes, depths, kept, run.crews, skeleton.dtype.itemsize)
-    needs = replace(needs, fetched=find_local_folder(run.storage) is None)
+    needs = replace(needs, fetched=find_local_folder(run.storage) is None, streams=run.machine.on_gpus)
     return Examination(run, sources.backbone, needs)
 
 

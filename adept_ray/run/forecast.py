@@ -26,6 +26,10 @@ class Speed:
     """Of a step by torch.compile; None where that can't be or wasn't asked for."""
     compiling: float = 0.0
     """What torch.compile takes once."""
+    kept_step: float | None = None
+    """Of a step that begins at a kept stream (see :mod:`adept_ray.method.prefix`); None: all layers run."""
+    kept_validation: float | None = None
+    """Of such a validation of one block a worker."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Amounts:
     """Blocks of the validation split of one side."""
     test: int
     """Blocks of the test split of one side."""
+    kept_text: float = 0.0
+    """Share of the training text whose streams a later trial finds kept."""
+    kept_validation: float = 0.0
+    """Share of the validation blocks whose streams are kept, from the first reading on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class Forecast:
 
     stage1: float
     trial: float
+    """The first one."""
+    later: float
+    """A trial that finds the streams of the first one."""
     search: float
     """Stage 1, all trials, the test and the export."""
 
@@ -75,6 +86,8 @@ def read_speed(found: Metrics, layers: int, workers: int) -> Speed:
         probe=per_block,
         compiled=found.get("compiled"),
         compiling=found.get("compiling", 0.0),
+        kept_step=found.get("kept_step"),
+        kept_validation=found["kept_validation"] / share if "kept_validation" in found else None,
     )
 
 
@@ -84,22 +97,52 @@ def forecast_search(speed: Speed, amounts: Amounts) -> Forecast:
     tested = share_blocks(amounts.test, amounts)
     reading = len(SIDES) * validated * speed.validation
     stage1 = probed * speed.probe + reading
-    trial = forecast_training(speed, amounts)
+    trial, later = forecast_training(speed, amounts), forecast_training(speed, amounts, follows=True)
     rounds = math.ceil(amounts.trials / amounts.crews)
     test = 2 * len(SIDES) * tested * speed.validation  # the backbone's and the chosen one's
-    return Forecast(stage1, trial, stage1 + rounds * trial + test)
+    return Forecast(stage1, trial, later, stage1 + trial + (rounds - 1) * later + test)
 
 
-def forecast_training(speed: Speed, amounts: Amounts) -> float:
-    """Seconds of one training to its end, with its readings."""
+def forecast_training(speed: Speed, amounts: Amounts, follows: bool = False) -> float:
+    """Seconds of one training to its end, with its readings.
+
+    One that `follows` another on the same workers finds the streams that the other has kept. Alone it finds
+    those of its own first reading.
+    """
     measured = (amounts.steps - 1) // amounts.recompute_every
-    reading = len(SIDES) * share_blocks(amounts.validation, amounts) * speed.validation
-    return amounts.steps * speed.step + measured * speed.remeasure + amounts.reports * reading
+    blocks = len(SIDES) * share_blocks(amounts.validation, amounts)
+    step = mix_speeds(speed.step, speed.kept_step, amounts.kept_text if follows else 0.0)
+    again = blocks * mix_speeds(speed.validation, speed.kept_validation, amounts.kept_validation)
+    first = again if follows else blocks * speed.validation
+    readings = first + (amounts.reports - 1) * again
+    return amounts.steps * step + measured * speed.remeasure + readings
+
+
+def mix_speeds(plain: float, kept: float | None, share: float) -> float:
+    """Seconds where so large a `share` is done as `kept` says, if it can be, and the rest as `plain` says."""
+    return plain if kept is None else (1 - share) * plain + share * min(plain, kept)
+
+
+def share_streams(text: int, held_out: int, limit: int, text_limit: float) -> tuple[float, float]:
+    """The shares of streams of training text and of held-out text that are kept in `limit` bytes.
+
+    Training text, of `text` bytes, takes `text_limit` of them at most. What it leaves is for `held_out`.
+    """
+    taken = min(text, int(text_limit * limit))
+    return taken / text if text else 0.0, min(1.0, (limit - taken) / held_out) if held_out else 0.0
 
 
 def compile_steps(speed: Speed) -> Speed | None:
     """The speed with compiled layers; None where there are none."""
-    return None if speed.compiled is None else replace(speed, step=speed.compiled)
+    if speed.compiled is None:
+        return None
+    kept = speed.kept_step
+    # That one wasn't compiled. It is as much shorter.
+    return replace(
+        speed,
+        step=speed.compiled,
+        kept_step=None if kept is None else kept * speed.compiled / speed.step,
+    )
 
 
 def share_blocks(blocks: int, amounts: Amounts) -> int:

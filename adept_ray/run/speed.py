@@ -12,7 +12,7 @@ from adept_ray.data.blocks import Blocks
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.compiling import describe_compiler_fault
 from adept_ray.method.fit import Fit
-from adept_ray.method.scores import Metrics
+from adept_ray.method.scores import SIDES, Metrics
 from adept_ray.report.html import format_duration
 from adept_ray.run.check_list import Check
 from adept_ray.run.checks import format_size
@@ -22,9 +22,11 @@ from adept_ray.run.forecast import (
     forecast_search,
     forecast_training,
     read_speed,
+    share_streams,
 )
 from adept_ray.run.question import Question
 from adept_ray.run.sources import Sources
+from adept_ray.training.streams import TEXT_SHARE
 from adept_ray.training.work import SpeedWork, TrainWork
 
 SEARCHED = ("recompute_every", "tokens_per_step")  # that change how much a trial computes, apart from k
@@ -39,6 +41,8 @@ class SpeedQuestion:
     training: TrainingSpec
     work: SpeedWork
     blocks: dict[str, Blocks]
+    block_bytes: int
+    """Of the stream of one block."""
 
 
 def pose_speed_question(run: SearchRun, sources: Sources, question: Question, fit: Fit) -> SpeedQuestion:
@@ -60,6 +64,7 @@ def pose_speed_question(run: SearchRun, sources: Sources, question: Question, fi
         micro_batch=run.machine.micro_batch,
         seed=run.seed,
         fit=fit,
+        text_returns="tokens_per_step" not in parameters,  # else batches of another size are other ones
     )
     numbers = {
         "train": max(TEXT_BLOCKS, work.blocks_per_step),
@@ -68,7 +73,8 @@ def pose_speed_question(run: SearchRun, sources: Sources, question: Question, fi
         "probe": run.machine.micro_batch,
     }
     blocks = {name: draw_blocks(n, run.seq_len, sources.config.vocab_size) for name, n in numbers.items()}
-    return SpeedQuestion(training, SpeedWork(work, run.machine.compile != "off"), blocks)
+    stream = run.seq_len * sources.config.hidden_size * skeleton.dtype.itemsize
+    return SpeedQuestion(training, SpeedWork(work, run.machine.compile != "off"), blocks, stream)
 
 
 def count_blocks(tokens: int, run: SearchRun) -> int:
@@ -84,18 +90,28 @@ def draw_blocks(number: int, seq_len: int, vocabulary: int) -> Blocks:
     return Blocks(tokens, np.ones_like(tokens[:, 1:]), starts)
 
 
-def count_amounts(run: SearchRun, work: TrainWork, crews: int = 1) -> Amounts:
-    """How much a search computes whose trials are all like `work`, so many `crews` of them at once."""
+def count_amounts(run: SearchRun, work: TrainWork, block_bytes: int, crews: int = 1) -> Amounts:
+    """How much a search computes whose trials are all like `work`, so many `crews` of them at once.
+
+    The stream of a block takes `block_bytes` of what a worker may keep.
+    """
+    workers, validation = run.machine.most_workers, count_blocks(run.validation_tokens, run)
+    text = work.steps * work.blocks_per_step if work.text_returns else 0
+    held_out = len(SIDES) * validation
+    text_bytes, held_bytes = (-(-blocks // workers) * block_bytes for blocks in (text, held_out))
+    kept_text, kept_validation = share_streams(text_bytes, held_bytes, work.fit.stream_bytes, TEXT_SHARE)
     return Amounts(
         steps=work.steps,
         recompute_every=work.training.recompute_every,
         reports=len(work.report_steps),
         trials=run.trials,
         crews=crews,
-        workers=run.machine.most_workers,
+        workers=workers,
         probe=count_blocks(run.probe_tokens, run),
-        validation=count_blocks(run.validation_tokens, run),
+        validation=validation,
         test=count_blocks(run.test_tokens, run),
+        kept_text=kept_text,
+        kept_validation=kept_validation,
     )
 
 
@@ -115,6 +131,8 @@ def describe_speed(run: SearchRun, asked: SpeedQuestion, found: Metrics) -> list
         checks.append(Check("all-reduce", line))
     speed = f"{found['step']:.3g} s ({tokens / found['step']:,.0f} tokens a second)"
     step = f"{tokens:,} tokens at k = {asked.training.k}: {speed}"
+    if "kept_step" in found:
+        step += f", from what is kept of frozen layers {found['kept_step']:.3g} s"
     faults: tuple[str, ...] = ()
     if found.get("compiled"):
         step += f", by torch.compile {found['compiled']:.3g} s, which took {found['compiling']:.0f} s"
@@ -123,9 +141,10 @@ def describe_speed(run: SearchRun, asked: SpeedQuestion, found: Metrics) -> list
     elif found["fault"]:
         step += f"; torch.compile doesn't work there ({found['fault']})"
     checks.append(Check("step", step, faults))
-    checks.append(
-        Check("validation", f"{found['validated']} blocks of {run.seq_len}: {found['validation']:.3g} s")
-    )
+    held_out = f"{found['validated']} blocks of {run.seq_len}: {found['validation']:.3g} s"
+    if "kept_validation" in found:
+        held_out += f", from what is kept {found['kept_validation']:.3g} s"
+    checks.append(Check("validation", held_out))
     probed = f"{found['probed']} blocks: {found['forward']:.3g} s, and {found['bypass']:.3g} s a layer"
     checks.append(Check("probe", probed))
     return checks
@@ -136,9 +155,10 @@ def describe_forecast(
 ) -> tuple[Check, dict[str, float]]:
     """The expected durations in a line, and in seconds; `layers` are those of the backbone."""
     speed = read_speed(found, layers, run.machine.most_workers)
-    amounts = count_amounts(run, asked.work.training, crews)
+    amounts = count_amounts(run, asked.work.training, asked.block_bytes, crews)
     longer = asked.training.model_copy(update={"tokens": run.train_tokens, "reports": TRAIN_REPORTS})
-    after = count_amounts(run, replace(asked.work.training, training=longer)) if run.train_tokens else None
+    work = replace(asked.work.training, training=longer, text_returns=False)
+    after = count_amounts(run, work, asked.block_bytes) if run.train_tokens else None
     seconds: dict[str, float] = {}
     lines = []
     for how, pace in (("", speed), ("compiled", compile_steps(speed))):
@@ -148,7 +168,9 @@ def describe_forecast(
         seconds |= {f"search {how}".strip(): search.search}
         line = f"search {format_duration(search.search)}"
         if not how:
-            line += f" (stage 1 {format_duration(search.stage1)}, a trial {format_duration(search.trial)})"
+            later = f", a later one {format_duration(search.later)}" if search.later < search.trial else ""
+            line += f" (stage 1 {format_duration(search.stage1)}, a trial {format_duration(search.trial)}"
+            line += f"{later})"
         if after:
             seconds |= {f"training {how}".strip(): (trained := forecast_training(pace, after))}
             line += f", train.py --tokens {run.train_tokens} {format_duration(trained)}"

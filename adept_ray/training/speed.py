@@ -22,10 +22,11 @@ from adept_ray.method.importance import limit_layers, limit_sequences, measure_b
 from adept_ray.method.ranks import sum_over_ranks, world_size
 from adept_ray.method.scores import Metrics
 from adept_ray.training.callbacks import Progress, ignore_progress
-from adept_ray.training.learner import prepare_learner
+from adept_ray.training.learner import Learner, prepare_learner, take_step
 from adept_ray.training.pace import time_compiling, time_steps
 from adept_ray.training.scoring import measure_document_nats
 from adept_ray.training.stage2 import make_probe_batches
+from adept_ray.training.streams import make_store
 from adept_ray.training.work import SpeedWork, TrainWork
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ PIECE = (
 )  # float32 values that travel at a time: gradients do so in pieces, and there may be no more room
 REPEATS, LONG_S = 3, 2.0  # calls that are timed, unless one takes so many seconds
 PARTS = 5  # of progress
+SLOW = 1e-9  # a rate that changes no speed, and at which nothing diverges
 
 
 def measure_speed(
@@ -49,8 +51,9 @@ def measure_speed(
     `blocks` has ``train``, ``remeasure``, ``general`` (a micro-batch a rank) and ``probe`` (a micro-batch).
     Returns seconds: of a ``step`` and, if asked for, ``compiled`` and ``compiling`` as in
     :func:`~adept_ray.training.pace.time_compiling` or the ``fault`` why that can't be; of measuring units
-    again on ``remeasure``; of ``validation`` of the ``validated`` blocks; of a ``forward`` pass of ``probed``
-    blocks of the probe, and of a ``bypass`` in it. Also ``product_flops`` a second of a layer's largest
+    again on ``remeasure``; of ``validation`` of the ``validated`` blocks; of a step and of a validation that
+    begin at kept streams, ``kept_step`` and ``kept_validation``, where a training keeps any; of a ``forward`` pass of
+    ``probed`` blocks of the probe, and of a ``bypass`` in it. Also ``product_flops`` a second of a layer's largest
     product, and the ``reduced`` bytes that a step's gradients send over the workers in ``reducing`` seconds.
     """
     training = work.training
@@ -74,26 +77,49 @@ def measure_speed(
 
 def time_learner(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.device) -> Metrics:
     """Seconds of validation and of measuring units again, and of sending the gradients over the workers."""
-    learner = prepare_learner(replace(work, fit=replace(work.fit, compiled=False)), blocks, device)
+    slow = work.training.model_copy(update={"base_lr": SLOW})
+    work = replace(work, training=slow, fit=replace(work.fit, compiled=False))
+    learner = prepare_learner(work, blocks, device)
     tuning, general = learner.tuning, blocks["general"]
-    with tuning.use_exported_dtype():
-        validation = time_calls(
-            lambda: measure_document_nats(tuning.model, general, work.micro_batch), device
-        )
+    validation = time_validation(learner, general)
 
     def measure_units() -> None:
         batches = make_probe_batches(work, blocks, device)
         unit_importance(tuning.model, batches, tuning.rated, limit_layers(tuning.model))
 
     trained = sum(parameter.numel() for parameter in tuning.parameters.values())
+    remeasured = time_calls(measure_units, device)
     return {
+        **time_kept_streams(learner, general),
         "validation": validation,
         "validated": len(general),
-        "remeasure": time_calls(measure_units, device),
+        "remeasure": remeasured,
         "reduced": 4 * trained,
         "reducing": time_reduction(trained, device),
         "product_flops": measure_product(tuning.model, work, device),
     }
+
+
+def time_validation(learner: Learner, held_out: Blocks) -> float:
+    """Seconds of validation, as a trial has it."""
+    tuning, size = learner.tuning, learner.work.micro_batch
+    with tuning.use_exported_dtype():
+        return time_calls(lambda: measure_document_nats(tuning.model, held_out, size), learner.device)
+
+
+def time_kept_streams(learner: Learner, held_out: Blocks) -> Metrics:
+    """Seconds of a step and of validation that begin where the lowest copy does, as most of a search's do.
+
+    The first call of each, which doesn't count, keeps the streams. Nothing, where a training keeps none.
+    """
+    work, tuning = learner.work, learner.tuning
+    if not work.fit.stream_bytes or work.training.tunes != "copies" or tuning.lowest == 0:
+        return {}
+    tuning.keep_prefix(make_store(learner.device, work.fit.stream_bytes), keeps_text=True)
+    scales = tuning.compute_scales(tuning.importance, work.training)
+    ids = learner.order.list_batch(0, work.blocks_per_step)
+    step = time_calls(lambda: take_step(learner, scales, 0, ids), learner.device)
+    return {"kept_step": step, "kept_validation": time_validation(learner, held_out)}
 
 
 def time_probe(work: TrainWork, probe: Blocks, device: torch.device) -> Metrics:

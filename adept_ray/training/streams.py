@@ -182,6 +182,11 @@ def list_bytes(tensor: torch.Tensor) -> memoryview:
 KINDS: dict[str, Callable[[int, torch.device], StreamStore]] = {"cpu": MemoryStreams}  # others: DiskStreams
 
 
+def make_store(device: torch.device, limit: int) -> StreamStore:
+    """A new store for `device`, of at most `limit` bytes."""
+    return KINDS.get(device.type, DiskStreams)(limit, device)
+
+
 @dataclass
 class HeldStore:
     """The store that this process holds, so that one training after the other uses it."""
@@ -201,7 +206,7 @@ def lend_store(backbone: Backbone, device: torch.device, limit: int) -> StreamSt
     key = (backbone, str(device), limit)
     if _HELD.key != key:
         drop_store()
-        _HELD.store, _HELD.key = KINDS.get(device.type, DiskStreams)(limit, device), key
+        _HELD.store, _HELD.key = make_store(device, limit), key
     assert _HELD.store is not None
     return _HELD.store
 

@@ -169,6 +169,17 @@ def test_every_node_needs_room_for_what_it_makes_and_fetches():
     assert temporary.startswith("node other has 1.0 GB free where up to 20.0 GB are needed (/tmp for")
 
 
+def test_kept_streams_leave_a_part_of_a_disk():
+    """What else goes to the temporary folder has to fit into that part, and the fault says so."""
+    free = NEEDS.temporary * 1.2
+    for streams in (False, True):
+        disks = {"temporary": Disk("/tmp", 1, int(free))}
+        answers, needs = Answers({"head": replace(GOOD, disks=disks)}), replace(NEEDS, streams=streams)
+        faults = check_disks(answers, "head", needs).faults
+        assert len(faults) == streams
+    assert "needed in the 75% of it that kept streams leave (/tmp for" in faults[0]
+
+
 def test_a_storage_behind_a_uri_has_no_disk_here():
     """Nobody can say how much room a bucket has."""
     only = {"temporary": Disk("/tmp", 1, 100 * GB)}

@@ -11,6 +11,7 @@ from adept_ray.run.forecast import (
     forecast_search,
     forecast_training,
     read_speed,
+    share_streams,
 )
 
 SPEED = Speed(step=2.0, remeasure=1.0, validation=0.5, probe=10.0)
@@ -65,3 +66,22 @@ def test_compiled_layers_change_steps_alone():
     compiled = compile_steps(replace(SPEED, compiled=1.5))
     assert compiled is not None and compile_steps(SPEED) is None
     assert forecast_training(SPEED, AMOUNTS) - forecast_training(compiled, AMOUNTS) == pytest.approx(50)
+
+
+def test_what_is_kept_is_found_by_later_trials_and_readings():
+    """A first trial makes all its steps and one reading with all layers; the next begins where copies do."""
+    speed = replace(SPEED, kept_step=1.0, kept_validation=0.25)
+    amounts = replace(AMOUNTS, kept_text=0.5, kept_validation=1.0)
+    first, later = (forecast_training(speed, amounts, follows) for follows in (False, True))
+    assert first == 100 * 2 + 3 * 1 + 2 * 3 * (0.5 + 3 * 0.25)
+    assert later == 50 * 2 + 50 * 1 + 3 * 1 + 4 * (2 * 3 * 0.25)
+    found = forecast_search(speed, amounts)
+    assert (found.trial, found.later) == (first, later)
+    assert found.search == found.stage1 + first + 7 * later + 2 * (2 * 5 * 0.5)
+
+
+def test_streams_share_what_may_be_kept():
+    """Training text takes its part at most, and held-out text what that leaves."""
+    assert share_streams(40, 100, limit=100, text_limit=0.5) == (1.0, 0.6)
+    assert share_streams(200, 25, limit=100, text_limit=0.5) == (0.25, 1.0)
+    assert share_streams(0, 10, limit=0, text_limit=0.5) == (0.0, 0.0)
