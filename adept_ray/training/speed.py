@@ -52,9 +52,10 @@ def measure_speed(
     Returns seconds: of a ``step`` and, if asked for, ``compiled`` and ``compiling`` as in
     :func:`~adept_ray.training.pace.time_compiling` or the ``fault`` why that can't be; of measuring units
     again on ``remeasure``; of ``validation`` of the ``validated`` blocks; of a step and of a validation that
-    begin at kept streams, ``kept_step`` and ``kept_validation``, where a training keeps any; of a ``forward`` pass of
-    ``probed`` blocks of the probe, and of a ``bypass`` in it. Also ``product_flops`` a second of a layer's largest
-    product, and the ``reduced`` bytes that a step's gradients send over the workers in ``reducing`` seconds.
+    begin at kept streams, ``kept_step`` and ``kept_validation``, where a training keeps any; of a ``forward``
+    pass of ``probed`` blocks of the probe, and of a ``bypass`` in it. Also ``product_flops`` a second of a
+    layer's largest product, and the ``reduced`` bytes that a step's gradients send over the workers in
+    ``reducing`` seconds.
     """
     training = work.training
     found: Metrics = {"fault": ""}

@@ -8,7 +8,8 @@ from trainings import BLOCKS, CPU
 
 from adept_ray.data.loading import borrow
 from adept_ray.training import speed as speed_module
-from adept_ray.training.speed import measure_speed
+from adept_ray.training.learner import prepare_learner
+from adept_ray.training.speed import measure_speed, time_kept_streams
 from adept_ray.training.work import SpeedWork
 
 
@@ -31,6 +32,21 @@ def test_speed_is_measured_without_weights(work, weightless):
     layer = sum(p.numel() for p in borrow(weightless).model.layers[0].parameters())
     assert (found["reduced"], found["reducing"]) == (4 * len(work.layers) * layer, 0.0)
     assert "compiled" not in found and told[-1][0] == told[-1][1]
+
+
+def test_what_is_kept_is_measured_where_it_will_be(work, weightless):
+    """Layers below the lowest copy run in the first step and validation alone, which don't count."""
+    training = dataclasses.replace(work, backbone=weightless)
+    learner = prepare_learner(training, BLOCKS, CPU)
+    assert time_kept_streams(learner, BLOCKS["general"]) == {}
+    keeping = dataclasses.replace(training, fit=dataclasses.replace(work.fit, stream_bytes=2**24))
+    learner, runs = dataclasses.replace(learner, work=keeping), []
+    lowest = learner.tuning.model.model.layers[0].self_attn
+    lowest.register_forward_pre_hook(lambda *_: runs.append(1))
+    found = time_kept_streams(learner, BLOCKS["general"])
+    assert found["kept_step"] > 0 and found["kept_validation"] > 0
+    size = work.micro_batch
+    assert len(runs) == -(-work.blocks_per_step // size) + -(-len(BLOCKS["general"]) // size)
 
 
 def test_a_random_backbone_is_not_taken_for_the_real_one(backbone):
