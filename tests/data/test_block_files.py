@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,32 @@ def test_what_comes_next_is_read_ahead_and_no_more(both, monkeypatch):
     assert len(asked) == 3 and read == []
     assert len(joined.tokens[ids]) == 4
     assert asked == read
+
+
+def test_pieces_are_consecutive_and_the_rest_is_in_none(both):
+    """Three pieces of thirteen blocks are the first twelve, four each."""
+    for blocks in both:
+        found = [np.asarray(blocks.take_piece(number, 3).tokens) for number in range(3)]
+        assert [len(piece) for piece in found] == [4, 4, 4]
+        assert np.array_equal(np.concatenate(found), np.asarray(blocks.tokens)[:12])
+
+
+def test_a_rank_without_a_block_gets_one_that_does_not_count(both, monkeypatch):
+    """After its others, in the same form, so that every rank takes part in as many passes."""
+    monkeypatch.setattr("adept_ray.method.ranks.split_over_ranks", lambda ids, size: [[3, 4], []])
+    real, extra = make_shared_batches(both[0], [3, 4, 5], 2, torch.device("cpu"))
+    assert "counts" not in real and extra["counts"].tolist() == [False]
+    assert extra["counts"].dtype == torch.bool
+    assert extra["input_ids"].tolist() == both[1].tokens[[3]].tolist()
+
+
+def test_a_split_that_is_too_small_says_how_much_text_it_takes(tmp_path):
+    """A split of a tenth of the documents takes ten times its own tokens; as many as it has are enough."""
+    made = replace(store(tmp_path, [draw(4)]), shares={"train": 0.1})
+    assert len(made.open_split("train", 4 * SEQ_LEN, SEQ_LEN, "x")) == 4
+    words = r"'x' is too small: its train split \(10% .* holds 44 tokens in blocks of 11 and 45 .* about 451 "
+    with pytest.raises(UserError, match=words):
+        made.open_split("train", 4 * SEQ_LEN + 1, SEQ_LEN, "x")
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "<u2"), (2**16 + 1, "<u4"), (2**31, "<u4")])

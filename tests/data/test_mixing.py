@@ -78,10 +78,21 @@ def test_things_are_shared_out_whole(count, weights):
     assert all(abs(have - count * own) < 1 + 1e-9 for have, own in zip(found, shares, strict=True))
 
 
+def test_the_largest_remainders_are_rounded_up():
+    """Of equal ones the first."""
+    assert share_out(10, (0.12, 0.5, 0.38)) == [1, 5, 4]
+    assert share_out(10, (0.15, 0.5, 0.35)) == [2, 5, 3]
+
+
 def held(first, blocks):
     """A set whose splits are so many blocks of one document each, of tokens from `first` on."""
     text = one_document_each(np.arange(first, first + blocks * SEQ_LEN).reshape(blocks, SEQ_LEN))
-    return SimpleNamespace(fingerprint=str(first), open_split=lambda *_: text)
+
+    def open_split(split="test", tokens=0, seq_len=SEQ_LEN, corpus=""):
+        assert split in ("train", "test", "probe") and seq_len == SEQ_LEN and tokens <= text.tokens.size
+        return text
+
+    return SimpleNamespace(fingerprint=str(first), open_split=open_split)
 
 
 def test_what_is_held_out_takes_from_each_corpus_its_share():
@@ -112,6 +123,16 @@ def test_the_first_sequences_of_a_probe_have_the_shares(weights, count):
         firsts = found[:upto, 0] // 1000
         for part, all_of_it in enumerate(share_out(count, shares)):
             assert abs((firsts == part).sum() - upto * all_of_it / count) <= 0.5 + len(shares) / 2
+
+
+def test_blocks_are_spread_evenly_with_all_that_belongs_to_them():
+    """One of four stands in the middle of the first two, and beginnings and bytes go along."""
+    mixed = MixedBlocks((held(0, 9), held(1000, 9)), ("a", "b"), (0.25, 0.75))
+    found, whole = (load("probe", 4 * SEQ_LEN, SEQ_LEN) for load in (mixed.load_spread, mixed.load))
+    assert (found.tokens[:, 0] // 1000).tolist() == [1, 0, 1, 1]
+    order = [1, 0, 2, 3]
+    assert np.array_equal(found.starts, whole.starts[order])
+    assert np.array_equal(found.bytes, whole.bytes[order])
 
 
 def test_other_shares_are_another_text():

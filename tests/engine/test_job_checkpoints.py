@@ -113,6 +113,17 @@ def test_a_job_that_is_over_leaves_the_checkpoint_of_its_last_report_whole_and_a
     assert read_weights(f"{place}/weights-10") == "at 10"
 
 
+def test_only_the_first_workers_word_counts(board, place):
+    """Another one's view of a shared folder may be older; a job without a report deletes nothing."""
+    with open_for(board, place) as checkpoints:
+        checkpoints.keep(of_text(7, "at 7"))
+        checkpoints.finish()
+    with open_for(board, place, first=False) as checkpoints:
+        assert checkpoints.find_last() == ""
+        checkpoints.finish()
+    assert os.listdir(place) == ["step-7"] and board.list_calls("add_report") == []
+
+
 def test_a_job_whose_last_checkpoint_can_not_be_written_is_not_over(board, place):
     """Its end is the error, though the report was made, and the checkpoint before is what is left."""
 

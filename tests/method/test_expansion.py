@@ -284,6 +284,13 @@ def test_a_model_with_an_adapter_is_no_export(tmp_path):
         export(model, tmp_path)
 
 
+def test_a_model_whose_logits_are_all_zero_is_exported(tmp_path):
+    """No difference is no difference, however small the largest logit is."""
+    model = tiny_model()
+    model.lm_head.weight.data.zero_()
+    assert not logits(reloaded(model, tmp_path), IDS).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_of_a_short_type_is_exported(dtype, tmp_path):
     """Trained copies may be longer than the rest: the file has the model's type."""

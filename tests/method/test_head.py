@@ -159,3 +159,17 @@ def test_a_gradient_can_be_taken_twice(tunes):
     nats = token_nats(model, BATCH)[0].sum()
     first, second = (torch.autograd.grad(nats, parameters, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_pieces_go_by_the_device(monkeypatch):
+    """A card takes other pieces than a CPU; torch's device without memory stands for it."""
+    away = torch.empty(10, 4, device="meta")
+    assert head.count_rows(torch.empty(3, 10), 80, 160) == 2
+    assert head.count_rows(torch.empty(3, 10, device="meta"), 80, 160) == 4
+    monkeypatch.setattr(head, "GPU_LOGITS", 4 * 10 * 5)
+    monkeypatch.setattr(head, "GPU_PIECE", 4 * 4 * 2)
+    goals = torch.zeros(12, dtype=torch.long, device="meta")
+    pieces = list(head._split_rows(torch.empty(12, 4, device="meta"), goals, away))
+    assert [len(rows) for rows, _ in pieces] == [5, 5, 2] == [len(wanted) for _, wanted in pieces]
+    assert head._turn_into_slopes(away, goals[:10]).shape == (10,)
+    assert head.measure_losses(away, goals[:10]).shape == (10,)

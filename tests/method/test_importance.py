@@ -344,6 +344,7 @@ def test_a_probe_takes_as_many_sequences_as_its_memory_holds():
     streams, rows = 4 * 32 * 4, 3 * 128 * 4
     assert limit_sequences(tiny_model(), 20, GPU_LOGITS + 20 * streams * 4 - 1) == 3
     assert limit_sequences(tiny_model("granite"), 20, 20 * (streams + rows) * 4 - 1) == 3
+    assert limit_sequences(tiny_model("granite"), 20, 20 * (streams + rows) * 4) == 4
     assert limit_sequences(tiny_model("granite"), 20, 1) == limit_sequences(tiny_model(), 20, 1) == 1
 
 
@@ -351,6 +352,7 @@ def test_a_probe_takes_as_many_sequences_as_its_memory_holds():
     ("broken", "named"),
     [
         ("layers.1.mlp.down_proj", r"mlp\.down_proj\.weight of layer 1 holds numbers that aren't; copy or"),
+        ("layers.3.mlp.down_proj", r"mlp\.down_proj\.weight of layer 3 holds numbers that aren't; copy or"),
         ("embed_tokens", "what its embedding gives isn't, so look at the embedding's weights"),
         ("norm", "the last layer's output, the final norm's or the head's isn't"),
     ],

@@ -72,6 +72,31 @@ def test_guided_is_the_papers_choice(drawn):
     assert place_layers(importance, k, "guided") == select_layers(importance, k)
 
 
+def test_the_papers_choice_is_the_default():
+    """With an offset, too, it is the least important of what is left."""
+    importance = importance_of(12)
+    assert place_layers(importance, 4) == select_layers(importance, 4)
+    left = [layer for layer in importance.order if layer >= 5]
+    assert place_layers(importance, 4, offset=5) == tuple(sorted(left[:4]))
+
+
+@pytest.mark.parametrize(
+    ("placement", "k", "offset", "needed"),
+    [
+        ("guided", 0, 0, 1),
+        ("guided", 1, 0, 1),
+        ("guided", 3, 2, 5),
+        ("guided", 9, 5, 12),
+        ("stratified", 1, 0, 12),
+        ("receptive", 1, 0, 12),
+    ],
+)
+def test_as_many_ranks_are_needed_as_a_placement_looks_at(placement, k, offset, needed):
+    """A band's layers may be anywhere in the order; the probe may be raced for the least important alone."""
+    training = TrainingSpec(k=k, placement=placement, offset=offset)
+    assert count_ranks_needed(training, 12) == needed
+
+
 @given(placements(), st.integers(0, 4))
 def test_stratified_takes_the_least_important_of_every_band(drawn, offset):
     """The layers from `offset` on fall into k bands whose sizes differ by one at most."""

@@ -13,7 +13,15 @@ from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import FAMILIES, is_norm, unit_of
 from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import unit_importance
-from adept_ray.method.rates import parameter_groups, schedule_factor, set_rates, unit_rates, unit_scales
+from adept_ray.method.rates import (
+    average_by_sublayer,
+    average_scales,
+    parameter_groups,
+    schedule_factor,
+    set_rates,
+    unit_rates,
+    unit_scales,
+)
 
 RULES = ("rank", "minmax", "minmax_by_kind", "none")
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -73,6 +81,38 @@ def test_minmax_is_linear():
     assert list(unit_scales(named([1.0, 5.0, 3.0, 2.0]), "minmax").values()) == [2, 0, 1, 1.5]
 
 
+def test_a_rate_goes_by_the_rule_and_the_control_turns_it_round():
+    """Base rate times scale, by rank unless another rule is given; "reverse" is 2·Ĩ in place of 2·(1 − Ĩ)."""
+    importance = named([1.0, 5.0, 3.0, 2.0])
+    assert list(unit_rates(importance, 0.1).values()) == pytest.approx([0.2, 0, 0.2 / 3, 0.4 / 3])
+    assert list(unit_rates(importance, 0.1, "minmax").values()) == pytest.approx([0.2, 0, 0.1, 0.15])
+    assert list(unit_scales(importance, "minmax", "reverse").values()) == [0, 2, 1, 0.5]
+
+
+def test_scales_are_averaged_by_kind():
+    """Over units, not parameters: a bias doesn't count beside its matrix, and all norms are one kind."""
+    q, k = "model.layers.1.self_attn.q_proj", "model.layers.4.self_attn.q_proj"
+    scales = {
+        f"{q}.weight": 0.5,
+        f"{q}.bias": 0.5,
+        f"{k}.weight": 2.0,
+        "model.layers.1.mlp.up_proj.weight": 1.5,
+    }
+    norms = {"model.layers.1.input_layernorm.weight": 0.0, "model.layers.1.self_attn.q_norm.weight": 0.5}
+    assert average_scales(scales | norms) == {"q_proj": 1.25, "up_proj": 1.5, "norm": 0.25}
+
+
+def test_a_part_of_a_layer_has_the_mean_of_its_scalars():
+    """A unit of many scalars counts for more than one of few; parts of other layers don't count."""
+    q, o, up = (
+        f"model.layers.1.{unit}.weight" for unit in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")
+    )
+    importance = {q: 1.0, o: 4.0, up: 7.0, q.replace("1", "2"): 9.0}
+    sizes = {q: 30, o: 10, up: 5, q.replace("1", "2"): 2}
+    found = average_by_sublayer(importance, sizes)
+    assert found == {q: 1.75, o: 1.75, up: 7.0, q.replace("1", "2"): 9.0}
+
+
 @given(st.lists(values, min_size=8, max_size=20), st.floats(1e-3, 1e3))
 def test_minmax_by_kind_keeps_norms_and_matrices_apart(numbers, factor):
     """However large the norms' importance is, the matrices' scales stay, and each kind has its own ends."""
@@ -114,6 +154,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(family, decay):
     assert all(unit_of(names[id(p)]) == group["unit"] for group in groups for p in group["params"])
     if not decay:
         assert len({group["unit"] for group in groups}) == len(groups)
+    assert all(group["lr"] == 0 for group in groups)  # nothing moves before its rate is set
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,6 +173,7 @@ def test_the_whole_model_can_be_grouped():
     model.requires_grad_(True)
     model.lm_head.weight.requires_grad_(False)
     grouped = [p for group in parameter_groups(model) for p in group["params"]]
+    assert not any(group["weight_decay"] for group in parameter_groups(model))
     wanted = [p for name, p in model.named_parameters() if name != "lm_head.weight"]
     assert sorted(map(id, grouped)) == sorted(map(id, wanted))
 

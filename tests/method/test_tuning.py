@@ -225,6 +225,15 @@ def test_lora_goes_by_the_seed_and_leaves_the_generator_alone():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_lora_adds_twice_the_product_of_its_matrices():
+    """Alpha is twice the rank, whatever the rank; of few skill units one still counts as important."""
+    for rank in (2, 3):
+        added = lora.add_lora(tiny_model(), rank, 0)
+        scales = {module.scaling["default"] for module in added.modules() if hasattr(module, "lora_A")}
+        assert scales == {2.0}
+    assert lora.pick_most_important({"a": 1.0, "b": 2.0}) == {"b"}
+
+
 def test_sensitivity_is_smoothed_over_steps():
     """Mean sensitivity, its distance from what is seen, and their product, against the definition."""
     model, tuning = ready("tasl")

@@ -15,7 +15,7 @@ from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.scores import combine_changes, compare_losses, standard_error
 from adept_ray.search.choice import choose_k, find_candidates, find_front, format_choice, rescore
-from adept_ray.search.edges import DepthLimit, find_edges
+from adept_ray.search.edges import DepthLimit, Edge, find_edges
 from adept_ray.search.ranges import double_amount, limit_depths, override_ranges, parse_amount
 from adept_ray.search.trials import UNTOUCHED, Reading, Trial
 
@@ -132,6 +132,30 @@ def test_every_choice_can_be_written_and_told(rows):
     for before, depth in zip(found.depths, found.depths[1:], strict=False):
         assert depth.gain == pytest.approx(depth.score - before.score)
         assert depth.per_layer * (depth.k - before.k) == pytest.approx(depth.gain)
+
+
+def test_the_table_is_told_to_the_letter():
+    """A line for each k and for each end of a range; what isn't known leaves nothing behind."""
+    found = choose_k([make_trial(1, 3.0, 1.0), make_trial(2, 9.0, math.nan)])
+    edges = (
+        Edge("k", 2, "high", "tune --k 4", held="the budget ends there"),
+        Edge("base_lr", 0.1, "low", "tune --lr 1"),
+        Edge("warmup", 0.5, "high", ""),
+    )
+    depths = (*found.depths, replace(found.depths[-1], k=4, trials=None, gain=-1.5, differs=True))
+    assert format_choice(replace(found, edges=edges, depths=depths)).splitlines() == [
+        "  k  trials  score           against the next smaller k",
+        "  0       –  0  untouched",
+        "  1       1  +3.00 ± 1.00    +3.00 ± 1.00",
+        "  2       1  +9.00           +6.00 ← chosen",
+        "  4       –  +9.00           -1.50",
+        "k = 2 lies at the high end of its range, the budget ends there; to allow more: tune --k 4",
+        "base_lr = 0.1 lies at the low end of its range; to widen it: tune --lr 1",
+        "warmup = 0.5 lies at the high end of its range",
+    ]
+    assert found.reason.endswith(
+        ". 1 layer fewer (k = 1) would score 6.00 less; no larger k was trained to its end."
+    )
 
 
 def test_trials_that_did_not_finish_do_not_count():

@@ -740,6 +740,7 @@ def test_what_matters_is_said_of_enough_trials():
         trials.append(Trial(f"t{number}", k=k, setting=setting, state="finished", score=score))
     found = rank_hyperparameters(space, trials)
     assert max(found, key=found.get) == "base_lr" and sum(found.values()) == pytest.approx(1)
+    assert rank_hyperparameters(space, trials[:3]) == {} != rank_hyperparameters(space, trials[:4])
     assert rank_hyperparameters(space, trials[:1]) == {} and rank_hyperparameters(space, []) == {}
     unfinished = [replace(trial, state="stopped", score=math.nan) for trial in trials]
     assert rank_hyperparameters(space, unfinished) == {}

@@ -13,6 +13,7 @@ from adept_ray.search.trials import (
     describe_trial,
     format_table,
     read_trials,
+    title_trial,
     write_trials,
 )
 from adept_ray.storage.results import Results
@@ -66,6 +67,12 @@ def test_the_files_of_a_search_keep_their_form(tmp_path):
     curves = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
     assert curves == [{"trial": "trial-001", **reading} for reading in rows[1]["curve"]]
     assert read_trials(results) == [Trial.from_row(row) for row in rows]
+
+
+def test_a_title_has_the_rate_where_it_is_searched():
+    """To two digits, in as few letters as can be."""
+    assert title_trial("trial-010", {"k": 12, "base_lr": 0.0123}) == "trial-010 k=12 lr=1.2e-2"
+    assert title_trial("trial-001", {"k": 2}) == "trial-001 k=2"
 
 
 @given(

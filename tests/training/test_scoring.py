@@ -21,7 +21,8 @@ from adept_ray.method.scores import (
     compare_losses,
     difference_error,
 )
-from adept_ray.training.scoring import measure_document_nats, score_model
+from adept_ray.training import scoring
+from adept_ray.training.scoring import measure_document_nats, measure_held_out, score_model
 
 MODEL = tiny_model("qwen3")
 EOS = 2
@@ -192,3 +193,22 @@ def test_tasks_count_where_a_side_has_them_unless_bits_per_byte_are_asked_for():
         assert (found["general_accuracy_before"], found["general_accuracy"]) == (0.375, 0.625)
         assert found["general_bpb"] == pytest.approx(0.9 * found["general_bpb_before"])
         assert "domain_accuracy" not in found
+
+
+def test_a_side_is_measured_on_its_own_text_and_tasks(monkeypatch):
+    """Losses of both sides, and answers of the side that has tasks, by the backbone's own tokenizer."""
+    asked = []
+
+    def answer(*given):
+        asked.append(given)
+        return np.array([1.0, 0.0])
+
+    monkeypatch.setattr(scoring, "load_tokenizer", lambda backbone: f"that of {backbone}")
+    monkeypatch.setattr(scoring, "answer_items", answer)
+    work = SimpleNamespace(items={"domain": "items"}, backbone="b", micro_batch=3)
+    blocks = {"general": BLOCKS, "domain": BLOCKS.take_piece(0, 2)}
+    found = measure_held_out(MODEL, work, blocks)
+    assert asked == [(MODEL, "that of b", "items", 3)]
+    assert found.keys() == {"general", "domain", "domain tasks"} and found["domain tasks"].tolist() == [1, 0]
+    for side in SIDES:
+        assert len(found[side]) == len(blocks[side].document_bytes)
