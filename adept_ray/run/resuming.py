@@ -10,6 +10,7 @@ from typing import TypeVar
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
@@ -39,9 +40,13 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     except UnfinishedRun as problem:
         raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
     except Exception as problem:
-        if isinstance(problem, UserError) or not is_disk_full(problem):
+        if isinstance(problem, UserError):
             raise
-        raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+        if is_disk_full(problem):
+            raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+        if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
+            raise UserError(f"{sentence}; then go on with {continued}") from problem
+        raise
 
 
 @contextmanager
