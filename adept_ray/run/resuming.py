@@ -14,6 +14,7 @@ from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, list_run_overrides, resolve_settings
@@ -39,6 +40,8 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
         raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
+    except DiskFault as problem:
+        raise UserError(f"{problem}; then go on with {continued}") from problem
     except Exception as problem:
         if isinstance(problem, UserError):
             raise

@@ -84,6 +84,7 @@ def run_search(
     Proposals.clock = SearchClock(run.max_hours, seconds_before)
     board = find_board(run.name)
     Proposals.find_limit = staticmethod(board.read_limit)
+    Proposals.explain_end = staticmethod(board.explain_closing)
     crews = board.count_crews()
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
