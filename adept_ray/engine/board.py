@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from adept_ray.engine.health import CrewHealth, MemoryLimit, WorkerMemory
-from adept_ray.engine.job import JobProgress, Metrics, Outcome
+from adept_ray.engine.job import CrewLost, JobProgress, Metrics, Outcome
 from adept_ray.engine.job_queue import JobQueue
 from adept_ray.engine.metrics import serve_metrics
 from adept_ray.engine.notices import Notices, Row
@@ -28,7 +28,7 @@ class Board:
 
     def __init__(self, memory: str = "", workers: WorkerMemory | None = None, crews: int = 1) -> None:
         self._queue = JobQueue()
-        self._health = CrewHealth()
+        self._health = CrewHealth(workers.memory if workers else 0)
         self._limit = MemoryLimit(memory, workers)
         self._verdicts = TrialVerdicts()
         self._notices = Notices()
@@ -130,6 +130,8 @@ class Board:
             return
         if outcome := self._health.record_death(number, error):
             self._queue.end_job(number, outcome)
+            if outcome.kind is CrewLost:  # every other job would end so, too
+                self._queue.close(outcome.error)
         await self.give_back_jobs(crew)
 
     async def take_kills(self, crew: int) -> dict[str, int]:

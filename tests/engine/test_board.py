@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from adept_ray.engine.board import Board
-from adept_ray.engine.health import ATTEMPTS
+from adept_ray.engine.health import ATTEMPTS, WorkerMemory
 from adept_ray.engine.job import DONE, CrewLost, Outcome
 from adept_ray.engine.job_queue import NO_MORE
 
@@ -40,6 +40,26 @@ def test_a_worker_waits_until_its_report_is_judged():
         assert await board.wait_for_verdict("trial-001", 1) is True
 
     play(scene)
+
+
+def test_a_memory_that_others_fill_ends_all_jobs():
+    """What waits hears why, and no crew is at work any more."""
+
+    async def scene(board, start):
+        for name in ("a", "b"):
+            await board.submit_job(name, [name])
+        for _ in range(ATTEMPTS):
+            turn = await board.claim_job(0, -1)
+            await board.begin_job(0, turn)
+            await board.record_death(0, "running low on memory, actual memory used=0.5GB")
+        ends = [(await board.reports(number, 0))[1] for number in (0, 1)]
+        assert {end.kind for end in ends} == {CrewLost} and "end what else uses" in ends[1].error
+        assert await board.claim_job(0, -1) == NO_MORE
+
+    async def act():
+        await scene(Board(workers=WorkerMemory(memory=2**32)), asyncio.create_task)
+
+    asyncio.run(act())
 
 
 def test_a_worker_waits_for_its_next_job():
