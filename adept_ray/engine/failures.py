@@ -57,8 +57,8 @@ def describe_failure(error: BaseException) -> str:
         )
     if isinstance(error, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
         return (
-            f"Ray's object store is full ({first_line(error)[:MOST]}): make room in Ray's temporary folder, to "
-            "which it moves what doesn't fit, or give the cluster's nodes a larger --object-store-memory"
+            f"Ray's object store is full ({first_line(error)[:MOST]}): make room in Ray's temporary folder, "
+            "to which it moves what doesn't fit, or give the cluster's nodes a larger --object-store-memory"
         )
     if isinstance(error, JobFailed):
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"

@@ -16,6 +16,7 @@ from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
 from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
+from adept_ray.run.last_word import leave_last_word
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, list_run_overrides, resolve_settings
 from adept_ray.storage.files import describe_full_disk, is_disk_full
@@ -29,12 +30,15 @@ OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that 
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    Both name the command that resumes the run. run.json keeps the time that was spent, and the command that
+    Both name the command that resumes the run, and so does what is said if this process dies. run.json keeps the time that was spent, and the command that
     resumes the run adds to it.
     """
     continued = format_resume_command(command, session.run)
+    death = (
+        "this command's process has died: it was killed, or a process of Ray's that it can't do without was"
+    )
     try:
-        with keep_spent_time(session):
+        with leave_last_word(f"error: {death}; go on with {continued}"), keep_spent_time(session):
             yield
     except KeyboardInterrupt:
         raise InterruptedRun(continued) from None
