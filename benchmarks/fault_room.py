@@ -34,7 +34,7 @@ first:
   - {k: 1, recompute_every: 4, base_lr: 1.0e+37}
 """
 # Six trials, of which the last two are proposed by what the others reached.
-FLAGS: Mapping[str, object] = {
+FLAGS: dict[str, object] = {
     "backbone": "backbone",
     "general": "general.jsonl",
     "domain": "domain.jsonl",
@@ -83,8 +83,12 @@ class Quiet:
         """What is different in another search's results; empty for nothing."""
         if other.missing:
             return f"without {', '.join(other.missing)}"
-        if other.table != self.results.table:
-            return "another table"
+        if len(other.table) != len(self.results.table):
+            return f"another table, of {len(other.table)} rows"
+        for mine, theirs in zip(self.results.table, other.table, strict=True):
+            if names := [name for name in mine if mine[name] != theirs.get(name)]:
+                cells = (f"{name} {theirs.get(name)}, not {mine[name]}" for name in names)
+                return f"another table: {mine['trial']}: {'; '.join(cells)}"
         return "" if other.model == self.results.model else "another model"
 
 
@@ -131,7 +135,7 @@ class Command:
                 self.begins.setdefault(event["stage"], time.monotonic() - self.started)
 
     def _read_complaints(self) -> None:
-        for line in self.process.complaints:
+        for line in self.process._stderr:
             self._said.append(line)
 
     def wait_for_stage(self, name: str) -> None:
@@ -194,9 +198,7 @@ class FaultRoom:
         from processes import ForkedScript
 
         cache = {"ADEPT_RAY_CACHE": str(self.folder / "cache")}
-        process = ForkedScript(command[0], command[1:], self.folder, cache, subprocess.PIPE)
-        process.complaints = process._stderr
-        return Command(process)
+        return Command(ForkedScript(command[0], command[1:], self.folder, cache, subprocess.PIPE))
 
     @property
     def results(self) -> Path:

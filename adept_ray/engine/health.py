@@ -48,7 +48,7 @@ class CrewHealth:
         self._deaths[number] += 1
         self._faults.setdefault(number, error)
         taken = find_taken_memory(error)
-        is_modest = taken is not None and taken < MODEST * self._memory
+        is_modest = 0 < taken < MODEST * self._memory
         if is_out_of_memory(error) and not is_modest:
             return Outcome(error)
         if self._deaths[number] < ATTEMPTS:
@@ -79,9 +79,9 @@ class CrewHealth:
         return size != before
 
 
-def find_taken_memory(error: str) -> float | None:
-    """Bytes that the largest process took which Ray killed for want of memory; None where it doesn't say."""
-    return max((float(size) * 2**30 for size in TAKEN.findall(error)), default=None)
+def find_taken_memory(error: str) -> float:
+    """Bytes that the largest process took which Ray killed for want of memory; 0 where it doesn't say."""
+    return max((float(size) * 2**30 for size in TAKEN.findall(error)), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The last word of a command whose process dies without one: it was killed, or Ray ended it.
 
-Ray's library ends the process that it is loaded into, at once and with status 1, where the node or the head of
-its cluster is gone. Nothing of that process can say so, and the kernel leaves as little time. So a process
+Ray's library ends the process that it is loaded into, at once and with status 1, where the node or the head
+of its cluster is gone. Nothing of that process can say so, and the kernel leaves as little time. So a process
 beside it, which only waits, says what is to be typed next.
 """
 

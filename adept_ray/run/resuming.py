@@ -30,8 +30,8 @@ OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that 
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    Both name the command that resumes the run, and so does what is said if this process dies. run.json keeps the time that was spent, and the command that
-    resumes the run adds to it.
+    Both name the command that resumes the run, and so does what is said if this process dies. run.json keeps
+    the time that was spent, and the command that resumes the run adds to it.
     """
     continued = format_resume_command(command, session.run)
     death = (

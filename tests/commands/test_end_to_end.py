@@ -274,11 +274,12 @@ def interrupted(process, going_on="--name second --resume"):
 
 @pytest.mark.timeout(500)
 def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shared, s3):
-    """Ctrl-C in stage 1, SIGKILL of others in a trial, of the command in the next: the table of a quiet search.
+    """Ctrl-C in stage 1, SIGKILL of others in a trial, of itself in the next: a quiet search's table.
 
-    A worker's death is made good. Without the board between the command and its workers a sentence names the
-    command that goes on. Results and cache are on an S3 server, the study is in a database, and of the commands
-    some have a Ray of their own and some a cluster that is there. After its end one more trial is added to it.
+    A worker's death is made good. Without the board between the command and its workers a sentence names
+    the command that goes on. Results and cache are on an S3 server, the study is in a database, and of the
+    commands some have a Ray of their own and some a cluster that is there. After its end one more trial is
+    added to it.
     """
     s3.create_bucket(Bucket="results")
     cache = ["--cache", "s3://results/cache"]
