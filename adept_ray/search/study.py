@@ -155,6 +155,15 @@ class Proposals(OptunaSearch):
         study: Any = self._ot_study
         return cast("optuna.Study", study)
 
+    def give_up_lost(self) -> None:
+        """Give up what an earlier command began and nobody will end: it died before Tune had any record.
+
+        It would count as begun. For a search that begins, not for one that is restored.
+        """
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("search") == self._owner:
+                self._study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
     def suggest(self, trial_id: str) -> Any:  # a setting, or the word that there is none any more
         if Proposals.explain_end() or not self.clock.try_begin(trial_id):
             return Searcher.FINISHED

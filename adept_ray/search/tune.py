@@ -160,7 +160,7 @@ def build_proposals(setup: SearchSetup, crews: int) -> Proposals:
     mode: str | Sequence[str] = "max"
     if run.pareto:
         metric, mode = ["general_delta", "domain_delta"], ["max", "max"]
-    return Proposals(
+    proposals = Proposals(
         owner=setup.storage,
         weights=setup.work.weights,
         space=functools.partial(propose_setting, space),
@@ -171,6 +171,8 @@ def build_proposals(setup: SearchSetup, crews: int) -> Proposals:
         metric=metric,
         mode=mode,
     )
+    proposals.give_up_lost()
+    return proposals
 
 
 def build_verdicts(setup: SearchSetup) -> Verdicts:

@@ -530,6 +530,17 @@ def test_a_trial_that_failed_for_want_of_workers_is_told_again(tmp_path, monkeyp
     assert finish(restored, {trial.id: trial for trial in known}, 8) == straight
 
 
+def test_a_search_that_begins_anew_proposes_the_same_beside_what_it_lost(tmp_path):
+    """Killed before Tune had any record, it begins from the first trial, in the study that it has left."""
+    place, alone = (open_study(f"{tmp_path}/{name}.log") for name in ("study", "alone"))
+    lost = proposals(owner="me", storage=place)
+    first = lost.suggest("begun and lost")
+    again = proposals(owner="me", storage=place)
+    again.give_up_lost()
+    settings = run(again, range(8))
+    assert settings == run(proposals(owner="me", storage=alone), range(8)) and settings[0] == first
+
+
 def test_nothing_is_proposed_once_there_are_no_workers(monkeypatch):
     """What is proposed before those that were cut off have a score would be proposed without it."""
     algorithm = proposals()
