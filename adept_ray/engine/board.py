@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from adept_ray.config.errors import first_line
 from adept_ray.engine.health import CrewHealth, MemoryLimit, WorkerMemory
 from adept_ray.engine.job import CrewLost, JobProgress, Metrics, Outcome
 from adept_ray.engine.job_queue import JobQueue
@@ -50,10 +51,11 @@ class Board:
             try:
                 await asyncio.get_running_loop().run_in_executor(leaders, keep, number)
             except Exception as error:
-                errors.append(f"the workers can't be kept running: {error}")
+                why = first_line(error)  # Ray's has many more
+                errors.append(f"the workers can't be kept running: {why}")
                 await self.give_back_jobs(number)
                 if self._crews > 1:
-                    await self.add_remark(f"crew {number + 1} of {self._crews} is gone for good: {error}")
+                    await self.add_remark(f"crew {number + 1} of {self._crews} is gone for good: {why}")
 
         await asyncio.gather(*(lead_crew(number) for number in range(self._crews)))
         await self.close(errors[-1] if errors else "the workers went home")

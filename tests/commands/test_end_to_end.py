@@ -304,7 +304,7 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
     printed = process.communicate()[0]
     (sentence,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert process.returncode == 2 and "Traceback" not in printed
-    assert sentence.endswith(f"go on with python scripts/{again[0]} {shlex.join(again[1:5])}".rstrip())
+    assert sentence.endswith(f"go on with python scripts/{again[0]} {shlex.join(again[1:6])}")
 
     process = room.start(again)
     while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:

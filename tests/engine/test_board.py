@@ -228,7 +228,7 @@ def test_another_number_of_workers_is_remarked():
 
 @pytest.mark.parametrize(("broken", "why"), [(2, "the workers can't be kept running: no room"), (1, "home")])
 def test_a_crew_that_cannot_be_kept_leaves_its_job_to_the_others(monkeypatch, broken, why):
-    """Its end is remarked. When all crews are gone the board closes, and says why."""
+    """Its end is remarked, in a line. When all crews are gone the board closes, and says why."""
 
     async def serve_nothing(*_):
         await asyncio.Event().wait()
@@ -243,7 +243,7 @@ def test_a_crew_that_cannot_be_kept_leaves_its_job_to_the_others(monkeypatch, br
 
         def keep(crew):
             if crew < broken:
-                raise RuntimeError("no room")
+                raise RuntimeError("no room\n\tactor_id: 68")
             # The other crew is kept until the job comes to it.
             asyncio.run_coroutine_threadsafe(board.claim_job(crew, -1), loop).result(10)
             asyncio.run_coroutine_threadsafe(board.close("home"), loop).result(10)
