@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.os_faults import describe_os_fault
 
 
 class Spec(BaseModel):
@@ -124,9 +125,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises :class:`UserError` naming the file, and the line, of what can't be read."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
+    except OSError as problem:
+        raise UserError(describe_os_fault(problem, path) or f"{path}: can't be read: {problem}") from None
+    except (ValueError, yaml.YAMLError) as problem:  # a day that no month has is a ValueError
         mark = getattr(problem, "problem_mark", None)
         fault = getattr(problem, "problem", None) or " ".join(str(problem).split())
         raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {fault}") from None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import explain_os_faults
 
 T = TypeVar("T")
 
@@ -90,11 +91,8 @@ def fetch_asset(asset: Asset, cache: Path) -> Path:
 
 def hash_file(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises :class:`UserError` when it can't be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as problem:
-        raise UserError(f"{path}: can't be read: {problem.strerror}") from None
+    with explain_os_faults(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

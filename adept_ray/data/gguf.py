@@ -10,6 +10,7 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import explain_os_faults, find_fault_number
 from adept_ray.data.assets import print_status
 from adept_ray.data.loading import describe_fault, load_whole_model, silence_transformers
 
@@ -34,7 +35,7 @@ def move_gguf_folder(made: Path, folder: Path) -> None:
 
 def check_gguf(path: Path) -> Path:
     """`path`; raises :class:`UserError` unless a GGUF file lies there."""
-    with path.open("rb") as file:
+    with explain_os_faults(path), path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(
                 f"{path}: not a GGUF file; give a folder made with save_pretrained, or a .gguf file"
@@ -51,6 +52,8 @@ def dequantize_gguf(path: Path, folder: Path) -> None:
     except UserError:
         raise
     except Exception as problem:  # parsers of a binary format fail in many ways
+        if isinstance(problem, OSError) and find_fault_number(problem):
+            raise  # a full disk, say
         reason = (
             describe_fault(problem) if _is_whole(path) else "truncated or damaged; copy or download it again"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
 from adept_ray.data.hub_files import find_snapshot
@@ -235,7 +236,9 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
             raise UserError(explain_hub_error(source, problem)) from problem
         if isinstance(problem, UserError):
             raise
-        raise UserError(f"{source}: {fault}: {describe_fault(problem)}") from problem
+        raise UserError(
+            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}"
+        ) from problem
 
 
 def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import explain_os_faults
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 ADAPTER = "adapter_config.json"
@@ -22,6 +23,10 @@ def list_model_files(folder: Path) -> list[Path]:
     Raises :class:`UserError` for what is missing or damaged, and for an adapter, which transformers would
     load with the weights.
     """
+    with explain_os_faults():  # else what can't be looked at counts as missing
+        check_readable(
+            file for file in sorted(folder.iterdir()) if is_loaded(file.name) and not file.is_dir()
+        )
     if (folder / ADAPTER).exists():
         raise UserError(f"{folder}: {refuse_adapter(folder / ADAPTER)}")
     if not (folder / "config.json").is_file():
@@ -47,6 +52,19 @@ def list_model_files(folder: Path) -> list[Path]:
                 )
     tokenizer = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
     return [*settings, *weights, *indexes, *sorted(tokenizer)]
+
+
+def is_loaded(name: str) -> bool:
+    """Whether transformers may read a file of that name with a model."""
+    patterns = (ADAPTER, *SETTINGS, *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json")
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def check_readable(files: Iterable[Path]) -> None:
+    """Open files, and read a byte of each. Raises OSError for the first one of which that can't be done."""
+    for file in files:
+        with file.open("rb") as stream:
+            stream.read(1)
 
 
 def refuse_adapter(file: Path) -> str:
@@ -78,7 +96,7 @@ def _check_safetensors(path: Path) -> None:
     try:
         with safe_open(path, "np"):
             pass
-    except (SafetensorError, OSError):
+    except SafetensorError:
         raise UserError(f"{path}: truncated or damaged safetensors file; copy or download it again") from None
 
 

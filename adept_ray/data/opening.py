@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.config.os_faults import describe_os_fault, explain_os_faults
 from adept_ray.data.uris import WEB, open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
@@ -88,10 +89,8 @@ def open_ranged(place: str, ahead: int = 0) -> RangedFile:
     if "://" in place:
         fetch, size = open_uri(place)
         return RangedFile(fetch, size, ahead)
-    try:
+    with explain_os_faults(place):
         local = open(place, "rb")  # noqa: SIM115 - it lives as long as what reads it
-    except OSError as problem:
-        raise UserError(f"{place}: can't be read: {problem.strerror}") from None
 
     def read_local(start: int, end: int) -> bytes:
         local.seek(start)
@@ -138,7 +137,8 @@ class Content:
         if not self.inside and not self.compression:
             return self.open_raw()
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what reads it
-        with self.open_sequential() as stream:
+        into = f"{self.where}, unpacked into {tempfile.gettempdir()}"
+        with self.open_sequential() as stream, explain_os_faults(into):
             shutil.copyfileobj(stream, unpacked, SEQUENTIAL)
         unpacked.seek(0)
         return cast(BinaryIO, unpacked)
@@ -196,6 +196,8 @@ def explain_damage(content: Content, kind: str = "") -> Iterator[None]:
     except (NotImplementedError, RuntimeError) as problem:  # how zip archives refuse what they can't unpack
         raise UserError(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
     except OSError as problem:
+        if sentence := describe_os_fault(problem, content.where):
+            raise UserError(sentence) from None
         if type(problem) is not OSError:  # the hub's own are explained by whoever knows the repository
             raise
         why = f"{content.where}: can't be read: {problem.strerror}" if problem.errno else damaged

@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from adept_ray.config.errors import first_line
 from adept_ray.engine.health import CrewHealth, MemoryLimit, WorkerMemory
-from adept_ray.engine.job import JobProgress, Metrics, Outcome
+from adept_ray.engine.job import CrewLost, JobProgress, Metrics, Outcome
 from adept_ray.engine.job_queue import JobQueue
 from adept_ray.engine.metrics import serve_metrics
 from adept_ray.engine.notices import Notices, Row
@@ -28,7 +29,7 @@ class Board:
 
     def __init__(self, memory: str = "", workers: WorkerMemory | None = None, crews: int = 1) -> None:
         self._queue = JobQueue()
-        self._health = CrewHealth()
+        self._health = CrewHealth(workers.memory if workers else 0)
         self._limit = MemoryLimit(memory, workers)
         self._verdicts = TrialVerdicts()
         self._notices = Notices()
@@ -50,10 +51,11 @@ class Board:
             try:
                 await asyncio.get_running_loop().run_in_executor(leaders, keep, number)
             except Exception as error:
-                errors.append(f"the workers can't be kept running: {error}")
+                why = first_line(error)  # Ray's has many more
+                errors.append(f"the workers can't be kept running: {why}")
                 await self.give_back_jobs(number)
                 if self._crews > 1:
-                    await self.add_remark(f"crew {number + 1} of {self._crews} is gone for good: {error}")
+                    await self.add_remark(f"crew {number + 1} of {self._crews} is gone for good: {why}")
 
         await asyncio.gather(*(lead_crew(number) for number in range(self._crews)))
         await self.close(errors[-1] if errors else "the workers went home")
@@ -131,6 +133,8 @@ class Board:
             return
         if outcome := self._health.record_death(number, error):
             self._queue.end_job(number, outcome)
+            if outcome.kind is CrewLost:  # every other job would end so, too
+                self._queue.close(outcome.error)
         await self.give_back_jobs(crew)
 
     async def take_kills(self, crew: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from adept_ray.engine.job import Job, JobProgress, Metrics, Outcome
+from adept_ray.engine.job import CrewLost, Job, JobProgress, Metrics, Outcome
 from adept_ray.engine.memory import Memory
 from adept_ray.engine.notices import Row
 from adept_ray.storage.files import is_disk_full
@@ -172,10 +172,16 @@ def name_board(run: str) -> str:
 
 
 def find_board(run: str) -> BoardClient:
-    """The board of the run of that name, from any process of the run."""
+    """The board of the run of that name, from any process of the run.
+
+    Raises :class:`CrewLost` if it is gone.
+    """
     import ray
 
-    return BoardClient(ray.get_actor(name_board(run)))
+    try:
+        return BoardClient(ray.get_actor(name_board(run)))
+    except ValueError:  # which is all that Ray says of an actor that died
+        raise CrewLost("the process between the search and its workers is gone") from None
 
 
 def follow_job(board: BoardClient, job: Job) -> Iterator[Metrics]:

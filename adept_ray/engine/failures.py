@@ -46,12 +46,19 @@ def follow_causes(problem: BaseException) -> Iterator[BaseException]:
 
 def describe_failure(error: BaseException) -> str:
     """One sentence on a job's error, or on one of Ray's."""
+    import ray
+
     text = f"{type(error).__name__}: {error}"
     if is_out_of_memory(text):
         line = next(line.strip() for line in text.splitlines() if is_out_of_memory(line))
         return (
             f"a process of the run was lost because a memory is too small or others use it ({line[:MOST]}): "
             "end what else uses it, or give a smaller --micro-batch"
+        )
+    if isinstance(error, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
+        return (
+            f"Ray's object store is full ({first_line(error)[:MOST]}): make room in Ray's temporary folder, "
+            "to which it moves what doesn't fit, or give the cluster's nodes a larger --object-store-memory"
         )
     if isinstance(error, JobFailed):
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"

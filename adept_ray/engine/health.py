@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import RunSpec
-from adept_ray.engine.job import Outcome, is_out_of_memory
+from adept_ray.engine.job import CrewLost, Outcome, is_out_of_memory
 from adept_ray.storage.files import read_json, store_json
 
 ATTEMPTS = 3  # how often a job is begun: when its workers die each time, it is the job that kills them
 MEMORY_LIMIT = "limit.json"  # beside a search's other memory
 MUCH_LARGER = 1.1  # times the memory: what a machine has free varies by less
+# How Ray says what a process took that it killed because the memory of its machine was full.
+TAKEN = re.compile(r"actual memory used=([\d.]+)GB")
+MODEST = 0.8  # of what a worker may use; one that took less was killed for what others take
 
 
 class CrewHealth:
-    """What the workers of each crew died of, and how many there are now."""
+    """What the workers of each crew died of, and how many there are now.
 
-    def __init__(self) -> None:
+    A worker may use `memory` bytes; 0 where that isn't known.
+    """
+
+    def __init__(self, memory: int = 0) -> None:
+        self._memory = memory
         self._deaths: Counter[int] = Counter()  # job → deaths of its workers since its last new report
         self._faults: dict[int, str] = {}  # job → what a worker died of
         # crew → node → what the kernel had killed there for memory when the crew began its job
@@ -35,14 +43,21 @@ class CrewHealth:
         """Count a death of a job's workers; returns how the job ends if it is given up.
 
         It is given up when its workers died so many times without a new report, and when it was too large for
-        the memory, which it would be again. Workers that leave, or become more or fewer, haven't died.
+        the memory, which it would be again. Workers that leave, or become more or fewer, haven't died. Where
+        others fill the memory again and again it is no fault of the job's, so there is no crew.
         """
         self._deaths[number] += 1
         self._faults.setdefault(number, error)
-        if is_out_of_memory(error):
+        taken = find_taken_memory(error)
+        is_modest = 0 < taken < MODEST * self._memory
+        if is_out_of_memory(error) and not is_modest:
             return Outcome(error)
         if self._deaths[number] < ATTEMPTS:
             return None
+        if is_modest:
+            sizes = f"{taken / 2**30:.1f} of the {self._memory / 2**30:.1f} GiB"
+            why = f"a machine's memory is full, and its workers were killed {ATTEMPTS} times, though one took"
+            return Outcome(f"{why} {sizes} that it may: end what else uses that memory", CrewLost)
         why = f"the workers died {ATTEMPTS} times at this job\n{self._faults[number]}"
         return Outcome(why.strip())
 
@@ -72,6 +87,11 @@ class CrewHealth:
     def forget_places(self, crew: int) -> None:
         """Take in that a crew has no workers any more."""
         self._places.pop(crew, None)
+
+
+def find_taken_memory(error: str) -> float:
+    """Bytes that the largest process took which Ray killed for want of memory; 0 where it doesn't say."""
+    return max((float(size) * 2**30 for size in TAKEN.findall(error)), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import traceback
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.storage.files import is_disk_full
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ class JobRefused(JobFailed, UserError):
     """A job ended with an error that a person can do something about; the message is one sentence."""
 
 
-class DiskFull(JobRefused):
-    """A disk is full, for this job and for every other one."""
+class DiskFault(JobRefused):
+    """A disk is full or fails, for this job and for every other one; the message says what helps."""
 
 
 class LeavingNodes(Exception):
@@ -135,13 +137,19 @@ def describe_error(problem: Exception, job: Job | None) -> Outcome:
     """How a job ends in which a worker raised `problem`; `job` is None where it couldn't be read."""
     if isinstance(problem, UserError):
         return Outcome(str(problem), JobRefused)
-    if job and is_disk_full(problem):
-        sentence = (
-            f"no space left for a checkpoint of {job.name} under {job.storage} (or in "
-            f"{tempfile.gettempdir()}): make room and go on with --resume, from the last whole one"
-        )
-        return Outcome(sentence, DiskFull)
+    if job and (sentence := describe_disk_fault(problem, job)):
+        return Outcome(sentence, DiskFault)
     return Outcome("".join(traceback.format_exception(problem)))
+
+
+def describe_disk_fault(problem: Exception, job: Job) -> str:
+    """One sentence on a disk that is full or fails under a job; empty for any other error."""
+    if is_disk_full(problem):
+        where = f"{job.storage} (or in {tempfile.gettempdir()})"
+        return f"no space left for a checkpoint of {job.name} under {where}: make room"
+    # Want of memory is no disk's fault: a smaller job may fit.
+    is_disks = isinstance(problem, OSError) and problem.errno != errno.ENOMEM
+    return describe_os_fault(problem) if is_disks else ""
 
 
 def is_out_of_memory(error: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.validation import load_yaml
 from adept_ray.method.copies import RECORD
 from adept_ray.method.scores import value_or_zero
@@ -161,7 +162,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so this is not a whole results folder") from None
     except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: not readable: {problem}") from None
+        raise UserError(describe_os_fault(problem, path) or f"{path}: not readable: {problem}") from None
 
 
 def parse_json(text: str, where: str) -> object:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -146,6 +148,7 @@ def redirect_output(results: Results) -> Iterator[None]:
         with (
             file.open("a", buffering=1) as log,
             redirect_stdout(log),
+            redirect_libraries(log),
             redirect_stderr(log),
             redirect_logging(log),
         ):
@@ -155,19 +158,48 @@ def redirect_output(results: Results) -> Iterator[None]:
 
 
 @contextmanager
-def redirect_logging(log: TextIO) -> Iterator[None]:
-    """Send what Ray logs to `log`: its handlers took hold of stderr when Ray was imported."""
-    import ray  # so that they are there
-
-    handlers = [
-        each for each in logging.getLogger(ray.__name__).handlers if isinstance(each, logging.StreamHandler)
-    ]
-    before = [handler.setStream(log) for handler in handlers]
+def redirect_libraries(log: TextIO) -> Iterator[None]:
+    """Send what Ray's libraries in C++ write to stderr to `log`; they know the process's alone."""
+    if not is_own_stderr(sys.stderr):
+        yield
+        return
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
-        for handler, stream in zip(handlers, before, strict=True):
-            handler.setStream(stream)
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def is_own_stderr(stream: TextIO) -> bool:
+    """Whether a stream is the stderr of this process; who calls this from Python may have another one."""
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):  # it is none of the operating system's
+        return False
+
+
+@contextmanager
+def redirect_logging(log: TextIO) -> Iterator[None]:
+    """Send what Ray logs to `log`: its handlers took hold of stderr when Ray was imported."""
+    import ray  # noqa: F401  so that they are there
+
+    before = {handler: handler.setStream(log) for handler in list_ray_handlers()}
+    try:
+        yield
+    finally:
+        for handler in list_ray_handlers():
+            handler.setStream(before.get(handler) or sys.__stderr__ or log)
+
+
+def list_ray_handlers() -> list[logging.StreamHandler[TextIO]]:
+    """All that Ray's loggers write to a stream with; Data, Train and Tune have some of their own."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "ray"]
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+    streams = (each for each in handlers if isinstance(each, logging.StreamHandler))
+    return [handler for handler in streams if not isinstance(handler, logging.FileHandler)]
 
 
 @contextmanager

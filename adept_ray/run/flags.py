@@ -14,6 +14,7 @@ from adept_ray.config.errors import InterruptedRun, UserError
 from adept_ray.config.fields import read_extra
 from adept_ray.config.machine import FollowingSpec, Machine
 from adept_ray.config.mixtures import Mixture
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -41,9 +42,12 @@ def run_command(spec: type[Spec], command: str, description: str | None) -> NoRe
         print("interrupted before anything was worth keeping", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as problem:
-        if not is_disk_full(problem):
+        if is_disk_full(problem):
+            print(f"error: {describe_full_disk(problem)} give the command again", file=sys.stderr)
+        elif isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
+            print(f"error: {sentence}", file=sys.stderr)
+        else:
             raise
-        print(f"error: {describe_full_disk(problem)} give the command again", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 

@@ -10,10 +10,13 @@ from typing import TypeVar
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
+from adept_ray.run.last_word import leave_last_word
 from adept_ray.run.record import has_ended, sum_spent
 from adept_ray.run.settings import check_trust, list_run_overrides, resolve_settings
 from adept_ray.storage.files import describe_full_disk, is_disk_full
@@ -27,21 +30,30 @@ OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that 
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    Both name the command that resumes the run. run.json keeps the time that was spent, and the command that
-    resumes the run adds to it.
+    Both name the command that resumes the run, and so does what is said if this process dies. run.json keeps
+    the time that was spent, and the command that resumes the run adds to it.
     """
     continued = format_resume_command(command, session.run)
+    death = (
+        "this command's process has died: it was killed, or a process of Ray's that it can't do without was"
+    )
     try:
-        with keep_spent_time(session):
+        with leave_last_word(f"error: {death}; go on with {continued}"), keep_spent_time(session):
             yield
     except KeyboardInterrupt:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
         raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
+    except DiskFault as problem:
+        raise UserError(f"{problem}; then go on with {continued}") from problem
     except Exception as problem:
-        if isinstance(problem, UserError) or not is_disk_full(problem):
+        if isinstance(problem, UserError):
             raise
-        raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+        if is_disk_full(problem):
+            raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+        if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
+            raise UserError(f"{sentence}; then go on with {continued}") from problem
+        raise
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import BoardClient, follow_job
-from adept_ray.engine.job import CrewLost, DiskFull, Job, JobFailed
+from adept_ray.engine.job import CrewLost, DiskFault, Job, JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.method.scores import difference_error, value_or_nan
@@ -110,7 +110,7 @@ def grow_model(
             title = title_trial(stage.name, stage.setting)
             job = Job(stage.name, "train", stage.work, blocks, storage, title=title, grown_from=start)
             *_, metrics = follow_job(board, job)
-        except (CrewLost, DiskFull):
+        except (CrewLost, DiskFault):
             raise
         except JobFailed as problem:
             trials.append(replace(stage.describe_trial({}, "failed"), error=find_cause(problem)))

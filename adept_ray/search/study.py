@@ -133,6 +133,9 @@ class Proposals(OptunaSearch):
     clock: ClassVar[SearchClock] = SearchClock()
     find_limit: ClassVar[Callable[[], int | None]] = staticmethod(lambda: None)
     """Gives the smallest k at which a worker ran out of memory: no such k is proposed again."""
+    explain_end: ClassVar[Callable[[], str]] = staticmethod(lambda: "")
+    """Says why no trial can be trained any more: then none is proposed, which would be without the scores
+    of those that were cut off."""
 
     def __init__(
         self,
@@ -152,8 +155,17 @@ class Proposals(OptunaSearch):
         study: Any = self._ot_study
         return cast("optuna.Study", study)
 
+    def give_up_lost(self) -> None:
+        """Give up what an earlier command began and nobody will end: it died before Tune had any record.
+
+        It would count as begun. For a search that begins, not for one that is restored.
+        """
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("search") == self._owner:
+                self._study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
     def suggest(self, trial_id: str) -> Any:  # a setting, or the word that there is none any more
-        if not self.clock.try_begin(trial_id):
+        if Proposals.explain_end() or not self.clock.try_begin(trial_id):
             return Searcher.FINISHED
         setting, limit = self._propose(trial_id), Proposals.find_limit()
         for _ in range(MOST_PROPOSALS):  # where the range holds nothing smaller, the trial will say so
@@ -241,9 +253,19 @@ class Proposals(OptunaSearch):
                 self._completed_trials.add(begun.id)
             else:
                 self._propose_again(begun)
+        if not begun.is_over and self._has_failed(begun.id):
+            # Tune runs it again, and its end is to be heard: a crew or a disk may have failed, not the trial.
+            self._completed_trials.discard(begun.id)
+            self._ot_trials[begun.id] = self._begin_trial(begun.setting)
+            self._propose(begun.id)
         if begun.is_over and begun.id not in self._completed_trials:
             self.on_trial_result(begun.id, begun.result)
             self.on_trial_complete(begun.id, begun.result)
+
+    def _has_failed(self, trial_id: str) -> bool:
+        """Whether Optuna was told that a trial failed."""
+        known = self._ot_trials.get(trial_id)
+        return known is not None and self._study._storage.get_trial(known._trial_id).state == TrialState.FAIL
 
     def _propose_again(self, begun: BegunTrial) -> None:
         """Propose what was proposed, so that what follows is what would have followed."""

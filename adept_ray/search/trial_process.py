@@ -10,7 +10,7 @@ from ray import tune
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import find_board, follow_job
-from adept_ray.engine.job import DeferredWork, DiskFull, Job, JobFailed, is_out_of_memory
+from adept_ray.engine.job import DeferredWork, DiskFault, Job, JobFailed, is_out_of_memory
 from adept_ray.search.trials import Setting
 from adept_ray.storage.results import TRIALS
 
@@ -53,7 +53,7 @@ def run_trial(config: Setting, errand: TrialErrand, blocks: tuple[ObjectRef]) ->
             board, Job(name, "train", work, blocks[0], storage, judged=True, title=title)
         ):
             tune.report({**metrics, "worth": metrics["score"] - errand.price * k})
-    except DiskFull as problem:
+    except DiskFault as problem:
         board.close(str(problem))
         raise
     except JobFailed as problem:

@@ -84,6 +84,7 @@ def run_search(
     Proposals.clock = SearchClock(run.max_hours, seconds_before)
     board = find_board(run.name)
     Proposals.find_limit = staticmethod(board.read_limit)
+    Proposals.explain_end = staticmethod(board.explain_closing)
     crews = board.count_crews()
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, errand=build_errand(setup), blocks=(blocks,)),
@@ -159,7 +160,7 @@ def build_proposals(setup: SearchSetup, crews: int) -> Proposals:
     mode: str | Sequence[str] = "max"
     if run.pareto:
         metric, mode = ["general_delta", "domain_delta"], ["max", "max"]
-    return Proposals(
+    proposals = Proposals(
         owner=setup.storage,
         weights=setup.work.weights,
         space=functools.partial(propose_setting, space),
@@ -170,6 +171,8 @@ def build_proposals(setup: SearchSetup, crews: int) -> Proposals:
         metric=metric,
         mode=mode,
     )
+    proposals.give_up_lost()
+    return proposals
 
 
 def build_verdicts(setup: SearchSetup) -> Verdicts:

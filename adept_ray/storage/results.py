@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import explain_os_fault, shorten_place
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.claims import Claim, claim_folder, claim_place
 from adept_ray.storage.files import delete_folder, format_json, open_filesystem, write_text
@@ -85,7 +86,8 @@ class Results:
                 self.fetch(RESUMED_FILES)
         except OSError as problem:
             self.release()
-            raise UserError(f"{self.place} can't be written: {problem.strerror or problem}") from None
+            why = explain_os_fault(problem) or problem.strerror or problem
+            raise UserError(f"{shorten_place(self.place)} can't be written: {why}") from None
         except UserError:
             self.release()
             raise

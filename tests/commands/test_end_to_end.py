@@ -274,10 +274,12 @@ def interrupted(process, going_on="--name second --resume"):
 
 @pytest.mark.timeout(500)
 def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shared, s3):
-    """Ctrl-C in stage 1, Ctrl-C in a trial, SIGKILL in the next: trials.csv is that of a quiet search.
+    """Ctrl-C in stage 1, SIGKILL of others in a trial, of itself in the next: a quiet search's table.
 
-    Its results and its cache are on an S3 server, its study is in a database, and of its commands some have a
-    Ray of their own and some a cluster that is there. After its end one more trial is added to it.
+    A worker's death is made good. Without the board between the command and its workers a sentence names
+    the command that goes on. Results and cache are on an S3 server, the study is in a database, and of the
+    commands some have a Ray of their own and some a cluster that is there. After its end one more trial is
+    added to it.
     """
     s3.create_bucket(Bucket="results")
     cache = ["--cache", "s3://results/cache"]
@@ -296,7 +298,13 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
     while not s3.list_objects_v2(Bucket="results", Prefix="second/ray/trials/")["KeyCount"]:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    interrupted(process)
+    kill_processes("ray::RayTrainWorker")
+    time.sleep(1)  # others begin to take its place
+    kill_processes("ray::Board")
+    printed = process.communicate()[0]
+    (sentence,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2 and "Traceback" not in printed
+    assert sentence.endswith(f"go on with python scripts/{again[0]} {shlex.join(again[1:6])}")
 
     process = room.start(again)
     while "trial-001" not in (line := process.stdout.readline()) or "finished" not in line:
@@ -331,6 +339,14 @@ def started_by(pid):
             yield from started_by(child)
 
 
+def kill_processes(name):
+    """SIGKILL for all processes of the cluster that is there whose name begins so; there is one at least."""
+    found = [child for child, line in started_by(os.getpid()) if line.startswith(name)]
+    assert found
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def pairs(room, searched, shared):
     """A finished search named "pairs" for trade-offs, two trials at once, what waits for both of them killed.
@@ -343,10 +359,7 @@ def pairs(room, searched, shared):
     while not (room.results("pairs") / "ray" / "trials").exists():  # made with the first report
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    drivers = [child for child, line in started_by(os.getpid()) if line.startswith("ray::ImplicitFunc")]
-    assert drivers
-    for child in drivers:
-        os.kill(child, signal.SIGKILL)
+    kill_processes("ray::ImplicitFunc")
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
     (room.folder / "pairs.yaml").write_text(SPACE.replace("[1, 3]", "[1, 2]"))

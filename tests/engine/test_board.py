@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from adept_ray.engine.board import Board
-from adept_ray.engine.health import ATTEMPTS
+from adept_ray.engine.health import ATTEMPTS, WorkerMemory
 from adept_ray.engine.job import DONE, CrewLost, Outcome
 from adept_ray.engine.job_queue import NO_MORE
 
@@ -40,6 +40,26 @@ def test_a_worker_waits_until_its_report_is_judged():
         assert await board.wait_for_verdict("trial-001", 1) is True
 
     play(scene)
+
+
+def test_a_memory_that_others_fill_ends_all_jobs():
+    """What waits hears why, and no crew is at work any more."""
+
+    async def scene(board, start):
+        for name in ("a", "b"):
+            await board.submit_job(name, [name])
+        for _ in range(ATTEMPTS):
+            turn = await board.claim_job(0, -1)
+            await board.begin_job(0, turn)
+            await board.record_death(0, "running low on memory, actual memory used=0.5GB")
+        ends = [(await board.reports(number, 0))[1] for number in (0, 1)]
+        assert {end.kind for end in ends} == {CrewLost} and "end what else uses" in ends[1].error
+        assert await board.claim_job(0, -1) == NO_MORE
+
+    async def act():
+        await scene(Board(workers=WorkerMemory(memory=2**32)), asyncio.create_task)
+
+    asyncio.run(act())
 
 
 def test_a_worker_waits_for_its_next_job():
@@ -208,7 +228,7 @@ def test_another_number_of_workers_is_remarked():
 
 @pytest.mark.parametrize(("broken", "why"), [(2, "the workers can't be kept running: no room"), (1, "home")])
 def test_a_crew_that_cannot_be_kept_leaves_its_job_to_the_others(monkeypatch, broken, why):
-    """Its end is remarked. When all crews are gone the board closes, and says why."""
+    """Its end is remarked, in a line. When all crews are gone the board closes, and says why."""
 
     async def serve_nothing(*_):
         await asyncio.Event().wait()
@@ -223,7 +243,7 @@ def test_a_crew_that_cannot_be_kept_leaves_its_job_to_the_others(monkeypatch, br
 
         def keep(crew):
             if crew < broken:
-                raise RuntimeError("no room")
+                raise RuntimeError("no room\n\tactor_id: 68")
             # The other crew is kept until the job comes to it.
             asyncio.run_coroutine_threadsafe(board.claim_job(crew, -1), loop).result(10)
             asyncio.run_coroutine_threadsafe(board.close("home"), loop).result(10)

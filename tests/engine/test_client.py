@@ -8,7 +8,7 @@ import pytest
 
 from adept_ray.engine import client
 from adept_ray.engine.client import follow_job, run_job, watch_board
-from adept_ray.engine.job import DONE, CrewLost, DiskFull, Job, JobFailed, JobRefused, Outcome
+from adept_ray.engine.job import DONE, CrewLost, DiskFault, Job, JobFailed, JobRefused, Outcome
 
 
 class ScriptedBoard:
@@ -46,7 +46,7 @@ def test_a_job_without_a_title_goes_by_its_name():
     assert [title for *_, title in board.asked[1:]] == ["trial-001"] * 2
 
 
-@pytest.mark.parametrize("kind", [JobFailed, JobRefused, DiskFull, CrewLost])
+@pytest.mark.parametrize("kind", [JobFailed, JobRefused, DiskFault, CrewLost])
 def test_a_job_that_failed_raises_after_its_reports(kind):
     """What was reported before isn't lost."""
     found = []

@@ -4,7 +4,7 @@ import pytest
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine.health import ATTEMPTS, CrewHealth, MemoryLimit, describe_worker_memory
-from adept_ray.engine.job import KERNEL_KILL, Outcome, is_out_of_memory
+from adept_ray.engine.job import KERNEL_KILL, CrewLost, Outcome, is_out_of_memory
 
 KILLED_BY_RAY = """The actor died unexpectedly before finishing this task.
 Memory on the node (IP: 10.0.0.1, ID: ab) was 30.10GB used / 31.00GB limit (0.970000)
@@ -44,6 +44,18 @@ def test_what_ran_out_of_memory_is_given_up_at_once(health, error):
     assert health.record_death(0, "The actor died unexpectedly.") is None
     outcome = health.record_death(0, error)
     assert outcome == Outcome(error) and is_out_of_memory(outcome.error)
+
+
+def test_a_worker_that_took_its_share_at_most_is_killed_for_others():
+    """It is begun again; where that goes on, nothing of ours was too large, so no job is at fault."""
+    killed = f"{KILLED_BY_RAY}\nSelected to kill: (pid=7, actual memory used={{}}GB, worker ID=d5)"
+    health = CrewHealth(memory=10 * 2**30)
+    *ends, last = [health.record_death(0, killed.format(2.5)) for _ in range(ATTEMPTS)]
+    assert ends == [None] * (ATTEMPTS - 1)
+    assert last.kind is CrewLost and "2.5 of the 10.0 GiB" in last.error and "\n" not in last.error
+    assert not is_out_of_memory(last.error)  # no k was too large
+    too_large = killed.format(9.5)
+    assert health.record_death(1, too_large) == Outcome(too_large)
 
 
 def test_a_kill_by_the_kernel_is_counted_from_the_last_job(health):

@@ -8,7 +8,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.engine.job import (
     DONE,
     CrewLost,
-    DiskFull,
+    DiskFault,
     Job,
     JobFailed,
     JobRefused,
@@ -33,7 +33,9 @@ def caught(problem):
     ("problem", "job", "kind", "words", "repeats"),
     [
         (UserError("--backbone x: there is none"), JOB, JobRefused, "--backbone x: there is none", True),
-        (FULL, JOB, DiskFull, "no space left for a checkpoint of trial-001 under results/ray/trials ", True),
+        (FULL, JOB, DiskFault, "no space left for a checkpoint of trial-001 under results/ray/trials ", True),
+        (OSError(errno.EIO, "Input/output error", "results/x"), JOB, DiskFault, "results/x: its disk", True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), JOB, JobFailed, "Cannot allocate memory", True),
         (FULL, None, JobFailed, "No space left on device", False),  # it isn't known of which job
         (RuntimeError("[enforce fail] can't allocate memory"), JOB, JobFailed, "can't allocate memory", True),
         (ZeroDivisionError("of mine"), JOB, JobFailed, "ZeroDivisionError: of mine", False),
@@ -98,5 +100,5 @@ def test_what_ended_well_raises_nothing():
 
 def test_what_is_for_persons_is_told_from_what_failed():
     """A command shows a UserError as a sentence; a lost crew stops a comparison, a failed job doesn't."""
-    assert issubclass(JobRefused, UserError) and issubclass(DiskFull, JobRefused)
+    assert issubclass(JobRefused, UserError) and issubclass(DiskFault, JobRefused)
     assert not issubclass(CrewLost, UserError) and issubclass(CrewLost, JobFailed)

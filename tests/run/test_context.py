@@ -1,5 +1,8 @@
 """A command at work: the order in which it takes the cluster, and where others' output goes."""
 
+import logging
+import os
+import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -143,3 +146,23 @@ def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, caps
     assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
     with fetch_temporarily(results.place) as folder:
         assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"
+
+
+def test_what_rays_libraries_say_goes_to_that_file_too(tmp_path, capfd, monkeypatch):
+    """Those in C++ write to the process's stderr; Data, Train and Tune log with handlers of their own."""
+    monkeypatch.setattr(sys, "stderr", os.fdopen(2, "w", closefd=False))  # as it is outside of tests
+    results = Results(str(tmp_path), "run")
+    results.open(resume=False)
+    logger, handler = logging.getLogger("ray.made_up"), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with redirect_output(results):
+            os.write(2, b"from C++\n")
+            logger.error("from Data")
+        os.write(2, b"C++ afterwards\n")
+        logger.error("Data afterwards")
+    finally:
+        logger.removeHandler(handler)
+    assert (results.folder / OUTPUT_LOG).read_text() == "from C++\nfrom Data\n"
+    assert capfd.readouterr().err == "C++ afterwards\nData afterwards\n"

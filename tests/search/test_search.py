@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from adept_ray.config.errors import UserError
@@ -507,6 +508,46 @@ def test_what_tune_lost_of_a_trials_end_is_run_again(tmp_path, monkeypatch):
     restored = proposals(seed=5)
     restored.restore(str(tmp_path / "10"))
     assert finish(restored, known[4], 5) == straight[:5]
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_trial_that_failed_for_want_of_workers_is_told_again(tmp_path, monkeypatch, number):
+    """Its crew died, so it failed and Tune runs it again: what follows is what a quiet search proposes."""
+    straight = run(proposals(), range(8))
+    cut_off = proposals()
+    run(cut_off, range(number))
+    cut_off.suggest(f"t{number}")
+    cut_off.on_trial_complete(f"t{number}", error=True)
+    cut_off.save(str(tmp_path / "state"))
+    ends = [number > at for at in range(number + 1)]
+    known = [
+        BegunTrial(f"t{at}", straight[at], score(straight[at], at) if is_over else {}, is_over)
+        for at, is_over in enumerate(ends)
+    ]
+    monkeypatch.setattr(Proposals, "begun", known)
+    restored = proposals(seed=5)
+    restored.restore(str(tmp_path / "state"))
+    assert finish(restored, {trial.id: trial for trial in known}, 8) == straight
+
+
+def test_a_search_that_begins_anew_proposes_the_same_beside_what_it_lost(tmp_path):
+    """Killed before Tune had any record, it begins from the first trial, in the study that it has left."""
+    place, alone = (open_study(f"{tmp_path}/{name}.log") for name in ("study", "alone"))
+    lost = proposals(owner="me", storage=place)
+    first = lost.suggest("begun and lost")
+    again = proposals(owner="me", storage=place)
+    again.give_up_lost()
+    settings = run(again, range(8))
+    assert settings == run(proposals(owner="me", storage=alone), range(8)) and settings[0] == first
+
+
+def test_nothing_is_proposed_once_there_are_no_workers(monkeypatch):
+    """What is proposed before those that were cut off have a score would be proposed without it."""
+    algorithm = proposals()
+    monkeypatch.setattr(Proposals, "explain_end", staticmethod(lambda: "the workers are gone"))
+    assert algorithm.suggest("t0") == Searcher.FINISHED
+    monkeypatch.setattr(Proposals, "explain_end", staticmethod(lambda: ""))
+    assert run(algorithm, range(8)) == run(proposals(), range(8))
 
 
 def test_a_study_elsewhere_agrees_with_tunes_records(tmp_path, monkeypatch, kept):

@@ -106,7 +106,7 @@ def test_what_can_not_lock_writes_objects(tmp_path, monkeypatch):
     assert json.loads(claim.read_text()) == asdict(describe_process())
     results.publish()
     monkeypatch.setattr(claims.fcntl, "flock", lambda file, how: (_ for _ in ()).throw(OSError(5, "broken")))
-    with pytest.raises(UserError, match="run can't be written: broken"):
+    with pytest.raises(UserError, match="run can't be written: its disk fails"):
         Results(str(tmp_path), "run").open(resume=False)
 
 
