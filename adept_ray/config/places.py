@@ -54,7 +54,7 @@ def default_cache() -> Path:
         return Path(given).expanduser().absolute()
     except RuntimeError:  # this user has none
         raise UserError(
-            f"{given}: this user has no home folder: set HOME, or ADEPT_RAY_CACHE to a folder for what is kept"
+            f"{given}: this user has no home folder: set HOME, or set ADEPT_RAY_CACHE to a folder"
         ) from None
 
 

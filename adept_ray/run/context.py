@@ -144,14 +144,14 @@ def redirect_output(results: Results) -> Iterator[None]:
     file = results.folder / OUTPUT_LOG
     try:
         with (
-            file.open("a", buffering=1) as log,
+            file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
             redirect_stdout(log),
             redirect_stderr(log),
             redirect_logging(log),
         ):
             yield
     finally:
-        results.write(OUTPUT_LOG, file.read_text(errors="replace"))
+        results.write(OUTPUT_LOG, file.read_text(encoding="utf-8", errors="replace"))
 
 
 @contextmanager
