@@ -63,7 +63,7 @@ def list_matching_files(pattern: str) -> LocalFiles:
                 inside = _list_folder(path)
                 usable += inside.usable
                 left_out += inside.left_out
-        elif find_ending(path.name):
+        elif find_ending(path.name) and path.is_file():
             usable.append(path)
         else:
             left_out.append(f"{path} ({DANGLING})" if path.is_symlink() and not path.exists() else str(path))
