@@ -55,5 +55,5 @@ def test_who_has_no_home_is_told_what_to_set(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("ADEPT_RAY_CACHE", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    with pytest.raises(UserError, match="no home folder: set HOME, or ADEPT_RAY_CACHE"):
+    with pytest.raises(UserError, match="no home folder: set HOME, or set ADEPT_RAY_CACHE"):
         default_cache()
