@@ -1,5 +1,6 @@
 """The files around the code say what is so: Makefile, workflow, citation, package."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -65,3 +66,20 @@ def test_the_names_of_the_library_exist():
     """Whatever ``adept_ray`` lists as its own can be imported from it."""
     assert sorted(adept_ray.__all__) == adept_ray.__all__
     assert all(getattr(adept_ray, name).__name__ == name for name in adept_ray.__all__)
+
+
+def test_files_are_utf_8_whatever_the_locale_is():
+    """Every text that is read or written names its encoding; the kernel's own files are ASCII."""
+    silent = []
+    for path in sorted((ROOT / "adept_ray").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            text = ast.unparse(node)
+            if (
+                node.func.attr in ("read_text", "write_text")
+                and "encoding" not in text
+                and "proc" not in text
+            ):
+                silent.append(f"{path.name}: {text}")
+    assert silent == ["memory.py: (task / 'children').read_text()", "memory.py: (root / file).read_text()"]

@@ -44,7 +44,7 @@ TOLD = {
 # Libraries in Rust put no number into an error, but in its text.
 NUMBER = re.compile(r"\b(?:os error|errno) (\d+)\b", re.IGNORECASE)
 NAMED = re.compile(r"'([^']*/[^']*)'|directory: (.+)")  # how pyarrow and safetensors name a file
-KINDS = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
+KINDS: dict[type[BaseException], int] = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
 
 
 def find_fault_number(problem: BaseException) -> int | None:

@@ -50,7 +50,12 @@ def default_cache() -> Path:
     given = os.environ.get("ADEPT_RAY_CACHE", "~/.cache/adept_ray")
     if "://" in given:
         raise UserError(f"ADEPT_RAY_CACHE={given}: give a folder of this machine; --cache takes a URI")
-    return Path(given).expanduser().absolute()
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:  # this user has none
+        raise UserError(
+            f"{given}: this user has no home folder: set HOME, or set ADEPT_RAY_CACHE to a folder"
+        ) from None
 
 
 def mask_password(study: str) -> str:

@@ -156,7 +156,8 @@ def _convert_gguf(asked: Backbone, path: Path, sha256: str, folder: Path) -> Bac
             made = Path(making) / folder.name
             dequantize_gguf(path, made)
             (made / MANIFEST).write_text(
-                json.dumps({"source": path.name, "sha256": sha256, "note": asked.note}, indent=1)
+                json.dumps({"source": path.name, "sha256": sha256, "note": asked.note}, indent=1),
+                encoding="utf-8",
             )
             move_gguf_folder(made, folder)
     return replace(asked, source=str(folder), fingerprint=made_of, trusted=False)

@@ -222,7 +222,7 @@ def _order_remote(
     kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
     how = text_bytes, kept, skip_bad
     if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
-        order = RemoteOrder(sources, tuple(json.loads(earlier.read_text())), *how)
+        order = RemoteOrder(sources, tuple(json.loads(earlier.read_text(encoding="utf-8"))), *how)
         if name_content(order) == made_from:
             return order
     return RemoteOrder(sources, tuple(find_versions(sources, kept)), *how)

@@ -6,12 +6,15 @@ A corpus, wherever it comes from, ends as one Parquet file with one string colum
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from errno import ELOOP
 from glob import glob
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import explain_os_faults
 from adept_ray.data.archives import open_reader
 from adept_ray.data.assets import replace_file
 from adept_ray.data.formats import SUPPORTED, find_ending, select_files
@@ -20,6 +23,7 @@ from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Located, Omissions, PlainText, list_names, read_all
 
 ROW_GROUP_BYTES = 4 << 20  # small enough for many parallel readers, large enough to compress well
+DANGLING = "a link to nothing"
 OMITTED = b"omitted"  # key of a corpus file under which stands what wasn't read
 
 
@@ -59,17 +63,56 @@ def list_matching_files(pattern: str) -> LocalFiles:
                 inside = _list_folder(path)
                 usable += inside.usable
                 left_out += inside.left_out
-        elif find_ending(path.name):
+        elif find_ending(path.name) and path.is_file():
             usable.append(path)
         else:
-            left_out.append(str(path))
+            left_out.append(f"{path} ({DANGLING})" if path.is_symlink() and not path.exists() else str(path))
     return check_files(LocalFiles(tuple(usable), tuple(left_out)), pattern)
 
 
 def _list_folder(root: Path) -> LocalFiles:
-    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    names, unreachable = list_inside(root)
     chosen = select_files(names)
-    return LocalFiles(tuple(root / name for name in chosen.usable), chosen.left_out)
+    usable = tuple(root / name for name in chosen.usable)
+    return LocalFiles(usable, (*chosen.left_out, *unreachable))
+
+
+def list_inside(root: Path) -> tuple[list[str], list[str]]:
+    """The files in a folder and all below it, links followed, by their paths in it; and what leads nowhere.
+
+    A folder that is there twice, as by a link that leads in a circle, is read once. Raises
+    :class:`UserError` for a folder that may not be read.
+    """
+    names: list[str] = []
+    unreachable: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    with explain_os_faults():
+        waiting = [root]
+        while waiting:
+            folder = waiting.pop()
+            about = folder.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                unreachable.append(f"{folder.relative_to(root).as_posix()} (a link to a folder read already)")
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            for path in sorted(folder.iterdir()):
+                name = path.relative_to(root).as_posix()
+                try:
+                    mode = path.stat().st_mode
+                except OSError as problem:
+                    if not path.is_symlink():
+                        raise
+                    unreachable.append(
+                        f"{name} ({'a link in a circle' if problem.errno == ELOOP else DANGLING})"
+                    )
+                    continue
+                if stat.S_ISDIR(mode):
+                    waiting.append(path)
+                elif stat.S_ISREG(mode):
+                    names.append(name)
+                else:
+                    unreachable.append(f"{name} (no regular file)")
+    return sorted(names), sorted(unreachable)
 
 
 def check_files(found: LocalFiles, where: str) -> LocalFiles:

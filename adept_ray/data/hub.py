@@ -81,7 +81,7 @@ def list_kept_commits(kind: Kind, name: str, file: str) -> list[str]:
     place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
     found = [folder for folder in place.glob("snapshots/*") if (folder / file).is_file()]
     main = place / "refs" / "main"
-    named = main.read_text().strip() if main.is_file() else ""
+    named = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     found.sort(key=lambda folder: (folder.name == named, folder.stat().st_mtime), reverse=True)
     return [folder.name for folder in found]
 

@@ -60,13 +60,13 @@ def find_versions(sources: Sequence[RemoteSource], kept: Path) -> list[str]:
     except UserError:
         if not kept.exists():
             raise
-        return json.loads(kept.read_text())
+        return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def keep_versions(versions: Sequence[str], kept: Path) -> None:
     """Write versions down, once what was made of them is there."""
     with replace_file(kept) as new:
-        new.write_text(json.dumps(list(versions)))
+        new.write_text(json.dumps(list(versions)), encoding="utf-8")
 
 
 def check_first_rows(source: RemoteSource, version: str) -> None:

@@ -25,6 +25,7 @@ from adept_ray.engine.layout import (
     explain_idle_workers,
 )
 from adept_ray.engine.node_gpus import LIKE, measure_gpu_memory
+from adept_ray.engine.own_ray import bring_token, check_ray_folder
 from adept_ray.engine.ray_internals import (
     check_token,
     find_head,
@@ -66,6 +67,7 @@ def connect_cluster(run: RunSpec, say: Say = print) -> Iterator[str]:
     about = ray.job_config.JobConfig(metadata={"job_name": run.name})
     join = functools.partial(ray.init, namespace="adept_ray", job_config=about)
     if address is None:
+        bring_token()
         with explain_no_start(), set_variables(LOCAL_ENVIRONMENT):  # for Ray's processes, which inherit it
             context = join(
                 "local",
@@ -153,6 +155,7 @@ def check_workers(run: RunSpec) -> None:
         with explain_no_entry(address):
             check_address(address)
         return
+    check_ray_folder()
     cpus = count_cpus()
     if run.machine.most_workers * run.crews > cpus:
         asked = f"--workers {run.machine.workers}{format_concurrent(run)}"

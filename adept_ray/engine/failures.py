@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adept_ray.config.errors import UserError, find_cause, first_line
+from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.engine.job import JobFailed, is_out_of_memory
 from adept_ray.storage.files import is_disk_full
 
@@ -74,4 +75,5 @@ def explain_no_start() -> Iterator[None]:
     except Exception as problem:  # of many kinds, a bare Exception among them
         if is_disk_full(problem):  # which is explained with what goes on afterwards
             raise
-        raise UserError(f"Ray can't be started on this machine: {first_line(problem)}") from problem
+        why = describe_os_fault(problem) or first_line(problem)
+        raise UserError(f"Ray can't be started on this machine: {why}") from problem

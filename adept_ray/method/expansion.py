@@ -21,7 +21,7 @@ from adept_ray.method.anatomy import (
     name_in_layer,
     output_projections,
 )
-from adept_ray.method.copies import RECORD, added_layers
+from adept_ray.method.copies import RECORD, added_layers, list_ids
 from adept_ray.method.importance import LayerImportance, hold_evaluation_mode
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def expand(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:
     Raises :class:`UserError` for an unsupported family, an unknown or a repeated layer.
     """
     family, originals = family_of(model), layers_of(model)
-    chosen = sorted(layers)
+    chosen = list_ids(layers)
     layer_parameters(model, chosen)  # checks that they exist
     if len(set(chosen)) != len(chosen):
         raise UserError(f"layers {chosen}: each layer can be copied once")
@@ -111,7 +111,7 @@ def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict
     Raises :class:`UserError` when it lacks a chosen layer.
     """
     result: dict[str, float] = {}
-    for source, added in zip(sorted(layers), added_layers(layers), strict=True):
+    for source, added in zip(list_ids(layers), added_layers(layers), strict=True):
         found = {
             name_in_layer(name, added): value for name, value in units.items() if layer_of(name) == source
         }

@@ -124,7 +124,9 @@ def adopt_rivals(results: Results, comparison: str) -> None:
     results.fetch(("run.json",))
     if not rivals.has(RIVALS):
         raise UserError(f"{comparison}: no {RIVALS} in it; give the results folder of scripts/compare.py")
-    theirs, ours = (json.loads((r.folder / "run.json").read_text()) for r in (rivals, results))
+    theirs, ours = (
+        json.loads((r.folder / "run.json").read_text(encoding="utf-8")) for r in (rivals, results)
+    )
     for key in ("backbone", "general", "domain"):
         names = [about["run"][key] for about in (theirs, ours)]
         if names[0] != names[1]:
@@ -135,7 +137,7 @@ def adopt_rivals(results: Results, comparison: str) -> None:
         contents = {about["fingerprints"][key] for about in (theirs, ours) if key in about["fingerprints"]}
         if len(contents) > 1:
             raise UserError(f"{comparison}: its {key} has the name but not the content of {results.place}'s")
-    results.write(RIVALS, (rivals.folder / RIVALS).read_text())
+    results.write(RIVALS, (rivals.folder / RIVALS).read_text(encoding="utf-8"))
 
 
 def write_pages(results: Results) -> None:

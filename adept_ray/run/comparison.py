@@ -105,7 +105,7 @@ def run_comparison(
     """Run the trainings under a progress bar; runs.csv is written as they end."""
     run, results, display = context.run, context.results, context.display
     file = results.folder / "runs.csv"
-    known = parse_runs(file.read_text()) if file.exists() else []
+    known = parse_runs(file.read_text(encoding="utf-8")) if file.exists() else []
     total = count_trainings(rivals, run.rate_trials, run.seeds)
     now = ("", 0)  # the job that runs, and how many are over
 

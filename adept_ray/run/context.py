@@ -146,7 +146,7 @@ def redirect_output(results: Results) -> Iterator[None]:
     file = results.folder / OUTPUT_LOG
     try:
         with (
-            file.open("a", buffering=1) as log,
+            file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
             redirect_stdout(log),
             redirect_libraries(log),
             redirect_stderr(log),
@@ -154,7 +154,7 @@ def redirect_output(results: Results) -> Iterator[None]:
         ):
             yield
     finally:
-        results.write(OUTPUT_LOG, file.read_text(errors="replace"))
+        results.write(OUTPUT_LOG, file.read_text(encoding="utf-8", errors="replace"))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from adept_ray.config.fields import read_extra
 from adept_ray.config.machine import FollowingSpec, Machine
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.config.plain_text import allow_any_terminal
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -28,6 +29,7 @@ def run_command(spec: type[Spec], command: str, description: str | None) -> NoRe
 
     Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
+    allow_any_terminal()
     try:
         given = parse_flags(spec, description)
         module, _, function = command.partition(".")

@@ -63,7 +63,7 @@ def continue_search(run: SearchRun, results: Results) -> SearchRun:
             f"--more-trials {run.more_trials}: the search '{run.name}' isn't finished, so go on with "
             "--resume first"
         )
-    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    rows = json.loads((results.folder / "trials.json").read_text(encoding="utf-8"))["trials"]
     over = sum(row["state"] != UNTOUCHED for row in rows)  # --max-hours may have ended the search early
     changes = {"resume": True, "more_trials": 0, "trials": over + run.more_trials}
     return apply_changes(begun, changes, where=f"--more-trials {run.more_trials}")

@@ -43,7 +43,7 @@ def measure_separations(
 ) -> Models:
     """Name of a model → a row a layer (see :func:`adept_ray.report.layer_figures.draw_separation`)."""
     run, backbone = context.run, prepared.sources.backbone
-    added = json.loads((expanded / RECORD).read_text())["added_layers"]
+    added = json.loads((expanded / RECORD).read_text(encoding="utf-8"))["added_layers"]
     blocks = store_blocks(load_test_blocks(run, prepared.sets))
     probe = replace(describe_probe(run, prepared.sources, PLAIN), separation=True)
     models: Models = {}

@@ -44,6 +44,7 @@ Update = Callable[[int, int], None]
 Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Facts]], None]
 Listener = Callable[[str, Mapping[str, object]], None]
 COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
+DISPENSABLE = ("rate", "general Δ", "domain Δ", "step")  # the first to go where a terminal is narrow
 PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
 
 
@@ -193,11 +194,12 @@ class Display:
         self.emit("importance", **facts)
         rows = {row["layer"]: row for row in importance["layers"]}
         most = max(row["mean"] for row in rows.values())
+        longest = max(4, min(40, self.console.width - 30))
         table = Table("layer", "nats per token", "", box=None, header_style="bold")
         for layer in importance["order"]:
             mean, error = rows[layer]["mean"], rows[layer]["standard_error"]
             # A square root keeps the small ones apart beside a first layer that is fifty times as large.
-            bar = "█" * round(40 * math.sqrt(max(mean, 0) / most)) if most > 0 else ""
+            bar = "█" * round(longest * math.sqrt(max(mean, 0) / most)) if most > 0 else ""
             table.add_row(str(layer), f"{mean:.4f} ± {'–' if error is None else f'{error:.4f}'}", bar)
         self.console.print(table)
         for group in importance["ties"]:
@@ -273,7 +275,10 @@ class Display:
             if self.live:
                 over = sum(row["state"] != "running" for row in rows)
                 live.update(
-                    Group(build_trials_table(rows, progress), format_clock(elapsed, over, total, seconds)),
+                    Group(
+                        build_trials_table(rows, progress, self.console.width),
+                        format_clock(elapsed, over, total, seconds),
+                    ),
                     refresh=True,
                 )
             for row in rows:
@@ -313,19 +318,31 @@ def format_clock(elapsed: float, over: int, total: int, seconds: float | None) -
     return f"search: {over} of {total} trials over, {elapsed:.0f} s{more}"
 
 
-def build_trials_table(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]]) -> Table:
-    """The trials so far as a table."""
+def build_trials_table(rows: Sequence[Facts], progress: Mapping[str, tuple[int, int]], width: int) -> Table:
+    """The trials so far as a table; a terminal of `width` columns that is too narrow has fewer of ours."""
     table = Table(box=None, header_style="bold")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+    texts = [dict(zip(COLUMNS, format_cells(row, progress), strict=True)) for row in rows]
+    shown = choose_columns(texts, width)
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
     best = max((row["score"] for row in rows if row["state"] == "finished"), default=None)
-    for row in rows:
+    for row, text in zip(rows, texts, strict=True):
         leads = best is not None and row["score"] == best and row["state"] == "finished"
         table.add_row(
-            *format_cells(row, progress),
+            *(text[name] for name in shown),
             style="green" if leads else "dim" if row["state"] == "stopped" else "",
         )
     return table
+
+
+def choose_columns(texts: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """The columns of rows of texts for which `width` columns of a terminal have room, in our order."""
+    sizes = {name: max(len(name), *(len(text[name]) for text in texts), 0) + 2 for name in COLUMNS}
+    shown = list(COLUMNS)
+    for name in DISPENSABLE:
+        if sum(sizes[each] for each in shown) > width:
+            shown.remove(name)
+    return shown
 
 
 def format_cells(row: Facts, progress: Mapping[str, tuple[int, int]]) -> list[str]:

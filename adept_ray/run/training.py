@@ -130,7 +130,7 @@ def test_and_export(
         results.adopt_folder(f"{found['saved']}/model", "model")
         delete_folder(f"{results.ray}/conclude")
         with fetch_temporarily(checkpoint) as folder:
-            state = json.loads((folder / STATE).read_text())
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     results.write("rates.jsonl", "".join(format_json(row) + "\n" for row in state["rates"]))
     display.show(
         f"a checkpoint, of what is trained alone: {kept / 1e6:.1f} MB; the whole model: {whole / 1e6:.1f} MB"

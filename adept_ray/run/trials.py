@@ -29,7 +29,11 @@ def count_trials_left(context: Context[SearchRun]) -> int:
     run, results = context.run, context.results
     if run.strategy == "grow":
         return 1
-    over = json.loads(file.read_text())["trials"] if (file := results.folder / "trials.json").exists() else ()
+    over = (
+        json.loads(file.read_text(encoding="utf-8"))["trials"]
+        if (file := results.folder / "trials.json").exists()
+        else ()
+    )
     ended = sum(row["state"] != UNTOUCHED for row in over)
     return math.ceil((run.trials - ended) / context.board.count_crews())
 

@@ -162,7 +162,7 @@ def resolve_training(trial: Trial, base: TrainingSpec) -> TrainingSpec:
 
 def read_trials(results: Results) -> list[Trial]:
     """The trials of trials.json."""
-    rows = json.loads((results.folder / "trials.json").read_text())["trials"]
+    rows = json.loads((results.folder / "trials.json").read_text(encoding="utf-8"))["trials"]
     return [Trial.from_row(row) for row in rows]
 
 

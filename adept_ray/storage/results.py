@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +64,7 @@ class Results:
     def read_record(self) -> RunRecord:
         """Content of run.json; empty as long as the run hasn't begun."""
         file = self.folder / "run.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def open(self, resume: bool, say: Callable[[str], None] = lambda text: None) -> None:
         """Make the folder, claim it, and check that it can be written to.
@@ -76,6 +78,7 @@ class Results:
         try:
             if resume and not self.exists():
                 raise UserError(f"{self.place} holds no run to resume: check --name and --storage")
+            atexit.register(self.abandon)
             self._make_place()
             filesystem, path = self.open_place()
             self._claim = None if self._remote else claim_folder(self.folder)
@@ -98,6 +101,21 @@ class Results:
             filesystem.create_dir(path)
         else:
             (self.folder / RAY).mkdir(parents=True, exist_ok=True)
+
+    def abandon(self) -> None:
+        """Release the folder, and remove it if it is empty: a run that was refused leaves none behind."""
+        from pyarrow.fs import FileSelector
+
+        self.release()
+        with suppress(OSError, UserError):  # it may be full, or gone
+            if self._remote:
+                self.folder.rmdir()
+                filesystem, path = self.open_place()
+                if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+                    filesystem.delete_dir(path)
+                return
+            for folder in (Path(self.ray), self.folder):
+                folder.rmdir()
 
     def release(self) -> None:
         """Let other commands have the folder."""

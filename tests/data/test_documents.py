@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from adept_ray.config.places import default_cache
 from adept_ray.data import corpora, documents
 from adept_ray.data.corpora import CORPORA, resolve_corpus
 from adept_ray.data.corpus_texts import load_generators, parse_hpo
-from adept_ray.data.documents import write_corpus
+from adept_ray.data.documents import list_matching_files, list_usable_files, write_corpus
 from adept_ray.data.row_texts import TextRecipe
 
 
@@ -289,3 +290,53 @@ def test_without_the_hub_the_sentence_says_so(source, tmp_path):
     assert re.match(
         r"not all of '\w+/\w+' is in this machine's cache, and HF_HUB_OFFLINE ", refused(source, tmp_path)
     )
+
+
+def write_line(path):
+    """A file with one document, in a folder that is made."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"text": "a document"}\n')
+
+
+def test_links_are_followed_once_or_named(tmp_path):
+    """Files and folders behind links are read; what leads nowhere, in a circle or is no file is named."""
+    write_line(tmp_path / "elsewhere" / "b.jsonl")
+    write_line(tmp_path / "c.jsonl")
+    root = tmp_path / "root"
+    write_line(root / "a.jsonl")
+    (root / "there").symlink_to(tmp_path / "elsewhere")
+    (root / "file.jsonl").symlink_to(tmp_path / "c.jsonl")
+    (root / "up").symlink_to(root)
+    (root / "round").symlink_to(root / "round")
+    (root / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    os.mkfifo(root / "pipe.jsonl")
+    found = list_usable_files(root)
+    assert [str(file.relative_to(root)) for file in found.usable] == [
+        "a.jsonl",
+        "file.jsonl",
+        "there/b.jsonl",
+    ]
+    assert list(found.left_out) == [
+        "gone.jsonl (a link to nothing)",
+        "pipe.jsonl (no regular file)",
+        "round (a link in a circle)",
+        "up (a link to a folder read already)",
+    ]
+    globbed = list_matching_files(f"{root}/*.jsonl")
+    assert f"{root}/gone.jsonl" in " ".join(globbed.left_out)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    """Its files would be missing without a word."""
+    write_line(tmp_path / "a.jsonl")
+    write_line(tmp_path / "locked" / "b.jsonl")
+    listed = Path.iterdir
+
+    def deny(folder):
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(UserError, match="locked: there is no permission"):
+        list_usable_files(tmp_path)

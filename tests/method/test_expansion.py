@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
 from common import logits, random_ids, shake, tiny_model
@@ -298,3 +299,12 @@ def test_a_model_of_a_short_type_is_exported(dtype, tmp_path):
     added = expand(model, (1, 2))
     shake_copies(model, added)
     assert reloaded(model, tmp_path).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_layers_may_come_as_tensors_and_arrays(kind):
+    """The same copies come of them, and one that is named twice is refused."""
+    model, plain = tiny_model(), tiny_model()
+    assert expand(model, kind([2, 0])) == expand(plain, [0, 2]) == (1, 4)
+    with pytest.raises(UserError, match="each layer can be copied once"):
+        expand(tiny_model(), kind([1, 1]))

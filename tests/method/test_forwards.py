@@ -1,5 +1,6 @@
 """Whatever replaces a forward pass for a while leaves a model as it was."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.forwards import replace_forward
+from adept_ray.method.importance import layer_importance, unit_importance
 from adept_ray.method.loss import get_compute_policy, set_compute_policy, token_nats
 
 
@@ -41,3 +43,46 @@ def test_a_patched_model_computes_its_own_losses_and_keeps_its_patches():
     torch.testing.assert_close(found[:, :-1], expected)
     assert not torch.allclose(found, plain)
     assert (vars(head)["forward"], vars(layer)["forward"]) == patches
+
+
+def describe_model(model):
+    """All of a model that somebody may have set: passes, hooks, modes, flags, gradients and use_cache."""
+    modules = [
+        (
+            id(vars(each).get("forward")),
+            list(each._forward_hooks),
+            list(each._forward_pre_hooks),
+            each.training,
+        )
+        for each in model.modules()
+    ]
+    return modules, [(p.requires_grad, p.grad) for p in model.parameters()], model.config.use_cache
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("measure", ["layers", "units"])
+def test_a_measured_model_is_left_as_it_was(measure, fails):
+    """With accelerate's hooks, modes and flags of somebody's own; also where a pass raises half-way."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    model, batch = tiny_model(), {"input_ids": random_ids()}
+    calls = []
+
+    class Counted(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(module)
+            if fails and len(calls) == 6:
+                raise ZeroDivisionError
+            return args, kwargs
+
+    for layer in layers_of(model):
+        add_hook_to_module(layer, Counted())
+    model.lm_head.requires_grad_(False)
+    layers_of(model)[1].train()
+    before = describe_model(model)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        if measure == "layers":
+            layer_importance(model, [batch])
+        else:
+            unit_importance(model, [batch, batch], [1, 2])
+    assert calls and describe_model(model) == before

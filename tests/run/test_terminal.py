@@ -1,13 +1,24 @@
 """The terminal: a line an event for persons where none looks on, JSON and nothing else for machines."""
 
+import io
 import json
 import math
+import sys
 import time
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
-from adept_ray.run.terminal import Display, TimeLeft, compute_shares, estimate_time_left, format_clock
+from adept_ray.config.plain_text import allow_any_terminal
+from adept_ray.run.terminal import (
+    Display,
+    TimeLeft,
+    build_trials_table,
+    compute_shares,
+    estimate_time_left,
+    format_clock,
+)
 
 ROW = {"trial": "trial-001", "k": 2, "base_lr": 3e-4, "general_delta": 1.0, "domain_delta": 2.0}
 RUNNING = {**ROW, "score": 1.5, "score_se": math.nan, "state": "running"}
@@ -99,3 +110,32 @@ def test_what_was_done_before_a_resume_says_nothing_of_the_time_left(capsys, mon
         show({"trial-002": (4, 4)}, [OVER, {**second, "state": "finished"}])
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["left"] for event in events if event["event"] == "trial"][2:] == pytest.approx(lefts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_names_and_states_stay_readable_in_a_narrow_terminal(width):
+    """Other columns go instead, and with enough room none does."""
+    rows = [{**OVER, "trial": f"trial-{number:03}"} for number in (1, 2)]
+    console = Console(width=width, file=io.StringIO())
+    console.print(build_trials_table(rows, {row["trial"]: (24, 24) for row in rows}, width))
+    head, *lines = console.file.getvalue().splitlines()
+    assert len(lines) == 2 and all("trial-00" in line and "finished" in line for line in lines)
+    assert "…" not in console.file.getvalue() and ("rate" in head) == (width > 60)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_can_print_all_that_is_said(encoding, monkeypatch):
+    """Our own signs become letters where a terminal hasn't them, and stay as they are where it has."""
+    bytes_ = io.BytesIO()
+    out = io.TextIOWrapper(bytes_, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    allow_any_terminal()
+    display = Display()
+    play(display)
+    display.show("1.0 → 0.9, ± 0.1, 漢 ✓ –")
+    out.flush()
+    printed = bytes_.getvalue().decode(encoding)
+    assert "trial-001" in printed
+    last = {"ascii": "1.0 -> 0.9, +- 0.1, ? + -", "latin-1": "1.0 -> 0.9, ± 0.1, ? + -"}
+    assert last.get(encoding, "1.0 → 0.9, ± 0.1, 漢 ✓ –") in printed

@@ -1,6 +1,7 @@
 """The results folder: never overwritten, refused in a sentence, the same on a disk and behind a URI."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pyarrow import fs
@@ -104,3 +105,17 @@ def test_default_names_are_plain_and_say_what():
     for backbone in ("Qwen/Qwen3-1.7B-Base", "/models/my model", "smollm2-135m"):
         name = make_run_name(RunSpec(backbone=backbone, domain="owner/data:part"), "train")
         assert name.startswith("train-") and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+@pytest.mark.parametrize("storage", ["path", "uri", "s3"], indirect=True)
+def test_a_refused_run_leaves_no_empty_folder(storage):
+    """Abandoned before anything was written it is gone; with a record in it, it stays."""
+    empty, begun = Results(storage, "empty"), Results(storage, "begun")
+    for results in (empty, begun):
+        results.open(resume=False)
+    begun.write_json("run.json", {})
+    for results in (empty, begun):
+        results.abandon()
+    assert Results(storage, "begun").exists()
+    if "s3:" not in storage:
+        assert [path.name for path in Path(storage.removeprefix("file://")).iterdir()] == ["begun"]
