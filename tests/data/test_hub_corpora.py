@@ -5,6 +5,7 @@ import io
 import json
 import random
 import zipfile
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +17,13 @@ from adept_ray.data import corpora, hub_corpora, remote_sources
 from adept_ray.data.archives import Members, ZipReader
 from adept_ray.data.corpora import RemoteOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
+from adept_ray.data.documents import read_texts
 from adept_ray.data.hub_corpora import HubSource
 from adept_ray.data.opening import locate_content
-from adept_ray.data.remote_sources import sample_documents
+from adept_ray.data.remote_sources import sample_source
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import sample_rows
+from adept_ray.data.shards import read_in_order
 
 MEDICINE = "BAAI/IndustryInstruction_Health-Medicine"
 
@@ -50,11 +53,11 @@ def noise(number, size=200):
 
 
 def texts(corpus):
-    return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
+    return list(read_in_order(corpus.shards))
 
 
 def take(source, revision, count=10**6):
-    return [text for _, text in zip(range(count), sample_documents(source, revision), strict=False)]
+    return list(islice(read_texts(sample_source(source, revision), source.recipe), count))
 
 
 def refused(source, tmp_path, column="text"):

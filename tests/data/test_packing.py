@@ -6,12 +6,17 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from common import documents, local_backbone, of_one_document, save_tiny_backbone, tiny_tokenizer
+from common import (
+    documents,
+    local_backbone,
+    of_one_document,
+    save_tiny_backbone,
+    store_corpus,
+    tiny_tokenizer,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
@@ -20,7 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from adept_ray.config.errors import UserError
 from adept_ray.data import packing
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
-from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.cutting import count_token_bytes, cut_blocks
 from adept_ray.data.held_out import decode_documents, read_split
 from adept_ray.data.near_duplicates import find_near_duplicates
@@ -63,12 +68,8 @@ def resolved(place, name, texts):
 
 
 def in_files(place, name, groups):
-    """The same as a corpus of several Parquet files with many row groups, which Ray reads apart."""
-    files = []
-    for number, texts in enumerate(groups):
-        files.append(place / f"{name}-{number}.parquet")
-        pq.write_table(pa.table({"text": texts}), files[-1], row_group_size=16)
-    return CorpusFiles(tuple(files), name, name, "")
+    """The same as a corpus of several files."""
+    return store_corpus(place, name, *groups)
 
 
 def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", shared="", say=print, **plan):
@@ -78,7 +79,7 @@ def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", shared="",
 
 def in_buckets(files, monkeypatch, buckets):
     """Have `files` packed in that many groups."""
-    size = packing._count_text_bytes(files)
+    size = sum(shard.bytes for shard in files.shards)
     monkeypatch.setattr(packing, "BUCKET_BYTES", size / (buckets - 0.5))
 
 
@@ -144,7 +145,7 @@ def pack_plainly(texts, splits, buckets, left_out=()):
             stream = []
             for digest in sorted(digests, key=keys.get):
                 draw = int.from_bytes(keys[digest][:8], "big") / 2**64
-                if int.from_bytes(digest[:4], "big") % buckets != bucket or not (
+                if int.from_bytes(digest[:4], "big") * buckets >> 32 != bucket or not (
                     begin <= draw < begin + splits[split] / total
                 ):
                     continue

@@ -20,7 +20,7 @@ from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 
 TEXT = one_document_each(np.full((8, 4), 5))
-CORPUS = MixedCorpus((CorpusFiles((), "f", "c", ""),))
+CORPUS = MixedCorpus((CorpusFiles(Path(), "f", "c", ""),))
 SETS = {
     side: MixedBlocks((SimpleNamespace(fingerprint=name, open_split=lambda *_: TEXT),), (side,))
     for side, name in (("general", "f"), ("domain", "g"))
