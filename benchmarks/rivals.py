@@ -17,6 +17,7 @@ from adept_ray.config.places import default_cache
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.loading import load_model, load_tokenizer
+from adept_ray.data.shards import read_in_order
 from adept_ray.engine.cluster import count_cpus
 from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.expansion import expand
@@ -84,13 +85,10 @@ def smollm2() -> PreTrainedModel:
 
 def boolq(tokens: int, seq_len: int) -> torch.Tensor:
     """Blocks [N, T] of general text for the default backbone."""
-    import pyarrow.parquet as pq
-
     backbone = resolve_backbone("smollm2-135m", default_cache())
     tokenizer = load_tokenizer(backbone)
-    (file,) = resolve_corpus("boolq", "text", default_cache()).files
     ids: list[int] = []
-    for text in pq.read_table(file)["text"].to_pylist():
+    for text in read_in_order(resolve_corpus("boolq", "text", default_cache()).shards):
         ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         if len(ids) >= tokens:
             break

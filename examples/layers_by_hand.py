@@ -12,7 +12,6 @@ import argparse
 import copy
 from pathlib import Path
 
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,6 +30,7 @@ from adept_ray import (
 from adept_ray.config.places import default_cache
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.corpora import resolve_corpus
+from adept_ray.data.shards import read_in_order
 
 flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flags.add_argument("--backbone", default="smollm2-135m", help="a preset, a folder or a hub id")
@@ -57,7 +57,7 @@ model = AutoModelForCausalLM.from_pretrained(
 
 def make_batches(corpus: str, count: int) -> list[dict[str, torch.Tensor]]:
     """The first documents of a corpus as batches of token ids, one document after the other."""
-    texts = pd.read_parquet(resolve_corpus(corpus, "text", default_cache()).files[0])["text"]
+    texts = read_in_order(resolve_corpus(corpus, "text", default_cache()).shards)
     ids: list[int] = []
     for text in texts:
         ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]

@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from adept_ray.data.blocks import Blocks
+from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
+from adept_ray.data.shards import CorpusIndex, store_index, write_shards
 from adept_ray.storage.checkpoints import Checkpoint
 
 SIZES = dict(
@@ -214,6 +216,15 @@ def write_corpus(
     lines = [json.dumps({column: text}) for text in _documents(documents, seed, domain)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def store_corpus(folder: Path, name: str, *parts: list[str]) -> CorpusFiles:
+    """A corpus of documents, each part of them in a file of its own."""
+    shards = []
+    for number, texts in enumerate(parts):
+        shards += write_shards(texts, lambda _, number=number: str(folder / f"{name}-{number}.parquet"))[0]
+    store_index(CorpusIndex(tuple(shards)), folder / f"{name}.json")
+    return CorpusFiles(folder / f"{name}.json", name, name, "")
 
 
 _documents = documents  # the name is an argument of `write_corpus`

@@ -107,6 +107,10 @@ class ZipReader:
             and is_member(info.filename, self.content, self._omissions)
         )
 
+    def measure(self, piece: object) -> int:
+        """Bytes of the members of a run without compression."""
+        return sum(info.file_size for info in cast(Run, piece).members)
+
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """The rows of the members of a run; one request brings them all."""
         run = cast(Run, piece)
@@ -135,6 +139,10 @@ class TarReader:
     def list_pieces(self) -> Sequence[object]:
         """The whole archive."""
         return (0,)
+
+    def measure(self, piece: object) -> int:
+        """The size of the archive."""
+        return self.content.text_size
 
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """The rows of all its members. Raises :class:`UserError` for an archive without text."""

@@ -24,6 +24,8 @@ from adept_ray.data.block_files import (
 if TYPE_CHECKING:
     import torch
 
+    from adept_ray.storage.records import CorpusRecord
+
 
 EPSILON = 1e-9  # so that ten tenths are one
 DIGEST_BYTES = 16
@@ -97,6 +99,8 @@ class BlockSet:
     """Split → its share of the documents."""
     shards: Mapping[str, Sequence[Shard]]
     """Split → its files, in their order."""
+    counts: CorpusRecord | None = None
+    """What of the corpus is taken, where it was packed from one."""
 
     def open_split(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
         """A split in its fixed order. Nothing of it is read yet.

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA
-from adept_ray.data.documents import (
-    LocalFiles,
-    list_matching_files,
-    list_usable_files,
-    read_documents,
-    read_omissions,
-    write_corpus,
-)
+from adept_ray.data.documents import LocalFiles, list_matching_files, list_usable_files, read_documents
 from adept_ray.data.formats import find_ending
 from adept_ray.data.hub_corpora import HubSource
-from adept_ray.data.remote_sources import RemoteSource, find_versions, keep_versions, sample_documents
+from adept_ray.data.local_corpora import LocalSource
+from adept_ray.data.reading import FEW_BYTES, ReadingJob, Taken, read_source
+from adept_ray.data.remote_sources import RemoteSource, find_versions, keep_versions
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, list_names
+from adept_ray.data.shards import CorpusIndex, TextShard, load_index, store_index, write_shards
 from adept_ray.data.uri_corpora import UriSource
 
 BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
-HUB_VERSION = 2  # the same of corpora from the hub and from other places elsewhere
+HUB_VERSION = 3  # the same of corpora from the hub and from other places elsewhere
 HUB_MARK = "hf:"
-TEXT_BYTES = 256 * 2**20  # of a corpus from elsewhere of which nobody says how much is needed
+TEXT_BYTES = 256 * 2**20  # of a sample of which nobody says how much is needed
 HUB_TEXT = re.compile(
     r"(?P<dataset>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(\[(?P<split>.+)\])?"
 )
@@ -41,7 +36,7 @@ HERE = "file://"
 
 @dataclass(frozen=True)
 class RemoteOrder:
-    """Text that is to be read from elsewhere."""
+    """Text of which a sample is to be read."""
 
     sources: tuple[RemoteSource, ...]
     versions: tuple[str, ...]
@@ -49,35 +44,46 @@ class RemoteOrder:
     text_bytes: int
     """How much is wanted of them all together, bytes of UTF-8."""
     kept: Path
-    """File in which the versions are kept for a day on which nobody answers."""
+    """File in which the versions are kept for a day on which nobody answers. Its folder's is the cache."""
     skip_bad: bool = False
     """Leave out members of archives that can't be read."""
 
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """A corpus: Parquet files with one string column ``text``."""
+    """A corpus, whose documents are in files as :mod:`adept_ray.data.shards` writes them."""
 
-    files: tuple[Path, ...]
+    index: Path
+    """File that lists these, once they are there."""
     fingerprint: str
     name: str
     note: str
     """Source, version and licence."""
     order: RemoteOrder | None = field(default=None, compare=False)
-    """What :func:`fill_corpus` makes the file of, if it comes from elsewhere."""
+    """What :func:`fill_corpus` makes the files of, if it is a sample."""
     left_out: tuple[str, ...] = field(default=(), compare=False)
     """Files in a folder of this machine that aren't read as text."""
 
     @property
     def is_to_be_filled(self) -> bool:
         """Whether its text is still elsewhere."""
-        return self.order is not None and not self.files[0].exists()
+        return self.order is not None and load_index(self.index) is None
+
+    @property
+    def shards(self) -> tuple[TextShard, ...]:
+        """Its documents. Raises :class:`UserError` where they were deleted."""
+        if index := load_index(self.index):
+            return index.shards
+        raise UserError(
+            f"the text of '{self.name}' isn't whole any more: give the command again, and it is read anew"
+        )
 
     @property
     def omitted(self) -> str:
-        """What of it isn't read, in words; of text from elsewhere that is known once it is here."""
+        """What of it isn't read, in words; of a sample that is known once it is there."""
         beside = f"left out: {list_names(self.left_out)}" if self.left_out else ""
-        return "; ".join(filter(None, (beside, *map(read_omissions, self.files))))
+        index = load_index(self.index)
+        return "; ".join(filter(None, (beside, *((index.omitted, index.used) if index else ()))))
 
 
 def resolve_corpus(
@@ -103,9 +109,10 @@ def find_corpus(
     ``owner/name:config@revision[split]``, of which all but the name may be missing, with ``hf:`` before it
     also where there is a folder of that name. `text` says what of a row of a table is its text: a column or
     template, or all that a recipe holds. Blank documents are left out, and with `skip_bad` members of
-    archives that can't be read. A corpus is made once, and found again by its content. Of what lies elsewhere
-    a sample of about `text_bytes` is taken, by :func:`fill_corpus`; here its first document is read. A sample
-    in the cache whose fingerprint is `made_from`, that of earlier results, is taken unasked.
+    archives that can't be read. A corpus is made once, and found again by its content. Of what lies
+    elsewhere, and of files of more than FEW_BYTES, a sample of about `text_bytes` is taken, by
+    :func:`fill_corpus`; here its first document is read. A sample in the cache whose fingerprint is
+    `made_from`, that of earlier results, is taken unasked.
 
     Raises :class:`UserError` for an unknown source and for the first thing wrong inside it.
     """
@@ -120,10 +127,14 @@ def find_corpus(
         return _build_preset(source, cache)
     forced = source.startswith(HUB_MARK) and "://" not in source
     if not forced and source not in CORPORA and (found := _find_local(source)):
-        return _build_from_files(*found, recipe, cache, skip_bad)
+        root, files = found
+        if sum(file.stat().st_size for file in files.usable) <= FEW_BYTES:
+            return _build_from_files(root, files, recipe, cache, skip_bad)
+        local = LocalSource(root, files, recipe)
+        order = _order_text((local,), text_bytes, skip_bad, cache, made_from)
+        return replace(_name_order(root.name or str(root), order), left_out=files.left_out)
     sources, note = _find_dataset(source, recipe) if forced else _find_elsewhere(source, recipe)
-    order = _order_remote(sources, text_bytes, skip_bad, cache, made_from)
-    return _name_order(source, order, cache, note)
+    return _name_order(source, _order_text(sources, text_bytes, skip_bad, cache, made_from), note)
 
 
 def _find_local(source: str) -> tuple[Path, LocalFiles] | None:
@@ -184,11 +195,11 @@ def _build_preset(name: str, cache: Path) -> CorpusFiles:
     preset = CORPORA[name]
     assert preset.build is not None
     made_of = fingerprint(name, BUILDER_VERSION, [asset.member_sha256 for asset in preset.assets])
-    path = cache / "corpora" / f"{name}-{made_of}.parquet"
-    if not path.exists():
+    corpus = CorpusFiles(_locate_index(cache, f"{name}-{made_of}"), made_of, name, preset.note)
+    if load_index(corpus.index) is None:
         paths = [fetch_asset(asset, cache) for asset in preset.assets]
-        write_corpus(show_progress(preset.build(paths), f"building corpus {name}"), path, f"corpus {name}")
-    return CorpusFiles((path,), made_of, name, preset.note)
+        _write_corpus(show_progress(preset.build(paths), f"building corpus {name}"), corpus.index)
+    return corpus
 
 
 def _build_from_files(
@@ -200,13 +211,29 @@ def _build_from_files(
     kinds = [find_ending(file.name) for file in files]
     asked = (recipe.identity, digests, kinds, *name_skipping(skip_bad))
     made_of = fingerprint("files", BUILDER_VERSION, *asked)
-    path = cache / "corpora" / f"{made_of}.parquet"
-    if not path.exists():
+    note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
+    index = _locate_index(cache, made_of)
+    corpus = CorpusFiles(index, made_of, root.name or str(root), note, left_out=found.left_out)
+    if load_index(index) is None:
         omissions = Omissions(skip_bad)
         documents = show_progress(read_documents(files, recipe, omissions), f"reading {root}")
-        write_corpus(documents, path, str(root), recipe.refusal, omissions)
-    note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
-    return CorpusFiles((path,), made_of, root.name or str(root), note, left_out=found.left_out)
+        if not _write_corpus(documents, index, omissions):
+            raise UserError(f"{root}: {recipe.refusal}")
+    return corpus
+
+
+def _locate_index(cache: Path, made_of: str) -> Path:
+    """Where the list of a corpus's files lies."""
+    return cache / "corpora" / f"{made_of}.json"
+
+
+def _write_corpus(documents: Iterable[str], path: Path, omissions: Omissions | None = None) -> int:
+    """Write documents that this process reads, and their index last; returns how many aren't blank."""
+    folder = path.with_suffix("")
+    shards, _ = write_shards(documents, lambda number: f"{folder}/{number:06d}.parquet")
+    if shards:
+        store_index(CorpusIndex(tuple(shards), omissions.describe() if omissions else ""), path)
+    return len(shards)
 
 
 def name_skipping(skip_bad: bool) -> list[str]:
@@ -214,18 +241,17 @@ def name_skipping(skip_bad: bool) -> list[str]:
     return ["skip bad"] if skip_bad else []
 
 
-def _order_remote(
+def _order_text(
     sources: tuple[RemoteSource, ...], text_bytes: int, skip_bad: bool, cache: Path, made_from: str
 ) -> RemoteOrder:
-    """What is to be read of places elsewhere: in the versions of earlier results, else in their last ones."""
+    """What is to be read of some places: in the versions of earlier results, else in their last ones."""
     asked = fingerprint("revisions", HUB_VERSION, text_bytes, *(source.identity for source in sources))
-    kept, earlier = (cache / "corpora" / f"{each}.json" for each in (asked, made_from or asked))
-    how = text_bytes, kept, skip_bad
-    if made_from and earlier.exists() and earlier.with_suffix(".parquet").exists():
-        order = RemoteOrder(sources, tuple(json.loads(earlier.read_text(encoding="utf-8"))), *how)
+    how = text_bytes, cache / "corpora" / f"{asked}.json", skip_bad
+    if made_from and (earlier := load_index(_locate_index(cache, made_from))):
+        order = RemoteOrder(sources, earlier.versions, *how)
         if name_content(order) == made_from:
             return order
-    return RemoteOrder(sources, tuple(find_versions(sources, kept)), *how)
+    return RemoteOrder(sources, tuple(find_versions(sources, how[1])), *how)
 
 
 def name_content(order: RemoteOrder) -> str:
@@ -235,46 +261,65 @@ def name_content(order: RemoteOrder) -> str:
     return fingerprint("hub", HUB_VERSION, *asked)
 
 
-def _name_order(name: str, order: RemoteOrder, cache: Path, note: str = "") -> CorpusFiles:
+def _name_order(name: str, order: RemoteOrder, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
     made_of = name_content(order)
-    path = cache / "corpora" / f"{made_of}.parquet"
     each = list(zip(order.sources, order.versions, strict=True))
     versions = ", ".join(f"{source.place}@{version[:12]}" for source, version in each)
-    if not path.exists():
+    index = order.kept.with_name(f"{made_of}.json")
+    corpus = CorpusFiles(index, made_of, name, f"{note}; {versions}" if note else versions, order)
+    if corpus.is_to_be_filled:
         for source, version in each:
             source.check(version)
-    return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions, order)
+    return corpus
 
 
-def fill_corpus(corpus: CorpusFiles, update: Callable[[int, int], None] = lambda done, of: None) -> None:
-    """Read a corpus from elsewhere, unless it is there or comes from this machine.
+def fill_corpus(
+    corpus: CorpusFiles, update: Callable[[int, int], None] = lambda done, of: None, shared: str = ""
+) -> None:
+    """Read a sample, unless it is there. Much of it is read by Ray, which must run then, on all nodes.
 
-    Each of its sources gives an equal share of the text; what one lacks, those named before it give.
+    Each of its sources gives an equal share of the text; what one lacks, those named before it give. Its text
+    is kept behind a URI, `shared`, or else in the cache, and a larger sample begins with what is there.
     `update` hears of the bytes that are there, and of those that were ordered. Raises :class:`UserError` for
     what can't be had or read.
     """
     if not corpus.is_to_be_filled:
         return
-    (path,), order = corpus.files, corpus.order
+    order = corpus.order
     assert order is not None
-    omissions = Omissions(order.skip_bad)
-    write_corpus(_take_texts(order, omissions, update), path, order.sources[0].name, omissions=omissions)
-    for kept in (path.with_suffix(".json"), order.kept):
-        keep_versions(order.versions, kept)
+    taken = list(_take_text(order, shared or str(order.kept.parent.parent), update))
+    shards = [shard for each in taken for shard in each.shards]
+    if not shards:
+        raise UserError(f"{order.sources[0].name}: holds no documents, only blank text")
+    omitted = "; ".join(filter(None, (each.omissions.describe() for each in taken)))
+    used = "; ".join(filter(None, (each.describe() for each in taken)))
+    store_index(CorpusIndex(tuple(shards), omitted, used, order.versions), corpus.index)
+    if corpus.is_to_be_filled:
+        raise UserError(
+            f"the text of '{corpus.name}' isn't whole though it was just read: give a --cache that all nodes "
+            "reach, a shared folder or a URI"
+        )
+    keep_versions(order.versions, order.kept)
 
 
-def _take_texts(
-    order: RemoteOrder, omissions: Omissions, update: Callable[[int, int], None]
-) -> Iterator[str]:
-    """Documents of all sources, the last source's first, until there is as much text as was ordered."""
+def _take_text(order: RemoteOrder, place: str, update: Callable[[int, int], None]) -> Iterator[Taken]:
+    """What is read of each source, of the last one first, until there is as much text as was ordered."""
     left = order.text_bytes
     for number in reversed(range(len(order.sources))):
-        share = left // (number + 1)
-        for text in sample_documents(order.sources[number], order.versions[number], omissions):
-            yield text
-            size = len(text.encode())
-            share, left = share - size, left - size
-            update(min(order.text_bytes, order.text_bytes - left), order.text_bytes)
-            if share <= 0:
-                break
+        source, version = order.sources[number], order.versions[number]
+        omissions = Omissions(order.skip_bad)
+        if (limit := left // (number + 1)) <= 0:
+            continue
+        made_of = source.identity, version, order.skip_bad
+        folder = f"{place}/text/{fingerprint('text', HUB_VERSION, *made_of)}"
+        with source.explain_errors():
+            readers = source.open_readers(version, omissions)
+        job = ReadingJob(source, readers, omissions, folder, limit)
+
+        def hear(size: int, before: int = order.text_bytes - left) -> None:
+            update(min(order.text_bytes, before + size), order.text_bytes)
+
+        taken = read_source(job, hear)
+        left -= taken.bytes
+        yield taken

@@ -1,8 +1,4 @@
-"""Documents of local files, and how a corpus is written.
-
-A corpus, wherever it comes from, ends as one Parquet file with one string column ``text`` under
-``cache/corpora``, named by a fingerprint of what made it.
-"""
+"""Documents of files of this machine."""
 
 from __future__ import annotations
 
@@ -16,15 +12,12 @@ from pathlib import Path
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import explain_os_faults
 from adept_ray.data.archives import open_reader
-from adept_ray.data.assets import replace_file
 from adept_ray.data.formats import SUPPORTED, find_ending, select_files
 from adept_ray.data.opening import locate_content
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Located, Omissions, PlainText, list_names, read_all
 
-ROW_GROUP_BYTES = 4 << 20  # small enough for many parallel readers, large enough to compress well
 DANGLING = "a link to nothing"
-OMITTED = b"omitted"  # key of a corpus file under which stands what wasn't read
 
 
 @dataclass(frozen=True)
@@ -140,49 +133,3 @@ def read_texts(rows: Iterable[Located], recipe: TextRecipe) -> Iterator[str]:
         asked = plain if isinstance(row, PlainText) else recipe
         if asked.takes(where, row):
             yield asked.read(where, row)
-
-
-def write_corpus(
-    documents: Iterable[str],
-    path: Path,
-    where: str,
-    nothing: str = "holds no documents, only blank text",
-    omissions: Omissions | None = None,
-) -> int:
-    """Write the documents that aren't blank as Parquet with a column ``text``; return their number.
-
-    What their readers put into `omissions` is written into the file, too. Raises :class:`UserError` when
-    there are none: `where`, and what `nothing` says of that.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([("text", pa.string())])
-    count = size = 0
-    group: list[str] = []
-    with replace_file(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for document in documents:
-                if not (document := document.strip()):
-                    continue
-                count, size = count + 1, size + len(document)
-                group.append(document)
-                if size >= ROW_GROUP_BYTES:
-                    writer.write_table(pa.table({"text": group}, schema))
-                    group, size = [], 0
-            if group:
-                writer.write_table(pa.table({"text": group}, schema))
-            if omissions and (told := omissions.describe()):
-                writer.add_key_value_metadata({OMITTED.decode(): told})
-        if not count:
-            raise UserError(f"{where}: {nothing}")
-    return count
-
-
-def read_omissions(path: Path) -> str:
-    """What wasn't read of that of which a corpus was made; empty where all was, or it isn't there yet."""
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return ""
-    return (pq.read_metadata(path).metadata or {}).get(OMITTED, b"").decode()

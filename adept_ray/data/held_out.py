@@ -14,8 +14,9 @@ import numpy as np
 from adept_ray.data.benchmark_tasks import TaskItems, load_same_tasks
 from adept_ray.data.blocks import Blocks
 from adept_ray.data.contamination import Finding, HeldOutIndex
-from adept_ray.data.packing import PackingPlan, list_left_out
-from adept_ray.data.splits import choose_splits, digest_text, is_among, key_documents, read_texts
+from adept_ray.data.packing import PackingPlan, count_buckets, list_near
+from adept_ray.data.shards import READ_ROWS, DigestRange, read_digests, read_range
+from adept_ray.data.splits import choose_splits, is_among, key_documents
 from adept_ray.storage.records import PieceRecord, SharedTextRecord
 
 if TYPE_CHECKING:
@@ -67,13 +68,18 @@ def read_split(plan: PackingPlan, split: str, cache: Path) -> Iterator[list[str]
 
     A document that the corpus repeats comes as often.
     """
-    left_out = list_left_out(plan, cache)
-    number = list(plan.splits).index(split)
-    for texts in read_texts(plan.corpus):
-        digests = [digest_text(text) for text in texts]
+    near, number = list_near(plan, cache), list(plan.splits).index(split)
+    apart = [shard for corpus in plan.apart_from for shard in corpus.shards]
+    buckets = count_buckets(plan.corpus)
+    for bucket in range(buckets):
+        wanted = DigestRange(bucket, buckets)
+        held = read_range(plan.corpus.shards, wanted, ["digest", "text"])
+        digests = held["digest"].to_pylist()
         taken = choose_splits(key_documents(digests, plan.seed), plan.splits) == number
-        taken &= ~is_among(digests, left_out)
-        yield [texts[place] for place in np.flatnonzero(taken)]
+        taken &= ~is_among(digests, read_digests(apart, wanted)) & ~is_among(digests, near)
+        places = np.flatnonzero(taken)
+        for at in range(0, len(places), READ_ROWS):
+            yield held["text"].take(places[at : at + READ_ROWS]).to_pylist()
 
 
 def count_shared_texts(

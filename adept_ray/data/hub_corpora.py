@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,10 +14,10 @@ from adept_ray.data.formats import find_ending
 from adept_ray.data.hub import find_commit
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
-from adept_ray.data.opening import TAIL, locate_content, open_ranged
+from adept_ray.data.opening import ASSUMED_SIZE, TAIL, locate_content, open_ranged
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Located, Omissions, sample_rows
+from adept_ray.data.rows import Located, Omissions, Reader
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class HubSource:
         named = repr(self) if isinstance(asked, str) else f"{self!r} {asked}"
         return f"{named} @{self.revision}" if self.revision else named
 
+    @property
+    def here(self) -> bool:
+        """The hub is the same for all machines."""
+        return False
+
+    @property
+    def seed(self) -> str:
+        """Decides its sample, the same for every commit and every filter."""
+        return hashlib.sha256(f"{self.dataset} {self.config} {self.split}".encode()).hexdigest()
+
     def find_version(self, patient: bool) -> str:
         """Its commit."""
         return find_commit("dataset", self.dataset, patient, self.revision or None).sha
@@ -74,7 +84,7 @@ class HubSource:
     def check(self, version: str) -> None:
         """Read a first document, or the end of an archive.
 
-        Raises :class:`UserError` as :func:`sample_documents` does.
+        Raises :class:`UserError` as :func:`~adept_ray.data.remote_sources.check_first_rows` does.
         """
         if not self.archive:
             check_first_rows(self, version)
@@ -85,9 +95,17 @@ class HubSource:
             file.seek(max(0, file.size - TAIL))
             file.read(1)
 
-    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
-        """Its rows, a sample first."""
-        return find_rows(self, version, omissions)
+    def open_readers(self, version: str, omissions: Omissions) -> Sequence[Reader]:
+        """A reader of each of its files; one for all of them where they are of other kinds."""
+        use_patient_client()
+        if self.archive:
+            content = locate_content(locate_archive(self, version), f"{self.name}, {self.archive}")
+            return [ZipReader(content, omissions, self.members)]
+        files = list_data_files(self, version)
+        if not all(map(find_ending, files)):
+            return [StreamReader(self, version)]
+        contents = [locate_content(file, name_file(self, file, len(files) > 1)) for file in files]
+        return [open_reader(content, omissions) for content in contents]
 
     def explain_errors(self) -> AbstractContextManager[None]:
         """One sentence for what the hub refuses, and for what its readers stumble over."""
@@ -129,28 +147,9 @@ def locate_archive(source: HubSource, revision: str) -> str:
     return f"hf://datasets/{source.dataset}@{revision}/{source.archive}"
 
 
-def find_rows(source: HubSource, revision: str, omissions: Omissions) -> Iterator[Located]:
-    """The rows of a hub dataset, a sample first."""
-    use_patient_client()
-    columns, seed = source.recipe.columns, name_seed(source)
-    if source.archive:
-        content = locate_content(locate_archive(source, revision), f"{source.name}, {source.archive}")
-        return sample_rows([ZipReader(content, omissions, source.members)], columns, seed)
-    files = list_data_files(source, revision)
-    if not all(map(find_ending, files)):
-        return stream_rows(source, revision)
-    contents = [locate_content(file, name_file(source, file, len(files) > 1)) for file in files]
-    return sample_rows([open_reader(content, omissions) for content in contents], columns, seed)
-
-
 def name_file(source: HubSource, place: str, among_others: bool) -> str:
     """How messages name a file; among several by its path."""
     return f"{source.name}, {place.partition('@')[2].partition('/')[2]}" if among_others else source.name
-
-
-def name_seed(source: HubSource) -> str:
-    """The seed of a source's sample, the same for every commit and every filter."""
-    return hashlib.sha256(f"{source.dataset} {source.config} {source.split}".encode()).hexdigest()
 
 
 @lru_cache(maxsize=8)
@@ -167,11 +166,29 @@ def list_data_files(source: HubSource, revision: str) -> list[str]:
     return [str(file) for file in splits[source.split]]
 
 
-def stream_rows(source: HubSource, revision: str) -> Iterator[Located]:
-    """The rows of files of other kinds, by ``datasets``, from the first on."""
-    from datasets import config, load_dataset
+@dataclass(frozen=True)
+class StreamReader:
+    """Files of other kinds, which ``datasets`` reads as one, from the first row on."""
 
-    config.STREAMING_READ_MAX_RETRIES = 1  # the client itself is patient, and for how long is its business
-    rows = load_dataset(source.dataset, source.config, split=source.split, revision=revision, streaming=True)
-    for number, row in enumerate(rows, 1):
-        yield f"hub dataset {source.dataset}, row {number}", row
+    source: HubSource
+    revision: str
+
+    def list_pieces(self) -> Sequence[object]:
+        """All of them."""
+        return (0,)
+
+    def measure(self, piece: object) -> int:
+        """Nobody knows."""
+        return ASSUMED_SIZE
+
+    def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
+        """All rows, with all their columns."""
+        from datasets import config, load_dataset
+
+        config.STREAMING_READ_MAX_RETRIES = (
+            1  # the client itself is patient, and for how long is its business
+        )
+        name, split = self.source.config, self.source.split
+        rows = load_dataset(self.source.dataset, name, split=split, revision=self.revision, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{self.source.name}, row {number}", row

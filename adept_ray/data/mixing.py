@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class MixedCorpus:
         return dict(zip(number_names(what, len(self.parts)), self.parts, strict=True))
 
 
-NO_CORPUS = MixedCorpus((CorpusFiles((), "", "", ""),))
+NO_CORPUS = MixedCorpus((CorpusFiles(Path(), "", "", ""),))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -21,6 +23,8 @@ from adept_ray.data.uris import WEB, open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
 SEQUENTIAL = 4 * 2**20  # bytes of one request where a file is read from its beginning on
+ASSUMED_SIZE = 2**20  # bytes of a file of which nobody says how large it is
+UNPACKED = 4  # bytes of text that one of a compressed file stands for, about
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Ending → the compression's name."""
 SHORT_ENDINGS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
@@ -111,6 +115,14 @@ class Content:
     """Opens its bytes as they lie there."""
     inside: bool = False
     """It is a member of an archive, so that going back in it is dear."""
+    size: int | None = None
+    """Bytes of the file as it lies there, where that is known before it is opened."""
+
+    @property
+    def text_size(self) -> int:
+        """About how many bytes it has without compression."""
+        size = ASSUMED_SIZE if self.size is None else self.size
+        return size * UNPACKED if self.compression else size
 
     @property
     def format(self) -> str:
@@ -144,9 +156,19 @@ class Content:
         return cast(BinaryIO, unpacked)
 
 
-def locate_content(place: str, where: str = "") -> Content:
-    """The content of a file by itself, of this machine or behind a URI; messages name it by `where`."""
-    return Content(name_in_place(place), where or place, lambda: cast(BinaryIO, open_ranged(place)))
+def locate_content(place: str, where: str = "", size: int | None = None) -> Content:
+    """The content of a file by itself, of this machine or behind a URI; messages name it by `where`.
+
+    It may be sent to other processes. `size` are the bytes of a file elsewhere, where they are known.
+    """
+    if size is None and "://" not in place:
+        with suppress(OSError):  # whoever opens it says what is wrong
+            size = os.stat(place).st_size
+    return Content(name_in_place(place), where or place, functools.partial(_open, place), size=size)
+
+
+def _open(place: str) -> BinaryIO:
+    return cast(BinaryIO, open_ranged(place))
 
 
 def name_in_place(place: str) -> str:

@@ -1,23 +1,25 @@
-"""Corpora to packed token blocks: Ray Data reads, splits, tokenizes, packs and writes them once.
+"""Corpora to packed token blocks: tasks of Ray Data split, tokenize, pack and write them once.
 
 Everything about a document follows from its content and the seed: a digest drops duplicates, and a
 seeded hash of the digest decides its split and its place. So the blocks depend neither on the order
 of the files nor on how many machines built them. Blocks are cut from documents joined by EOS.
 
-Each task writes the blocks of its documents into the cache itself, so none goes through the command. Workers
-don't stream: they read a block from its file by its position (see :class:`BlockOrder`), so that any number
-of workers trains on the same global batches and a resumed run goes on at the exact block.
+A task packs a bucket, the documents whose digests lie in one range. It reads them from the corpus's files and
+writes their blocks into the cache itself, so neither documents nor digests go through the command. What it
+has written is on record, and whoever begins again after a kill packs the other buckets alone. Workers don't
+stream: they read a block from its file by its position (see :class:`BlockOrder`), so that any number of
+workers trains on the same global batches and a resumed run goes on at the exact block.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -28,7 +30,9 @@ from adept_ray.data.blocks import BlockSet
 from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
 from adept_ray.data.near_duplicates import find_near_duplicates
-from adept_ray.data.splits import choose_splits, digest_corpora, digest_text, is_among, key_documents
+from adept_ray.data.ray_tasks import map_rows
+from adept_ray.data.shards import DIGEST, DigestRange, TextShard, read_digests, read_range
+from adept_ray.data.splits import choose_splits, is_among, key_documents
 from adept_ray.storage.files import (
     delete_folder,
     has_all_files,
@@ -38,21 +42,24 @@ from adept_ray.storage.files import (
     store_json,
     upload_file,
 )
+from adept_ray.storage.records import CorpusRecord
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from ray import ObjectRef
     from tokenizers import Tokenizer
 
     from adept_ray.data.corpora import CorpusFiles
 
-FORMAT = 3  # raise when the same inputs would give other blocks, or other files
+Update = Callable[[int, int], None]
+"""Hears how much is done, and of how much."""
+
+FORMAT = 4  # raise when the same inputs would give other blocks, or other files
 GENERAL_SPLITS = {"probe": 0.2, "validation": 0.2, "train": 0.2, "test": 0.4}  # train: for replay
 DOMAIN_SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
-BUCKET_BYTES = 256 * 2**20  # documents are packed in groups of about this much text
-READ_ROWS = 10_000  # documents that a reading process holds at a time
+BUCKET_BYTES = 128 * 2**20  # documents are packed in groups of about this much text
 MANIFEST = "blocks.json"
+PARTS = "parts"  # folder of the records of buckets, until there is a manifest
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,20 @@ class PlainTokenizer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PackingRules:
-    """How a bucket of documents becomes blocks."""
+class PackingJob:
+    """All that a task is told, but the number of its bucket."""
 
-    tokenizer: ObjectRef[PlainTokenizer]
+    place: str
+    """Where its files go."""
+    shards: tuple[TextShard, ...]
+    """The documents of the corpus."""
+    apart: tuple[TextShard, ...]
+    """Those of the corpora that it is kept apart from."""
+    near: np.ndarray
+    """Digests, ascending, of documents that are nearly the same as others."""
+    buckets: int
+    splits: Mapping[str, float]
+    tokenizer: PlainTokenizer
     seq_len: int
     seed: int
 
@@ -115,6 +132,15 @@ class PackedShard(TypedDict):
     size_type: str
 
 
+class PackedBucket(TypedDict):
+    """What a task says of its bucket."""
+
+    shards: list[PackedShard]
+    """A split each."""
+    counts: CorpusRecord
+    """What of its documents is taken."""
+
+
 class Manifest(TypedDict):
     """What a set of blocks says of itself."""
 
@@ -125,16 +151,22 @@ class Manifest(TypedDict):
     """Split → number of blocks, documents and bytes."""
     shards: dict[str, list[dict[str, Any]]]
     """Split → its files in their order, as :class:`Shard` has them."""
+    counts: CorpusRecord
+    """What is taken of the corpus."""
 
 
 def build_blocks(
-    plan: PackingPlan, cache: Path, shared: str = "", say: Callable[[str], None] = lambda text: None
+    plan: PackingPlan,
+    cache: Path,
+    shared: str = "",
+    say: Callable[[str], None] = lambda text: None,
+    update: Update = lambda done, of: None,
 ) -> BlockSet:
     """Token blocks of a corpus, split by document; read from the cache when they were built before.
 
     They are kept behind a URI, `shared`, or else in the folder `cache`, which all nodes of a cluster must
-    reach. `say` hears of a set that isn't whole. Needs a running Ray. Raises :class:`UserError` for a
-    tokenizer that can't be used, and for a folder that some node doesn't reach.
+    reach. `say` hears of a set that isn't whole, `update` of the buckets that are done. Needs a running Ray.
+    Raises :class:`UserError` for a tokenizer that can't be used, and for a folder that a node doesn't reach.
     """
     tokenizer = _read_plain_tokenizer(plan.backbone)
     name = fingerprint(
@@ -152,7 +184,7 @@ def build_blocks(
     if made is None:
         staging = f"{shared}/staging/{name}-{uuid.uuid4().hex[:8]}" if shared else ""
         try:
-            _write_blocks(plan, list_left_out(plan, cache), tokenizer, place, staging)
+            _write_blocks(plan, list_near(plan, cache), tokenizer, (place, staging), update)
         finally:
             if staging:
                 delete_folder(staging)
@@ -176,55 +208,72 @@ def _find_blocks(plan: PackingPlan, place: str, say: Callable[[str], None]) -> B
         say(f"token blocks in {place} aren't whole and are built again")
         return None
     name = place.rpartition("/")[2]
-    return BlockSet(place, name, manifest["splits"], dict(plan.splits), shards)
+    return BlockSet(place, name, manifest["splits"], dict(plan.splits), shards, manifest["counts"])
 
 
-def list_left_out(plan: PackingPlan, cache: Path) -> np.ndarray:
-    """Digests, ascending, of documents that aren't packed though the corpus may have them."""
-    left_out = digest_corpora(plan.apart_from)
+def list_near(plan: PackingPlan, cache: Path) -> np.ndarray:
+    """Digests, ascending, of documents that aren't packed because they are nearly the same as others."""
     if plan.near_duplicates is None:
-        return left_out
-    near = find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
-    return np.union1d(left_out, near)
+        return np.empty(0, DIGEST)
+    return find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
+
+
+def count_buckets(corpus: CorpusFiles) -> int:
+    """In how many groups the documents of a corpus are packed, or gone through."""
+    return 1 + sum(shard.bytes for shard in corpus.shards) // BUCKET_BYTES
 
 
 def _write_blocks(
-    plan: PackingPlan, left_out: np.ndarray, tokenizer: PlainTokenizer, place: str, staging: str
+    plan: PackingPlan, near: np.ndarray, tokenizer: PlainTokenizer, places: tuple[str, str], update: Update
 ) -> None:
-    """Let Ray Data read, pack and write to `place`, a folder or URI; the manifest comes last.
+    """Let Ray Data read, pack and write to the first of `places`, a folder or URI; the manifest comes last.
 
     Each file is written whole, and another process that builds the same set writes the same files. Documents
-    travel to the nodes by way of `staging`, if that is a URI.
+    in files of this machine travel to the nodes by way of the second place, if that is a URI.
     """
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED  # no resident actors
-    buckets = 1 + _count_text_bytes(plan.corpus) // BUCKET_BYTES
-    pack = functools.partial(
-        _pack_bucket,
-        place=place,
-        splits=dict(plan.splits),
-        how=PackingRules(ray.put(tokenizer), plan.seq_len, plan.seed),
-        excluded=ray.put(left_out),
+    place, staging = places
+    buckets = count_buckets(plan.corpus)
+    job = PackingJob(
+        place,
+        _bring_shards(plan.corpus.shards, staging),
+        _bring_shards([shard for corpus in plan.apart_from for shard in corpus.shards], staging),
+        near,
+        buckets,
+        dict(plan.splits),
+        tokenizer,
+        plan.seq_len,
+        plan.seed,
     )
-    rows = (
-        ray.data.from_items(_list_pieces(plan.corpus, staging))
-        .map_batches(functools.partial(_read_pieces, buckets=buckets), batch_size=1, batch_format="pandas")
-        .groupby("bucket")
-        .map_groups(pack, batch_format="pandas")
-        .take_all()
-    )
-    written = sorted(cast("list[PackedShard]", rows), key=lambda shard: shard["bucket"])
-    store_json(f"{place}/{MANIFEST}", _describe_set(plan, written))
+    parts = [f"{place}/{PARTS}/{bucket:06d}.json" for bucket in range(buckets)]
+    packed: dict[int, PackedBucket] = {
+        bucket: part for bucket, part in enumerate(map(read_json, parts)) if part is not None
+    }
+    rest = [{"bucket": bucket} for bucket in range(buckets) if bucket not in packed]
+    update(len(packed), buckets)
+    for row in map_rows(_pack_row, rest, job):
+        packed[row["bucket"]] = json.loads(row["packed"])
+        update(len(packed), buckets)
+    store_json(f"{place}/{MANIFEST}", _describe_set(plan, [packed[bucket] for bucket in range(buckets)]))
+    delete_folder(f"{place}/{PARTS}")
 
 
-def _describe_set(plan: PackingPlan, written: Sequence[PackedShard]) -> Manifest:
+def _bring_shards(shards: Iterable[TextShard], staging: str) -> tuple[TextShard, ...]:
+    """The same documents where every node reads them: with a URI, `staging`, those of this machine there."""
+    brought = []
+    for number, shard in enumerate(shards):
+        if staging and "://" not in shard.place:
+            name = f"{fingerprint(shard.place)}-{number}.parquet"
+            upload_file(Path(shard.place), f"{staging}/{name}")
+            shard = replace(shard, place=f"{staging}/{name}")
+        brought.append(shard)
+    return tuple(brought)
+
+
+def _describe_set(plan: PackingPlan, packed: Sequence[PackedBucket]) -> Manifest:
     """The manifest of the blocks that were packed, in the order of their buckets."""
     splits: dict[str, dict[str, int]] = {}
-    shards: dict[str, list[Shard]] = {}
+    shards: dict[str, list[dict[str, Any]]] = {}
+    written = [shard for bucket in packed for shard in bucket["shards"]]
     for split in plan.splits:
         own = [each for each in written if each["split"] == split]
         splits[split] = {
@@ -232,96 +281,79 @@ def _describe_set(plan: PackingPlan, written: Sequence[PackedShard]) -> Manifest
             "documents": sum(each["documents"] for each in own),
             "bytes": sum(each["bytes"] for each in own),
         }
-        shards[split] = [
+        named = [
             Shard(name_shard(split, each["bucket"]), each["blocks"], each["token_type"], each["size_type"])
             for each in own
             if each["blocks"]
         ]
+        shards[split] = [asdict(shard) for shard in named]
     return {
         "corpus": plan.corpus.name,
         "seq_len": plan.seq_len,
         "seed": plan.seed,
         "splits": splits,
-        "shards": {split: [asdict(shard) for shard in listed] for split, listed in shards.items()},
+        "shards": shards,
+        "counts": _add_counts([bucket["counts"] for bucket in packed]),
     }
 
 
-def _list_pieces(corpus: CorpusFiles, staging: str) -> list[dict[str, str | int]]:
-    """Row groups of the corpus, a piece each; Ray's own Parquet reader starts processes for their footers.
-
-    With a URI, `staging`, the files are copied there first, where every node can read them.
-    """
-    import pyarrow.parquet as pq
-
-    pieces: list[dict[str, str | int]] = []
-    for number, file in enumerate(corpus.files):
-        place = f"{staging}/corpus/{number}.parquet" if staging else str(file)
-        if staging:
-            upload_file(file, place)
-        groups = range(pq.ParquetFile(file).num_row_groups)
-        pieces += [{"file": place, "group": group} for group in groups]
-    return pieces
+def _add_counts(parts: Sequence[CorpusRecord]) -> CorpusRecord:
+    """What is taken of a corpus, from the same of its buckets."""
+    return {
+        "documents": sum(part["documents"] for part in parts),
+        "repeated": sum(part["repeated"] for part in parts),
+        "in_earlier": sum(part["in_earlier"] for part in parts),
+        "near": sum(part["near"] for part in parts),
+        "longest": max(part["longest"] for part in parts),
+    }
 
 
-def _read_pieces(pieces: pd.DataFrame, buckets: int) -> Iterator[pd.DataFrame]:
-    """Read row groups, a part at a time, into documents with their digests and buckets."""
-    import pyarrow.parquet as pq
-
-    for piece in pieces.itertuples():
-        filesystem, path = open_filesystem(piece.file)
-        with filesystem.open_input_file(path) as file:
-            for part in pq.ParquetFile(file).iter_batches(READ_ROWS, [piece.group], ["text"]):
-                yield _add_digest(part.to_pandas(), buckets)
-
-
-def _add_digest(batch: pd.DataFrame, buckets: int) -> pd.DataFrame:
-    """Add each document's content digest and the bucket that all its duplicates share; drop empty ones."""
-    texts = batch["text"].fillna("").str.strip()
-    texts = texts[texts != ""]
-    digests = [digest_text(text) for text in texts]
-    return texts.to_frame("text").assign(
-        digest=digests, bucket=[int.from_bytes(digest[:4], "big") % buckets for digest in digests]
-    )
-
-
-def _count_text_bytes(corpus: CorpusFiles) -> int:
-    """UTF-8 bytes of all documents; unlike the files' sizes the same in whatever order they come."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    batches = (b for file in corpus.files for b in pq.ParquetFile(file).iter_batches(columns=["text"]))
-    return sum(pc.sum(pc.binary_length(batch["text"])).as_py() or 0 for batch in batches)
-
-
-def _pack_bucket(
-    documents: pd.DataFrame,
-    place: str,
-    splits: Mapping[str, float],
-    how: PackingRules,
-    excluded: ObjectRef[np.ndarray],
-) -> pa.Table:
-    """Deduplicate, split, tokenize and pack one bucket of documents, and write a file a split to `place`.
-
-    `excluded` are digests of documents to leave out. Returns a row a split.
-    """
-    import pyarrow as pa
+def _pack_row(row: dict[str, Any], job: ObjectRef[PackingJob]) -> dict[str, Any]:
+    """Pack the bucket of a row; what was packed is JSON, which Ray Data needn't understand."""
     import ray
 
-    bucket = int(documents["bucket"].iloc[0])
-    tokenizer, seed = ray.get(how.tokenizer), how.seed
-    documents = documents.drop_duplicates("digest")
-    documents = documents[~is_among(documents["digest"].to_list(), ray.get(excluded))]
-    documents = documents.assign(key=key_documents(documents["digest"], seed)).sort_values("key")
-    chosen = choose_splits(documents["key"], splits)
+    packed = _pack_bucket(ray.get(job), int(row["bucket"]))
+    return {"bucket": row["bucket"], "packed": json.dumps(packed)}
+
+
+def _pack_bucket(job: PackingJob, bucket: int) -> PackedBucket:
+    """Deduplicate, split, tokenize and pack a bucket of documents; write a file a split and a record."""
+    wanted = DigestRange(bucket, job.buckets)
+    held = read_range(job.shards, wanted, ["digest", "text"])
+    digests, first = np.unique(np.array(held["digest"].to_pylist(), DIGEST), return_index=True)
+    in_earlier = is_among(digests, read_digests(job.apart, wanted))
+    near = is_among(digests, job.near) & ~in_earlier
+    counts: CorpusRecord = {
+        "documents": len(held),
+        "repeated": len(held) - len(digests),
+        "in_earlier": int(in_earlier.sum()),
+        "near": int(near.sum()),
+        "longest": _measure_longest(held["text"]),
+    }
+    taken = first[~in_earlier & ~near]
+    keys = key_documents(held["digest"].take(taken).to_pylist(), job.seed)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    chosen = choose_splits([keys[at] for at in order], job.splits)
+    taken = taken[order]
     written = []
-    for number, split in enumerate(splits):
-        texts = documents["text"].to_numpy()[chosen == number]
-        blocks = cut_blocks(texts, _parse_tokenizer(tokenizer.text), tokenizer.eos, how.seq_len)
-        records = pack_records(blocks, choose_token_type(tokenizer.ids), how.seq_len)
+    for number, split in enumerate(job.splits):
+        texts = held["text"].take(taken[chosen == number]).to_pylist()
+        tokenizer = _parse_tokenizer(job.tokenizer.text)
+        blocks = cut_blocks(texts, tokenizer, job.tokenizer.eos, job.seq_len)
+        records = pack_records(blocks, choose_token_type(job.tokenizer.ids), job.seq_len)
         if len(records):
-            store_bytes(f"{place}/{name_shard(split, bucket)}", records.view(np.uint8).data)
+            store_bytes(f"{job.place}/{name_shard(split, bucket)}", records.view(np.uint8).data)
         written.append(describe_records(records, split, bucket))
-    return pa.Table.from_pylist(written)
+    packed: PackedBucket = {"shards": written, "counts": counts}
+    store_json(f"{job.place}/{PARTS}/{bucket:06d}.json", packed)
+    return packed
+
+
+def _measure_longest(texts: pa.ChunkedArray) -> int:
+    """Bytes of UTF-8 of the longest one, 0 if there is none."""
+    import pyarrow.compute as pc
+
+    return pc.max(pc.binary_length(texts)).as_py() or 0
 
 
 def describe_records(records: np.ndarray, split: str, bucket: int) -> PackedShard:

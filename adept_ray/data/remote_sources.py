@@ -1,4 +1,4 @@
-"""Text that lies elsewhere, on the hub or behind a URI: its version, and a sample of its documents."""
+"""Text that is read in a sample, on the hub, behind a URI or in a large folder: its version, its files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adept_ray.data.assets import replace_file
 from adept_ray.data.documents import read_texts
 from adept_ray.data.hub import UnknownRepository
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Located, Omissions
+from adept_ray.data.rows import Located, Omissions, Reader, sample_rows
 
 CHECKED_ROWS = 10_000  # at most, until a filter takes one: a dataset may be long
 
 
 class RemoteSource(Protocol):
-    """A place elsewhere, whose text is read in a sample."""
+    """A place whose text is read in a sample."""
 
     @property
     def name(self) -> str:
@@ -31,6 +31,10 @@ class RemoteSource(Protocol):
         """What its version belongs to, where it is written down as ``place@version``."""
 
     @property
+    def here(self) -> bool:
+        """Whether it lies on this machine, which others may not reach."""
+
+    @property
     def recipe(self) -> TextRecipe:
         """What of a row is its text, and which rows are taken."""
 
@@ -38,17 +42,31 @@ class RemoteSource(Protocol):
     def identity(self) -> str:
         """What of it names a corpus."""
 
+    @property
+    def seed(self) -> str:
+        """Decides its sample."""
+
     def find_version(self, patient: bool) -> str:
         """The name of what it holds now; unless `patient`, one that doesn't answer is not asked again."""
 
     def check(self, version: str) -> None:
         """Read a little of it, so that what can't be had or read is known early."""
 
-    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
-        """All its rows, in such an order that the first ones are a sample of all."""
+    def open_readers(self, version: str, omissions: Omissions) -> Sequence[Reader]:
+        """A reader of each of its files. Until it has opened its file it may be sent to other processes."""
 
     def explain_errors(self) -> AbstractContextManager[None]:
         """One sentence for what goes wrong inside."""
+
+
+def sample_source(source: RemoteSource, version: str) -> Iterator[Located]:
+    """All rows of a source, of which the first ones, however many, are a sample of all.
+
+    Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
+    """
+    with source.explain_errors():
+        readers = source.open_readers(version, Omissions())
+        yield from sample_rows(readers, source.recipe.columns, source.seed)
 
 
 def find_versions(sources: Sequence[RemoteSource], kept: Path) -> list[str]:
@@ -71,20 +89,4 @@ def keep_versions(versions: Sequence[str], kept: Path) -> None:
 
 def check_first_rows(source: RemoteSource, version: str) -> None:
     """Read a first document of a source. Raises :class:`UserError` for what can't be had or read."""
-    with source.explain_errors():
-        rows = islice(source.find_rows(version, Omissions()), CHECKED_ROWS)
-        next(read_texts(rows, source.recipe), None)
-
-
-def sample_documents(source: RemoteSource, version: str, omissions: Omissions | None = None) -> Iterator[str]:
-    """The documents of a source, of which the first ones, however many, are a sample of all.
-
-    Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
-    """
-    taken, recipe = False, source.recipe
-    with source.explain_errors():
-        for text in read_texts(source.find_rows(version, omissions or Omissions()), recipe):
-            taken = True
-            yield text
-    if recipe.filter and not taken:
-        raise UserError(f"{source.name}: {recipe.refusal}")
+    next(read_texts(islice(sample_source(source, version), CHECKED_ROWS), source.recipe), None)

@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from adept_ray.config.errors import UserError
 
@@ -30,8 +30,21 @@ class Reader(Protocol):
     def list_pieces(self) -> Sequence[object]:
         """Its pieces, each to be read by itself."""
 
+    def measure(self, piece: object) -> int:
+        """About how many bytes of text a piece holds, from what is known of it without reading it."""
+
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """The rows of a piece, with at least those of the `columns` that there are."""
+
+
+class FilePiece(NamedTuple):
+    """A piece of one of some files."""
+
+    file: int
+    """Its number among them."""
+    piece: object
+    size: int
+    """About how many bytes of text it holds."""
 
 
 @dataclass
@@ -74,21 +87,37 @@ def read_all(reader: Reader, columns: Sequence[str]) -> Iterator[Located]:
         yield from reader.read(piece, columns)
 
 
-def sample_rows(readers: Sequence[Reader], columns: Sequence[str], seed: str) -> Iterator[Located]:
-    """All rows of some files, in such an order that the first ones are a sample of all.
+def list_in_order(readers: Sequence[Reader]) -> Iterator[FilePiece]:
+    """All pieces of some files, one file after the other."""
+    for number, reader in enumerate(readers):
+        for piece in reader.list_pieces():
+            yield FilePiece(number, piece, reader.measure(piece))
+
+
+def sample_pieces(readers: Sequence[Reader], seed: str) -> Iterator[FilePiece]:
+    """All pieces of some files, in such an order that the first ones are a sample of all.
 
     Files are taken in a random order, :data:`AT_ONCE` in turn, a random piece of each. The order follows from
-    `seed` alone, so whoever reads further has the same rows first.
+    `seed` alone, so whoever reads further has the same pieces first. A file is looked into when its first
+    piece is asked for.
     """
     order = random.Random(seed).sample(range(len(readers)), len(readers))
     for at in range(0, len(order), AT_ONCE):
-        group = [(number, readers[number]) for number in order[at : at + AT_ONCE]]
-        here = deque((reader, iterate_pieces(reader, f"{seed} {number}")) for number, reader in group)
+        here = deque(
+            (number, iterate_pieces(readers[number], f"{seed} {number}"))
+            for number in order[at : at + AT_ONCE]
+        )
         while here:
-            reader, pieces = here.popleft()
+            number, pieces = here.popleft()
             if (piece := next(pieces, None)) is not None:
-                yield from reader.read(piece, columns)
-                here.append((reader, pieces))
+                yield FilePiece(number, piece, readers[number].measure(piece))
+                here.append((number, pieces))
+
+
+def sample_rows(readers: Sequence[Reader], columns: Sequence[str], seed: str) -> Iterator[Located]:
+    """All rows of some files, in such an order that the first ones are a sample of all: by their pieces."""
+    for file, piece, _ in sample_pieces(readers, seed):
+        yield from readers[file].read(piece, columns)
 
 
 def iterate_pieces(reader: Reader, seed: str) -> Iterator[object]:

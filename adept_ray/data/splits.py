@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from adept_ray.data.corpora import CorpusFiles
-
-DIGEST = "S32"  # how NumPy holds digests
-READ_ROWS = 1000  # documents that are held at a time
+from adept_ray.data.shards import DIGEST
 
 
 def digest_text(text: str) -> bytes:
     """Names a document by its content, white space around it apart."""
     return hashlib.sha256(text.strip().encode()).digest()
-
-
-def read_texts(corpus: CorpusFiles) -> Iterator[list[str]]:
-    """The documents of a corpus that aren't blank, READ_ROWS at a time."""
-    import pyarrow.parquet as pq
-
-    for file in corpus.files:
-        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["text"]):
-            yield [text for text in batch["text"].to_pylist() if text and text.strip()]
-
-
-def digest_corpora(corpora: Iterable[CorpusFiles]) -> np.ndarray:
-    """Digests of all documents of corpora, ascending, taken here: hashing is faster than starting processes.
-
-    They take 32 bytes each.
-    """
-    parts = (part for corpus in corpora for part in read_texts(corpus))
-    found = {digest_text(text) for part in parts for text in part}
-    return np.array(sorted(found), dtype=DIGEST)
 
 
 def key_documents(digests: Iterable[bytes], seed: int) -> list[bytes]:

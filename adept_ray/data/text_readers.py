@@ -9,14 +9,16 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.data.opening import Content, explain_damage
 from adept_ray.data.rows import Located, PlainText
 
 READ_AT_ONCE = 2**20  # characters
+UNDIVIDED_BYTES = 64 * 2**20  # of a file that is read from its beginning on, with the numbers of its lines
+RANGE_BYTES = 8 * 2**20
 LARGEST_OBJECT = 2**26  # characters of one object; what is longer is no JSON
 LARGEST_FIELD = 2**30  # characters of one field of a table
 NEAR_END = 16  # characters; where JSON breaks off, Python finds the mistake that near to the end
@@ -33,6 +35,10 @@ class TextReader:
         """The whole file."""
         return (0,)
 
+    def measure(self, piece: object) -> int:
+        """The size of the file."""
+        return self.content.text_size
+
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """Its rows, from the first on. Raises :class:`UserError` for what is wrong with it."""
         with explain_damage(self.content), self.content.open_sequential() as stream:
@@ -43,15 +49,49 @@ class TextReader:
         raise NotImplementedError
 
 
+class ByteRange(NamedTuple):
+    """A part of a large file: the lines that begin there."""
+
+    start: int
+    end: int
+
+
 class LinesReader(TextReader):
-    """One JSON object a line."""
+    """One JSON object a line. The pieces of a large file are ranges of its bytes, unless it is compressed."""
+
+    def list_pieces(self) -> Sequence[object]:
+        """Ranges of :data:`RANGE_BYTES`; a file of no more than :data:`UNDIVIDED_BYTES` is one piece."""
+        size = self.content.size or 0
+        if self.content.inside or self.content.compression or size <= UNDIVIDED_BYTES:
+            return (0,)
+        return [ByteRange(at, min(size, at + RANGE_BYTES)) for at in range(0, size, RANGE_BYTES)]
+
+    def measure(self, piece: object) -> int:
+        """The size of the range."""
+        return piece.end - piece.start if isinstance(piece, ByteRange) else super().measure(piece)
+
+    def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
+        """The rows of a range, or all. Raises :class:`UserError` for what is wrong with them."""
+        if not isinstance(piece, ByteRange):
+            yield from super().read(piece, columns)
+            return
+        where = self.content.where
+        with explain_damage(self.content), self.content.open_sequential() as stream:
+            if piece.start:
+                where += f", behind byte {piece.start:,}"
+                stream.seek(piece.start - 1)
+                stream.readline()  # whose beginning lies before
+            yield from self._parse_lines(iterate_range(stream, piece.end), where)
 
     def parse(self, stream: BinaryIO) -> Iterator[Located]:
         """A row for each line that isn't blank."""
-        for number, line in iterate_lines(stream, self.content.where):
+        return self._parse_lines(stream, self.content.where)
+
+    def _parse_lines(self, lines: Iterable[bytes], name: str) -> Iterator[Located]:
+        for number, line in iterate_lines(lines, name):
             if not line.strip():
                 continue
-            where = f"{self.content.where}, line {number}"
+            where = f"{name}, line {number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as problem:
@@ -166,11 +206,12 @@ class PageReader(TextReader):
 
     def __init__(self, content: Content) -> None:
         super().__init__(content)
-        self._trafilatura = import_optional("trafilatura", content.where)
+        import_optional("trafilatura", content.where)  # before anything is read
 
     def parse(self, stream: BinaryIO) -> Iterator[Located]:
         """One row, blank where there is no such text."""
-        yield self.content.where, PlainText(text=extract_text(self._trafilatura, stream.read()))
+        trafilatura = import_optional("trafilatura", self.content.where)
+        yield self.content.where, PlainText(text=extract_text(trafilatura, stream.read()))
 
 
 class WebArchiveReader(TextReader):
@@ -178,12 +219,13 @@ class WebArchiveReader(TextReader):
 
     def __init__(self, content: Content) -> None:
         super().__init__(content)
-        self._warcio = import_optional("warcio.archiveiterator", content.where)
+        import_optional("warcio.archiveiterator", content.where)  # before anything is read
 
     def parse(self, stream: BinaryIO) -> Iterator[Located]:
         """A row for each page, with its ``url``."""
+        warcio = import_optional("warcio.archiveiterator", self.content.where)
         try:
-            for number, record in enumerate(self._warcio.ArchiveIterator(stream), 1):
+            for number, record in enumerate(warcio.ArchiveIterator(stream), 1):
                 where = f"{self.content.where}, record {number}"
                 url = record.rec_headers.get_header("WARC-Target-URI")
                 if record.rec_type == "conversion":
@@ -192,7 +234,7 @@ class WebArchiveReader(TextReader):
                     trafilatura = import_optional("trafilatura", where)
                     text = extract_text(trafilatura, record.content_stream().read())
                     yield where, PlainText(text=text, url=url)
-        except self._warcio.ArchiveLoadFailed as problem:
+        except warcio.ArchiveLoadFailed as problem:
             raise UserError(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
 
 
@@ -221,7 +263,13 @@ def import_optional(module: str, where: str) -> Any:
         ) from None
 
 
-def iterate_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+def iterate_range(stream: BinaryIO, end: int) -> Iterator[bytes]:
+    """The lines of a file that begin before a byte of it."""
+    while stream.tell() < end and (line := stream.readline()):
+        yield line
+
+
+def iterate_lines(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
     """The lines of a text in UTF-8, numbered from 1 on. Raises :class:`UserError` for other bytes."""
     for number, raw in enumerate(stream, 1):
         if number == 1:

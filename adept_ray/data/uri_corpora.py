@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_fil
 from adept_ray.data.opening import locate_content, name_in_place
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Located, Omissions, list_names, sample_rows
+from adept_ray.data.rows import Omissions, Reader, list_names
 from adept_ray.data.uris import FoundFile, explain_remote_errors, list_files, name_version
 
 
@@ -31,9 +31,19 @@ class UriSource:
         return name_in_place(self.place)
 
     @property
+    def here(self) -> bool:
+        """A URI is the same for all machines."""
+        return False
+
+    @property
     def identity(self) -> str:
         """What of it names a corpus."""
         return f"{self.place} {self.recipe.identity}"
+
+    @property
+    def seed(self) -> str:
+        """Decides its sample, the same for every version and every filter."""
+        return hashlib.sha256(self.place.encode()).hexdigest()
 
     def find_version(self, patient: bool) -> str:
         """A fingerprint of its files' names, sizes and marks: their ETags, or when they were changed."""
@@ -44,18 +54,15 @@ class UriSource:
         """Read a first document. Raises :class:`UserError` for what can't be had or read."""
         check_first_rows(self, version)
 
-    def find_rows(self, version: str, omissions: Omissions) -> Iterator[Located]:
-        """Its rows, a sample first. Raises :class:`UserError` for a place that has changed since."""
+    def open_readers(self, version: str, omissions: Omissions) -> Sequence[Reader]:
+        """A reader of each of its files. Raises :class:`UserError` for a place that has changed since."""
         found = list_files(self.place)
         if name_version(self.place, found) != version:
             raise UserError(f"{self.name}: its files have changed since this command looked: run it again")
         files, left_out = choose_files(self.place, found)
         omissions.other.extend(left_out)
-        contents = [locate_content(file.place, name_in_place(file.place)) for file in files]
-        seed = hashlib.sha256(self.place.encode()).hexdigest()
-        return sample_rows(
-            [open_reader(content, omissions) for content in contents], self.recipe.columns, seed
-        )
+        contents = [locate_content(file.place, name_in_place(file.place), file.size) for file in files]
+        return [open_reader(content, omissions) for content in contents]
 
     def explain_errors(self) -> AbstractContextManager[None]:
         """One sentence for what its file system refuses."""

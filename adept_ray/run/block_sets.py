@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.corpora import CorpusFiles
-from adept_ray.data.corpus_counts import count_documents
 from adept_ray.data.mixing import MixedBlocks, number_names
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
 from adept_ray.report.records import Corpus, check_record
@@ -49,36 +47,45 @@ def name_plans(plans: Plans) -> dict[str, PackingPlan]:
 def build_block_sets(context: Context[RunSpec], plans: Plans, update: Update) -> dict[str, MixedBlocks]:
     """Side → all blocks of its corpora, from the cache or built now.
 
-    `update` hears how many bytes are done. The display hears of a set in the cache that isn't whole.
+    `update` hears how many bytes of text are done. The display hears of a set in the cache that isn't whole.
     """
     machine = context.run.machine
     where = machine.local_cache, machine.shared_cache, context.display.say
-    files = [file for plan in name_plans(plans).values() for file in plan.corpus.files]
-    size, done = sum(file.stat().st_size for file in files), 0
+    sizes = [sum(shard.bytes for shard in plan.corpus.shards) for plan in name_plans(plans).values()]
+    before, left = 0, iter(sizes)
     sets = {}
     for side, own in plans.items():
         built = []
-        for plan in own:
-            built.append(build_blocks(plan, *where))
-            done += sum(file.stat().st_size for file in plan.corpus.files)
-            update(done, size)
+        for plan, size in zip(own, left, strict=False):
+
+            def report(done: int, of: int, before: int = before, size: int = size) -> None:
+                update(before + size * done // of, sum(sizes))
+
+            built.append(build_blocks(plan, *where, report))
+            before += size
+            update(before, sum(sizes))
         mixture = context.run.corpora[side]
         sets[side] = MixedBlocks(tuple(built), tuple(part.place for part in mixture.parts), mixture.shares)
     return sets
 
 
-def count_corpora(plans: Plans, cache: Path) -> dict[str, CorpusRecord]:
-    """What is taken of each corpus, under the names of :func:`name_plans`; reads all of them."""
-    return {name: count_documents(plan, cache) for name, plan in name_plans(plans).items()}
+def list_counts(sets: Mapping[str, MixedBlocks]) -> dict[str, CorpusRecord]:
+    """What is taken of each corpus, under the names of :func:`name_plans`."""
+    return {
+        name: made.counts
+        for side, mixed in sets.items()
+        for name, made in zip(number_names(side, len(mixed.sets)), mixed.sets, strict=True)
+        if made.counts
+    }
 
 
 @contextmanager
-def explain_small_corpora(plans: Plans, cache: Path) -> Iterator[None]:
+def explain_small_corpora(sets: Mapping[str, MixedBlocks]) -> Iterator[None]:
     """Add to a :class:`UserError` about splits that are too small what the corpora hold."""
     try:
         yield
     except UserError as problem:
-        counts = count_corpora(plans, cache)
+        counts = list_counts(sets)
         held = "; ".join(
             f"{name}: {check_record(Corpus, each, name).describe()}" for name, each in counts.items()
         )

@@ -19,7 +19,7 @@ from adept_ray.data.loading import load_tokenizer
 from adept_ray.data.mixing import MixedBlocks
 from adept_ray.method.scores import SIDES
 from adept_ray.report.records import Contamination, check_record
-from adept_ray.run.block_sets import Plans, count_corpora, name_plans
+from adept_ray.run.block_sets import Plans, list_counts, name_plans
 from adept_ray.run.context import Context
 from adept_ray.run.sources import Sources
 from adept_ray.run.stage_one import locate_in_cache
@@ -83,7 +83,7 @@ class ContaminationCheck:
 
     def _count(self, update: Update) -> ContaminationRecord:
         cache = self.context.run.machine.local_cache
-        corpora = count_corpora(self.plans, cache)
+        corpora = list_counts(self.sets)
         trained_on = dict.fromkeys(self.trained_on, 0)
         plans = {side: self.plans[side] for side in trained_on}
         shares = {name: plan.splits["train"] for name, plan in name_plans(plans).items()}

@@ -73,10 +73,10 @@ def refuse_all(faults: Sequence[str]) -> None:
         raise UserError(f"{len(faults)} things are wrong with the cluster: {numbered}")
 
 
-def bring_files(sources: Sources, display: Display) -> None:
+def bring_files(sources: Sources, display: Display, shared: str = "") -> None:
     """Fetch from the hub what of backbone and text isn't here, before anything is built of it.
 
-    Raises :class:`UserError` for what can't be had.
+    Text is kept behind a URI, `shared`, if there is one. Raises :class:`UserError` for what can't be had.
     """
     if sources.backbone.revision:
         fetch_to_nodes(sources.backbone, display)
@@ -84,6 +84,6 @@ def bring_files(sources: Sources, display: Display) -> None:
     for corpus in sources.list_corpora().values():
         if corpus.is_to_be_filled:
             with display.show_stage("text", f"text of {corpus.name}") as update:
-                fill_corpus(corpus, update)
+                fill_corpus(corpus, update, shared)
         if corpus.omitted:
             display.say(f"{corpus.name}: {corpus.omitted}")

@@ -78,11 +78,11 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
             "leave it out, or use larger workers"
         )
     run, display = context.run, context.display
-    bring_files(sources, display)
+    bring_files(sources, display, run.machine.shared_cache)
     with display.show_stage("blocks", "token blocks") as update:
         plans = plan_packing(run, sources)
         sets = build_block_sets(context, plans, update)
-        with explain_small_corpora(plans, run.machine.local_cache):  # now, not after the search
+        with explain_small_corpora(sets):  # now, not after the search
             blocks = select_blocks(run, sources, sets, needs)
             held_out = {"validation": blocks}
             if sources.domain:

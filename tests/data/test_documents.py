@@ -14,15 +14,16 @@ import pytest
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import default_cache
-from adept_ray.data import corpora, documents
+from adept_ray.data import corpora
 from adept_ray.data.corpora import CORPORA, resolve_corpus
 from adept_ray.data.corpus_texts import load_generators, parse_hpo
-from adept_ray.data.documents import list_matching_files, list_usable_files, write_corpus
+from adept_ray.data.documents import list_matching_files, list_usable_files
 from adept_ray.data.row_texts import TextRecipe
+from adept_ray.data.shards import read_in_order
 
 
 def texts(corpus) -> list[str]:
-    return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
+    return list(read_in_order(corpus.shards))
 
 
 def refused(source: Path | str, tmp_path: Path, column: str | TextRecipe = "text") -> str:
@@ -61,7 +62,7 @@ def test_every_kind_of_file_in_a_folder_is_read(tmp_path):
     expected = ["eins", "zwei — ü", "drei", "vier", "fünf", "sechs\r\nnoch sechs", "sieben", "acht"]
     assert texts(corpus) == expected
     assert corpus.omitted == "left out: README.md, 1 hidden file"
-    assert corpus.name == "corpus" and all(path.is_absolute() for path in corpus.files)
+    assert corpus.name == "corpus" and corpus.index.is_absolute()
 
 
 def test_the_fingerprint_names_the_content(tmp_path):
@@ -143,17 +144,8 @@ def test_a_corpus_is_normalised_once(tmp_path, monkeypatch):
     """The second time, the corpus is found by its content and not written again."""
     source = put(tmp_path / "a.jsonl", {"text": "one"})
     first = resolve_corpus(str(source), "text", tmp_path / "cache")
-    monkeypatch.setattr(corpora, "write_corpus", None)
+    monkeypatch.setattr(corpora, "write_shards", None)
     assert resolve_corpus(str(source), "text", tmp_path / "cache") == first
-
-
-def test_large_corpora_get_several_row_groups(tmp_path, monkeypatch):
-    """Readers can work in parallel, and no document is lost between row groups."""
-    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 1000)
-    lines = [f"{'x' * (i % 90)} document {i}".strip() for i in range(500)]
-    assert write_corpus(iter(lines), tmp_path / "c.parquet", "c") == 500
-    assert pq.ParquetFile(tmp_path / "c.parquet").num_row_groups > 10
-    assert pq.read_table(tmp_path / "c.parquet")["text"].to_pylist() == lines
 
 
 GOOD = '{"text": "fine"}\n'

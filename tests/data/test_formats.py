@@ -23,6 +23,7 @@ from adept_ray.data.corpora import find_corpus, resolve_corpus
 from adept_ray.data.formats import FORMATS, find_ending, select_files
 from adept_ray.data.opening import COMPRESSIONS, locate_content
 from adept_ray.data.rows import Omissions, iterate_pieces, read_all
+from adept_ray.data.shards import read_in_order
 
 TEXTS = ['one "quoted", ü', "two\nlines"]
 ROWS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
@@ -115,7 +116,7 @@ def content_of(name):
 
 
 def texts(corpus):
-    return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
+    return list(read_in_order(corpus.shards))
 
 
 def read(path, tmp_path, **how):

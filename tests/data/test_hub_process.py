@@ -15,14 +15,15 @@ import json, sys
 from pathlib import Path
 from adept_ray.data.corpora import find_corpus, resolve_corpus
 from adept_ray.data.hub_corpora import HubSource
-from adept_ray.data.remote_sources import sample_documents
+from itertools import islice
+from adept_ray.data.remote_sources import sample_source
 cache = Path(sys.argv[1])
 found = [resolve_corpus(name, "text", cache).fingerprint for name in ("org/rows", "org/table")]
 if len(sys.argv) > 2:
-    some = sample_documents(HubSource("org/rows"), sys.argv[2])
-    found.append(len([text for text, _ in zip(some, range(5))]))
-    some = sample_documents(HubSource("org/table"), sys.argv[3])
-    found.append(next(some))
+    some = sample_source(HubSource("org/rows"), sys.argv[2])
+    found.append(len(list(islice(some, 5))))
+    some = sample_source(HubSource("org/table"), sys.argv[3])
+    found.append(next(some)[1]["text"])
 print(json.dumps(found))
 """
 

@@ -1,5 +1,6 @@
 """Several corpora in one text: their order, their shares, and what is held out of each."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_other_shares_are_another_text():
 
 def test_blocks_are_named_by_the_corpora_that_they_are_kept_apart_from():
     """One as ever by its name, several in whatever order, none by nothing."""
-    a, b = (CorpusFiles((), name, name, "") for name in "ab")
+    a, b = (CorpusFiles(Path(), name, name, "") for name in "ab")
     plans = {
         apart: PackingPlan(a, DOMAIN_SPLITS, Backbone("m", "m"), SEQ_LEN, 0, apart).apart
         for apart in ((), (a,), (a, b), (b, a))
@@ -157,7 +158,7 @@ def test_blocks_are_named_by_the_corpora_that_they_are_kept_apart_from():
 @pytest.mark.parametrize("count", [1, 2])
 def test_fingerprints_name_every_corpus(count):
     """A corpus alone is named as in every older folder; several are numbered."""
-    parts = tuple(CorpusFiles((), f"f{number}", f"c{number}", "") for number in range(count))
+    parts = tuple(CorpusFiles(Path(), f"f{number}", f"c{number}", "") for number in range(count))
     mixed = MixedCorpus(parts, (1 / count,) * count)
     names = Sources(Backbone("m", "m", fingerprint="b"), None, mixed, None).fingerprints
     if count == 1:

@@ -3,13 +3,11 @@
 import importlib.util
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from common import store_corpus
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.contamination import split_words
-from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.near_duplicates import check_near_duplicates, find_near_duplicates, list_shingles
 from adept_ray.data.splits import digest_text
 
@@ -24,9 +22,7 @@ def find(tmp_path):
     """Finds the texts that are left out of a corpus of these texts."""
 
     def make(name, texts):
-        path = tmp_path / f"{name}.parquet"
-        pq.write_table(pa.table({"text": texts}), path)
-        return CorpusFiles((path,), name, name, "")
+        return store_corpus(tmp_path, name, texts)
 
     def find(texts, similarity, others=(), name="texts"):
         apart_from = [make("others", others)] if others else []

@@ -11,20 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from common import documents, local_backbone, of_one_document, save_tiny_backbone, tiny_tokenizer
+from common import (
+    documents,
+    local_backbone,
+    of_one_document,
+    save_tiny_backbone,
+    store_corpus,
+    tiny_tokenizer,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import packing
+from adept_ray.data import corpora, packing, reading
 from adept_ray.data.blocks import BlockOrder, make_micro_batches
-from adept_ray.data.corpora import CorpusFiles, resolve_corpus
+from adept_ray.data.corpora import resolve_corpus
 from adept_ray.data.cutting import count_token_bytes, cut_blocks
 from adept_ray.data.held_out import decode_documents, read_split
 from adept_ray.data.near_duplicates import find_near_duplicates
 from adept_ray.data.packing import DOMAIN_SPLITS, GENERAL_SPLITS, PackingPlan, build_blocks
+from adept_ray.data.shards import read_in_order
 
 SEQ_LEN = 32
 EOS = "<|eos|>"
@@ -63,12 +71,8 @@ def resolved(place, name, texts):
 
 
 def in_files(place, name, groups):
-    """The same as a corpus of several Parquet files with many row groups, which Ray reads apart."""
-    files = []
-    for number, texts in enumerate(groups):
-        files.append(place / f"{name}-{number}.parquet")
-        pq.write_table(pa.table({"text": texts}), files[-1], row_group_size=16)
-    return CorpusFiles(tuple(files), name, name, "")
+    """The same as a corpus of several files."""
+    return store_corpus(place, name, *groups)
 
 
 def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", shared="", say=print, **plan):
@@ -78,8 +82,8 @@ def build(place, files, splits=GENERAL_SPLITS, seed=0, cache="cache", shared="",
 
 def in_buckets(files, monkeypatch, buckets):
     """Have `files` packed in that many groups."""
-    size = packing._count_text_bytes(files)
-    monkeypatch.setattr(packing, "BUCKET_BYTES", size / (buckets - 0.5))
+    size = sum(shard.bytes for shard in files.shards)
+    monkeypatch.setattr(packing, "BUCKET_BYTES", int(size / (buckets - 0.5)))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +148,7 @@ def pack_plainly(texts, splits, buckets, left_out=()):
             stream = []
             for digest in sorted(digests, key=keys.get):
                 draw = int.from_bytes(keys[digest][:8], "big") / 2**64
-                if int.from_bytes(digest[:4], "big") % buckets != bucket or not (
+                if int.from_bytes(digest[:4], "big") * buckets >> 32 != bucket or not (
                     begin <= draw < begin + splits[split] / total
                 ):
                     continue
@@ -261,6 +265,81 @@ def test_order_files_and_repetitions_do_not_matter(place, domain, monkeypatch):
     made = build(place, files, DOMAIN_SPLITS, apart_from=(in_files(place, "g", [GENERAL[::-1]]),))
     assert made.fingerprint != domain.fingerprint
     assert everything(made) == everything(domain)
+
+
+@pytest.fixture
+def large(place, monkeypatch):
+    """A folder that is read as a large one: in groups of 2 kB, by tasks."""
+    monkeypatch.setattr(reading, "FEW_BYTES", 0)
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    monkeypatch.setattr(reading, "GROUP_BYTES", 2000)
+    folder = place / "large"
+    folder.mkdir(exist_ok=True)
+    for number in range(4):
+        texts = [f"{number} {text}" for text in GENERAL]
+        pq.write_table(pa.table({"text": texts}), folder / f"{number}.parquet", row_group_size=20)
+    return folder
+
+
+def test_tasks_read_what_the_command_would(large, place, monkeypatch):
+    """A sample of whole groups, the same as without Ray; a larger one begins with it and reads the rest."""
+    few, more = (resolve_corpus(str(large), "text", place / "tasks", size) for size in (5000, 20_000))
+    assert 5000 <= sum(shard.bytes for shard in few.shards) < 5000 + 8000
+    assert few.shards == more.shards[: len(few.shards)] and len(few.shards) < len(more.shards)
+    assert "of its 4 files" in few.omitted and few.fingerprint != more.fingerprint
+    whole = resolve_corpus(str(large), "text", place / "tasks", 10**9)
+    assert whole.omitted == "" and sum(shard.documents for shard in whole.shards) == 4 * len(GENERAL)
+    monkeypatch.setattr(reading, "_is_read_here", lambda job: True)
+    here = resolve_corpus(str(large), "text", place / "here", 20_000)
+    assert list(read_in_order(here.shards)) == list(read_in_order(more.shards))
+
+
+def test_what_was_read_before_a_kill_is_not_read_again(large, place):
+    """Only the group without a record, and then a faulty one is a sentence that names the row."""
+    made = resolve_corpus(str(large), "text", place / "killed", 20_000)
+    before = {shard.place: Path(shard.place).stat().st_mtime_ns for shard in made.shards}
+    lost = Path(made.shards[1].place)
+    lost.with_name(f"{lost.name[:6]}.json").unlink()
+    made.index.unlink()
+    again = resolve_corpus(str(large), "text", place / "killed", 20_000)
+    after = {shard.place: Path(shard.place).stat().st_mtime_ns for shard in again.shards}
+    assert again.shards == made.shards
+    assert [shard for shard in before if before[shard] != after[shard]] == [str(lost)]
+    (large / "bad.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: no column 'text'; there are: body"):
+        resolve_corpus(str(large), "text", place / "killed", 10**9)
+    (large / "bad.jsonl").unlink()
+
+
+def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
+    """The one without a record is, and the blocks are those of an undisturbed run."""
+    files = in_files(place, "killed", [[f"killed {text}" for text in GENERAL]])
+    in_buckets(files, monkeypatch, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "delete_folder", lambda folder: None)
+        made = build(place, files)
+    folder, whole = Path(made.place), everything(made)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.blocks")}
+    (folder / packing.MANIFEST).unlink()
+    (folder / packing.PARTS / "000001.json").unlink()
+    again = build(place, files)
+    changed = {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert again == made and everything(again) == whole and changed == {"000001"}
+    assert not (folder / packing.PARTS).exists()
+
+
+def test_what_is_taken_of_a_corpus_is_counted(place):
+    """Blank documents nowhere; repeated, nearly equal ones and those of the other corpus once each."""
+    texts = [f"{text} {text.lower()}" for text in documents(20)]
+    known = in_files(place, "counted general", [texts[:5]])
+    parts = [[*texts, f"  {texts[9]}\n", ""], [texts[9], texts[3], f"{texts[7]} So é."]]
+    files = in_files(place, "counted", parts)
+    made = build(place, files, DOMAIN_SPLITS, apart_from=(known,))
+    longest = max(len(text.strip().encode()) for part in parts for text in part)
+    counts = {"documents": 24, "repeated": 3, "in_earlier": 5, "near": 0, "longest": longest}
+    assert made.counts == counts
+    near = build(place, files, DOMAIN_SPLITS, apart_from=(known,), near_duplicates=0.9)
+    assert near.counts == counts | {"near": 1}
 
 
 def test_another_seed_gives_another_split(place, general):

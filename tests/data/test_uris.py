@@ -15,6 +15,7 @@ import requests
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
+from adept_ray.data.shards import read_in_order
 from adept_ray.data.uris import explain_uri_error, list_files, name_version
 
 TEXTS = [f"document {at} " + "of words " * 20 for at in range(40)]
@@ -25,7 +26,7 @@ def lines(documents):
 
 
 def texts(corpus):
-    return pa.concat_tables(map(pq.read_table, corpus.files))["text"].to_pylist()
+    return list(read_in_order(corpus.shards))
 
 
 def parquet(documents, path):

@@ -1,5 +1,8 @@
 """What makes the blocks of a run's corpora, and what is said where there are too few."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from adept_ray.config.errors import UserError
@@ -7,12 +10,11 @@ from adept_ray.config.specs import RunSpec
 from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.data.mixing import MixedCorpus
-from adept_ray.run import block_sets
 from adept_ray.run.block_sets import SPLITS, explain_small_corpora, name_plans, plan_packing
 from adept_ray.run.sources import Sources
 
 COUNTS = {"documents": 3, "repeated": 1, "in_earlier": 0, "near": 0, "longest": 17}
-A, B, C, D = (CorpusFiles((), name, name, "") for name in "abcd")
+A, B, C, D = (CorpusFiles(Path(), name, name, "") for name in "abcd")
 
 
 @pytest.mark.parametrize("near", [None, 0.8])
@@ -31,13 +33,16 @@ def test_a_corpus_is_kept_apart_from_all_before_it(near):
         assert all((plan.splits, plan.near_duplicates) == (SPLITS[side], near) for plan in own)
 
 
-def test_too_little_text_is_explained(monkeypatch, tmp_path):
+def test_too_little_text_is_explained():
     """The error says how many documents each corpus has and what of them isn't taken; all is well without."""
-    monkeypatch.setattr(block_sets, "count_documents", lambda plan, cache: COUNTS | {"in_earlier": plan})
-    plans = {"general": [0], "domain": [2, 0]}
-    with explain_small_corpora(plans, tmp_path):
+    counts = {"general": [0], "domain": [2, 0]}
+    sets = {
+        side: SimpleNamespace(sets=[SimpleNamespace(counts=COUNTS | {"in_earlier": each}) for each in own])
+        for side, own in counts.items()
+    }
+    with explain_small_corpora(sets):
         pass
-    with pytest.raises(UserError) as caught, explain_small_corpora(plans, tmp_path):
+    with pytest.raises(UserError) as caught, explain_small_corpora(sets):
         raise UserError("corpus 'mine' is too small")
     assert str(caught.value) == (
         "corpus 'mine' is too small (general: 3 documents, 1 repeated, the longest of 17 bytes; domain 1: 3 "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from adept_ray.config.specs import RunSpec
-from adept_ray.run import block_sets, contamination_check
+from adept_ray.run import contamination_check
 from adept_ray.run.contamination_check import ContaminationCheck, check_contamination
 from adept_ray.run.context import Context
 
@@ -27,7 +27,6 @@ def make_check(display, tmp_path, monkeypatch):
 
     held_out = "the baker walks to the market on every second morning of the week"
     monkeypatch.setattr(contamination_check, "read_split", read_split)
-    monkeypatch.setattr(block_sets, "count_documents", lambda plan, cache: COUNTS)
     monkeypatch.setattr(contamination_check, "load_tokenizer", lambda backbone: None)
     monkeypatch.setattr(contamination_check, "decode_documents", lambda blocks, tokenizer: [blocks])
     display.show_stage = lambda *_: nullcontext(lambda done, of: None)
@@ -46,7 +45,12 @@ def make_check(display, tmp_path, monkeypatch):
             sources,
             {side: [plan(name, last=name == names[-1]) for name in names] for side, names in parts.items()},
             trained_on,
-            {side: SimpleNamespace(fingerprint=fingerprint) for side in texts},
+            {
+                side: SimpleNamespace(
+                    fingerprint=fingerprint, sets=[SimpleNamespace(counts=COUNTS)] * len(parts[side])
+                )
+                for side in texts
+            },
             {"validation": texts, "test": texts},
         )
 

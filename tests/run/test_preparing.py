@@ -100,7 +100,7 @@ def test_what_the_hub_has_comes_before_anything_is_built_of_it(display, monkeypa
     """
     done = []
     monkeypatch.setattr(fetching, "fetch_to_nodes", lambda backbone, _: done.append(backbone.name))
-    monkeypatch.setattr(fetching, "fill_corpus", lambda corpus, _: done.append(corpus.name))
+    monkeypatch.setattr(fetching, "fill_corpus", lambda corpus, *_: done.append(corpus.name))
     monkeypatch.setattr(fetching, "check_tokenizer", lambda *_: done.append("tokenizer"))
     monkeypatch.setattr(preparing, "plan_packing", lambda *_: {})
     monkeypatch.setattr(preparing, "build_block_sets", lambda *_: done.append("blocks") or {})

@@ -1,6 +1,7 @@
 """What a search asks: how large k may be, what a trial may take, and which searches share trials."""
 
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from adept_ray.run.question import limit_k, name_question, pose_question, rerun_
 from adept_ray.run.sources import Sources
 from adept_ray.search.edges import DepthLimit
 
-SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles((), "", "", ""), None)
+SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles(Path(), "", "", ""), None)
 
 
 def space(**parameters):

@@ -1,13 +1,14 @@
 """Stage 1 of a run: what the cache holds is read, what it lacks is measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
-from common import one_document_each, tiny_model
+from common import one_document_each, store_corpus, tiny_model
 
 from adept_ray.config.specs import RunSpec
 from adept_ray.data.corpora import CorpusFiles
@@ -20,7 +21,7 @@ from adept_ray.run.sources import Needs, Sources
 from adept_ray.run.stage_one import StageOne, measure_reception
 
 TEXT = one_document_each(np.full((8, 4), 5))
-CORPUS = MixedCorpus((CorpusFiles((), "f", "c", ""),))
+CORPUS = MixedCorpus((CorpusFiles(Path(), "f", "c", ""),))
 SETS = {
     side: MixedBlocks((SimpleNamespace(fingerprint=name, open_split=lambda *_: TEXT),), (side,))
     for side, name in (("general", "f"), ("domain", "g"))
@@ -111,7 +112,9 @@ def test_trust_reaches_all_that_loads_the_backbone(tmp_path, monkeypatch, displa
 
     monkeypatch.setattr(model_checks, "load_config", load_config)
     monkeypatch.setattr(block_sets, "build_blocks", build_blocks)
+    corpus = MixedCorpus((store_corpus(tmp_path, "c", ["a document"]),))
     stage = stage_in(tmp_path, display, trusted=trusted)
+    stage = replace(stage, sources=replace(stage.sources, general=corpus, domain=corpus))
     model_checks.load_checked_config(stage.sources.backbone, 8)
     plans = block_sets.plan_packing(stage.context.run, stage.sources)
     block_sets.build_block_sets(stage.context, plans, lambda *_: None)

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from adept_ray.run.training import choose_compiling, describe_side, plan_fit
 from adept_ray.training.work import TrainWork
 
 GIB = 2**30
-SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles((), "", "", ""), None)
+SOURCES = Sources(Backbone("", ""), tiny_model().config, CorpusFiles(Path(), "", "", ""), None)
 
 
 def at_work(display, memory=GIB, **settings):
