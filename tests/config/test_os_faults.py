@@ -2,6 +2,8 @@
 
 import errno
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -71,22 +73,28 @@ def test_other_errors_pass_through_with_their_own_words(tmp_path):
         raise OSError("bare")
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that anybody may enter, which those of pytest's aren't."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_model_that_may_not_be_read_is_not_called_damaged(tmp_path, name):
+def test_a_model_that_may_not_be_read_is_not_called_damaged(open_folder, name):
     """Of weights of mode 600 that belong to somebody else it is said that there is no permission."""
     for each in ("config.json", "model.safetensors", "tokenizer.json"):
-        (tmp_path / each).write_text("{}")
-    (tmp_path / name).chmod(0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+        (open_folder / each).write_text("{}")
+    (open_folder / name).chmod(0o600)
     child = os.fork()
     if not child:  # it has all imports already, which somebody else may not read
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
         try:
-            list_model_files(tmp_path)
+            list_model_files(open_folder)
         except UserError as told:
             os._exit(0 if f"{name}: there is no permission" in str(told) else 1)
         os._exit(2)

@@ -3,19 +3,14 @@
 import hashlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.splits import (
     choose_splits,
-    digest_corpora,
     digest_text,
     is_among,
     key_documents,
-    read_texts,
 )
 
 DIGESTS = [digest_text(str(number)) for number in range(4000)]
@@ -45,15 +40,3 @@ def test_membership_is_that_of_a_set(asked, known):
     held = np.array(sorted(DIGESTS[number] for number in known), "S32")
     found = is_among([DIGESTS[number] for number in asked], held)
     assert found.tolist() == [number in known for number in asked] and found.dtype == bool
-
-
-def test_documents_of_corpora_are_read_without_blank_ones(tmp_path):
-    """A few at a time; a document of both corpora has one digest."""
-    rows = [["a", None, " \n", "b"], ["b ", "", "c"], ["d"] * 2001]
-    files = [tmp_path / f"{number}.parquet" for number in range(3)]
-    for file, texts in zip(files, rows, strict=True):
-        pq.write_table(pa.table({"text": texts, "other": list(range(len(texts)))}), file)
-    one, other = CorpusFiles(tuple(files[:2]), "", "", ""), CorpusFiles(tuple(files[2:]), "", "", "")
-    assert list(read_texts(one)) == [["a", "b"], ["b ", "c"]]
-    assert [len(texts) for texts in read_texts(other)] == [1000, 1000, 1]
-    assert digest_corpora([one, other]).tolist() == sorted(map(digest_text, "abcd"))

@@ -117,7 +117,12 @@ BLOCKS = {
         {"probe": 4, "remeasure": 4, "general": 4, "domain": 4, "reception": 4, "train": 16}.items()
     )
 }
-SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 6 * 64, "tokens_per_step": 64, "reports": 2, "recompute_every": 2}
+SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 4 * 32, "tokens_per_step": 32, "reports": 2, "recompute_every": 1}
+
+
+@pytest.fixture(scope="module")
+def measured(apart, backbone):
+    return apart(probed, ProbeWork(backbone, 4, held_out=("general", "domain")), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +196,8 @@ def trained(work, place, folder):
         ("lora", Fit()),
     ],
 )
-def test_stage_two_trains_as_on_the_cpu(apart, backbone, tmp_path, tunes, fit):
+def test_stage_two_trains_as_on_the_cpu(apart, backbone, measured, tmp_path, tunes, fit):
     """The same scores, resumed from a checkpoint as well, and of the trained model in the end."""
-    measured = apart(probed, ProbeWork(backbone, 4, held_out=("general", "domain")), "cpu")
     work = TrainWork(
         backbone=backbone,
         training=TrainingSpec(**SPEC, tunes=tunes),
