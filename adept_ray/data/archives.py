@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.formats import ARCHIVES, FORMATS, SUPPORTED, is_text
@@ -126,6 +126,20 @@ class ZipReader:
             yield from read_all(open_reader(member, self._omissions), columns)
 
 
+class CheckedMember(tarfile.TarInfo):
+    """A member of a tar archive whose header must be whole: tarfile takes a damaged one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next member. Raises :class:`tarfile.ReadError` where neither it nor the end's mark is next."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] - typeshed has no word of it
+            raise
+        except tarfile.HeaderError as problem:
+            raise tarfile.ReadError(str(problem)) from None
+
+
 class TarReader:
     """A tar archive, packed or not, which is read from its beginning to its end; it is one piece."""
 
@@ -142,13 +156,26 @@ class TarReader:
         with (
             explain_damage(self.content, "tar"),
             self.content.open_sequential() as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=CheckedMember) as archive,
         ):
             for info in archive:
                 if info.isfile() and is_member(info.name, self.content, self._omissions):
                     count += 1
                     yield from self._omissions.guard(self._read_member(archive, info, columns))
+            self._check_end(cast(BinaryIO, archive.fileobj))
         check_members(count, self.content)
+
+    def _check_end(self, stream: BinaryIO) -> None:
+        """Read what follows an archive's end, also for the sake of a compressed file's checksum.
+
+        Raises :class:`UserError` where that is more than zeros.
+        """
+        while block := stream.read(RUN_BYTES[1]):
+            if block.strip(b"\0"):
+                raise UserError(
+                    f"{self.content.where}: goes on behind its end, as joined or damaged tar archives do; "
+                    "unpack it and give the folder"
+                )
 
     def _read_member(
         self, archive: tarfile.TarFile, info: tarfile.TarInfo, columns: Sequence[str]

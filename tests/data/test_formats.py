@@ -302,6 +302,21 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path):
     assert "b.zip, b.txt: can't be unpacked without a password" in refused(path, tmp_path)
 
 
+def test_a_damaged_tar_is_never_taken_for_a_shorter_one(tmp_path):
+    """A header with a wrong byte, an end in or before a header, or more behind the end: none goes unsaid."""
+    whole = tarred(tmp_path / "a.tar", {f"{at}.txt": b"words" for at in range(4)}).read_bytes()
+    path, second = tmp_path / "b.tar", 1024  # a header and a block of content come before
+    joined = whole.rstrip(b"\0") + bytes(2048) + whole
+    flipped = whole[:second] + b"X" + whole[second + 1 :]
+    for damaged in (flipped, whole[: second + 100], whole[:second], whole[: 4 * second], joined):
+        path.write_bytes(damaged)
+        said = refused(path, tmp_path)
+        assert "truncated or damaged tar file" in said or "goes on behind its end" in said
+    packed = tmp_path / "c.tar.gz"
+    packed.write_bytes(gzip.compress(whole)[:-8] + bytes(8))
+    assert "truncated or damaged gzip file" in refused(packed, tmp_path)
+
+
 @pytest.mark.parametrize("kind", [zipped, tarred])
 def test_an_archive_without_text_is_refused(kind, tmp_path):
     """With the formats that there are."""
