@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,9 @@ from adept_ray.data.rows import Located, Omissions, Reader, read_all
 RUN_BYTES = 2**14, 2**20  # of an archive that are fetched at once: a 256th of it, within these bounds
 AHEAD = 4 * 2**20  # where one member is larger, it comes in pieces of that many
 ENCRYPTED = 1  # bit of a member's flags
+# The record at a zip archive's end, and where in it is the number of members: the last two bytes of it, or
+# all bits for a number that stands elsewhere.
+END_BYTES, COUNT_AT, COUNT, MOST_COUNTED = 22, 10, struct.Struct("<H"), 2**16
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class ZipReader:
         """
         with explain_damage(self.content, "zip"):
             infos = sorted(self._archive.infolist(), key=lambda info: info.header_offset)
+            self._check_list(infos)
         ends = [info.header_offset for info in infos[1:]] + [self._archive.start_dir]
         wanted = min(max(self._file.size // 256, RUN_BYTES[0]), RUN_BYTES[1])
         runs: list[Run] = []
@@ -99,6 +105,14 @@ class ZipReader:
             runs.append(Run(begun[0].header_offset, last, tuple(begun)))
         check_members(len(runs), self.content)
         return runs
+
+    def _check_list(self, infos: Sequence[zipfile.ZipInfo]) -> None:
+        """Raise :class:`zipfile.BadZipFile` for a list that isn't whole: a wrong length in it hides members."""
+        self._file.seek(-END_BYTES - len(self._archive.comment), io.SEEK_END)
+        (count,) = COUNT.unpack_from(self._file.read(END_BYTES) or b"", COUNT_AT)
+        is_whole = count in (len(infos) % MOST_COUNTED, MOST_COUNTED - 1)
+        if not is_whole or (infos and infos[0].header_offset < 0):
+            raise zipfile.BadZipFile
 
     def _is_chosen(self, info: zipfile.ZipInfo) -> bool:
         return (

@@ -22,6 +22,7 @@ TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in th
 SEQUENTIAL = 4 * 2**20  # bytes of one request where a file is read from its beginning on
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Ending → the compression's name."""
+XZ_BYTES = 2**16  # packed ones that are unpacked at once
 SHORT_ENDINGS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
@@ -169,11 +170,43 @@ def decompress(stream: BinaryIO, compression: str) -> BinaryIO:
     if not compression:
         return stream
     if compression == ".xz":
-        return cast(BinaryIO, lzma.open(stream))
+        return cast(BinaryIO, io.BufferedReader(XzStream(stream)))
     import pyarrow as pa
 
     packed = pa.PythonFile(stream, "r")
     return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(packed, COMPRESSIONS[compression])))
+
+
+class XzStream(io.RawIOBase):
+    """The content of an .xz file, all of its parts: Python's own reader drops what follows a damaged one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._part = stream, lzma.LZMADecompressor()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill `buffer` from what is unpacked next; returns the bytes that came, none at the end.
+
+        Raises :class:`EOFError` and :class:`lzma.LZMAError` for what is damaged.
+        """
+        content = b""
+        while not content:
+            packed = b""
+            if self._part.eof:
+                packed = self._part.unused_data.lstrip(b"\0")  # with which parts are filled up
+                while not packed:
+                    if not (piece := self._stream.read(XZ_BYTES)):
+                        return 0
+                    packed = piece.lstrip(b"\0")
+                self._part = lzma.LZMADecompressor()
+            elif self._part.needs_input and not (packed := self._stream.read(XZ_BYTES)):
+                raise EOFError
+            content = self._part.decompress(packed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
 
 
 @contextmanager

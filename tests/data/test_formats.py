@@ -287,6 +287,27 @@ def test_a_bad_member_is_refused_or_skipped_and_counted(kind, tmp_path):
     assert good.omitted == ""
 
 
+@pytest.mark.parametrize("byte", [29, 31, 33])
+def test_a_list_of_members_that_hides_some_is_damaged(byte, tmp_path):
+    """The length of a name, of what is added to it or of a comment that is too large swallows other members."""
+    path = zipped(tmp_path / "a.zip", {f"{at}.txt": b"words" for at in range(4)})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + byte - 1] += 51  # an entry takes so many bytes
+    path.write_bytes(raw)
+    assert "a.zip: truncated or damaged zip file" in refused(path, tmp_path)
+
+
+def test_no_part_of_an_xz_file_is_passed_over(tmp_path):
+    """What follows its first part is read, zeros between parts left out; or the file is damaged."""
+    first, second = (lzma.compress(line + b"\n") for line in LINES.splitlines())
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(first + bytes(4) + second)
+    assert texts(read(path, tmp_path)) == TEXTS
+    path.write_bytes(first + b"X" + second)
+    with pytest.raises(UserError, match="truncated or damaged xz file"):
+        read(path, tmp_path)
+
+
 def test_a_damaged_member_of_a_zip_is_named(tmp_path):
     """Its checksum tells; so does a password that it wants."""
     path = zipped(tmp_path / "a.zip", {"a.txt": random.Random(0).randbytes(99).hex()})
