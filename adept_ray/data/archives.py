@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import BinaryIO, Self, cast
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import BadContent, UserError
 from adept_ray.data.formats import ARCHIVES, FORMATS, SUPPORTED, is_text
 from adept_ray.data.opening import Content, RangedFile, explain_damage
 from adept_ray.data.rows import Located, Omissions, Reader, read_all
@@ -134,7 +134,7 @@ class ZipReader:
 
         where = f"{self.content.where}, {info.filename}"
         if info.flag_bits & ENCRYPTED:
-            raise UserError(f"{where}: can't be unpacked without a password")
+            raise BadContent(f"{where}: can't be unpacked without a password")
         member = Content(info.filename, where, unpack, inside=True)
         with explain_damage(member, "zip"):
             yield from read_all(open_reader(member, self._omissions), columns)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.config.errors import BadContent, UserError, shorten_error
 from adept_ray.data.uris import WEB, open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
@@ -223,13 +223,14 @@ def explain_damage(content: Content, kind: str = "") -> Iterator[None]:
     except UserError:
         raise
     except UnicodeDecodeError:
-        raise UserError(f"{content.where}: holds bytes that are not UTF-8") from None
+        raise BadContent(f"{content.where}: holds bytes that are not UTF-8") from None
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException):
-        raise UserError(damaged) from None
+        raise BadContent(damaged) from None
     except (NotImplementedError, RuntimeError) as problem:  # how zip archives refuse what they can't unpack
-        raise UserError(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
+        raise BadContent(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
     except OSError as problem:
         if type(problem) is not OSError:  # the hub's own are explained by whoever knows the repository
             raise
-        why = f"{content.where}: can't be read: {problem.strerror}" if problem.errno else damaged
-        raise UserError(why) from None
+        if problem.errno:
+            raise UserError(f"{content.where}: can't be read: {problem.strerror}") from None
+        raise BadContent(damaged) from None

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.config.errors import BadContent, UserError, shorten_error
 from adept_ray.data.opening import Content, explain_damage
 from adept_ray.data.rows import Located, PlainText
 
@@ -34,7 +34,7 @@ class TextReader:
         return (0,)
 
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
-        """Its rows, from the first on. Raises :class:`UserError` for what is wrong with it."""
+        """Its rows, from the first on. Raises :class:`BadContent` for what is wrong with it."""
         with explain_damage(self.content), self.content.open_sequential() as stream:
             yield from self.parse(stream)
 
@@ -55,9 +55,9 @@ class LinesReader(TextReader):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as problem:
-                raise UserError(f"{where}: not valid JSON at column {problem.colno}: {problem.msg}") from None
+                raise BadContent(f"{where}: not valid JSON at column {problem.colno}: {problem.msg}") from None
             except (ValueError, RecursionError):
-                raise UserError(
+                raise BadContent(
                     f"{where}: not readable JSON: nested too deeply, or a number too long"
                 ) from None
             yield where, check_object(row, where)
@@ -84,7 +84,7 @@ class JsonReader(TextReader):
                 continue
             if not held:
                 if depth:
-                    raise UserError(f"{self.content.where}: breaks off after row {number}, within the array")
+                    raise BadContent(f"{self.content.where}: breaks off after row {number}, within the array")
                 return
             number += 1
             row, end = None, 0
@@ -94,13 +94,13 @@ class JsonReader(TextReader):
                 except json.JSONDecodeError as problem:
                     inside = problem.pos < len(held) - NEAR_END and "Unterminated" not in problem.msg
                     if inside or not more or len(held) > LARGEST_OBJECT:
-                        raise UserError(
+                        raise BadContent(
                             f"{self.content.where}, row {number}: not valid JSON: {problem.msg}"
                         ) from None
                     piece = read(max(READ_AT_ONCE, len(held)))
                     held, more = held + piece, bool(piece)
                 except (ValueError, RecursionError):
-                    raise UserError(
+                    raise BadContent(
                         f"{self.content.where}, row {number}: not readable JSON: nested too deeply, or a "
                         "number too long"
                     ) from None
@@ -120,16 +120,16 @@ class TableReader(TextReader):
         try:
             names = next(rows, [])
             if len(set(names)) < len(names):
-                raise UserError(f"{where}: its first line names a column twice: {', '.join(names)}")
+                raise BadContent(f"{where}: its first line names a column twice: {', '.join(names)}")
             for number, fields in enumerate(rows, 1):
                 if fields and len(fields) != len(names):
-                    raise UserError(
+                    raise BadContent(
                         f"{where}, row {number}: {len(fields)} fields where the first line names {len(names)}"
                     )
                 if fields:
                     yield f"{where}, row {number}", dict(zip(names, fields, strict=True))
         except csv.Error as problem:
-            raise UserError(f"{where}, row {number + 1}: no valid table: {problem}") from None
+            raise BadContent(f"{where}, row {number + 1}: no valid table: {problem}") from None
 
 
 class ParagraphsReader(TextReader):
@@ -193,7 +193,7 @@ class WebArchiveReader(TextReader):
                     text = extract_text(trafilatura, record.content_stream().read())
                     yield where, PlainText(text=text, url=url)
         except self._warcio.ArchiveLoadFailed as problem:
-            raise UserError(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
+            raise BadContent(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
 
 
 def is_page(record: Any) -> bool:
@@ -222,7 +222,7 @@ def import_optional(module: str, where: str) -> Any:
 
 
 def iterate_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text in UTF-8, numbered from 1 on. Raises :class:`UserError` for other bytes."""
+    """The lines of a text in UTF-8, numbered from 1 on. Raises :class:`BadContent` for other bytes."""
     for number, raw in enumerate(stream, 1):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -230,12 +230,12 @@ def iterate_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
 
 
 def decode_text(raw: bytes, where: str) -> str:
-    """Bytes as text. Raises :class:`UserError`, naming the first one that is none."""
+    """Bytes as text. Raises :class:`BadContent`, naming the first one that is none."""
     try:
         return raw.decode()
     except UnicodeDecodeError as problem:
         bad = problem.object[problem.start]
-        raise UserError(f"{where}: byte {problem.start + 1} ({bad:#04x}) is not UTF-8") from None
+        raise BadContent(f"{where}: byte {problem.start + 1} ({bad:#04x}) is not UTF-8") from None
 
 
 def read_document(stream: BinaryIO, where: str) -> str:
@@ -244,9 +244,9 @@ def read_document(stream: BinaryIO, where: str) -> str:
 
 
 def check_object(row: object, where: str) -> dict[str, object]:
-    """A row of JSON. Raises :class:`UserError` for what is no object."""
+    """A row of JSON. Raises :class:`BadContent` for what is no object."""
     if not isinstance(row, dict):
-        raise UserError(f'{where}: must be a JSON object such as {{"text": "…"}}, not {type(row).__name__}')
+        raise BadContent(f'{where}: must be a JSON object such as {{"text": "…"}}, not {type(row).__name__}')
     return row
 
 
