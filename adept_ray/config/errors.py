@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class BadContent(UserError):
-    """Something that a file holds is damaged, or isn't what its ending says; what lies beside it may be good."""
+    """Something that a file holds is damaged, or isn't what its ending says; the next thing may be good."""
 
 
 class UnfinishedRun(UserError):

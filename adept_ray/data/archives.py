@@ -19,6 +19,7 @@ from adept_ray.data.rows import Located, Omissions, Reader, read_all
 
 RUN_BYTES = 2**14, 2**20  # of an archive that are fetched at once: a 256th of it, within these bounds
 AHEAD = 4 * 2**20  # where one member is larger, it comes in pieces of that many
+END = tarfile.EOFHeaderError  # type: ignore[attr-defined]  # typeshed doesn't know what says it is the end
 ENCRYPTED = 1  # bit of a member's flags
 # The record at a zip archive's end, and where in it is the number of members: the last two bytes of it, or
 # all bits for a number that stands elsewhere.
@@ -107,7 +108,7 @@ class ZipReader:
         return runs
 
     def _check_list(self, infos: Sequence[zipfile.ZipInfo]) -> None:
-        """Raise :class:`zipfile.BadZipFile` for a list that isn't whole: a wrong length in it hides members."""
+        """Raise :class:`zipfile.BadZipFile` for a list that isn't whole: a wrong length hides members."""
         self._file.seek(-END_BYTES - len(self._archive.comment), io.SEEK_END)
         (count,) = COUNT.unpack_from(self._file.read(END_BYTES) or b"", COUNT_AT)
         is_whole = count in (len(infos) % MOST_COUNTED, MOST_COUNTED - 1)
@@ -148,7 +149,7 @@ class CheckedMember(tarfile.TarInfo):
         """The next member. Raises :class:`tarfile.ReadError` where neither it nor the end's mark is next."""
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] - typeshed has no word of it
+        except END:
             raise
         except tarfile.HeaderError as problem:
             raise tarfile.ReadError(str(problem)) from None

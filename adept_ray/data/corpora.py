@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.places import split_query
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA
@@ -240,11 +241,13 @@ def _name_order(name: str, order: RemoteOrder, cache: Path, note: str = "") -> C
     made_of = name_content(order)
     path = cache / "corpora" / f"{made_of}.parquet"
     each = list(zip(order.sources, order.versions, strict=True))
-    versions = ", ".join(f"{source.place}@{version[:12]}" for source, version in each)
+    versions = ", ".join(f"{split_query(source.place)[0]}@{version[:12]}" for source, version in each)
     if not path.exists():
         for source, version in each:
             source.check(version)
-    return CorpusFiles((path,), made_of, name, f"{note}; {versions}" if note else versions, order)
+    return CorpusFiles(
+        (path,), made_of, split_query(name)[0], f"{note}; {versions}" if note else versions, order
+    )
 
 
 def fill_corpus(corpus: CorpusFiles, update: Callable[[int, int], None] = lambda done, of: None) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from adept_ray.config.errors import BadContent, UserError, shorten_error
-from adept_ray.data.uris import WEB, open_uri
+from adept_ray.config.places import split_query
+from adept_ray.data.uris import open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
 SEQUENTIAL = 4 * 2**20  # bytes of one request where a file is read from its beginning on
@@ -151,8 +152,8 @@ def locate_content(place: str, where: str = "") -> Content:
 
 
 def name_in_place(place: str) -> str:
-    """The path in a place, without what a web address asks for behind it."""
-    return place.partition("?")[0] if place.startswith(WEB) else place
+    """The path in a place, without what a URI asks for behind it."""
+    return split_query(place)[0]
 
 
 def split_endings(name: str) -> tuple[str, str]:

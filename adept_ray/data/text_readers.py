@@ -55,7 +55,9 @@ class LinesReader(TextReader):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as problem:
-                raise BadContent(f"{where}: not valid JSON at column {problem.colno}: {problem.msg}") from None
+                raise BadContent(
+                    f"{where}: not valid JSON at column {problem.colno}: {problem.msg}"
+                ) from None
             except (ValueError, RecursionError):
                 raise BadContent(
                     f"{where}: not readable JSON: nested too deeply, or a number too long"

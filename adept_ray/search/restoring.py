@@ -32,7 +32,7 @@ SESSION = "%Y-%m-%d_%H-%M-%S"  # how Tune names the files of a command: the last
 
 
 def keep_files(saved: Path, experiment: str) -> None:
-    """Keep a copy, whole or not at all, of what Tune has `saved` on this machine but not yet in its folder."""
+    """Keep a copy, whole or not at all, of what Tune has `saved` here and not yet in its folder."""
     files = {name: content for name, _, content in _read_files(experiment, (TUNER,))}
     for kind in (RECORDS, GENERATOR, SEARCHER):
         if found := sorted(saved.glob(f"{kind}*")):

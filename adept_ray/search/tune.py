@@ -44,7 +44,7 @@ class TrialPoster(tune.Callback):
         self._run, self._describe = run, describe
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: object) -> None:
-        if trials:
+        if trials and trials[0].storage:
             self._saved = Path(trials[0].storage.experiment_driver_staging_path)
 
     def get_state(self) -> None:
@@ -142,7 +142,7 @@ def recover_trials(setup: SearchSetup, warn: Callable[[str], None]) -> list[Tune
         return load_tune_trials(setup.experiment)
     if has_trials(setup.storage):
         raise UserError(
-            f"{setup.experiment} holds no whole records of the search, so its trials can't be taken up again: "
+            f"{setup.experiment} holds no whole records of the search, so its trials can't be taken up: "
             "their scores stay in trials.csv and their weights where they are; search again under another "
             "--name"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.places import split_query
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.claims import Claim, claim_folder, claim_place
 from adept_ray.storage.files import delete_folder, format_json, open_filesystem, write_text
@@ -179,7 +180,7 @@ class Results:
 def make_run_name(run: RunSpec, what: str = "") -> str:
     """A name for the results folder: what, backbone, domain, time, and letters that tell it from others."""
     first, *others = run.domain.parts
-    domain = f"{Path(first.place).stem}{f'-and-{len(others)}-more' * bool(others)}"
+    domain = f"{Path(split_query(first.place)[0]).stem}{f'-and-{len(others)}-more' * bool(others)}"
     at = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     parts = [what, Path(run.backbone).stem, domain, at]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

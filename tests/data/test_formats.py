@@ -289,10 +289,10 @@ def test_a_bad_member_is_refused_or_skipped_and_counted(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [zipped, tarred])
 def test_only_bad_content_is_skipped(kind, tmp_path, monkeypatch):
-    """A package that isn't installed is asked for, and a place that fails is told; neither empties the cache."""
+    """A package that isn't installed is asked for, and a place that fails is told; neither goes i."""
     path = kind(tmp_path / ("a.zip" if kind is zipped else "a.tar"), {"a.html": b"x", "b.txt": b"words"})
     monkeypatch.setitem(sys.modules, "trafilatura", None)
-    with pytest.raises(UserError, match="pip install trafilatura$"):
+    with pytest.raises(UserError, match=r"pip install trafilatura$"):
         find_corpus(str(path), "text", tmp_path / "cache", skip_bad=True)
     omissions = Omissions(skip_bad=True)
 
@@ -300,14 +300,14 @@ def test_only_bad_content_is_skipped(kind, tmp_path, monkeypatch):
         raise UserError("s3://b/a.zip: can't be reached: timed out")
         yield
 
-    with pytest.raises(UserError, match="timed out$"):
+    with pytest.raises(UserError, match=r"timed out$"):
         list(omissions.guard(fail()))
     assert omissions.bad == [] and not list((tmp_path / "cache").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize("byte", [29, 31, 33])
 def test_a_list_of_members_that_hides_some_is_damaged(byte, tmp_path):
-    """The length of a name, of what is added to it or of a comment that is too large swallows other members."""
+    """A length that is too large, of a name, an addition or a comment, swallows other members."""
     path = zipped(tmp_path / "a.zip", {f"{at}.txt": b"words" for at in range(4)})
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"PK\x01\x02") + byte - 1] += 51  # an entry takes so many bytes

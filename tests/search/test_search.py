@@ -630,7 +630,7 @@ def test_trained_trials_are_never_forgotten(tmp_path):
     trained.write_bytes(b"weights")
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "experiment_state-1.json").write_bytes(b"{")
-    with pytest.raises(UserError, match="no whole records of the search.*under another --name$"):
+    with pytest.raises(UserError, match=r"no whole records of the search.*under another --name$"):
         search.recover_trials(setup, lambda text: None)
     assert trained.exists()
 
