@@ -27,7 +27,7 @@ from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
 from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
-from adept_ray.data.near_duplicates import find_near_duplicates
+from adept_ray.data.near_duplicates import NEAR_VERSION, find_near_duplicates
 from adept_ray.data.splits import choose_splits, digest_corpora, digest_text, is_among, key_documents
 from adept_ray.storage.files import (
     delete_folder,
@@ -145,7 +145,7 @@ def build_blocks(
         plan.seq_len,
         dict(plan.splits),
         plan.seed,
-        *([plan.near_duplicates] if plan.near_duplicates else []),
+        *([plan.near_duplicates, NEAR_VERSION] if plan.near_duplicates else []),
     )
     place = f"{shared or cache.absolute()}/blocks/{name}"
     made = _find_blocks(plan, place, say)
