@@ -130,6 +130,7 @@ class Results:
 
     def adopt_folder(self, place: str, name: str) -> None:
         """Move a folder that a worker saved at `place` to `name` in the results."""
+        self.check_claim()
         filesystem, source = open_filesystem(place)
         if not self._remote:
             shutil.rmtree(self.folder / name, ignore_errors=True)  # of an earlier attempt
@@ -151,8 +152,17 @@ class Results:
         there = filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound
         return there or (self.folder / name).exists()
 
+    def check_claim(self) -> None:
+        """Raise :class:`UserError` where another command has taken the folder in the meantime."""
+        if self._claim:
+            self._claim.check()
+
     def write(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all; behind a URI, too, so that another machine can resume."""
+        """Write a text file whole or not at all; behind a URI, too, so that another machine can resume.
+
+        Raises :class:`UserError` as :meth:`check_claim` does.
+        """
+        self.check_claim()
         path = write_text(self.folder / name, text)
         if self._remote:
             from pyarrow import fs
@@ -166,7 +176,11 @@ class Results:
         return self.write(name, format_json(data, indent=1) + "\n")
 
     def publish(self) -> str:
-        """Copy the folder to its place (nothing to do for a local one) and release it; returns the place."""
+        """Copy the folder to its place (nothing to do for a local one) and release it; returns the place.
+
+        Raises :class:`UserError` as :meth:`check_claim` does.
+        """
+        self.check_claim()
         if self._remote:
             from pyarrow import fs
 
