@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +29,8 @@ from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, list_names
 from adept_ray.data.uri_corpora import UriSource
 
-BUILDER_VERSION = 1  # part of a preset's fingerprint: raise it when documents would come out differently
-FILES_VERSION = 2  # the same of corpora of this machine's files
-HUB_VERSION = 3  # the same of corpora from the hub and from other places elsewhere
+BUILDER_VERSION = 1  # part of every corpus fingerprint: raise it when documents would come out differently
+HUB_VERSION = 2  # the same of corpora from the hub and from other places elsewhere
 HUB_MARK = "hf:"
 TEXT_BYTES = 256 * 2**20  # of a corpus from elsewhere of which nobody says how much is needed
 HUB_TEXT = re.compile(
@@ -201,7 +200,7 @@ def _build_from_files(
     # without file names: a moved or renamed corpus is still the same corpus
     kinds = [find_ending(file.name) for file in files]
     asked = (recipe.identity, digests, kinds, *name_skipping(skip_bad))
-    made_of = fingerprint("files", FILES_VERSION, *asked)
+    made_of = fingerprint("files", BUILDER_VERSION, *asked, *name_packing(kinds))
     path = cache / "corpora" / f"{made_of}.parquet"
     if not path.exists():
         omissions = Omissions(skip_bad)
@@ -209,6 +208,12 @@ def _build_from_files(
         write_corpus(documents, path, str(root), recipe.refusal, omissions)
     note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
     return CorpusFiles((path,), made_of, root.name or str(root), note, left_out=found.left_out)
+
+
+def name_packing(kinds: Sequence[str]) -> list[str]:
+    """What names corpora of kinds of files of which an earlier version may have lost damaged parts unsaid."""
+    parts = {part for kind in kinds for part in kind.split(".")}
+    return ["whole"] if parts & {"tar", "zip", "xz", "wet", "warc"} else []
 
 
 def name_skipping(skip_bad: bool) -> list[str]:

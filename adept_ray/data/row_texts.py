@@ -38,8 +38,8 @@ class TextRecipe:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that must be read, each once."""
-        paths = [path.column for _, path in parse_column(self.column) if path]
+        """The columns that must be read, or paths into them, each once."""
+        paths = [path.text for _, path in parse_column(self.column) if path]
         return list(dict.fromkeys([*paths, *(parse_filter(self.filter).columns if self.filter else ())]))
 
     @property

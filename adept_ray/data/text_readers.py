@@ -76,15 +76,15 @@ class JsonReader(TextReader):
 
     def _decode(self, read: Callable[[int], str]) -> Iterator[object]:
         decode = json.JSONDecoder().raw_decode
-        held, number, more, depth = "", 0, True, 0
+        held, at, number, more, depth = "", 0, 0, True, 0
         while True:
-            start, held = skip_between(held)
-            depth += start.count("[") - start.count("]")
-            if not held and more:
-                held = read(READ_AT_ONCE)
+            before, at = at, skip_between(held, at)
+            depth += held.count("[", before, at) - held.count("]", before, at)
+            if at == len(held) and more:
+                held, at = read(READ_AT_ONCE), 0
                 more = bool(held)
                 continue
-            if not held:
+            if at == len(held):
                 if depth:
                     raise BadContent(f"{self.content.where}: breaks off after row {number}, within the array")
                 return
@@ -92,21 +92,21 @@ class JsonReader(TextReader):
             row, end = None, 0
             while not end:
                 try:
-                    row, end = decode(held)
+                    row, end = decode(held, at)
                 except json.JSONDecodeError as problem:
                     inside = problem.pos < len(held) - NEAR_END and "Unterminated" not in problem.msg
-                    if inside or not more or len(held) > LARGEST_OBJECT:
+                    if inside or not more or len(held) - at > LARGEST_OBJECT:
                         raise BadContent(
                             f"{self.content.where}, row {number}: not valid JSON: {problem.msg}"
                         ) from None
-                    piece = read(max(READ_AT_ONCE, len(held)))
-                    held, more = held + piece, bool(piece)
+                    piece = read(max(READ_AT_ONCE, len(held) - at))
+                    held, at, more = held[at:] + piece, 0, bool(piece)
                 except (ValueError, RecursionError):
                     raise BadContent(
                         f"{self.content.where}, row {number}: not readable JSON: nested too deeply, or a "
                         "number too long"
                     ) from None
-            held = held[end:]
+            at = end
             yield row
 
 
@@ -189,13 +189,23 @@ class WebArchiveReader(TextReader):
                 where = f"{self.content.where}, record {number}"
                 url = record.rec_headers.get_header("WARC-Target-URI")
                 if record.rec_type == "conversion":
-                    yield where, PlainText(text=read_document(record.content_stream(), where), url=url)
+                    text = read_document(record.content_stream(), where)
+                    check_length(record, where)
+                    yield where, PlainText(text=text, url=url)
                 elif record.rec_type == "response" and is_page(record):
                     trafilatura = import_optional("trafilatura", where)
-                    text = extract_text(trafilatura, record.content_stream().read())
+                    page = record.content_stream().read()
+                    check_length(record, where)
+                    text = extract_text(trafilatura, page)
                     yield where, PlainText(text=text, url=url)
         except self._warcio.ArchiveLoadFailed as problem:
             raise BadContent(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
+
+
+def check_length(record: Any, where: str) -> None:
+    """Raise :class:`BadContent` where a record that was read ends before the length that its head names."""
+    if getattr(record.raw_stream, "limit", 0) > 0:
+        raise BadContent(f"{where}: breaks off before its end; copy or download the file again")
 
 
 def is_page(record: Any) -> bool:
@@ -252,8 +262,7 @@ def check_object(row: object, where: str) -> dict[str, object]:
     return row
 
 
-def skip_between(held: str) -> tuple[str, str]:
-    """What separates the next object from the one before, and the text from that object on."""
-    found = BETWEEN.match(held)
-    end = found.end() if found else 0
-    return held[:end], held[end:]
+def skip_between(held: str, at: int) -> int:
+    """Where in a text the next object begins, or its end, from a place behind the object before."""
+    found = BETWEEN.match(held, at)
+    return found.end() if found else at

@@ -22,6 +22,7 @@ from adept_ray.data.archives import ZipReader, open_reader
 from adept_ray.data.corpora import find_corpus, resolve_corpus
 from adept_ray.data.formats import FORMATS, find_ending, select_files
 from adept_ray.data.opening import COMPRESSIONS, locate_content
+from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, iterate_pieces, read_all
 
 TEXTS = ['one "quoted", ü', "two\nlines"]
@@ -405,3 +406,37 @@ def test_a_zip_of_zips_is_not_unpacked(tmp_path):
     path = zipped(tmp_path / "a.zip", {"a.txt": b"words", "b.tar": b"", "__MACOSX/._a.txt": b"x"})
     ZipReader(locate_content(str(path)), omissions).list_pieces()
     assert [name.rpartition(", ")[2] for name in omissions.other] == ["b.tar", "__MACOSX/._a.txt"]
+
+
+def test_a_column_that_looks_like_a_path_is_read_from_every_format(tmp_path):
+    """It goes before the path, in the text and in a filter."""
+    rows = [{"meta": {"text": "nested", "score": 1}, "meta.text": "flat", "meta.score": 3}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    pyarrow.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "c.feather")
+    recipe = TextRecipe("meta.text", "meta.score == 3")
+    for name in ("a.jsonl", "b.parquet", "c.feather"):
+        found = resolve_corpus(str(tmp_path / name), recipe, tmp_path / "cache")
+        assert texts(found) == ["flat"]
+
+
+def test_half_a_page_of_a_web_archive_is_none(tmp_path):
+    """A file that isn't packed names the length of each page."""
+    pytest.importorskip("warcio")
+    (tmp_path / "a.wet").write_bytes(warc(".wet")[:-200])
+    with pytest.raises(UserError, match=r"a.wet, record 2: breaks off before its end"):
+        read(tmp_path / "a.wet", tmp_path)
+
+
+def test_an_array_is_not_copied_for_each_of_its_objects(tmp_path):
+    """What is decoded is the text that was read, from the next object on."""
+    seen = []
+
+    class Counted(str):
+        def __getitem__(self, at):
+            seen.append(at)
+            return str.__getitem__(self, at)
+
+    pieces = iter([Counted(json.dumps([{"text": "a"}] * 1000))])
+    reader = text_readers.JsonReader(locate_content("a.json"))
+    assert len(list(reader._decode(lambda size: next(pieces, "")))) == 1000 and len(seen) < 10
