@@ -222,7 +222,7 @@ def store_corpus(folder: Path, name: str, *parts: list[str]) -> CorpusFiles:
     """A corpus of documents, each part of them in a file of its own."""
     shards = []
     for number, texts in enumerate(parts):
-        shards += write_shards(texts, lambda _, number=number: str(folder / f"{name}-{number}.parquet"))[0]
+        shards += write_shards(texts, lambda _: str(folder / f"{name}-{number}.parquet"))[0]  # noqa: B023
     store_index(CorpusIndex(tuple(shards)), folder / f"{name}.json")
     return CorpusFiles(folder / f"{name}.json", name, name, "")
 

@@ -44,7 +44,9 @@ class ForkedScript:
         with open(os.devnull) as nothing:
             outputs = nothing.fileno(), written[0], written[-1]
             argv = [str(ROOT / "scripts" / script), *flags]
-            self.pid, self._stem = ask_stem("script", argv, str(folder), os.environ | env, outputs)
+            made = ask_stem("script", argv, str(folder), os.environ | env, outputs)
+        assert made  # only a process of Ray's may be denied one
+        self.pid, self._stem = made
         for end in written:
             os.close(end)
         self.stdout, *others = (os.fdopen(end, encoding="utf-8") for end, _ in ends)
@@ -63,7 +65,7 @@ class ForkedScript:
             try:
                 self.returncode = receive_status(self._stem)
             except TimeoutError:
-                raise subprocess.TimeoutExpired(self.pid, timeout) from None
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0) from None
         return self.returncode
 
     def kill(self):

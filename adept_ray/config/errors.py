@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input: one sentence saying what is wrong, where, and what would be right."""
 
 
+class BadContent(UserError):
+    """Something that a file holds is damaged, or isn't what its ending says; the next thing may be good."""
+
+
 class UnfinishedRun(UserError):
     """A fault that stopped a run half-way. What is finished is kept, so a command that resumes it helps."""
 

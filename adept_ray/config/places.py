@@ -22,6 +22,9 @@ SEARCH_SPACES = next(
 )
 
 
+QUERY, WEB_QUERY = re.compile(r"\?[\w.%-]+=[^?]*$"), re.compile(r"\?.*$", re.DOTALL)
+
+
 def refuse_secret(place: object) -> str:
     """A path or URI as it is kept; one with a secret is refused, because it is printed and written down."""
     text = os.path.expanduser(str(place))
@@ -31,6 +34,23 @@ def refuse_secret(place: object) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return text.rstrip("/") or text[:1]  # "/" is one, too
+
+
+def split_query(place: str) -> tuple[str, str]:
+    """A place without its query, which may hold a signature, and that; it is empty where there is none.
+
+    Outside the web a ``?`` is a glob's, unless ``name=value`` follows.
+    """
+    if "://" not in place:
+        return place, ""
+    mark = WEB_QUERY if place.startswith(("http://", "https://")) else QUERY
+    found = mark.search(place)
+    return (place[: found.start()], found[0][1:]) if found else (place, "")
+
+
+def drop_queries(text: str) -> str:
+    """A text without the queries of its web addresses: some are signed, which is as good as a password."""
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
 
 
 def make_absolute(place: str) -> str:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import BadContent, UserError
 from adept_ray.data.formats import ARCHIVES, FORMATS, SUPPORTED, is_text
 from adept_ray.data.opening import Content, RangedFile, explain_damage
 from adept_ray.data.rows import Located, Omissions, Reader, read_all
 
 RUN_BYTES = 2**14, 2**20  # of an archive that are fetched at once: a 256th of it, within these bounds
 AHEAD = 4 * 2**20  # where one member is larger, it comes in pieces of that many
+END = tarfile.EOFHeaderError  # type: ignore[attr-defined]  # typeshed doesn't know what says it is the end
 ENCRYPTED = 1  # bit of a member's flags
+# The record at a zip archive's end, and where in it is the number of members: the last two bytes of it, or
+# all bits for a number that stands elsewhere.
+END_BYTES, COUNT_AT, COUNT, MOST_COUNTED = 22, 10, struct.Struct("<H"), 2**16
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class ZipReader:
         """
         with explain_damage(self.content, "zip"):
             infos = sorted(self._archive.infolist(), key=lambda info: info.header_offset)
+            self._check_list(infos)
         ends = [info.header_offset for info in infos[1:]] + [self._archive.start_dir]
         wanted = min(max(self._file.size // 256, RUN_BYTES[0]), RUN_BYTES[1])
         runs: list[Run] = []
@@ -99,6 +106,14 @@ class ZipReader:
             runs.append(Run(begun[0].header_offset, last, tuple(begun)))
         check_members(len(runs), self.content)
         return runs
+
+    def _check_list(self, infos: Sequence[zipfile.ZipInfo]) -> None:
+        """Raise :class:`zipfile.BadZipFile` for a list that isn't whole: a wrong length hides members."""
+        self._file.seek(-END_BYTES - len(self._archive.comment), io.SEEK_END)
+        (count,) = COUNT.unpack_from(self._file.read(END_BYTES) or b"", COUNT_AT)
+        is_whole = count in (len(infos) % MOST_COUNTED, MOST_COUNTED - 1)
+        if not is_whole or (infos and infos[0].header_offset < 0):
+            raise zipfile.BadZipFile
 
     def _is_chosen(self, info: zipfile.ZipInfo) -> bool:
         return (
@@ -124,10 +139,24 @@ class ZipReader:
 
         where = f"{self.content.where}, {info.filename}"
         if info.flag_bits & ENCRYPTED:
-            raise UserError(f"{where}: can't be unpacked without a password")
+            raise BadContent(f"{where}: can't be unpacked without a password")
         member = Content(info.filename, where, unpack, inside=True)
         with explain_damage(member, "zip"):
             yield from read_all(open_reader(member, self._omissions), columns)
+
+
+class CheckedMember(tarfile.TarInfo):
+    """A member of a tar archive whose header must be whole: tarfile takes a damaged one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next member. Raises :class:`tarfile.ReadError` where neither it nor the end's mark is next."""
+        try:
+            return super().fromtarfile(archive)
+        except END:
+            raise
+        except tarfile.HeaderError as problem:
+            raise tarfile.ReadError(str(problem)) from None
 
 
 class TarReader:
@@ -150,13 +179,26 @@ class TarReader:
         with (
             explain_damage(self.content, "tar"),
             self.content.open_sequential() as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=CheckedMember) as archive,
         ):
             for info in archive:
                 if info.isfile() and is_member(info.name, self.content, self._omissions):
                     count += 1
                     yield from self._omissions.guard(self._read_member(archive, info, columns))
+            self._check_end(cast(BinaryIO, archive.fileobj))
         check_members(count, self.content)
+
+    def _check_end(self, stream: BinaryIO) -> None:
+        """Read what follows an archive's end, also for the sake of a compressed file's checksum.
+
+        Raises :class:`UserError` where that is more than zeros.
+        """
+        while block := stream.read(RUN_BYTES[1]):
+            if block.strip(b"\0"):
+                raise UserError(
+                    f"{self.content.where}: goes on behind its end, as joined or damaged tar archives do; "
+                    "unpack it and give the folder"
+                )
 
     def _read_member(
         self, archive: tarfile.TarFile, info: tarfile.TarInfo, columns: Sequence[str]

@@ -16,6 +16,10 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
 }  # as ShareGPT has them
+NAMES = ("role", "content"), ("from", "value")
+"""How turns name their speaker and their text."""
+FORMER = NAMES[1]
+TURN = "turns of a chat have role and content, or from and value"
 # Some templates write today's date. With this one a corpus has the same text tomorrow.
 DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}\n"
 
@@ -49,25 +53,34 @@ class ChatTemplate:
 
 def name_speaker(turn: Turn) -> dict[str, object]:
     """A turn with role and content, as templates take it; nulls are left out, which many of them write."""
-    others = {str(key): value for key, value in turn.items() if value is not None}
-    speaker, content = (others.pop(name, None) for name in ("from", "value"))
-    if speaker is not None:
-        others.setdefault("role", ROLES.get(str(speaker), speaker))
-    if content is not None:
-        others.setdefault("content", content)
-    return others
+    speaker, content = find_names(turn) or NAMES[0]
+    others = {str(key): value for key, value in turn.items() if value is not None and key not in FORMER}
+    role = turn.get(speaker)
+    named = {"role": ROLES.get(str(role), role), "content": turn.get(content)}
+    return others | {key: value for key, value in named.items() if value is not None}
+
+
+def find_names(turn: object) -> tuple[str, str] | None:
+    """The names of a turn's speaker and of its text; None for what is no turn.
+
+    A turn that calls tools may have no text.
+    """
+    if not isinstance(turn, Mapping):
+        return None
+    there = [names for names in NAMES if set(names) <= set(turn)]
+    if not there and turn.get("tool_calls") and "role" in turn:
+        return NAMES[0]
+    return next((names for names in there if turn[names[0]] is not None), there[0] if there else None)
 
 
 def is_chat(value: object) -> bool:
     """Whether it is a list of turns."""
-    return isinstance(value, list) and all(
-        isinstance(turn, Mapping) and {"role", "content", "from", "value"} & set(turn) for turn in value
-    )
+    return isinstance(value, list) and all(map(find_names, value))
 
 
 def join_turns(turns: Sequence[Turn]) -> str:
     """The texts of the turns, a line each."""
-    return "\n".join(read_content(turn.get("value") or turn.get("content")) for turn in turns)
+    return "\n".join(read_content(name_speaker(turn).get("content")) for turn in turns)
 
 
 def read_content(content: object) -> str:
@@ -75,7 +88,7 @@ def read_content(content: object) -> str:
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, Mapping) else part for part in content)
         return "".join(str(part) for part in parts if part)
-    return str(content or "")
+    return "" if content is None else str(content)
 
 
 def read_chat_template(backbone: Backbone) -> ChatTemplate:

@@ -32,9 +32,17 @@ MOST, PART = 0.8, 0.2
 """Least share of a text's words that lie in matches, for each of these kinds."""
 SHOWN = 160  # characters of a passage that are kept
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's number is lost when hashes are multiplied
-# Words; in scripts that write none apart each sign is one (kana, Chinese characters, Thai, Lao).
-SIGNS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+")
+# Words; in scripts that write none apart each sign is one (kana, Chinese characters, Thai, Lao, Burmese,
+# Khmer).
+SIGNS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff"
+)
+# Marks that stand on letters, such as vowels of Hindi; Python doesn't count them to the letters of a word.
+MARKS = "".join(
+    chr(each) for each in range(0x300, 0x20000) if unicodedata.category(chr(each)) in ("Mn", "Mc")
+)
+WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+(?:[{MARKS}]+[^\W{SIGNS}]*)*")
 
 
 @dataclass(frozen=True)

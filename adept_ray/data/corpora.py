@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.places import split_query
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA
@@ -210,7 +211,7 @@ def _build_from_files(
     # without file names: a moved or renamed corpus is still the same corpus
     kinds = [find_ending(file.name) for file in files]
     asked = (recipe.identity, digests, kinds, *name_skipping(skip_bad))
-    made_of = fingerprint("files", BUILDER_VERSION, *asked)
+    made_of = fingerprint("files", BUILDER_VERSION, *asked, *name_packing(kinds))
     note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
     index = _locate_index(cache, made_of)
     corpus = CorpusFiles(index, made_of, root.name or str(root), note, left_out=found.left_out)
@@ -234,6 +235,12 @@ def _write_corpus(documents: Iterable[str], path: Path, omissions: Omissions | N
     if shards:
         store_index(CorpusIndex(tuple(shards), omissions.describe() if omissions else ""), path)
     return len(shards)
+
+
+def name_packing(kinds: Sequence[str]) -> list[str]:
+    """What names corpora of kinds of files of which an earlier version may have lost damaged parts unsaid."""
+    parts = {part for kind in kinds for part in kind.split(".")}
+    return ["whole"] if parts & {"tar", "zip", "xz", "wet", "warc"} else []
 
 
 def name_skipping(skip_bad: bool) -> list[str]:
@@ -265,9 +272,10 @@ def _name_order(name: str, order: RemoteOrder, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
     made_of = name_content(order)
     each = list(zip(order.sources, order.versions, strict=True))
-    versions = ", ".join(f"{source.place}@{version[:12]}" for source, version in each)
+    versions = ", ".join(f"{split_query(source.place)[0]}@{version[:12]}" for source, version in each)
     index = order.kept.with_name(f"{made_of}.json")
-    corpus = CorpusFiles(index, made_of, name, f"{note}; {versions}" if note else versions, order)
+    note = f"{note}; {versions}" if note else versions
+    corpus = CorpusFiles(index, made_of, split_query(name)[0], note, order)
     if corpus.is_to_be_filled:
         for source, version in each:
             source.check(version)

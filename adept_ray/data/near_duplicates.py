@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from adept_ray.data.corpora import CorpusFiles
 
-NEAR_VERSION = 1  # raise when other documents would be left out
+NEAR_VERSION = 2  # raise when other documents would be left out
 SHINGLE = 5  # words
 PERMUTATIONS = 128  # the standard error of a similarity of 0.8 is then 0.035
 

@@ -17,9 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.config.errors import BadContent, UserError, shorten_error
 from adept_ray.config.os_faults import describe_os_fault, explain_os_faults
-from adept_ray.data.uris import WEB, open_uri
+from adept_ray.config.places import split_query
+from adept_ray.data.uris import open_uri
 
 TAIL = 64 * 2**10  # bytes at a file's end in which most kinds say what is in them
 SEQUENTIAL = 4 * 2**20  # bytes of one request where a file is read from its beginning on
@@ -27,6 +28,7 @@ ASSUMED_SIZE = 2**20  # bytes of a file of which nobody says how large it is
 UNPACKED = 4  # bytes of text that one of a compressed file stands for, about
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Ending → the compression's name."""
+XZ_BYTES = 2**16  # packed ones that are unpacked at once
 SHORT_ENDINGS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
@@ -172,8 +174,8 @@ def _open(place: str) -> BinaryIO:
 
 
 def name_in_place(place: str) -> str:
-    """The path in a place, without what a web address asks for behind it."""
-    return place.partition("?")[0] if place.startswith(WEB) else place
+    """The path in a place, without what a URI asks for behind it."""
+    return split_query(place)[0]
 
 
 def split_endings(name: str) -> tuple[str, str]:
@@ -191,11 +193,43 @@ def decompress(stream: BinaryIO, compression: str) -> BinaryIO:
     if not compression:
         return stream
     if compression == ".xz":
-        return cast(BinaryIO, lzma.open(stream))
+        return cast(BinaryIO, io.BufferedReader(XzStream(stream)))
     import pyarrow as pa
 
     packed = pa.PythonFile(stream, "r")
     return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(packed, COMPRESSIONS[compression])))
+
+
+class XzStream(io.RawIOBase):
+    """The content of an .xz file, all of its parts: Python's own reader drops what follows a damaged one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._part = stream, lzma.LZMADecompressor()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill `buffer` from what is unpacked next; returns the bytes that came, none at the end.
+
+        Raises :class:`EOFError` and :class:`lzma.LZMAError` for what is damaged.
+        """
+        content = b""
+        while not content:
+            packed = b""
+            if self._part.eof:
+                packed = self._part.unused_data.lstrip(b"\0")  # with which parts are filled up
+                while not packed:
+                    if not (piece := self._stream.read(XZ_BYTES)):
+                        return 0
+                    packed = piece.lstrip(b"\0")
+                self._part = lzma.LZMADecompressor()
+            elif self._part.needs_input and not (packed := self._stream.read(XZ_BYTES)):
+                raise EOFError
+            content = self._part.decompress(packed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
 
 
 @contextmanager
@@ -212,15 +246,16 @@ def explain_damage(content: Content, kind: str = "") -> Iterator[None]:
     except UserError:
         raise
     except UnicodeDecodeError:
-        raise UserError(f"{content.where}: holds bytes that are not UTF-8") from None
+        raise BadContent(f"{content.where}: holds bytes that are not UTF-8") from None
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException):
-        raise UserError(damaged) from None
+        raise BadContent(damaged) from None
     except (NotImplementedError, RuntimeError) as problem:  # how zip archives refuse what they can't unpack
-        raise UserError(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
+        raise BadContent(f"{content.where}: can't be unpacked: {shorten_error(problem)}") from None
     except OSError as problem:
         if sentence := describe_os_fault(problem, content.where):
             raise UserError(sentence) from None
         if type(problem) is not OSError:  # the hub's own are explained by whoever knows the repository
             raise
-        why = f"{content.where}: can't be read: {problem.strerror}" if problem.errno else damaged
-        raise UserError(why) from None
+        if problem.errno:
+            raise UserError(f"{content.where}: can't be read: {problem.strerror}") from None
+        raise BadContent(damaged) from None

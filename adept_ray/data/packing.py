@@ -29,7 +29,7 @@ from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
 from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
-from adept_ray.data.near_duplicates import find_near_duplicates
+from adept_ray.data.near_duplicates import NEAR_VERSION, find_near_duplicates
 from adept_ray.data.ray_tasks import map_rows
 from adept_ray.data.shards import DIGEST, DigestRange, TextShard, read_digests, read_range
 from adept_ray.data.splits import choose_splits, is_among, key_documents
@@ -177,7 +177,7 @@ def build_blocks(
         plan.seq_len,
         dict(plan.splits),
         plan.seed,
-        *([plan.near_duplicates] if plan.near_duplicates else []),
+        *([plan.near_duplicates, NEAR_VERSION] if plan.near_duplicates else []),
     )
     place = f"{shared or cache.absolute()}/blocks/{name}"
     made = _find_blocks(plan, place, say)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from numbers import Number
 
 from adept_ray.config.errors import UserError
-from adept_ray.data.row_values import ValuePath, describe_kind
+from adept_ray.data.row_values import ValuePath, describe_kind, parse_path
 from adept_ray.data.rows import Row
 
 Value = Callable[[str, Row], object]
@@ -37,7 +37,7 @@ class RowFilter:
     def __init__(self, text: str) -> None:
         """Raises :class:`UserError` for what is no filter; the message begins with what is wrong."""
         self.columns: list[str] = []
-        """Those that it looks at."""
+        """Those that it looks at, or paths into them."""
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except SyntaxError as problem:
@@ -100,7 +100,7 @@ class RowFilter:
         if (constant := read_constant(node)) is not None:
             return lambda where, row: constant[0]
         path = ValuePath(ast.unparse(node), read_steps(node))
-        self.columns.append(path.column)
+        self.columns.append(path.text if parse_path(path.text).column == path.column else path.column)
 
         def read(where: str, row: Row) -> object:
             try:

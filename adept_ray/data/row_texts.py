@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from adept_ray.config.errors import UserError
-from adept_ray.data.chats import ChatTemplate, is_chat, join_turns
+from adept_ray.data.chats import NAMES, TURN, ChatTemplate, find_names, is_chat, join_turns
 from adept_ray.data.row_filters import parse_filter
 from adept_ray.data.row_values import ValuePath, parse_path
 from adept_ray.data.rows import Row
@@ -38,8 +38,8 @@ class TextRecipe:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that must be read, each once."""
-        paths = [path.column for _, path in parse_column(self.column) if path]
+        """The columns that must be read, or paths into them, each once."""
+        paths = [path.text for _, path in parse_column(self.column) if path]
         return list(dict.fromkeys([*paths, *(parse_filter(self.filter).columns if self.filter else ())]))
 
     @property
@@ -105,7 +105,12 @@ def describe_fault(value: object, name: str) -> str:
     if isinstance(inside, Mapping):
         place = f"{name}[0]" if isinstance(value, list) else name
         nested = [f"{place}.{key}" for key in inside]
+        if isinstance(value, list) and any(map(find_names, value)):
+            number = next(number for number, each in enumerate(value, 1) if not find_names(each))
+            return f"holds a chat whose turn {number} has no text that is known: {TURN}"
         what = "structs" if isinstance(value, list) else "a struct"
+        if isinstance(value, list) and not {name for names in NAMES for name in names}.isdisjoint(inside):
+            what = f"structs ({TURN})"
         return f"holds {what}; give one of its columns: {', '.join(nested) or 'none'}"
     return f"must hold strings, not {type(value).__name__}"
 

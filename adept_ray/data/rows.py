@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import BadContent
 
 Row = Mapping[str, object]
 Located = tuple[str, Row]
@@ -59,12 +59,15 @@ class Omissions:
     """Members, and files elsewhere, that are of no format that is read."""
 
     def guard(self, rows: Iterator[Located]) -> Iterator[Located]:
-        """The rows of a member; what is wrong with it is raised, or counted."""
+        """The rows of a member; what is wrong with its content is raised, or counted.
+
+        A package that is missing or a place that doesn't answer is no fault of the member's, so it is raised.
+        """
         try:
             yield from rows
-        except UserError as problem:
+        except BadContent as problem:
             if not self.skip_bad:
-                raise UserError(f"{problem} (--skip-bad leaves out such members of archives)") from None
+                raise BadContent(f"{problem} (--skip-bad leaves out such members of archives)") from None
             self.bad.append(str(problem))
 
     def describe(self) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from adept_ray.data.opening import Content, explain_damage
+from adept_ray.data.row_values import parse_path
 from adept_ray.data.rows import Located
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def iterate_rows(batch: pa.RecordBatch, columns: Sequence[str], where: str, befo
 
 
 def choose_columns(present: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Those of the `columns` that there are; all there are where some are missing: so these can be named."""
-    wanted = [name for name in columns if name in present]
-    return list(present) if len(wanted) < len(columns) else wanted
+    """The columns in which `columns`, names or paths, lie: one of that name goes before the path.
+
+    They are all there are where some are missing: so these can be named.
+    """
+    wanted = [name if name in present else parse_path(name).column for name in columns]
+    return list(dict.fromkeys(wanted)) if set(wanted) <= set(present) else list(present)

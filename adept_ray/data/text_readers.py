@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from adept_ray.config.errors import UserError, shorten_error
+from adept_ray.config.errors import BadContent, UserError, shorten_error
 from adept_ray.data.opening import Content, explain_damage
 from adept_ray.data.rows import Located, PlainText
 
@@ -40,7 +40,7 @@ class TextReader:
         return self.content.text_size
 
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
-        """Its rows, from the first on. Raises :class:`UserError` for what is wrong with it."""
+        """Its rows, from the first on. Raises :class:`BadContent` for what is wrong with it."""
         with explain_damage(self.content), self.content.open_sequential() as stream:
             yield from self.parse(stream)
 
@@ -95,9 +95,11 @@ class LinesReader(TextReader):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as problem:
-                raise UserError(f"{where}: not valid JSON at column {problem.colno}: {problem.msg}") from None
+                raise BadContent(
+                    f"{where}: not valid JSON at column {problem.colno}: {problem.msg}"
+                ) from None
             except (ValueError, RecursionError):
-                raise UserError(
+                raise BadContent(
                     f"{where}: not readable JSON: nested too deeply, or a number too long"
                 ) from None
             yield where, check_object(row, where)
@@ -114,37 +116,37 @@ class JsonReader(TextReader):
 
     def _decode(self, read: Callable[[int], str]) -> Iterator[object]:
         decode = json.JSONDecoder().raw_decode
-        held, number, more, depth = "", 0, True, 0
+        held, at, number, more, depth = "", 0, 0, True, 0
         while True:
-            start, held = skip_between(held)
-            depth += start.count("[") - start.count("]")
-            if not held and more:
-                held = read(READ_AT_ONCE)
+            before, at = at, skip_between(held, at)
+            depth += held.count("[", before, at) - held.count("]", before, at)
+            if at == len(held) and more:
+                held, at = read(READ_AT_ONCE), 0
                 more = bool(held)
                 continue
-            if not held:
+            if at == len(held):
                 if depth:
-                    raise UserError(f"{self.content.where}: breaks off after row {number}, within the array")
+                    raise BadContent(f"{self.content.where}: breaks off after row {number}, within the array")
                 return
             number += 1
             row, end = None, 0
             while not end:
                 try:
-                    row, end = decode(held)
+                    row, end = decode(held, at)
                 except json.JSONDecodeError as problem:
                     inside = problem.pos < len(held) - NEAR_END and "Unterminated" not in problem.msg
-                    if inside or not more or len(held) > LARGEST_OBJECT:
-                        raise UserError(
+                    if inside or not more or len(held) - at > LARGEST_OBJECT:
+                        raise BadContent(
                             f"{self.content.where}, row {number}: not valid JSON: {problem.msg}"
                         ) from None
-                    piece = read(max(READ_AT_ONCE, len(held)))
-                    held, more = held + piece, bool(piece)
+                    piece = read(max(READ_AT_ONCE, len(held) - at))
+                    held, at, more = held[at:] + piece, 0, bool(piece)
                 except (ValueError, RecursionError):
-                    raise UserError(
+                    raise BadContent(
                         f"{self.content.where}, row {number}: not readable JSON: nested too deeply, or a "
                         "number too long"
                     ) from None
-            held = held[end:]
+            at = end
             yield row
 
 
@@ -160,16 +162,16 @@ class TableReader(TextReader):
         try:
             names = next(rows, [])
             if len(set(names)) < len(names):
-                raise UserError(f"{where}: its first line names a column twice: {', '.join(names)}")
+                raise BadContent(f"{where}: its first line names a column twice: {', '.join(names)}")
             for number, fields in enumerate(rows, 1):
                 if fields and len(fields) != len(names):
-                    raise UserError(
+                    raise BadContent(
                         f"{where}, row {number}: {len(fields)} fields where the first line names {len(names)}"
                     )
                 if fields:
                     yield f"{where}, row {number}", dict(zip(names, fields, strict=True))
         except csv.Error as problem:
-            raise UserError(f"{where}, row {number + 1}: no valid table: {problem}") from None
+            raise BadContent(f"{where}, row {number + 1}: no valid table: {problem}") from None
 
 
 class ParagraphsReader(TextReader):
@@ -229,13 +231,23 @@ class WebArchiveReader(TextReader):
                 where = f"{self.content.where}, record {number}"
                 url = record.rec_headers.get_header("WARC-Target-URI")
                 if record.rec_type == "conversion":
-                    yield where, PlainText(text=read_document(record.content_stream(), where), url=url)
+                    text = read_document(record.content_stream(), where)
+                    check_length(record, where)
+                    yield where, PlainText(text=text, url=url)
                 elif record.rec_type == "response" and is_page(record):
                     trafilatura = import_optional("trafilatura", where)
-                    text = extract_text(trafilatura, record.content_stream().read())
+                    page = record.content_stream().read()
+                    check_length(record, where)
+                    text = extract_text(trafilatura, page)
                     yield where, PlainText(text=text, url=url)
         except warcio.ArchiveLoadFailed as problem:
-            raise UserError(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
+            raise BadContent(f"{self.content.where}: no valid WARC file: {shorten_error(problem)}") from None
+
+
+def check_length(record: Any, where: str) -> None:
+    """Raise :class:`BadContent` where a record that was read ends before the length that its head names."""
+    if getattr(record.raw_stream, "limit", 0) > 0:
+        raise BadContent(f"{where}: breaks off before its end; copy or download the file again")
 
 
 def is_page(record: Any) -> bool:
@@ -270,7 +282,7 @@ def iterate_range(stream: BinaryIO, end: int) -> Iterator[bytes]:
 
 
 def iterate_lines(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text in UTF-8, numbered from 1 on. Raises :class:`UserError` for other bytes."""
+    """The lines of a text in UTF-8, numbered from 1 on. Raises :class:`BadContent` for other bytes."""
     for number, raw in enumerate(stream, 1):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -278,12 +290,12 @@ def iterate_lines(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, st
 
 
 def decode_text(raw: bytes, where: str) -> str:
-    """Bytes as text. Raises :class:`UserError`, naming the first one that is none."""
+    """Bytes as text. Raises :class:`BadContent`, naming the first one that is none."""
     try:
         return raw.decode()
     except UnicodeDecodeError as problem:
         bad = problem.object[problem.start]
-        raise UserError(f"{where}: byte {problem.start + 1} ({bad:#04x}) is not UTF-8") from None
+        raise BadContent(f"{where}: byte {problem.start + 1} ({bad:#04x}) is not UTF-8") from None
 
 
 def read_document(stream: BinaryIO, where: str) -> str:
@@ -292,14 +304,13 @@ def read_document(stream: BinaryIO, where: str) -> str:
 
 
 def check_object(row: object, where: str) -> dict[str, object]:
-    """A row of JSON. Raises :class:`UserError` for what is no object."""
+    """A row of JSON. Raises :class:`BadContent` for what is no object."""
     if not isinstance(row, dict):
-        raise UserError(f'{where}: must be a JSON object such as {{"text": "…"}}, not {type(row).__name__}')
+        raise BadContent(f'{where}: must be a JSON object such as {{"text": "…"}}, not {type(row).__name__}')
     return row
 
 
-def skip_between(held: str) -> tuple[str, str]:
-    """What separates the next object from the one before, and the text from that object on."""
-    found = BETWEEN.match(held)
-    end = found.end() if found else 0
-    return held[:end], held[end:]
+def skip_between(held: str, at: int) -> int:
+    """Where in a text the next object begins, or its end, from a place behind the object before."""
+    found = BETWEEN.match(held, at)
+    return found.end() if found else at

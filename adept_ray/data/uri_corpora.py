@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,7 +15,12 @@ from adept_ray.data.opening import locate_content, name_in_place
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, Reader, list_names
-from adept_ray.data.uris import FoundFile, explain_remote_errors, list_files, name_version
+from adept_ray.data.uris import GLOB, FoundFile, explain_remote_errors, list_files, name_version
+
+# What of a signed web address changes each time that it is signed.
+SIGNED = re.compile(
+    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,12 @@ class UriSource:
     @property
     def identity(self) -> str:
         """What of it names a corpus."""
-        return f"{self.place} {self.recipe.identity}"
+        return f"{SIGNED.sub('', self.place)} {self.recipe.identity}"
 
     @property
     def seed(self) -> str:
         """Decides its sample, the same for every version and every filter."""
-        return hashlib.sha256(self.place.encode()).hexdigest()
+        return hashlib.sha256(SIGNED.sub("", self.place).encode()).hexdigest()
 
     def find_version(self, patient: bool) -> str:
         """A fingerprint of its files' names, sizes and marks: their ETags, or when they were changed."""
@@ -79,6 +85,7 @@ def choose_files(place: str, found: list[FoundFile]) -> tuple[list[FoundFile], t
         chosen = Selection(tuple(names), ())
     else:
         chosen = select_files(names)
+    place = name_in_place(place)
     if not chosen.usable:
         there = f" (there are: {list_names(chosen.left_out)})" if chosen.left_out else ""
         raise UserError(f"{place}: holds no file that can be read as text; {SUPPORTED}{there}")
@@ -86,12 +93,12 @@ def choose_files(place: str, found: list[FoundFile]) -> tuple[list[FoundFile], t
     files = [file for file, name in zip(found, names, strict=True) if name in usable]
     for file in files:
         if file.size == 0:
-            raise UserError(f"{file.place}: the file is empty")
+            raise UserError(f"{name_in_place(file.place)}: the file is empty")
     return files, chosen.left_out
 
 
 def name_in_folder(file: str, place: str) -> str:
     """The path of a file behind what a glob leaves open, or in a folder."""
-    fixed = place.partition("*")[0].rpartition("/")[0] if "*" in place else place.rstrip("/")
-    file = name_in_place(file)
+    file, place = name_in_place(file), name_in_place(place)
+    fixed = place.rstrip("/") if not GLOB.search(place) else GLOB.split(place)[0].rpartition("/")[0]
     return file.removeprefix(f"{fixed}/") if file.startswith(f"{fixed}/") else file.rpartition("/")[2]

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from adept_ray.config.errors import UserError, shorten_error, suggest_names
-from adept_ray.config.places import refuse_secret
+from adept_ray.config.places import drop_queries, refuse_secret, split_query
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
 
 HUB = "hf://"
 WEB = ("http://", "https://")
 BY_PYARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")  # its own drivers need no other package
+BY_HOST = ("hdfs", "viewfs")  # of these, whose URIs begin with a host and not with a bucket
 GOOGLE_PATIENCE_S = 30  # its driver would ask for a quarter of an hour
 GLOB = re.compile(r"[*?[]")
 # What file systems call a mark that changes with a file's content, the surest first.
@@ -50,6 +51,44 @@ class FoundFile:
     """Another one once its content has changed."""
 
 
+@dataclass(frozen=True)
+class Uri:
+    """The parts of a URI, ``scheme://user@host/path?query``."""
+
+    scheme: str
+    user: str
+    """With its ``@``; empty if there is none."""
+    host: str
+    """Or the bucket."""
+    path: str
+    """Behind the host, with its slash."""
+    query: str
+
+    @property
+    def root(self) -> str:
+        """What pyarrow opens the file system by."""
+        return f"{self.scheme}://{self.user}{self.host or '/'}"
+
+    @property
+    def path_on_filesystem(self) -> str:
+        """How pyarrow's file system names it: a bucket is a part of its paths, a host isn't."""
+        return self.path or "/" if self.scheme in BY_HOST else self.host + self.path
+
+    def name_file(self, path: str) -> str:
+        """The URI of a path on that file system."""
+        inside = f"{self.host}/{path.lstrip('/')}" if self.scheme in BY_HOST else path
+        return f"{self.scheme}://{self.user}{inside}{f'?{self.query}' if self.query else ''}"
+
+
+def parse_uri(place: str) -> Uri:
+    """The parts of a URI."""
+    plain, query = split_query(place)
+    scheme, _, rest = plain.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    return Uri(scheme, user + at, host, slash + path, query)
+
+
 def open_filesystem(place: str) -> tuple[Any, str]:
     """fsspec's file system and the path on it of a URI.
 
@@ -60,20 +99,19 @@ def open_filesystem(place: str) -> tuple[Any, str]:
     from fsspec.registry import known_implementations
     from pyarrow import fs
 
-    scheme = place.partition("://")[0]
+    uri = parse_uri(place)
+    scheme = uri.scheme
     if place.startswith(HUB):
         from huggingface_hub import HfFileSystem, constants
 
         use_patient_client()
         return HfFileSystem(endpoint=constants.ENDPOINT), place
     if scheme in BY_PYARROW:
-        root, separator, query = place.partition("?") if GLOB.search(place) is None else (place, "", "")
+        query = uri.query
         if scheme in ("gs", "gcs") and "retry_limit_seconds" not in query:
             query = f"{query}&retry_limit_seconds={GOOGLE_PATIENCE_S}".lstrip("&")
-            separator = "?"
-        bucket = re.match(r"[^/]+//[^/]+", root)
-        filesystem, _ = fs.FileSystem.from_uri(f"{bucket[0] if bucket else root}{separator}{query}")
-        return ArrowFSWrapper(filesystem), root.partition("://")[2].rpartition("@")[2]
+        filesystem, _ = fs.FileSystem.from_uri(f"{uri.root}?{query}" if query else uri.root)
+        return ArrowFSWrapper(filesystem), uri.path_on_filesystem
     try:
         filesystem = fsspec.filesystem(scheme)
     except ImportError as problem:
@@ -98,12 +136,12 @@ def list_files(place: str) -> list[FoundFile]:
         refuse_secret(place)
     except ValueError as problem:
         raise UserError(str(problem)) from None
-    scheme = place.partition("://")[0]
+    uri = parse_uri(place)
     with explain_uri_errors(place):
         filesystem, path = open_filesystem(place)
         filesystem.invalidate_cache()
         web = place.startswith(WEB)
-        if GLOB.search(path.partition("?")[0] if web else path):
+        if GLOB.search(split_query(path)[0]):
             found = filesystem.glob(path, detail=True)
         elif (about := filesystem.info(path))["type"] == "file" and not (web and path.endswith("/")):
             found = {path: about}
@@ -113,9 +151,9 @@ def list_files(place: str) -> list[FoundFile]:
         if web:  # a page's links say nothing of what is behind them
             files = [(name, filesystem.info(name)) for name, _ in files]
     if not files:
-        raise UserError(f"{place}: there is no such file, or no file in it")
+        raise UserError(f"{split_query(place)[0]}: there is no such file, or no file in it")
     return [
-        FoundFile(name if "://" in name else f"{scheme}://{name}", about.get("size"), find_mark(about))
+        FoundFile(name if "://" in name else uri.name_file(name), about.get("size"), find_mark(about))
         for name, about in files
     ]
 
@@ -127,7 +165,8 @@ def find_mark(about: dict[str, object]) -> str:
 
 def name_version(place: str, files: list[FoundFile]) -> str:
     """The version of all files of a place: another one once one of them has changed, gone or come."""
-    rows = [(file.place.removeprefix(place), file.size, file.mark) for file in files]
+    plain = split_query(place)[0]
+    rows = [(split_query(file.place)[0].removeprefix(plain), file.size, file.mark) for file in files]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:40]
 
 
@@ -140,7 +179,7 @@ def open_uri(place: str) -> tuple[Callable[[int, int], bytes], int]:
     with explain_uri_errors(place):
         filesystem, path = open_filesystem(place)
         file = filesystem.open(
-            path, "rb", **({} if scheme_of(place) in BY_PYARROW else {"cache_type": "none"})
+            path, "rb", **({} if parse_uri(place).scheme in BY_PYARROW else {"cache_type": "none"})
         )
         size = getattr(file, "size", None)
         if callable(size):
@@ -155,11 +194,6 @@ def open_uri(place: str) -> tuple[Callable[[int, int], bytes], int]:
             return cast(bytes, file.read(end - start))
 
     return read, size
-
-
-def scheme_of(place: str) -> str:
-    """The scheme of a URI."""
-    return place.partition("://")[0]
 
 
 @contextmanager
@@ -190,7 +224,7 @@ def explain_uri_error(place: str, problem: Exception) -> str:
     """Why what lies behind a URI can't be read, and what mends it."""
     if place.startswith(HUB) and is_of_the_hub(problem):
         return explain_hub_error(place.removeprefix(HUB), problem, "dataset")
-    why = shorten_error(problem)
+    why, place = drop_queries(shorten_error(problem)), split_query(place)[0]
     causes = list(list_causes(problem))
     status = next((each.status for each in causes if hasattr(each, "status")), 0)
     # What fsspec calls missing on the web may be a server that doesn't answer.

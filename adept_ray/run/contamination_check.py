@@ -27,7 +27,7 @@ from adept_ray.run.terminal import Update
 from adept_ray.storage.files import read_json, store_json
 from adept_ray.storage.records import ContaminationRecord
 
-CONTAMINATION_VERSION = 1  # raise when the same texts would give other counts
+CONTAMINATION_VERSION = 2  # raise when the same texts would give other counts
 
 
 @dataclass(frozen=True)

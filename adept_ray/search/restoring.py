@@ -1,7 +1,8 @@
 """Tune's own files of a search that goes on: they are made whole, and made to agree.
 
 Tune saves its records of the trials, the state of its generator and that of Optuna one after the other, and
-copies each to the results by itself. A kill in between leaves files of different moments, or half of one.
+copies each to the results by itself. A kill in between leaves files of different moments, or half of one. A
+command has one file of each kind, which it writes again and again, so a copy of them is kept that is whole.
 """
 
 from __future__ import annotations
@@ -9,21 +10,62 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import pickle
 import pickletools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyarrow import fs
 from ray import cloudpickle
 
 from adept_ray.search.study import BegunTrial
-from adept_ray.storage.files import open_filesystem
+from adept_ray.storage.files import open_filesystem, store_bytes
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
 TUNER, RECORDS, GENERATOR, SEARCHER = "tuner", "experiment_state", "search_gen_state", "searcher-state"
+KINDS = TUNER, RECORDS, GENERATOR, SEARCHER
+KEPT = "-kept.pkl"  # what the name of the copy ends with, beside the folder of Tune's
 SESSION = "%Y-%m-%d_%H-%M-%S"  # how Tune names the files of a command: the last one's come last
+
+
+def keep_files(saved: Path, experiment: str) -> None:
+    """Keep a copy, whole or not at all, of what Tune has `saved` here and not yet in its folder."""
+    files = {name: content for name, _, content in _read_files(experiment, (TUNER,))}
+    for kind in (RECORDS, GENERATOR, SEARCHER):
+        if found := sorted(saved.glob(f"{kind}*")):
+            files[found[-1].name] = found[-1].read_bytes()
+    store_bytes(f"{experiment}{KEPT}", memoryview(pickle.dumps(files)))
+
+
+def mend_files(experiment: str) -> list[str]:
+    """Replace Tune's files that a kill or a full disk cut short, or kept from being there, by the kept copy.
+
+    What the copy hasn't either, that of an earlier command takes its place. Returns the names of files that
+    were cut short.
+    """
+    broken = drop_broken_files(experiment)
+    if broken or not is_restorable(experiment):
+        filesystem, folder = open_filesystem(experiment)
+        there = {name for name, _, _ in _read_files(experiment)}
+        for name, content in _read_kept(experiment).items():
+            if name not in there:
+                with filesystem.open_output_stream(f"{folder}/{name}") as stream:
+                    stream.write(content)
+    return broken
+
+
+def _read_kept(experiment: str) -> Mapping[str, bytes]:
+    """Name → content of the files that were kept; none where there is no whole copy."""
+    filesystem, path = open_filesystem(f"{experiment}{KEPT}")
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return {}
+    with filesystem.open_input_file(path) as stream:
+        content = stream.read()
+    kept: Mapping[str, bytes] = pickle.loads(content) if is_whole_pickle(content) else {}
+    return kept
 
 
 def drop_broken_files(experiment: str) -> list[str]:
@@ -42,7 +84,7 @@ def drop_broken_files(experiment: str) -> list[str]:
 def is_restorable(experiment: str) -> bool:
     """Whether all is there that Tune restores a search from."""
     names = [name for name, _, _ in _read_files(experiment)]
-    return all(any(name.startswith(kind) for name in names) for kind in (TUNER, RECORDS, GENERATOR, SEARCHER))
+    return all(any(name.startswith(kind) for name in names) for kind in KINDS)
 
 
 def is_whole_json(content: bytes) -> bool:
@@ -92,10 +134,10 @@ def mend_generator(experiment: str, begun: Sequence[TuneTrial], trials: int, cre
         stream.write(cloudpickle.dumps(state))
 
 
-def _read_files(experiment: str) -> Iterator[tuple[str, str, bytes]]:
+def _read_files(experiment: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[str, str, bytes]]:
     """Name, path and content of each file that Tune restores a search from."""
     filesystem, folder = open_filesystem(experiment)
     for info in filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
-        if info.base_name.startswith((TUNER, RECORDS, GENERATOR, SEARCHER)):
+        if info.base_name.startswith(kinds):
             with filesystem.open_input_file(info.path) as stream:
                 yield info.base_name, info.path, stream.read()

@@ -5,23 +5,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from ray import cloudpickle, tune
 
-from adept_ray.config.errors import UnfinishedRun
+from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.engine.client import find_board
 from adept_ray.search.restoring import (
     describe_begun,
-    drop_broken_files,
     is_restorable,
+    keep_files,
+    mend_files,
     mend_generator,
 )
 from adept_ray.search.setup import EXPERIMENT, SearchSetup
 from adept_ray.search.study import Proposals, Sampler, SearchClock, open_study, propose_setting, quiet_optuna
 from adept_ray.search.trial_process import TrialErrand, run_trial
 from adept_ray.search.trials import Facts, Trial, name_end, title_trial
-from adept_ray.search.upkeep import forget_trials
+from adept_ray.search.upkeep import forget_trials, has_trials
 from adept_ray.search.verdicts import VERDICTS, Verdicts, name_trial
 
 if TYPE_CHECKING:
@@ -32,10 +34,23 @@ TRIAL_MEMORY = 2**20  # bytes that are set aside for a trial's process, which on
 
 
 class TrialPoster(tune.Callback):
-    """Posts each trial's latest row to the board."""
+    """Posts each trial's latest row to the board, and keeps a whole copy of what Tune saves."""
+
+    experiment: ClassVar[str] = ""
+    """Where Tune keeps its records of the search."""
+    _saved: Path | None = None  # Tune's folder on this machine
 
     def __init__(self, run: str, describe: Callable[[TuneTrial, Facts | None, str], Trial]) -> None:
         self._run, self._describe = run, describe
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: object) -> None:
+        if trials and trials[0].storage:
+            self._saved = Path(trials[0].storage.experiment_driver_staging_path)
+
+    def get_state(self) -> None:
+        """Nothing; Tune asks for it when it has saved all else, before it copies that to the results."""
+        if self._saved:
+            keep_files(self._saved, self.experiment)
 
     def _post(self, trial: TuneTrial, metrics: Facts | None, state: str) -> None:
         find_board(self._run).record_row(self._describe(trial, metrics, state).as_row())
@@ -76,12 +91,13 @@ def run_search(
 
     `blocks` are what every trial trains and is judged on, `seconds_before` what earlier commands searched.
     `warn` hears of records that were lost.
-    Raises KeyboardInterrupt when the search was interrupted, and :class:`UnfinishedRun` when the crew
-    couldn't go on.
+    Raises KeyboardInterrupt when the search was interrupted, :class:`UnfinishedRun` when the crew couldn't go
+    on, and :class:`UserError` for trials that nothing is known of any more.
     """
     quiet_optuna()
     run = setup.run
     Proposals.clock = SearchClock(run.max_hours, seconds_before)
+    TrialPoster.experiment = setup.experiment
     board = find_board(run.name)
     Proposals.find_limit = staticmethod(board.read_limit)
     Proposals.explain_end = staticmethod(board.explain_closing)
@@ -92,10 +108,7 @@ def run_search(
     )
     begun = []
     if run.resume:
-        if broken := drop_broken_files(setup.experiment):
-            lost = f"a kill or a full disk cut {', '.join(broken)} in {setup.experiment} short"
-            warn(f"{lost}: the search goes on from what was written before")
-        begun = load_tune_trials(setup.experiment) if is_restorable(setup.experiment) else []
+        begun = recover_trials(setup, warn)
         forget_trials(setup.storage, {name_trial(trial) for trial in begun})
     Proposals.begun = [describe_begun(trial) for trial in begun] or None
     if begun:
@@ -115,6 +128,26 @@ def run_search(
     if interrupted or (len(trials) < run.trials and not Proposals.clock.is_over):
         raise KeyboardInterrupt
     return trials
+
+
+def recover_trials(setup: SearchSetup, warn: Callable[[str], None]) -> list[TuneTrial]:
+    """The trials that a search began with before, none if it had none; `warn` hears of what was cut short.
+
+    Raises :class:`UserError` where trials were trained and Tune's records of them can't be restored: to begin
+    anew would delete them.
+    """
+    if broken := mend_files(setup.experiment):
+        lost = f"a kill or a full disk cut {', '.join(broken)} in {setup.experiment} short"
+        warn(f"{lost}: the search goes on from what was written before")
+    if is_restorable(setup.experiment):
+        return load_tune_trials(setup.experiment)
+    if has_trials(setup.storage):
+        raise UserError(
+            f"{setup.experiment} holds no whole records of the search, so its trials can't be taken up: "
+            "their scores stay in trials.csv and their weights where they are; search again under another "
+            "--name"
+        )
+    return []
 
 
 def build_errand(setup: SearchSetup) -> TrialErrand:

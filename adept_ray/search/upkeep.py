@@ -56,6 +56,13 @@ def delete_checkpoints(trials: Sequence[Trial], weights: ScoreWeights, pareto: b
     return places
 
 
+def has_trials(storage: str) -> bool:
+    """Whether anything that trials saved is there."""
+    filesystem, path = open_filesystem(f"{storage}/{TRIALS}")
+    every = fs.FileSelector(path, allow_not_found=True, recursive=True)
+    return any(info.is_file for info in filesystem.get_file_info(every))
+
+
 def forget_trials(storage: str, names: Collection[str]) -> None:
     """Delete what trials other than those of these `names` saved, and the verdicts on them.
 

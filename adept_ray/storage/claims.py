@@ -7,6 +7,7 @@ one that isn't written any more is void.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import errno
 import fcntl
@@ -36,6 +37,9 @@ TRIES = 5  # of commands that begin at the same moment, and so see each other
 
 class Claim(Protocol):
     """A folder's, as long as it isn't released."""
+
+    def check(self) -> None:
+        """Raise :class:`UserError` where another command has taken the folder in the meantime."""
 
     def release(self) -> None:
         """Let others have the folder; nothing happens the second time."""
@@ -116,6 +120,9 @@ class LockedFile:
     def __init__(self, file: int, path: Path) -> None:
         self._file, self._path = file, path
 
+    def check(self) -> None:
+        """A lock is never lost."""
+
     def release(self) -> None:
         """Remove the file, then the lock; who waited for the lock sees that the file is another one."""
         if self._file >= 0:
@@ -162,10 +169,21 @@ def claim_folder(folder: Path) -> Claim | None:
 
 
 class WrittenObject:
-    """A claim of a place without locks: an object that is written again every :data:`BEAT_S` seconds."""
+    """A claim of a place without locks: an object that is written again every :data:`BEAT_S` seconds.
 
-    def __init__(self, filesystem: FileSystem, path: str) -> None:
-        self.filesystem, self.path = filesystem, path
+    A holder that was silent too long loses it: `stop` is called then, and :meth:`check` says so.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        path: str,
+        place: str = "",
+        stop: Callable[[], None] = _thread.interrupt_main,
+    ) -> None:
+        self.filesystem, self.path, self._place, self._stop = filesystem, path, place, stop
+        self._taker: Holder | None = None
+        self._is_lost = False
         self._holder = replace(describe_process(), is_settled=False)
         self._over = threading.Event()
         self._write()
@@ -182,10 +200,39 @@ class WrittenObject:
         self._holder = describe_process()
         self._write()
 
+    def check(self) -> None:
+        """Raise :class:`UserError` where another command has taken the folder in the meantime."""
+        if self._is_lost:
+            raise UserError(
+                f"{self._place}: this process was silent for so long that its claim was void, and "
+                f"{name_holder(self._taker)} may write the folder now: this one stops, and leaves it as it is"
+            )
+
     def _write_again(self) -> None:
-        while not self._over.wait(BEAT_S):
+        while not self._is_lost and not self._over.wait(BEAT_S):
             with suppress(OSError):  # whatever else writes there says what is wrong
-                self._write()
+                self.beat()
+
+    def beat(self) -> None:
+        """Write the object again, unless somebody removed it; then, or if another one has the folder, stop.
+
+        Whoever takes a folder looks for others after it has said so, and this looks after it has written: so
+        at least one of two sees the other.
+        """
+        from pyarrow import fs
+
+        gone = self.filesystem.get_file_info(self.path).type == fs.FileType.NotFound
+        if not gone:
+            self._write()
+        if not self._holder.is_settled:  # it watches whoever has the folder
+            return
+        others = find_others(self, self.path.rpartition("/")[0])
+        settled = [other for other in others.values() if other and other.is_settled]
+        if gone or settled:
+            self._taker, self._is_lost = next(iter(settled), None), True
+            with suppress(OSError):
+                self.filesystem.delete_file(self.path)
+            self._stop()
 
     def release(self) -> None:
         """Stop writing the object, and remove it."""
@@ -210,16 +257,17 @@ def claim_place(
     holder = None
     for attempt in range(TRIES):
         time.sleep(attempt * random.random())
-        own = WrittenObject(filesystem, f"{folder}/{LOCK}-{uuid.uuid4().hex}")
+        own = WrittenObject(filesystem, f"{folder}/{LOCK}-{uuid.uuid4().hex}", place)
         try:
-            others = _find_others(own, folder)
+            others = find_others(own, folder)
             for path in [path for path in others if _is_void(own, path, others[path], say)]:
                 with suppress(OSError):
                     filesystem.delete_file(path)
                 del others[path]
-            if not (others := others or _find_others(own, folder)):
+            if not (others := others or find_others(own, folder)):
                 own.settle()
-                return own
+                if not (others := find_others(own, folder)):
+                    return own
         except BaseException:
             own.release()
             raise
@@ -230,7 +278,7 @@ def claim_place(
     raise refuse_second(place, holder)
 
 
-def _find_others(own: WrittenObject, folder: str) -> dict[str, Holder | None]:
+def find_others(own: WrittenObject, folder: str) -> dict[str, Holder | None]:
     """Path → holder of every claim on a folder but this process's own ones."""
     from pyarrow import fs
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import explain_os_fault, shorten_place
+from adept_ray.config.places import split_query
 from adept_ray.config.specs import RunSpec
 from adept_ray.storage.claims import Claim, claim_folder, claim_place
 from adept_ray.storage.files import delete_folder, format_json, open_filesystem, write_text
@@ -149,6 +150,7 @@ class Results:
 
     def adopt_folder(self, place: str, name: str) -> None:
         """Move a folder that a worker saved at `place` to `name` in the results."""
+        self.check_claim()
         filesystem, source = open_filesystem(place)
         if not self._remote:
             shutil.rmtree(self.folder / name, ignore_errors=True)  # of an earlier attempt
@@ -170,8 +172,17 @@ class Results:
         there = filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound
         return there or (self.folder / name).exists()
 
+    def check_claim(self) -> None:
+        """Raise :class:`UserError` where another command has taken the folder in the meantime."""
+        if self._claim:
+            self._claim.check()
+
     def write(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all; behind a URI, too, so that another machine can resume."""
+        """Write a text file whole or not at all; behind a URI, too, so that another machine can resume.
+
+        Raises :class:`UserError` as :meth:`check_claim` does.
+        """
+        self.check_claim()
         path = write_text(self.folder / name, text)
         if self._remote:
             from pyarrow import fs
@@ -185,7 +196,11 @@ class Results:
         return self.write(name, format_json(data, indent=1) + "\n")
 
     def publish(self) -> str:
-        """Copy the folder to its place (nothing to do for a local one) and release it; returns the place."""
+        """Copy the folder to its place (nothing to do for a local one) and release it; returns the place.
+
+        Raises :class:`UserError` as :meth:`check_claim` does.
+        """
+        self.check_claim()
         if self._remote:
             from pyarrow import fs
 
@@ -199,7 +214,7 @@ class Results:
 def make_run_name(run: RunSpec, what: str = "") -> str:
     """A name for the results folder: what, backbone, domain, time, and letters that tell it from others."""
     first, *others = run.domain.parts
-    domain = f"{Path(first.place).stem}{f'-and-{len(others)}-more' * bool(others)}"
+    domain = f"{Path(split_query(first.place)[0]).stem}{f'-and-{len(others)}-more' * bool(others)}"
     at = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     parts = [what, Path(run.backbone).stem, domain, at]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).lower()

@@ -84,4 +84,36 @@ def test_a_backbone_without_a_template_is_refused(written, template, sentence):
 def test_turns_are_told_from_other_structs():
     """By the names that turns have; parts of a turn are joined."""
     assert is_chat(TURNS) and is_chat(SHARED) and not is_chat([{"name": "Ada"}]) and not is_chat("hi")
-    assert join_turns([{"content": [{"type": "text", "text": "a"}, {"type": "image"}, "b"]}, {}]) == "ab\n"
+    parts = [{"type": "text", "text": "a"}, {"type": "image"}, "b"]
+    assert join_turns([{"role": "user", "content": parts}, {"role": "assistant", "content": None}]) == "ab\n"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"role": "user", "text": "hello"}],
+        [{"from": 0, "to": 5}],
+        [{"value": "hello"}],
+        [*TURNS, {"role": "user", "text": "hello"}],
+    ],
+)
+def test_what_is_no_turn_is_refused_by_its_names(others):
+    """A text under another name is never left out unsaid."""
+    assert not is_chat(others)
+    with pytest.raises(
+        UserError, match=r"column 'chat' holds .*turns? .*role and content, or from and value"
+    ):
+        TextRecipe("chat").read("a.jsonl, line 2", {"chat": others})
+
+
+def test_both_ways_read_the_same_text_of_a_turn():
+    """Role and content go before what else it has; nulls are none; roles are mapped."""
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    mixed = [
+        {"role": "human", "content": "What?", "value": 0.5},
+        {"from": "gpt", "value": "The answer.", "role": None, "content": None},
+        {"role": "assistant", "content": None, "tool_calls": [1]},
+        {"role": "assistant", "tool_calls": [1]},
+    ]
+    assert is_chat(mixed) and join_turns(mixed) == "What?\nThe answer.\n\n"
+    assert template.write(mixed[:2], "") == "user: What?\nassistant: The answer.\n"

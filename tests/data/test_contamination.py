@@ -100,3 +100,21 @@ def test_the_passage_is_the_longest_one_in_common():
     assert len(found.passage) <= SHOWN + 2
     (found,) = judge([text], [" ".join(WORDS[:15])])
     assert found.passage == " ".join(WORDS[:14])
+
+
+def test_a_word_keeps_its_marks():
+    """Vowels and other signs on letters tear no word apart; English is as ever."""
+    hindi = "भारत एक विशाल देश है जहाँ कई भाषाएँ बोली जाती हैं"
+    assert split_words(hindi) == hindi.split()
+    assert split_words("İstanbul, na\u0303o x\u0323\u0302") == ["i\u0307stanbul", "não", "x\u0323\u0302"]
+    assert split_words("It's a well-known (e.g.) word_1") == [
+        "it",
+        "s",
+        "a",
+        "well",
+        "known",
+        "e",
+        "g",
+        "word_1",
+    ]
+    assert len(split_words("ភាសាខ្មែរ")) == 9 and len(split_words("မြန်မာ")) == 6

@@ -22,6 +22,7 @@ from adept_ray.data.archives import ZipReader, open_reader
 from adept_ray.data.corpora import find_corpus, resolve_corpus
 from adept_ray.data.formats import FORMATS, find_ending, select_files
 from adept_ray.data.opening import COMPRESSIONS, locate_content
+from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, iterate_pieces, read_all
 from adept_ray.data.shards import read_in_order
 
@@ -288,6 +289,45 @@ def test_a_bad_member_is_refused_or_skipped_and_counted(kind, tmp_path):
     assert good.omitted == ""
 
 
+@pytest.mark.parametrize("kind", [zipped, tarred])
+def test_only_bad_content_is_skipped(kind, tmp_path, monkeypatch):
+    """A package that isn't installed is asked for, and a place that fails is told; neither goes i."""
+    path = kind(tmp_path / ("a.zip" if kind is zipped else "a.tar"), {"a.html": b"x", "b.txt": b"words"})
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    with pytest.raises(UserError, match=r"pip install trafilatura$"):
+        find_corpus(str(path), "text", tmp_path / "cache", skip_bad=True)
+    omissions = Omissions(skip_bad=True)
+
+    def fail():
+        raise UserError("s3://b/a.zip: can't be reached: timed out")
+        yield
+
+    with pytest.raises(UserError, match=r"timed out$"):
+        list(omissions.guard(fail()))
+    assert omissions.bad == [] and not list((tmp_path / "cache").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("byte", [29, 31, 33])
+def test_a_list_of_members_that_hides_some_is_damaged(byte, tmp_path):
+    """A length that is too large, of a name, an addition or a comment, swallows other members."""
+    path = zipped(tmp_path / "a.zip", {f"{at}.txt": b"words" for at in range(4)})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + byte - 1] += 51  # an entry takes so many bytes
+    path.write_bytes(raw)
+    assert "a.zip: truncated or damaged zip file" in refused(path, tmp_path)
+
+
+def test_no_part_of_an_xz_file_is_passed_over(tmp_path):
+    """What follows its first part is read, zeros between parts left out; or the file is damaged."""
+    first, second = (lzma.compress(line + b"\n") for line in LINES.splitlines())
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(first + bytes(4) + second)
+    assert texts(read(path, tmp_path)) == TEXTS
+    path.write_bytes(first + b"X" + second)
+    with pytest.raises(UserError, match="truncated or damaged xz file"):
+        read(path, tmp_path)
+
+
 def test_a_damaged_member_of_a_zip_is_named(tmp_path):
     """Its checksum tells; so does a password that it wants."""
     path = zipped(tmp_path / "a.zip", {"a.txt": random.Random(0).randbytes(99).hex()})
@@ -301,6 +341,21 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path):
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(raw)
     assert "b.zip, b.txt: can't be unpacked without a password" in refused(path, tmp_path)
+
+
+def test_a_damaged_tar_is_never_taken_for_a_shorter_one(tmp_path):
+    """A header with a wrong byte, an end in or before a header, or more behind the end: none goes unsaid."""
+    whole = tarred(tmp_path / "a.tar", {f"{at}.txt": b"words" for at in range(4)}).read_bytes()
+    path, second = tmp_path / "b.tar", 1024  # a header and a block of content come before
+    joined = whole.rstrip(b"\0") + bytes(2048) + whole
+    flipped = whole[:second] + b"X" + whole[second + 1 :]
+    for damaged in (flipped, whole[: second + 100], whole[:second], whole[: 4 * second], joined):
+        path.write_bytes(damaged)
+        said = refused(path, tmp_path)
+        assert "truncated or damaged tar file" in said or "goes on behind its end" in said
+    packed = tmp_path / "c.tar.gz"
+    packed.write_bytes(gzip.compress(whole)[:-8] + bytes(8))
+    assert "truncated or damaged gzip file" in refused(packed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [zipped, tarred])
@@ -352,3 +407,37 @@ def test_a_zip_of_zips_is_not_unpacked(tmp_path):
     path = zipped(tmp_path / "a.zip", {"a.txt": b"words", "b.tar": b"", "__MACOSX/._a.txt": b"x"})
     ZipReader(locate_content(str(path)), omissions).list_pieces()
     assert [name.rpartition(", ")[2] for name in omissions.other] == ["b.tar", "__MACOSX/._a.txt"]
+
+
+def test_a_column_that_looks_like_a_path_is_read_from_every_format(tmp_path):
+    """It goes before the path, in the text and in a filter."""
+    rows = [{"meta": {"text": "nested", "score": 1}, "meta.text": "flat", "meta.score": 3}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    pyarrow.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "c.feather")
+    recipe = TextRecipe("meta.text", "meta.score == 3")
+    for name in ("a.jsonl", "b.parquet", "c.feather"):
+        found = resolve_corpus(str(tmp_path / name), recipe, tmp_path / "cache")
+        assert texts(found) == ["flat"]
+
+
+def test_half_a_page_of_a_web_archive_is_none(tmp_path):
+    """A file that isn't packed names the length of each page."""
+    pytest.importorskip("warcio")
+    (tmp_path / "a.wet").write_bytes(warc(".wet")[:-200])
+    with pytest.raises(UserError, match=r"a.wet, record 2: breaks off before its end"):
+        read(tmp_path / "a.wet", tmp_path)
+
+
+def test_an_array_is_not_copied_for_each_of_its_objects(tmp_path):
+    """What is decoded is the text that was read, from the next object on."""
+    seen = []
+
+    class Counted(str):
+        def __getitem__(self, at):
+            seen.append(at)
+            return str.__getitem__(self, at)
+
+    pieces = iter([Counted(json.dumps([{"text": "a"}] * 1000))])
+    reader = text_readers.JsonReader(locate_content("a.json"))
+    assert len(list(reader._decode(lambda size: next(pieces, "")))) == 1000 and len(seen) < 10

@@ -217,7 +217,7 @@ def test_chat_turns_and_answer_options_become_text():
     """Questions, options and conversations read like text, null options left out."""
     row = {
         "options": {"A": "so", "B": None},
-        "turns": [{"from": "human", "value": "hi"}, {"content": "hello"}],
+        "turns": [{"from": "human", "value": "hi"}, {"role": "assistant", "content": "hello"}],
     }
     assert HubSource("o/n", ("options",)).recipe.read("", row) == "A. so"
     assert HubSource("o/n", ("turns", "options")).recipe.read("", row) == "hi\nhello\nA. so"

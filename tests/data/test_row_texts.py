@@ -7,6 +7,7 @@ import pytest
 from adept_ray.config.errors import UserError
 from adept_ray.data.chats import ChatTemplate
 from adept_ray.data.row_texts import TextRecipe, parse_column
+from adept_ray.data.table_readers import choose_columns
 
 ROW = {
     "question": "why?",
@@ -118,11 +119,16 @@ def test_a_path_reaches_into_data_and_not_into_objects():
 
 
 def test_the_columns_that_must_be_read_are_known():
-    """Those of a template's paths and of the filter, each once."""
+    """Those of a template's paths and of the filter, each once, with the paths: a column may be named so."""
     recipe = TextRecipe(
         "{meta.abstract} {turns[0].value} {meta.authors[0].name}", "lang == 'en' and meta.x > 1"
     )
-    assert recipe.columns == ["meta", "turns", "lang"]
+    paths = ["meta.abstract", "turns[0].value", "meta.authors[0].name", "lang", "meta.x"]
+    assert recipe.columns == paths and choose_columns(["meta", "lang", "turns"], paths) == [
+        "meta",
+        "turns",
+        "lang",
+    ]
     assert TextRecipe().columns == ["text"]
 
 

@@ -16,7 +16,7 @@ import requests
 from adept_ray.config.errors import UserError
 from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
 from adept_ray.data.shards import read_in_order
-from adept_ray.data.uris import explain_uri_error, list_files, name_version
+from adept_ray.data.uris import explain_uri_error, list_files, name_version, parse_uri
 
 TEXTS = [f"document {at} " + "of words " * 20 for at in range(40)]
 
@@ -163,6 +163,49 @@ def test_a_bucket_without_the_right_is_told_as_that(s3, bucket, tmp_path):
     finally:
         requests.post(control, data=b"inf", timeout=10)
     assert "whoever runs this may not read it (" in said and "AWS_ACCESS_KEY_ID" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "path", "query"),
+    [
+        ("s3://b/dir/a@v1.jsonl", "s3://b", "b/dir/a@v1.jsonl", ""),
+        ("s3://b/d?region=r&scheme=http", "s3://b", "b/d", "region=r&scheme=http"),
+        ("s3://b/a?.jsonl", "s3://b", "b/a?.jsonl", ""),
+        ("s3://key@b/*/a?c=1", "s3://key@b", "b/*/a", "c=1"),
+        ("hdfs://host:8020/dir/x", "hdfs://host:8020", "/dir/x", ""),
+        ("hdfs:///dir", "hdfs:///", "/dir", ""),
+    ],
+)
+def test_a_uri_has_parts(place, root, path, query):
+    """What opens its file system, a path on that, and a query; of that path the URI is made again."""
+    uri = parse_uri(place)
+    assert (uri.root, uri.path_on_filesystem, uri.query) == (root, path, query)
+    assert uri.name_file(path) == place
+
+
+def test_an_at_in_a_key_is_a_part_of_it(bucket, tmp_path):
+    """Alone and in its folder; so is a query of the driver's, on every file of the folder."""
+    bucket.put("d/a@v1.jsonl", lines(TEXTS[:2]))
+    for place in ("d/a@v1.jsonl", "d", "d?region=us-east-1"):
+        found = resolve_corpus(f"{bucket.place}/{place}", "text", tmp_path / place[-3:])
+        assert texts(found) == [text.strip() for text in TEXTS[:2]]
+    assert found.name == f"{bucket.place}/d" and "?" not in found.note
+
+
+def test_a_signature_is_never_told(web, tmp_path):
+    """Neither in what names the corpus nor in an error; signed anew it is the same corpus."""
+    (web.root / "a.jsonl").write_bytes(lines(TEXTS[:2]))
+    first, second = (
+        resolve_corpus(f"{web.place}/a.jsonl?id=1&X-Amz-Signature={secret}", "text", tmp_path / "cache")
+        for secret in ("c0ffee", "decaf")
+    )
+    assert first.fingerprint == second.fingerprint
+    said = [first.name, first.note]
+    for place in (f"{web.place}/no.jsonl", f"{web.place}/secret.jsonl", "http://127.0.0.1:9/a.jsonl"):
+        with pytest.raises(UserError) as told:
+            find_corpus(f"{place}?X-Amz-Signature=c0ffee", "text", tmp_path / "cache")
+        said.append(str(told.value))
+    assert not any("c0ffee" in each for each in said)
 
 
 def test_a_secret_in_a_uri_is_refused(tmp_path):

@@ -167,7 +167,7 @@ def test_a_preset_has_the_published_shape(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3-1.7b", "llama3-8b"])  # tied embeddings and others, queries normalised or not
+@pytest.mark.parametrize("name", ["qwen3-1.7b", "llama3-8b"])  # tied embeddings or not, q/k norms or not
 def test_a_preset_is_expanded_as_published(name):
     """Parameter counts, layers, units and their groups of the real architecture, without its weights."""
     config, layers = config_of(name), (14, 16, 17, 20)

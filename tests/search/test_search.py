@@ -36,7 +36,13 @@ from adept_ray.search import study
 from adept_ray.search import tune as search
 from adept_ray.search import verdicts as judging
 from adept_ray.search.ranges import check_space, limit_depths, override_ranges, parse_amount, put_paper_first
-from adept_ray.search.restoring import drop_broken_files, is_restorable, mend_generator
+from adept_ray.search.restoring import (
+    drop_broken_files,
+    is_restorable,
+    keep_files,
+    mend_files,
+    mend_generator,
+)
 from adept_ray.search.setup import SearchSetup
 from adept_ray.search.study import (
     STARTUP_TRIALS,
@@ -609,6 +615,65 @@ def test_files_that_were_cut_short_are_passed_over(tmp_path):
     )  # no settings
     (tmp_path / "tuner.pkl").write_bytes(whole["tuner.pkl"])
     assert is_restorable(str(tmp_path)) and drop_broken_files(str(tmp_path)) == []
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """What Tune saved on this machine, a copy of it that was kept, and what reached the search's folder."""
+    content = {
+        "experiment_state-2.json": b'{"trial_data": ["t1", "t2"]}',
+        "search_gen_state-2.json": pickle.dumps({"counter": 2}),
+        "searcher-state-2.pkl": pickle.dumps(list(range(1000))),
+    }
+    here, experiment = tmp_path / "staging", tmp_path / "search"
+    here.mkdir()
+    experiment.mkdir()
+    (experiment / "tuner.pkl").write_bytes(pickle.dumps({"a": 1}))
+    for name, each in content.items():
+        (here / name).write_bytes(each)
+        (here / name.replace("2", "1")).write_bytes(b"of an earlier command")
+    keep_files(here, str(experiment))
+    for name, each in content.items():
+        (experiment / name).write_bytes(each)
+    return experiment, {file.name: file.read_bytes() for file in experiment.iterdir()}
+
+
+def test_a_file_of_tunes_that_was_cut_short_comes_back(saved):
+    """Whichever it is, cut anywhere or missing, though the command has one of each kind."""
+    experiment, whole = saved
+    for name, content in whole.items():
+        for left in (None, b"", content[:1], content[:-1]):
+            (experiment / name).unlink() if left is None else (experiment / name).write_bytes(left)
+            assert mend_files(str(experiment)) == ([] if left is None else [name])
+            assert {file.name: file.read_bytes() for file in experiment.iterdir()} == whole
+    for name in whole:
+        (experiment / name).write_bytes(b"{")
+    assert sorted(mend_files(str(experiment))) == sorted(whole) and is_restorable(str(experiment))
+
+
+def test_the_copy_is_kept_before_tune_writes_its_own(saved, tmp_path, monkeypatch):
+    """When its callbacks are asked for their state; before there is a trial there is nothing to keep."""
+    monkeypatch.setattr(TrialPoster, "experiment", str(tmp_path / "other"))
+    poster = TrialPoster("run", lambda *_: None)
+    assert poster.get_state() is None and not (tmp_path / "other-kept.pkl").exists()
+    storage = SimpleNamespace(experiment_driver_staging_path=str(tmp_path / "staging"))
+    poster.on_step_begin(1, [SimpleNamespace(storage=storage)])
+    (tmp_path / "other").mkdir()
+    assert poster.get_state() is None and (tmp_path / "other-kept.pkl").exists()
+
+
+def test_trained_trials_are_never_forgotten(tmp_path):
+    """Without records of them the search is refused, and they stay; a search that had none yet begins."""
+    setup = SimpleNamespace(storage=str(tmp_path), experiment=str(tmp_path / "search"))
+    assert search.recover_trials(setup, print) == []
+    trained = tmp_path / "trials" / "trial-001" / "model.safetensors"
+    trained.parent.mkdir(parents=True)
+    trained.write_bytes(b"weights")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "experiment_state-1.json").write_bytes(b"{")
+    with pytest.raises(UserError, match=r"no whole records of the search.*under another --name$"):
+        search.recover_trials(setup, lambda text: None)
+    assert trained.exists()
 
 
 BOTH_SIDES = {"metric": ["general_delta", "domain_delta"], "mode": ["max", "max"]}

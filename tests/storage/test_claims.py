@@ -150,3 +150,44 @@ def test_another_machine_that_still_writes_keeps_the_folder(elsewhere, tmp_path,
     with pytest.raises(UserError, match=r"^place is being written by process 7 on there: wait for its end"):
         claim_place(*open_filesystem(str(tmp_path)), "place")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_holder_that_lost_its_claim_stops(tmp_path):
+    """Its object was removed while it was silent: it isn't written back, and nothing is written any more."""
+    stopped = []
+    filesystem, folder = open_filesystem(str(tmp_path))
+    claim = claims.WrittenObject(filesystem, f"{folder}/{LOCK}-own", "s3://b/run", lambda: stopped.append(1))
+    claim.settle()
+    claim.beat()
+    claim.check()
+    taker = replace(describe_process(), host="there", machine="there", pid=7)
+    (tmp_path / f"{LOCK}-own").unlink()
+    (tmp_path / f"{LOCK}-taker").write_text(json.dumps(asdict(taker)))
+    claim.beat()
+    results = Results(str(tmp_path), "run")
+    results._claim = claim
+    for write in (lambda: results.write("a", ""), results.publish):
+        with pytest.raises(
+            UserError, match=r"^s3://b/run: .* process 7 on there may write .*: this one stops"
+        ):
+            write()
+    assert stopped == [1] and not (tmp_path / f"{LOCK}-own").exists()
+    claim.release()
+    assert [file.name for file in tmp_path.iterdir()] == [f"{LOCK}-taker"]
+
+
+def test_a_holder_that_wrote_its_object_back_sees_who_took_the_folder(tmp_path):
+    """It was removed between a look and a write; who only looks for a folder takes none."""
+    stopped = []
+    filesystem, folder = open_filesystem(str(tmp_path))
+    claim = claims.WrittenObject(filesystem, f"{folder}/{LOCK}-own", "s3://b/run", lambda: stopped.append(1))
+    claim.settle()
+    other = replace(describe_process(), host="there", machine="there", pid=7, is_settled=False)
+    file = tmp_path / f"{LOCK}-taker"
+    file.write_text(json.dumps(asdict(other)))
+    claim.beat()
+    assert stopped == []
+    file.write_text(json.dumps(asdict(replace(other, is_settled=True))))
+    claim.beat()
+    assert stopped == [1] and [each.name for each in tmp_path.iterdir()] == [file.name]
+    claim.release()
