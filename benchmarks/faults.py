@@ -18,6 +18,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -221,6 +222,10 @@ def main() -> None:
     if args.table:
         print(format_tables(read_rows(args.rows)))
         return
+    if shutil.which("cc") is None:
+        flags.error(
+            "no C compiler (cc) here, by which writes are made to fail; on Debian: apt-get install gcc"
+        )
     done = {row["round"] for row in read_rows(args.rows)}
     numbers = args.only or [number for number in range(1, args.rounds + 1) if number not in done]
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
