@@ -223,9 +223,7 @@ def main() -> None:
         print(format_tables(read_rows(args.rows)))
         return
     if shutil.which("cc") is None:
-        flags.error(
-            "no C compiler (cc) here, by which writes are made to fail; on Debian: apt-get install gcc"
-        )
+        flags.error("no C compiler (cc) here, by which writes are made to fail; give it one (gcc)")
     done = {row["round"] for row in read_rows(args.rows)}
     numbers = args.only or [number for number in range(1, args.rounds + 1) if number not in done]
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
