@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import heed_interrupts
 
 COMMAND = """
 import os, signal
@@ -32,5 +33,6 @@ def test_ctrl_c_does_not_reach_who_waits():
     """The group of the command is interrupted, and the command alone answers."""
     end = "os.setpgid(0, 0); os.killpg(0, signal.SIGINT); signal.pause()"
     code = COMMAND.replace("with leave", "os.setpgid(0, 0)\nwith leave").format(end=end)
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=heed_interrupts)
     assert "KeyboardInterrupt" in ended.stderr and "go on with this" not in ended.stderr
