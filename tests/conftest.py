@@ -35,11 +35,12 @@ RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first: else the other process has nothing left to do beside it."""
+    """What takes longest first: else the other processes have nothing left to do beside it."""
     for item in items:
         if item.path.stem in {COMMANDS, *HEAVY, *RAY}:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: (item.path.stem != COMMANDS, item.path.stem not in RAY))
+    first = ({COMMANDS}, RAY, {"test_wheel"})
+    items.sort(key=lambda item: [item.path.stem not in stems for stems in first])
 
 
 @pytest.hookimpl(optionalhook=True)
