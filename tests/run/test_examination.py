@@ -14,8 +14,8 @@ from adept_ray.data.loading import Backbone
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
 from adept_ray.run import examination as examination_module
 from adept_ray.run import fetching as fetching_module
-from adept_ray.run.checks import DiskNeeds
-from adept_ray.run.examination import Examination, list_depths, plan_examination, refuse_faults
+from adept_ray.run.disk_needs import DiskNeeds, list_tried_depths
+from adept_ray.run.examination import Examination, plan_examination, refuse_faults
 
 HERE, OTHER = Node("0", "here", 4, 0, here=True), Node("1", "other", 4, 0, here=False)
 DISKS = {name: Disk(f"/{name}", 1, 100) for name in ("storage", "temporary", "hub")}
@@ -118,8 +118,7 @@ def test_files_are_not_fetched_onto_a_disk_that_is_too_small(cluster, shown):
 )
 def test_depths_are_all_that_a_trial_may_have(searched, depths):
     """Whatever the form of the range of k."""
-    question = SimpleNamespace(space=SimpleNamespace(parameters={"k": Range(**searched)}))
-    assert list_depths(question) == depths
+    assert list_tried_depths(Range(**searched)) == depths
 
 
 @pytest.mark.parametrize(
