@@ -74,6 +74,7 @@ def plan_fit(
     if training.tunes == "copies":
         fit = allow_streams(needs, machine, context.memory, fit)
     display.show_plan(needs, machine, fit, context.memory, what)
+    context.check_hosts(needs, fit, what)
     return fit
 
 
