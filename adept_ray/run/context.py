@@ -93,12 +93,12 @@ def open_session(run: R, continues: bool = False) -> Session[R]:
 
 @contextmanager
 def open_context(
-    session: Session[R], load: Load, trains: bool = True, examine: Callable[[], None] = lambda: None
+    session: Session[R], load: Load, examine: Callable[[], None], trains: bool = True
 ) -> Iterator[Context[R]]:
     """Connect to a cluster, start crews on it for that `load` and yield the session with them.
 
-    Where nothing `trains`, nothing is compiled and no compiler is asked for. `examine` is called once the
-    cluster is there, before anything is started on it. Raises :class:`UserError` for what the cluster can't
+    `examine` is called once the cluster is there, before anything is started on it. Where nothing `trains`,
+    nothing is compiled and no compiler is asked for. Raises :class:`UserError` for what the cluster can't
     do, and :class:`UnfinishedRun` where Ray loses a part of the run.
     """
     results, display = session.results, session.display

@@ -1,15 +1,17 @@
 """A cluster is examined for a run: its nodes are asked, and what they say is judged.
 
-This takes seconds. `tune_k.py` does it before anything expensive, and `doctor.py` shows it.
+This takes seconds. Every command does it before anything expensive, and `doctor.py` shows it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adept_ray.config.places import make_absolute
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.hub import find_token
 from adept_ray.data.loading import Backbone
@@ -22,6 +24,7 @@ from adept_ray.run.checks import (
     check_places,
     check_versions,
 )
+from adept_ray.run.context import Session
 from adept_ray.run.disk_needs import DiskNeeds, plan_disk_needs
 from adept_ray.run.fetching import Show, examine_hub, fetch_backbone, refuse_all
 from adept_ray.run.question import Question
@@ -34,10 +37,10 @@ from adept_ray.storage.files import list_sizes
 class Examination:
     """What is examined, as far as it is known."""
 
-    run: SearchRun
+    run: RunSpec
     backbone: Backbone | None
     needs: DiskNeeds | None
-    """What the search takes of disks."""
+    """What a search takes of disks."""
 
 
 def plan_examination(run: SearchRun, sources: Sources, question: Question) -> Examination:
@@ -94,3 +97,8 @@ def refuse_faults(examination: Examination, display: Display) -> None:
     faults: list[str] = []
     examine_cluster(examination, lambda check: faults.extend(check.faults), display)
     refuse_all(faults)
+
+
+def plan_refusal(session: Session[RunSpec], sources: Sources) -> Callable[[], None]:
+    """What a command that isn't a search calls to have its cluster looked at (see :func:`refuse_faults`)."""
+    return partial(refuse_faults, Examination(session.run, sources.backbone, None), session.display)
