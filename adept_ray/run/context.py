@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
+from typing import Generic, TextIO, TypeVar
 
 from adept_ray.config.errors import UnfinishedRun
 from adept_ray.config.specs import RunSpec
@@ -19,17 +19,12 @@ from adept_ray.engine.crew import start_crews
 from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
 from adept_ray.engine.layout import Load
-from adept_ray.engine.nodes import list_nodes
-from adept_ray.run.host_memory import Host, check_hosts, list_hosts
+from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
 from adept_ray.run.terminal import Display
 from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import is_disk_full
 from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
-
-if TYPE_CHECKING:
-    from adept_ray.method.fit import Fit
-    from adept_ray.method.memory_plan import MemoryPlan
 
 OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
@@ -56,12 +51,8 @@ class Context(Session[OfRun]):
     """Takes jobs for the workers."""
     memory: int
     """Bytes that a worker may use."""
-    hosts: tuple[Host, ...] = ()
+    hosts: Hosts = NO_HOSTS
     """The machines of workers on GPUs, whose memory is beside that."""
-
-    def check_hosts(self, needs: MemoryPlan, fit: Fit, what: str) -> None:
-        """Refuse a training that machines can't hold beside their GPUs. Raises :class:`UserError`."""
-        check_hosts(self.hosts, needs, fit, self.run.machine.micro_batch, what, self.display.warn)
 
     def fit_to_layers(self, work: TrainWork) -> TrainWork:
         """`work`, made to fit on the lowest layers, as it fits on its own ones into these workers."""
@@ -127,7 +118,7 @@ def start_work(session: Session[R], load: Load, trains: bool = True) -> Iterator
     if trains:
         cluster.check_compiler(run, display.say)
     memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
-    hosts = list_hosts(list_nodes(), run.machine, run.crews) if run.machine.on_gpus else ()
+    hosts = find_hosts(run)
     with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
         yield Context(run, results, display, board, memory, hosts)
 

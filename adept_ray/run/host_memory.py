@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.machine import Machine
+from adept_ray.config.specs import RunSpec
 from adept_ray.engine.layout import CPUS_PER_WORKER
-from adept_ray.engine.nodes import Node
+from adept_ray.engine.nodes import Node, list_nodes
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan
 from adept_ray.training.streams import MOST_READ, WRITES_AT_ONCE
@@ -71,31 +72,42 @@ def count_host_parts(host: Host, needs: MemoryPlan, fit: Fit, micro_batch: int) 
     return parts
 
 
-def check_hosts(
-    hosts: Iterable[Host],
-    needs: MemoryPlan,
-    fit: Fit,
-    micro_batch: int,
-    what: str,
-    warn: Callable[[str], None],
-) -> None:
-    """Refuse a training that the memory beside the GPUs can't hold, and `warn` where it fills that.
+@dataclass(frozen=True)
+class Hosts:
+    """The machines on which workers on GPUs may be; none where workers compute on CPUs."""
 
-    Raises :class:`UserError`. Of several hosts the one that lacks most is named.
-    """
-    lacking = [(sum(count_host_parts(each, needs, fit, micro_batch).values()), each) for each in hosts]
-    total, host = max(lacking, key=lambda pair: pair[0] - SLACK * pair[1].memory, default=(0, None))
-    if host is None or total <= SLACK * host.memory:
-        return
-    parts = count_host_parts(host, needs, fit, micro_batch)
-    sizes = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    ways = "give fewer --workers" + " or --concurrent" * (host.groups > 1)
-    workers = "one worker" if host.workers == 1 else f"{host.workers} workers"
-    sentence = (
-        f"{what}: node {host.name} has {host.memory / GIB:.1f} GiB of memory beside that of its GPUs, and "
-        f"{workers} there may take {total / GIB:.1f} ({sizes}): {ways}, train fewer layers, or take nodes "
-        "with more memory"
-    )
-    if total > host.memory:
-        raise UserError(sentence)
-    warn(sentence)
+    each: tuple[Host, ...] = ()
+
+    def check_training(
+        self, needs: MemoryPlan, fit: Fit, micro_batch: int, what: str, warn: Callable[[str], None]
+    ) -> None:
+        """Refuse a training that the memory beside the GPUs can't hold, and `warn` where it fills that.
+
+        Raises :class:`UserError`. Of several hosts the one that lacks most is named.
+        """
+        lacking = [
+            (sum(count_host_parts(each, needs, fit, micro_batch).values()), each) for each in self.each
+        ]
+        total, host = max(lacking, key=lambda pair: pair[0] - SLACK * pair[1].memory, default=(0, None))
+        if host is None or total <= SLACK * host.memory:
+            return
+        parts = count_host_parts(host, needs, fit, micro_batch)
+        sizes = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        ways = "give fewer --workers" + " or --concurrent" * (host.groups > 1)
+        workers = "one worker" if host.workers == 1 else f"{host.workers} workers"
+        sentence = (
+            f"{what}: node {host.name} has {host.memory / GIB:.1f} GiB of memory beside that of its GPUs, "
+            f"and {workers} there may take {total / GIB:.1f} ({sizes}): {ways}, train fewer layers, or take "
+            "nodes with more memory"
+        )
+        if total > host.memory:
+            raise UserError(sentence)
+        warn(sentence)
+
+
+NO_HOSTS = Hosts()
+
+
+def find_hosts(run: RunSpec) -> Hosts:
+    """The machines of a run's workers on GPUs. Needs a running Ray."""
+    return Hosts(list_hosts(list_nodes(), run.machine, run.crews)) if run.machine.on_gpus else NO_HOSTS

@@ -9,7 +9,7 @@ from adept_ray.config.machine import Machine
 from adept_ray.engine.nodes import Node
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.memory_plan import GIB, SLACK, MemoryPlan
-from adept_ray.run.host_memory import PROCESS, Host, check_hosts, count_host_parts, list_hosts
+from adept_ray.run.host_memory import PROCESS, Host, Hosts, count_host_parts, list_hosts
 
 # 12 GiB a checkpoint, 20 GiB of weights, and a GiB enters a layer.
 NEEDS = replace(MemoryPlan(*(0,) * 13), trained=GIB, weights=20 * GIB, stream=GIB)
@@ -60,9 +60,9 @@ def test_what_lies_beside_the_gpus_is_counted_for_each_worker_or_group(fit, chan
 
 def test_a_machine_that_is_too_small_is_one_sentence():
     """The one that lacks most, with what takes how much, and what would help."""
-    hosts = [host(1000), host(30), host(20, workers=1, groups=1)]
+    hosts = Hosts((host(1000), host(30), host(20, workers=1, groups=1)))
     with pytest.raises(UserError) as told:
-        check_hosts(hosts, NEEDS, PLAIN, 1, "k = 4", pytest.fail)
+        hosts.check_training(NEEDS, PLAIN, 1, "k = 4", pytest.fail)
     assert str(told.value) == (
         "k = 4: node cards has 30.0 GiB of memory beside that of its GPUs, and 4 workers there may take "
         "36.0 (processes 12.0, checkpoints or the exported model 24.0): give fewer --workers or "
@@ -74,10 +74,10 @@ def test_a_machine_that_is_too_small_is_one_sentence():
 def test_a_machine_that_would_be_full_is_a_warning(memory, warnings):
     """Between what is planned with and what is there; more than that is enough."""
     said = []
-    check_hosts([host(memory)], NEEDS, PLAIN, 1, "k = 4", said.append)
+    Hosts((host(memory),)).check_training(NEEDS, PLAIN, 1, "k = 4", said.append)
     assert len(said) == warnings
 
 
 def test_workers_on_cpus_have_no_other_memory():
     """Their own plan has counted all of it."""
-    check_hosts((), NEEDS, PLAIN, 1, "k = 4", pytest.fail)
+    Hosts().check_training(NEEDS, PLAIN, 1, "k = 4", pytest.fail)
