@@ -29,6 +29,7 @@ from adept_ray.data.loading import Backbone, load_model
 from adept_ray.method.importance import measure_bypass_losses
 from adept_ray.run.block_sets import build_block_sets, plan_packing
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
 from adept_ray.run.sources import find_sources
 
@@ -41,7 +42,7 @@ def probe_blocks(run: RunSpec) -> tuple[Backbone, Blocks]:
         session = open_session(apply_changes(run, {"storage": folder, "name": "sensitivity"}))
         sources = find_sources(session, with_domain=False)
         load = describe_measuring(run, run.probe_tokens)
-        with open_context(session, load, trains=False) as context:
+        with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
             sets = build_block_sets(context, plan_packing(run, sources), lambda *_: None)
     return sources.backbone, sets["general"].load_spread("probe", run.probe_tokens, run.seq_len)
 

@@ -14,6 +14,7 @@ from adept_ray.config.specs import (
 from adept_ray.config.validation import validate_spec
 from adept_ray.method.copies import RECORD
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import Prepared, load_test_blocks, prepare
 from adept_ray.run.record import record_run
@@ -53,7 +54,7 @@ def draw_activations(args: ActivationsRun) -> str:
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources)
     load = describe_load(run, sources, [training], best["layers"])
-    with open_context(session, load) as context:
+    with open_context(session, load, plan_refusal(session, sources)) as context:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
             raise UserError("activations are taken of whole models, and this one has to be shared out")

@@ -12,6 +12,7 @@ from adept_ray.report.comparison_page import express_verdict, write_comparison
 from adept_ray.rivals.methods import list_entrants
 from adept_ray.run.comparison import build_field, list_needs, plan_rivals, run_comparison
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
@@ -40,7 +41,7 @@ def compare_methods(run: CompareRun) -> str:
     record_run(session, sources)
     with explain_stops(session, "compare"):
         load = describe_load(run, sources, [rival.training for rival in rivals])
-        with open_context(session, load) as context:
+        with open_context(session, load, plan_refusal(session, sources)) as context:
             rivals = plan_rivals(context, sources, rivals)
             prepared = prepare(context, sources, list_needs(run, rivals, sources))
             results.write_json("importance.json", prepared.importance)

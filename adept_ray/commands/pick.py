@@ -9,6 +9,7 @@ from adept_ray.config.validation import apply_changes
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
 from adept_ray.run.context import open_context
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import prepare
 from adept_ray.run.question import pose_question
@@ -40,7 +41,7 @@ def pick_trial(args: PickRun) -> str:
     choice, chosen = choose_trial(searched, question, trials, candidates)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
     load = describe_measuring(session.run, session.run.test_tokens)
-    with open_context(session, load, trains=False) as context:
+    with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)
         replay = training.general_share
         needs = Needs(best["k_max"], searched.tokens_per_trial, replay=replay, fit=fit)

@@ -9,6 +9,7 @@ from adept_ray.config.specs import ProbeRun, RunSpec, TrainingSpec
 from adept_ray.config.validation import refuse_flags
 from adept_ray.report.layer_figures import save_importance
 from adept_ray.run.context import open_context, open_session
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_run
@@ -28,7 +29,8 @@ def probe_layers(run: ProbeRun) -> str:
     run, results, display = session.run, session.results, session.display
     sources = find_sources(session, with_domain=False)
     record_run(session, sources)
-    with open_context(session, describe_measuring(run, run.probe_tokens), trains=False) as context:
+    load = describe_measuring(run, run.probe_tokens)
+    with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, TrainingSpec(k=0), what="probe")
         # A pass more is little on a GPU, and what gradients of units take isn't in the plan.
         again = run.machine.activation_checkpointing == "on" or run.machine.on_gpus

@@ -9,6 +9,7 @@ from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
+from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
 from adept_ray.run.record import record_best, record_run, show_summary
@@ -41,7 +42,7 @@ def train_model(args: TrainRun) -> str:
     record_run(session, sources, training=training)
     with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
         load = describe_load(run, sources, [training], best["layers"])
-        with open_context(session, load) as context:
+        with open_context(session, load, plan_refusal(session, sources)) as context:
             fit = plan_fit(context, sources, training, best["layers"])
             needs = Needs(best["k_max"], args.tokens, replay=general, least_replay=general, fit=fit)
             prepared = prepare(context, sources, needs)

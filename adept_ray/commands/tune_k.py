@@ -39,7 +39,7 @@ def find_k(run: SearchRun) -> str:
     with explain_stops(session, "tune-k"):
         examine = partial(refuse_faults, plan_examination(run, sources, question), display)
         load = question.describe_load(run, sources)
-        with open_context(session, load, examine=examine) as context:
+        with open_context(session, load, examine) as context:
             prepared, work = prepare_search(context, sources, question)
             trials = run_trials(context, prepared, work, question)
             choice, chosen = choose_trial(run, question, trials)

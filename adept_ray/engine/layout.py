@@ -47,6 +47,13 @@ class Load:
     """Trainings that may run at the same time."""
     fits: Callable[[Machine, int], bool] = fits_always
     """Whether each of them fits into a machine's workers of so many bytes."""
+    at_once: int | None = None
+    """Trainings at a time for whose checkpoints there is room; None: any number."""
+
+    @property
+    def most_at_once(self) -> int:
+        """Trainings at a time that there are, and that disks hold."""
+        return self.trials if self.at_once is None else min(self.trials, self.at_once)
 
 
 def asks_for_layout(run: RunSpec) -> bool:
@@ -114,7 +121,7 @@ def list_layouts(run: RunSpec, room: Sequence[int], load: Load) -> list[Layout]:
         if machine.workers == "auto":
             most = sum(each // width for each in room) or most
         if free:
-            layouts += [Layout(width, crews) for crews in range(1, max(1, min(most, load.trials)) + 1)]
+            layouts += [Layout(width, crews) for crews in range(1, max(1, min(most, load.most_at_once)) + 1)]
         elif most >= run.crews or width == least:
             layouts.append(Layout(width, run.crews))
     return layouts

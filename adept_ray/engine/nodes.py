@@ -78,6 +78,8 @@ class Node:
     gpus: float
     here: bool
     """Whether the command runs on it."""
+    memory: int = 0
+    """Bytes that Ray counts there; 0 where it doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,9 @@ def list_nodes() -> list[Node]:
     found = []
     for node, address in zip(alive, addresses, strict=True):
         name = address if addresses.count(address) == 1 else f"{address} ({node['NodeID'][:6]})"
-        have = node["Resources"]
-        found.append(
-            Node(node["NodeID"], name, have.get("CPU", 0), have.get("GPU", 0), node["NodeID"] == here)
-        )
+        have, is_here = node["Resources"], node["NodeID"] == here
+        memory = int(have.get("memory", 0))
+        found.append(Node(node["NodeID"], name, have.get("CPU", 0), have.get("GPU", 0), is_here, memory))
     return sorted(found, key=lambda node: not node.here)
 
 

@@ -66,6 +66,8 @@ class MemoryPlan:
     flops: float
     """Operations of a training step per token, nothing computed twice; a multiplication and an addition count
     as two."""
+    stream: int = 0
+    """What enters a layer, of one sequence; the largest of all layers."""
 
     def count_activations(self, sequences: int, fit: Fit, on_gpus: bool = True) -> int:
         """Bytes that so many sequences in a forward pass keep, and those of their logits that are there."""
@@ -147,6 +149,7 @@ def plan_memory(
         pieces=find_plain_head(model) is not None,
         gathered=count_gathered_bytes(model, weights),
         flops=whole.both / seq_len,
+        stream=max(whole.streams.values(), default=0),
     )
 
 

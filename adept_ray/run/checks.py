@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from adept_ray.config.machine import Machine
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
 from adept_ray.run.check_list import Check
+from adept_ray.run.disk_needs import DiskNeeds
 from adept_ray.training.streams import LEFT_SHARE
 
 GIB = 2**30
@@ -123,58 +123,6 @@ def check_places(
         good = f"{places[flag]}, the same on {len(nodes)} nodes" if not faults else places[flag]
         checks.append(Check(flag, good, tuple(faults)))
     return checks
-
-
-@dataclass(frozen=True)
-class DiskNeeds:
-    """Bytes that a search may take of disks, at most."""
-
-    checkpoint: int
-    """Of the deepest training: weights and both moments of what is trained, in float32."""
-    kept: int
-    """Weights of trials that can still be chosen."""
-    model: int
-    """The exported model."""
-    crews: int = 1
-    """Trials at once."""
-    fetched: bool = False
-    """Whether checkpoints have to be fetched: they lie behind a URI."""
-    streams: bool = False
-    """Whether workers keep streams in the temporary folder, as on GPUs: they take of the room there what
-    leaves :data:`LEFT_SHARE` of it, so all else has to fit into that."""
-
-    @property
-    def storage(self) -> int:
-        """Where results go: a trial's new checkpoint stands beside its last one for a moment."""
-        return 2 * self.crews * self.checkpoint + self.kept + self.model
-
-    @property
-    def temporary(self) -> int:
-        """In the temporary folder of one machine: at the end the model, and what is fetched before.
-
-        Trials that go on fetch a checkpoint each; at the end the weights are fetched from which the model is
-        made.
-        """
-        if not self.fetched:
-            return self.model
-        return max(self.model + self.checkpoint // 3, self.crews * self.checkpoint)
-
-
-def count_disk_needs(
-    sizes: tuple[int, Sequence[int]], depths: Sequence[int], kept: int, crews: int, itemsize: int
-) -> DiskNeeds:
-    """What a search of these `depths` takes of disks.
-
-    `sizes` are the scalars of the backbone and of each of its layers, `kept` is the number of trials whose
-    weights may be kept, `itemsize` the bytes of a scalar of the exported model.
-    """
-    total, layers = sizes
-    largest = max(layers, default=0)
-    trained = [largest * k for k in sorted(depths, reverse=True)]
-    deepest = trained[0] if trained else 0
-    # More trials than depths are kept where a front is: those count as the deepest.
-    weights = sum(trained[:kept]) + deepest * max(0, kept - len(trained))
-    return DiskNeeds(12 * deepest, 4 * weights, itemsize * (total + deepest), crews)
 
 
 def check_disks(

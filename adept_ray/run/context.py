@@ -19,6 +19,7 @@ from adept_ray.engine.crew import start_crews
 from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
 from adept_ray.engine.layout import Load
+from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
 from adept_ray.run.terminal import Display
 from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import is_disk_full
@@ -50,6 +51,8 @@ class Context(Session[OfRun]):
     """Takes jobs for the workers."""
     memory: int
     """Bytes that a worker may use."""
+    hosts: Hosts = NO_HOSTS
+    """The machines of workers on GPUs, whose memory is beside that."""
 
     def fit_to_layers(self, work: TrainWork) -> TrainWork:
         """`work`, made to fit on the lowest layers, as it fits on its own ones into these workers."""
@@ -81,12 +84,12 @@ def open_session(run: R, continues: bool = False) -> Session[R]:
 
 @contextmanager
 def open_context(
-    session: Session[R], load: Load, trains: bool = True, examine: Callable[[], None] = lambda: None
+    session: Session[R], load: Load, examine: Callable[[], None], trains: bool = True
 ) -> Iterator[Context[R]]:
     """Connect to a cluster, start crews on it for that `load` and yield the session with them.
 
-    Where nothing `trains`, nothing is compiled and no compiler is asked for. `examine` is called once the
-    cluster is there, before anything is started on it. Raises :class:`UserError` for what the cluster can't
+    `examine` is called once the cluster is there, before anything is started on it. Where nothing `trains`,
+    nothing is compiled and no compiler is asked for. Raises :class:`UserError` for what the cluster can't
     do, and :class:`UnfinishedRun` where Ray loses a part of the run.
     """
     results, display = session.results, session.display
@@ -115,8 +118,9 @@ def start_work(session: Session[R], load: Load, trains: bool = True) -> Iterator
     if trains:
         cluster.check_compiler(run, display.say)
     memory = cluster.measure_worker_memory(run, display.say)  # before the crew takes every GPU there is
+    hosts = find_hosts(run)
     with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
-        yield Context(run, results, display, board, memory)
+        yield Context(run, results, display, board, memory, hosts)
 
 
 @contextmanager

@@ -1,62 +1,51 @@
 """A cluster is examined for a run: its nodes are asked, and what they say is judged.
 
-This takes seconds. `tune_k.py` does it before anything expensive, and `doctor.py` shows it.
+This takes seconds. Every command does it before anything expensive, and `doctor.py` shows it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adept_ray.config.places import make_absolute
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.hub import find_token
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.nodes import Answers, ask_nodes, compare_places, inspect_node, list_nodes
-from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.run.checks import (
-    DiskNeeds,
     check_answers,
     check_backbone_folder,
     check_disks,
     check_gpus,
     check_places,
     check_versions,
-    count_disk_needs,
 )
+from adept_ray.run.context import Session
+from adept_ray.run.disk_needs import DiskNeeds, plan_disk_needs
 from adept_ray.run.fetching import Show, examine_hub, fetch_backbone, refuse_all
 from adept_ray.run.question import Question
 from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
-from adept_ray.storage.files import find_local_folder, list_sizes
+from adept_ray.storage.files import list_sizes
 
 
 @dataclass(frozen=True)
 class Examination:
     """What is examined, as far as it is known."""
 
-    run: SearchRun
+    run: RunSpec
     backbone: Backbone | None
     needs: DiskNeeds | None
-    """What the search takes of disks."""
+    """What a search takes of disks."""
 
 
 def plan_examination(run: SearchRun, sources: Sources, question: Question) -> Examination:
     """What is examined for a search of that question."""
-    sizes = count_layer_parameters(skeleton := sources.build_skeleton())
-    depths = list_depths(question)
-    kept = run.trials if run.pareto else min(run.trials, len(depths))
-    needs = count_disk_needs(sizes, depths, kept, run.crews, skeleton.dtype.itemsize)
-    needs = replace(needs, fetched=find_local_folder(run.storage) is None, streams=run.machine.on_gpus)
-    return Examination(run, sources.backbone, needs)
-
-
-def list_depths(question: Question) -> list[int]:
-    """Every k that the search may try."""
-    searched = question.space.parameters["k"]
-    values = searched.values
-    return list(range(values[0], values[1] + 1)) if searched.kind == "int" else sorted(set(values))
+    return Examination(run, sources.backbone, plan_disk_needs(run, sources, question.space))
 
 
 def examine_cluster(examination: Examination, show: Show, display: Display) -> None:
@@ -108,3 +97,8 @@ def refuse_faults(examination: Examination, display: Display) -> None:
     faults: list[str] = []
     examine_cluster(examination, lambda check: faults.extend(check.faults), display)
     refuse_all(faults)
+
+
+def plan_refusal(session: Session[RunSpec], sources: Sources) -> Callable[[], None]:
+    """What a command that isn't a search calls to have its cluster looked at (see :func:`refuse_faults`)."""
+    return partial(refuse_faults, Examination(session.run, sources.backbone, None), session.display)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adept_ray.config.calls import format_command
 from adept_ray.config.search_space import SearchSpace
@@ -12,6 +12,7 @@ from adept_ray.config.validation import apply_changes, fingerprint
 from adept_ray.engine.layout import Load
 from adept_ray.method.memory_plan import count_layer_parameters
 from adept_ray.report.rerun import format_flags
+from adept_ray.run.disk_needs import count_trials_with_room
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources
@@ -44,7 +45,10 @@ class Question:
     def describe_load(self, run: SearchRun, sources: Sources) -> Load:
         """The trials of a search: of the largest k, with the smallest steps."""
         trials = run.trials if run.strategy == "trials" else 1
-        return describe_load(run, sources, [self.deepest], trials=trials)
+        load = describe_load(run, sources, [self.deepest], trials=trials)
+        if run.concurrent != "auto":
+            return load
+        return replace(load, at_once=count_trials_with_room(run, sources, self.space))
 
     def may_take(self, parameter: str, value: object) -> bool:
         """Whether a trial may have that value of a searched parameter."""

@@ -74,6 +74,7 @@ def plan_fit(
     if training.tunes == "copies":
         fit = allow_streams(needs, machine, context.memory, fit)
     display.show_plan(needs, machine, fit, context.memory, what)
+    context.hosts.check_training(needs, fit, machine.micro_batch, what, display.warn)
     return fit
 
 

@@ -106,3 +106,12 @@ def test_workers_without_a_block_are_one_sentence(settings, load, words):
     said = explain_idle_workers(SearchRun(**settings), [8], load, lambda layout: 0)
     assert words in said and "have nothing to train on" in said
     assert explain_idle_workers(SearchRun(workers=4), [8], make_load(), lambda layout: 0) == ""
+
+
+def test_no_more_trials_at_once_than_disks_hold():
+    """Where their number is auto; a number that was given stays."""
+    room, load = [8], Load(1, 8, at_once=3)
+    auto = SearchRun(workers=1, concurrent="auto")
+    assert choose_layout(auto, room, load, lambda layout: 1).crews == 3
+    given = SearchRun(workers=1, concurrent=4)
+    assert choose_layout(given, room, load, lambda layout: 1).crews == 4

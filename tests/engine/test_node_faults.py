@@ -15,13 +15,13 @@ from adept_ray.engine import nodes as nodes_module
 from adept_ray.engine.fetching import fetch_on_nodes
 from adept_ray.engine.nodes import Answers, ask_nodes, compare_places, inspect_node, list_nodes
 from adept_ray.run.checks import (
-    DiskNeeds,
     check_answers,
     check_disks,
     check_gpus,
     check_places,
     check_versions,
 )
+from adept_ray.run.disk_needs import DiskNeeds
 
 STORE = 100 * 2**20  # bytes of a node's object store
 

@@ -8,7 +8,6 @@ from adept_ray.config.machine import Machine
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.engine.nodes import Answers, Disk, Gpu, Node, NodeFacts
 from adept_ray.run.checks import (
-    DiskNeeds,
     check_answers,
     check_backbone_folder,
     check_disks,
@@ -16,9 +15,9 @@ from adept_ray.run.checks import (
     check_hub,
     check_places,
     check_versions,
-    count_disk_needs,
     format_size,
 )
+from adept_ray.run.disk_needs import DiskNeeds, count_disk_needs
 
 GB = 10**9
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cu130", "transformers": "5.23.0"}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import WorkerCrashedError
 
-from adept_ray.config.errors import UnfinishedRun
+from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine.layout import Load
@@ -56,16 +56,29 @@ def order(monkeypatch):
 def test_memory_and_compiler_are_asked_for_before_the_crew_takes_the_gpus(order, display):
     """The other way round the questions would wait for a GPU for ever; a compiler is for what trains."""
     session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
-    with open_context(session, LOAD) as context:
+    with open_context(session, LOAD, print) as context:
         assert (context.board, context.memory) == ("crew", 7)
-    with open_context(session, LOAD, trains=False):
+    with open_context(session, LOAD, print, trains=False):
         assert order == ["cluster", "compiler", "memory", "crew", "cluster", "memory", "crew"]
+
+
+def test_a_cluster_is_examined_before_anything_is_started_on_it(order, display):
+    """A fault that it finds ends the command there."""
+
+    def examine():
+        order.append("examined")
+        raise UserError("node other has another --cache")
+
+    session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
+    with pytest.raises(UserError, match="another --cache"), open_context(session, LOAD, examine):
+        pass
+    assert order == ["cluster", "examined"]
 
 
 def test_a_context_has_the_numbers_that_were_chosen(order, display):
     """The session keeps what was asked for: a run is recorded so, and other machines may resume it."""
     session = Session(SearchRun(workers="auto"), SimpleNamespace(place="", ray=""), display)
-    with open_context(session, LOAD) as context:
+    with open_context(session, LOAD, print) as context:
         assert context.run.machine.workers == 3 and context.display is display
     assert session.run.machine.workers == "auto"
 
@@ -76,10 +89,10 @@ def test_a_lost_worker_ends_a_context_in_a_sentence(order, display, capsys):
     refused = pytest.raises(
         UnfinishedRun, match=r"^Ray lost a part of the run \(WorkerCrashedError.*; ray\.log "
     )
-    with refused, open_context(session, LOAD):
+    with refused, open_context(session, LOAD, print):
         raise WorkerCrashedError
     assert "Traceback" in capsys.readouterr().err
-    with pytest.raises(KeyError), open_context(session, LOAD):
+    with pytest.raises(KeyError), open_context(session, LOAD, print):
         raise KeyError("x")
     assert capsys.readouterr().err == ""
 

@@ -8,14 +8,15 @@ from common import tiny_model
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.data.hub_files import HubFiles
 from adept_ray.data.loading import Backbone
 from adept_ray.engine.nodes import Answers, Disk, Node, NodeFacts
 from adept_ray.run import examination as examination_module
 from adept_ray.run import fetching as fetching_module
-from adept_ray.run.checks import DiskNeeds
-from adept_ray.run.examination import Examination, list_depths, plan_examination, refuse_faults
+from adept_ray.run.context import Session
+from adept_ray.run.disk_needs import DiskNeeds, list_tried_depths
+from adept_ray.run.examination import Examination, plan_examination, plan_refusal, refuse_faults
 
 HERE, OTHER = Node("0", "here", 4, 0, here=True), Node("1", "other", 4, 0, here=False)
 DISKS = {name: Disk(f"/{name}", 1, 100) for name in ("storage", "temporary", "hub")}
@@ -95,6 +96,16 @@ def test_several_faults_are_all_named(cluster, shown):
         assert words in str(told.value)
 
 
+def test_a_command_that_is_no_search_looks_at_its_cluster_too(cluster, shown):
+    """A training of days must not find out at its end that a place isn't shared. Disks aren't looked at."""
+    cluster.nodes = [HERE, OTHER]
+    files = Answers({"here": "a", "other": "a"})
+    cluster.answers = {"<lambda>": Answers({"here": FACTS, "other": FACTS}), "name_files": files}
+    session = Session(RunSpec(), SimpleNamespace(), shown)
+    with pytest.raises(UserError, match=r"^--cache .* isn't the command's on node other"):
+        plan_refusal(session, SimpleNamespace(backbone=FOLDER))()
+
+
 def test_files_of_the_hub_are_fetched_under_a_bar(cluster, shown):
     """With the command's token, once it is known that there is room; a failure is a fault."""
     refuse_faults(Examination(SearchRun(), ON_HUB, SMALL), shown)
@@ -118,8 +129,7 @@ def test_files_are_not_fetched_onto_a_disk_that_is_too_small(cluster, shown):
 )
 def test_depths_are_all_that_a_trial_may_have(searched, depths):
     """Whatever the form of the range of k."""
-    question = SimpleNamespace(space=SimpleNamespace(parameters={"k": Range(**searched)}))
-    assert list_depths(question) == depths
+    assert list_tried_depths(Range(**searched)) == depths
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import SearchRun
 from adept_ray.data.corpora import CorpusFiles
 from adept_ray.data.loading import Backbone
+from adept_ray.engine.nodes import Disk
+from adept_ray.run import disk_needs
+from adept_ray.run.disk_needs import plan_disk_needs
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.question import limit_k, name_question, pose_question, rerun_command
 from adept_ray.run.sources import Sources
@@ -104,3 +107,22 @@ def test_searches_of_the_same_question_share_a_study():
     others = [{"seq_len": 64}, {"probe": "raced"}, {"precision": "bfloat16"}, {"pareto": True}]
     others += [{"min_gain_per_layer": 0.5}, {"score": "bpb"}, {"domain_tasks": ["medqa"]}]
     assert len({name(), name(warmup={"fixed": 0.2}), *map(name, others)}) == 2 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("settings", "at_once"),
+    [
+        ({"concurrent": "auto"}, 2),
+        ({"concurrent": 4}, None),
+        ({"concurrent": "auto", "storage": "s3://b"}, None),
+    ],
+)
+def test_trials_at_once_are_as_many_as_storage_holds(monkeypatch, settings, at_once):
+    """Two checkpoints a trial beside what is kept; a number that was given and a bucket set no bound."""
+    monkeypatch.setattr(disk_needs, "find_local_folder", lambda place: None if "://" in place else place)
+    run = SearchRun(**settings)
+    question = pose_question(run, space(), SOURCES)
+    needs = plan_disk_needs(run, SOURCES, question.space)
+    free = needs.kept + needs.model + 5 * needs.checkpoint
+    monkeypatch.setattr(disk_needs, "measure_disk", lambda path: Disk(path, 1, free))
+    assert question.describe_load(run, SOURCES).at_once == at_once

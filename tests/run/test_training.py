@@ -17,6 +17,7 @@ from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.memory_plan import MemoryPlan
 from adept_ray.run import training as training_module
 from adept_ray.run.context import Context
+from adept_ray.run.host_memory import Host, Hosts
 from adept_ray.run.sources import Sources
 from adept_ray.run.training import choose_compiling, describe_side, plan_fit
 from adept_ray.training.work import TrainWork
@@ -48,6 +49,15 @@ def test_only_copies_may_keep_what_enters_them(display, monkeypatch):
         fit = plan_fit(at_work(display), SOURCES, TrainingSpec(k=1, tunes=tunes))
         assert (fit.stream_bytes > 0) == keeps
     assert plan_fit(at_work(display, gpus_per_worker=1), SOURCES, TrainingSpec()).stream_bytes > GIB
+
+
+def test_a_plan_counts_the_memory_beside_gpus(display, monkeypatch):
+    """A GPU may hold what its machine can't write down; workers on CPUs have one memory."""
+    needs = replace(MemoryPlan(*(0,) * 13), trained=GIB)
+    monkeypatch.setattr(training_module, "plan_memory", lambda *_: needs)
+    small = replace(at_work(display, gpus_per_worker=1), hosts=Hosts((Host("cards", 8 * GIB, 1, 1),)))
+    with pytest.raises(UserError, match=r"^k = 4: node cards has 8.0 GiB of memory beside that of its GPUs"):
+        plan_fit(small, SOURCES, TrainingSpec())
 
 
 def test_what_cannot_be_planned_is_trained_without_a_plan(monkeypatch, display):
