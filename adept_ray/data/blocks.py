@@ -110,8 +110,8 @@ class BlockSet:
         have = self.splits[split]["blocks"] * seq_len
         if have < tokens:
             raise UserError(
-                f"corpus '{corpus}' is too small: its {split} split ({self.shares[split]:.0%} of the documents) "
-                f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so "
+                f"corpus '{corpus}' is too small: its {split} split ({self.shares[split]:.0%} of the "
+                f"documents) holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so "
                 f"{self._name_remedy(split, tokens, seq_len)}"
             )
         files = BlockFiles(self.place, seq_len, tuple(self.shards[split]))

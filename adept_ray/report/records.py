@@ -223,7 +223,7 @@ class Corpus(Record):
     """Bytes of UTF-8."""
 
     def describe(self, name: str) -> str:
-        """All of it in words, without what is zero; `name` is its side, and a number where that has several."""
+        """All of it in words, without what is zero; `name`: its side, and a number where that has several."""
         earlier = "the general text" if name == "domain" else "an earlier corpus"
         parts = {
             "repeated": self.repeated,

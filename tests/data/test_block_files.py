@@ -176,7 +176,7 @@ def test_enough_text_in_too_few_documents_needs_more_documents_rather_than_more_
     """A book as one document is in one split, whatever its length; the rule of .txt files is said."""
     splits = {"train": {"blocks": 100}, "test": {"blocks": 0}}
     made = replace(store(tmp_path, [draw(1)]), shares={"train": 0.9, "test": 0.1}, splits=splits, counts=WELL)
-    with pytest.raises(UserError, match="in more and shorter documents.* blank lines separate documents"):
+    with pytest.raises(UserError, match=r"in more and shorter documents.* blank lines separate documents"):
         made.open_split("test", SEQ_LEN, SEQ_LEN, "book")
 
 
