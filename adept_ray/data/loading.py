@@ -181,7 +181,10 @@ def load_whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
             "config.json; take the config that belongs to them"
         )
     if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+        raise UserError(
+            f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}; copy or "
+            "download them again, or take the config that belongs to them"
+        )
     if unused := sorted(report["unexpected_keys"]):
         raise UserError(
             f"{name}: the model that config.json describes has no place for {len(unused)} tensors of the "
@@ -258,7 +261,9 @@ def _read_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
             **locate_files(backbone), use_fast=True, trust_remote_code=backbone.trusted
         )
     if not tokenizer.is_fast:
-        raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
+        raise UserError(
+            f"{source}: its tokenizer is a slow one, without a tokenizer.json; take a fast one of that model"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{source}: its tokenizer has no EOS token, which separates documents; add an eos_token"

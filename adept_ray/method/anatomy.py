@@ -78,7 +78,10 @@ def get_part(module: nn.Module, name: str) -> nn.Module:
     try:
         return module.get_submodule(name)
     except AttributeError:
-        raise UserError(f"{type(module).__name__} has no '{name}', which its family's models have") from None
+        raise UserError(
+            f"{type(module).__name__} has no '{name}', which its family's models have: "
+            "give a model of transformers' own class"
+        ) from None
 
 
 def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Parameter]:
