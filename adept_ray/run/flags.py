@@ -15,7 +15,7 @@ from adept_ray.config.fields import read_extra
 from adept_ray.config.machine import FollowingSpec, Machine
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault
-from adept_ray.config.plain_text import allow_any_terminal
+from adept_ray.config.plain_text import allow_any_terminal, end_with_reader
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -24,6 +24,7 @@ from adept_ray.storage.files import describe_full_disk, is_disk_full
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
+@end_with_reader()
 def run_command(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     """Parse the flags of `spec`, call `command` (``tune_k.find_k``, …) and exit with its status.
 
