@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 MOST_TEXT = 300  # characters of what a library says
+UNKNOWN = "untagged enum"  # what tokenizers says of a tokenizer.json of a kind that it has no code for
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,9 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
             raise UserError(explain_hub_error(source, problem)) from problem
         if isinstance(problem, UserError):
             raise
+        newer = "; a newer version of the package tokenizers may know it" if UNKNOWN in str(problem) else ""
         raise UserError(
-            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}"
+            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}{newer}"
         ) from problem
 
 
