@@ -57,7 +57,10 @@ def draw_activations(args: ActivationsRun) -> str:
     with open_context(session, load, plan_refusal(session, sources)) as context:
         fit = plan_fit(context, sources, training, best["layers"])
         if fit.sharded:
-            raise UserError("activations are taken of whole models, and this one has to be shared out")
+            raise UserError(
+                f"--config {args.config}: activations are drawn on workers that hold the whole model, and "
+                "none here has the memory: use a machine with larger GPUs, or with more memory"
+            )
         needs = Needs(best["k_max"], training.tokens, replay=general, least_replay=general, fit=fit)
         prepared = prepare(context, sources, needs)
         check_blocks(context.run, prepared)

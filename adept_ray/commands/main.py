@@ -9,6 +9,7 @@ from typing import NoReturn
 from adept_ray import __version__
 from adept_ray.config.calls import PROGRAM
 from adept_ray.config.errors import suggest_names
+from adept_ray.config.plain_text import end_with_reader
 from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
@@ -72,6 +73,7 @@ COMMANDS = {
 }
 
 
+@end_with_reader()
 def main() -> NoReturn:
     """Run the command that the first word names, and exit with its status."""
     first, *flags = sys.argv[1:] or [""]

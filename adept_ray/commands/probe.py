@@ -23,7 +23,7 @@ def probe_layers(run: ProbeRun) -> str:
 
     Raises :class:`UserError` for bad input.
     """
-    reason = "is for models that are trained: there is none in a probe"
+    reason = "is for models that are trained: there is none in a probe, so leave it out"
     refuse_flags(run, list_fields(RunSpec, Mark.UNPROBED), reason)
     session = open_session(resolve_settings(run, "probe"))
     run, results, display = session.run, session.results, session.display

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -33,6 +33,14 @@ def suggest_names(name: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
     return f"known: {', '.join(known[:MAX_LISTED])}{more}"
+
+
+def describe_kind(value: object) -> str:
+    """What kind of value it is, in plain words."""
+    kinds = {bool: "yes or no", int: "a number", float: "a number", str: "a text", list: "a list"}
+    if isinstance(value, Mapping):
+        return "a struct"
+    return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
 
 
 # How the lines begin that torch puts after an error of torch.compile or of a GPU.

@@ -138,7 +138,9 @@ class MachineSpec(Spec):
     def _check_gpus(self) -> MachineSpec:
         gpus, workers = self.machine.gpus_per_worker, self.machine.most_workers
         if gpus > 1 and gpus % 1:
-            raise ValueError(f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one")
+            raise ValueError(
+                f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one: give 2 or 0.5"
+            )
         if gpus % 1 and workers > 1:  # NCCL takes one rank a card
             raise ValueError(
                 f"gpus_per_worker is {gpus:g}, but {workers} workers that train together need a GPU each, so "

@@ -120,7 +120,7 @@ class Range(Spec):
             raise ValueError("needs exactly one of int, float, log, choice, fixed")
         values = self.values
         if not values or any(v is None for v in values):
-            raise ValueError(f"'{self.kind}' has no values")
+            raise ValueError(f"'{self.kind}' has no values: give some, such as [1, 2]")
         for value in values:
             self.check(value)
         if self.kind in ("int", "float", "log"):
@@ -277,7 +277,7 @@ def refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
         for key, value in node.value:
             if key.value in seen:
                 raise UserError(
-                    f"{path}{describe_line(key.start_mark)}: the key '{key.value}' is there twice"
+                    f"{path}{describe_line(key.start_mark)}: the key '{key.value}' is there twice: keep one"
                 )
             seen.add(key.value)
             refuse_repeated_keys(value, path)

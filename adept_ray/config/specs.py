@@ -110,7 +110,7 @@ class RunSpec(MachineSpec):
         known = "workers" in self.given or not continues  # else it is the number that the run began with
         fewest, most = self.machine.min_workers, self.machine.most_workers
         if known and fewest > most:
-            raise ValueError(f"min_workers is {fewest}, more than workers, {most}")
+            raise ValueError(f"min_workers is {fewest}, more than workers, {most}: lower it")
         return self
 
     @property

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.errors import UserError, describe_kind, suggest_names
 from adept_ray.config.os_faults import describe_os_fault
 
 
@@ -132,7 +132,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         fault = getattr(problem, "problem", None) or " ".join(str(problem).split())
         raise UserError(f"{path}{describe_line(mark)}: not readable as YAML: {fault}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(data).__name__}")
+        held = "is empty" if data is None else f"holds {describe_kind(data)}"
+        raise UserError(f"{path}: must hold a mapping, lines such as `key: value`, but it {held}")
     return data
 
 

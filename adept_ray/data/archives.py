@@ -139,7 +139,7 @@ class ZipReader:
 
         where = f"{self.content.where}, {info.filename}"
         if info.flag_bits & ENCRYPTED:
-            raise BadContent(f"{where}: can't be unpacked without a password")
+            raise BadContent(f"{where}: can't be unpacked without a password; unpack it and give the folder")
         member = Content(info.filename, where, unpack, inside=True)
         with explain_damage(member, "zip"):
             yield from read_all(open_reader(member, self._omissions), columns)

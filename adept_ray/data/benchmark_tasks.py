@@ -107,7 +107,10 @@ def draw_items(names: Sequence[str], most: int, seed: int, cache: Path) -> dict[
         share = math.ceil(most / len(tasks))
         for task, each in tasks.items():
             if (count := len(each.eval_docs)) < 2:
-                raise UserError(f"task '{task}' of '{name}' has {count} items: two splits need two")
+                raise UserError(
+                    f"task '{task}' of '{name}' has {count} items: validation and test need one each, so "
+                    "choose another task"
+                )
             halves = list(range(count))
             random.Random(f"halves of {task}").shuffle(halves)
             for split, half in (("validation", halves[: count // 2]), ("test", halves[count // 2 :])):
@@ -250,7 +253,9 @@ def load_tasks(names: tuple[str, ...], cache: Path) -> dict[str, dict[str, Task]
     with silence_lm_eval():
         files = {name for name in names if name.endswith(FILES)}
         if missing := sorted(name for name in files if not is_task_file(name)):
-            raise UserError(f"task {missing[0]}: no such file")
+            raise UserError(
+                f"task {missing[0]}: no such file: give the path of a task's .yaml, or a task's name"
+            )
         others = set(names) - files - OWN
         groups = any("group" in load_yaml(Path(name)) for name in files)  # of tasks that may be lm-eval's own
         manager = build_task_manager(TASKS, bool(others) or groups, cache)
@@ -289,7 +294,9 @@ def load_task(manager: TaskManager, name: str) -> dict[str, Task]:
         ) from problem
     for each, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise UserError(f"task '{each}' runs what a model wrote or isn't of text alone: not supported")
+            raise UserError(
+                f"task '{each}' runs what a model wrote or isn't of text alone: choose another task"
+            )
         if not set(METRICS) & set(task.aggregation()):
             scored = ", ".join(task.aggregation()) or "nothing"
             raise UserError(

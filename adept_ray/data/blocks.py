@@ -105,15 +105,14 @@ class BlockSet:
     def open_split(self, split: str, tokens: int, seq_len: int, corpus: str) -> Blocks:
         """A split in its fixed order. Nothing of it is read yet.
 
-        Raises :class:`UserError` when it holds fewer than `tokens` tokens, saying what the corpus needs.
+        Raises :class:`UserError` when it holds fewer than `tokens` tokens, saying why and what would help.
         """
         have = self.splits[split]["blocks"] * seq_len
         if have < tokens:
-            share = self.shares[split]
             raise UserError(
-                f"corpus '{corpus}' is too small: its {split} split ({share:.0%} of the documents) "
-                f"holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so give about "
-                f"{int(tokens / share) + 1} tokens of text or ask for fewer"
+                f"corpus '{corpus}' is too small: its {split} split ({self.shares[split]:.0%} of the "
+                f"documents) holds {have} tokens in blocks of {seq_len} and {tokens} are needed, so "
+                f"{self._name_remedy(split, tokens, seq_len)}"
             )
         files = BlockFiles(self.place, seq_len, tuple(self.shards[split]))
         every = range(self.splits[split]["blocks"])
@@ -122,6 +121,25 @@ class BlockSet:
             StoredTable(files, "bytes", every),
             StoredTable(files, "starts", every),
         )
+
+    def _name_remedy(self, split: str, tokens: int, seq_len: int) -> str:
+        """What gives a split so many tokens: it depends on why it has too few."""
+        if self.counts:
+            different = self.counts["documents"] - self.counts["repeated"]
+            if 2 * self.counts["in_earlier"] > different:
+                return "give text that isn't in the corpora before this one, too: most of its documents are"
+            if 2 * self.counts["near"] > different:
+                return "raise --near-duplicates: most of its documents are nearly equal to others"
+            if self.counts["documents"] > 2 * different:
+                return "give other text: most of its documents only repeat others"
+        wanted = int(tokens / self.shares[split]) + 1
+        if sum(each["blocks"] for each in self.splits.values()) * seq_len >= wanted:
+            return (
+                "give its text in more and shorter documents, each of which goes into one split as a whole "
+                "(in a .txt file blank lines separate documents, in .jsonl each line is one)"
+            )
+        flag = "--seq-len" if split == "train" else f"--{split}-tokens"  # training goes through text again
+        return f"give about {wanted} tokens of text, or lower {flag}"
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def fill_corpus(
     taken = list(_take_text(order, shared or str(order.kept.parent.parent), update))
     shards = [shard for each in taken for shard in each.shards]
     if not shards:
-        raise UserError(f"{order.sources[0].name}: holds no documents, only blank text")
+        raise UserError(f"{order.sources[0].name}: holds no documents, only blank text: give other text")
     omitted = "; ".join(filter(None, (each.omissions.describe() for each in taken)))
     used = "; ".join(filter(None, (each.describe() for each in taken)))
     store_index(CorpusIndex(tuple(shards), omitted, used, order.versions), corpus.index)

@@ -115,7 +115,7 @@ def check_files(found: LocalFiles, where: str) -> LocalFiles:
         raise UserError(f"{where}: holds no file that can be read as text; {SUPPORTED}{there}")
     for file in found.usable:
         if file.stat().st_size == 0:
-            raise UserError(f"{file}: the file is empty")
+            raise UserError(f"{file}: the file is empty: put text into it, or take it away")
     return found
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 MOST_TEXT = 300  # characters of what a library says
+UNKNOWN = "untagged enum"  # what tokenizers says of a tokenizer.json of a kind that it has no code for
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ def load_whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
             "config.json; take the config that belongs to them"
         )
     if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+        raise UserError(
+            f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}; copy or "
+            "download them again, or take the config that belongs to them"
+        )
     if unused := sorted(report["unexpected_keys"]):
         raise UserError(
             f"{name}: the model that config.json describes has no place for {len(unused)} tensors of the "
@@ -236,8 +240,9 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
             raise UserError(explain_hub_error(source, problem)) from problem
         if isinstance(problem, UserError):
             raise
+        newer = "; a newer version of the package tokenizers may know it" if UNKNOWN in str(problem) else ""
         raise UserError(
-            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}"
+            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}{newer}"
         ) from problem
 
 
@@ -258,7 +263,9 @@ def _read_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:
             **locate_files(backbone), use_fast=True, trust_remote_code=backbone.trusted
         )
     if not tokenizer.is_fast:
-        raise UserError(f"{source}: its tokenizer is a slow one; a tokenizer.json is needed")
+        raise UserError(
+            f"{source}: its tokenizer is a slow one, without a tokenizer.json; take a fast one of that model"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{source}: its tokenizer has no EOS token, which separates documents; add an eos_token"

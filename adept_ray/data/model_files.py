@@ -83,9 +83,9 @@ def _check_json(path: Path) -> None:
     try:
         if isinstance(json.loads(path.read_bytes()), dict):
             return
-        problem = "not a JSON object"
+        problem = "not a JSON object; copy or download it again"
     except ValueError as error:
-        problem = f"not valid JSON: {error}"
+        problem = f"not valid JSON ({error}); copy or download it again"
     raise UserError(f"{path}: {problem}")
 
 

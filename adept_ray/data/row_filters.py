@@ -12,8 +12,8 @@ from datetime import date
 from functools import lru_cache
 from numbers import Number
 
-from adept_ray.config.errors import UserError
-from adept_ray.data.row_values import ValuePath, describe_kind, parse_path
+from adept_ray.config.errors import UserError, describe_kind
+from adept_ray.data.row_values import ValuePath, parse_path
 from adept_ray.data.rows import Row
 
 Value = Callable[[str, Row], object]

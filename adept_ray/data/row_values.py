@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from adept_ray.config.errors import UserError, suggest_names
+from adept_ray.config.errors import UserError, describe_kind, suggest_names
 from adept_ray.data.rows import Row
 
 PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[-?\d+\])*")
@@ -72,11 +72,3 @@ def refuse_column(name: str, inside: str, there: Iterable[object], where: str) -
     known = suggest_names(name, names) if (names := [str(each) for each in there]) else "known: none"
     place = f" in '{inside}'" if inside else ""
     return f"{where}: no column '{name}'{place}; {known.replace('known:', 'there are:', 1)}"
-
-
-def describe_kind(value: object) -> str:
-    """What kind of value it is, in plain words."""
-    kinds = {bool: "yes or no", int: "a number", float: "a number", str: "a text", list: "a list"}
-    if isinstance(value, Mapping):
-        return "a struct"
-    return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

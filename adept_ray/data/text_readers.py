@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from adept_ray.config.errors import BadContent, UserError, shorten_error
+from adept_ray.config.errors import BadContent, UserError, describe_kind, shorten_error
 from adept_ray.data.opening import Content, explain_damage
 from adept_ray.data.rows import Located, PlainText
 
@@ -162,7 +162,10 @@ class TableReader(TextReader):
         try:
             names = next(rows, [])
             if len(set(names)) < len(names):
-                raise BadContent(f"{where}: its first line names a column twice: {', '.join(names)}")
+                raise BadContent(
+                    f"{where}: its first line names a column twice: {', '.join(names)}; "
+                    "give each column its own name"
+                )
             for number, fields in enumerate(rows, 1):
                 if fields and len(fields) != len(names):
                     raise BadContent(
@@ -306,7 +309,7 @@ def read_document(stream: BinaryIO, where: str) -> str:
 def check_object(row: object, where: str) -> dict[str, object]:
     """A row of JSON. Raises :class:`BadContent` for what is no object."""
     if not isinstance(row, dict):
-        raise BadContent(f'{where}: must be a JSON object such as {{"text": "…"}}, not {type(row).__name__}')
+        raise BadContent(f'{where}: must be a JSON object such as {{"text": "…"}}, not {describe_kind(row)}')
     return row
 
 

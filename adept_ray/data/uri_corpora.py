@@ -93,7 +93,9 @@ def choose_files(place: str, found: list[FoundFile]) -> tuple[list[FoundFile], t
     files = [file for file, name in zip(found, names, strict=True) if name in usable]
     for file in files:
         if file.size == 0:
-            raise UserError(f"{name_in_place(file.place)}: the file is empty")
+            raise UserError(
+                f"{name_in_place(file.place)}: the file is empty: put text into it, or take it away"
+            )
     return files, chosen.left_out
 
 

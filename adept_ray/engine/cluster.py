@@ -241,7 +241,7 @@ def check_cluster(run: RunSpec, have: Mapping[str, float]) -> None:
     if needed > have.get("CPU", 0):
         raise UserError(
             f"{fewest} needs {needed} logical CPUs ({SPARE_CPUS} of them for Ray itself) and the cluster has "
-            f"{have.get('CPU', 0):g}"
+            f"{have.get('CPU', 0):g}: fewer workers need fewer"
         )
 
 
@@ -255,7 +255,7 @@ def check_nodes(run: RunSpec, nodes: Iterable[Mapping[str, float]]) -> None:
         gpus = f"{machine.gpus_per_worker:g} GPUs and " if machine.on_gpus else ""
         raise UserError(
             f"{name_fewest(run)} needs {wanted} workers, each with {gpus}a logical CPU of one node, and the "
-            f"nodes of the cluster have room for {room}"
+            f"nodes of the cluster have room for {room}: ask for fewer, or add nodes"
         )
 
 

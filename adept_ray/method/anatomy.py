@@ -61,6 +61,8 @@ def family_of_config(config: object) -> Family:
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of `model`, in order. Raises :class:`UserError` where it has none."""
+    if hasattr(model, "get_base_model"):  # one of PEFT's wrappers, which may put a prompt before a text
+        raise UserError(f"{type(model).__name__} wraps a model: give its get_base_model()")
     layers = get_part(model, family_of(model).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -76,7 +78,10 @@ def get_part(module: nn.Module, name: str) -> nn.Module:
     try:
         return module.get_submodule(name)
     except AttributeError:
-        raise UserError(f"{type(module).__name__} has no '{name}', which its family's models have") from None
+        raise UserError(
+            f"{type(module).__name__} has no '{name}', which its family's models have: "
+            "give a model of transformers' own class"
+        ) from None
 
 
 def layer_parameters(model: nn.Module, layers: Iterable[int]) -> dict[str, nn.Parameter]:

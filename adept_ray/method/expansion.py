@@ -168,15 +168,19 @@ def check_export(model: PreTrainedModel, folder: Path) -> None:
         raise UserError(f"{folder}: the exported model can't be loaded again: {why}; {REMEDY}") from problem
     again, report = loaded
     if strange := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
-        raise UserError(f"{folder}: the exported model isn't whole: {strange[0]} was lost or is in the way")
+        raise UserError(
+            f"{folder}: the exported model isn't whole: {strange[0]} was lost or is in the way; {REMEDY}"
+        )
     written = again.state_dict()
     for name, value in model.state_dict().items():
         if name not in written or not torch.equal(value.cpu().to(written[name].dtype), written[name]):
-            raise UserError(f"{folder}: the exported {name} isn't that of the model in memory")
+            raise UserError(f"{folder}: the exported {name} isn't that of the model in memory; {REMEDY}")
     ids = torch.arange(LOOK).remainder(model.config.vocab_size)[None]
     with torch.no_grad(), hold_evaluation_mode(model):
         here = model(input_ids=ids.to(model.device)).logits.float().cpu()
         there = again.eval()(input_ids=ids).logits.float()
     most = ROUNDING.get(again.dtype, COARSE) * here.abs().max()
     if not (here - there).abs().max() <= most:
-        raise UserError(f"{folder}: the exported model computes other logits than the model in memory")
+        raise UserError(
+            f"{folder}: the exported model computes other logits than the model in memory; {REMEDY}"
+        )

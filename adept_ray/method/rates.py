@@ -133,7 +133,7 @@ def set_rates(
     by_unit = {unit_of(name): scale for name, scale in scales.items()}
     for group in optimizer.param_groups:
         if group["unit"] not in by_unit:
-            raise UserError(f"no scale for unit {group['unit']}")
+            raise UserError(f"no scale for unit {group['unit']}: measure its importance first")
         group["lr"] = base_lr * schedule * by_unit[group["unit"]]
 
 

@@ -63,5 +63,5 @@ def list_examples(found: Contamination) -> str:
 
 def describe_corpora(found: Contamination) -> str:
     """How many documents each corpus has, and how many of them aren't taken."""
-    corpora = {name: corpus.describe() for name, corpus in found.corpora.items()}
+    corpora = {name: corpus.describe(name) for name, corpus in found.corpora.items()}
     return f"<h3>Documents of each corpus</h3>{list_definitions(corpora)}" if corpora else ""

@@ -130,7 +130,9 @@ def read_trials_table(path: Path) -> tuple[list[Trial], list[dict[str, str]]]:
         trials.append(check_record(Trial, {"name": row["trial"], "state": row["state"], **numbers}, where))
         rows.append(row)
     if not trials:
-        raise UserError(f"{path}: holds no trial")
+        raise UserError(
+            f"{path}: holds no trial: go on with that search by --resume, or give another results folder"
+        )
     return trials, rows
 
 
@@ -170,7 +172,7 @@ def parse_json(text: str, where: str) -> object:
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as problem:
-        raise UserError(f"{where}: not JSON: {problem}") from None
+        raise UserError(f"{where}: not JSON ({problem}): copy the results folder again") from None
     return value
 
 
@@ -193,7 +195,9 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if None in row:
-            raise UserError(f"{where}: has more fields than the header has columns")
+            raise UserError(
+                f"{where}: has more fields than the header has columns: copy the results folder again"
+            )
         rows.append((where, row))
     return rows
 

@@ -222,15 +222,17 @@ class Corpus(Record):
     longest: int
     """Bytes of UTF-8."""
 
-    def describe(self) -> str:
-        """All of it in words, without what is zero."""
+    def describe(self, name: str) -> str:
+        """All of it in words, without what is zero; `name`: its side, and a number where that has several."""
+        earlier = "the general text" if name == "domain" else "an earlier corpus"
         parts = {
             "repeated": self.repeated,
-            "also in an earlier corpus": self.in_earlier,
+            f"also in {earlier}": self.in_earlier,
             "nearly equal to another one": self.near,
         }
         named = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
-        return f"{self.documents:,} documents{named}, the longest of {self.longest:,} bytes"
+        documents = "1 document" if self.documents == 1 else f"{self.documents:,} documents"
+        return f"{documents}{named}, the longest of {self.longest:,} bytes"
 
 
 class Contamination(Record):

@@ -80,7 +80,7 @@ def list_entrants(run: CompareRun) -> list[Entrant]:
     )
     labels = run.methods or tuple(METHODS)
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"--methods: '{twice[0]}' is given twice")
+        raise UserError(f"--methods: '{twice[0]}' is given twice: name each method once")
     return [make_entrant(label, base, run.replay) for label in labels]
 
 
@@ -88,7 +88,7 @@ def make_entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
     """The entrant of a label ``NAME`` or ``NAME:key=value:…``; raises as :func:`list_entrants` does."""
     name, *changes = label.split(":")
     if name not in METHODS:
-        raise UserError(f"unknown method '{name}': {suggest_names(name, METHODS)}")
+        raise UserError(f"--methods {label}: unknown method '{name}': {suggest_names(name, METHODS)}")
     method = METHODS[name]
     settings = dict(method.settings) | ({"replay": replay} if name == "replay" else {})
     training = apply_changes(

@@ -87,6 +87,6 @@ def explain_small_corpora(sets: Mapping[str, MixedBlocks]) -> Iterator[None]:
     except UserError as problem:
         counts = list_counts(sets)
         held = "; ".join(
-            f"{name}: {check_record(Corpus, each, name).describe()}" for name, each in counts.items()
+            f"{name}: {check_record(Corpus, each, name).describe(name)}" for name, each in counts.items()
         )
         raise UserError(f"{problem} ({held})") from None

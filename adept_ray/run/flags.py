@@ -6,16 +6,17 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypedDict, cast
 
 import tyro
 
 from adept_ray.config.errors import InterruptedRun, UserError
 from adept_ray.config.fields import read_extra
-from adept_ray.config.machine import FollowingSpec, Machine
+from adept_ray.config.machine import FollowingSpec, Machine, MachineSpec
 from adept_ray.config.mixtures import Mixture
-from adept_ray.config.os_faults import describe_os_fault
-from adept_ray.config.plain_text import allow_any_terminal
+from adept_ray.config.os_faults import describe_os_fault, find_fault_place
+from adept_ray.config.plain_text import allow_any_terminal, end_with_reader
 from adept_ray.config.search_space import load_search_space
 from adept_ray.config.validation import S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
@@ -24,12 +25,14 @@ from adept_ray.storage.files import describe_full_disk, is_disk_full
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
+@end_with_reader()
 def run_command(spec: type[Spec], command: str, description: str | None) -> NoReturn:
     """Parse the flags of `spec`, call `command` (``tune_k.find_k``, …) and exit with its status.
 
     Bad input is one sentence on stderr and status 2, and so is a full disk.
     """
     allow_any_terminal()
+    given: Spec | None = None
     try:
         given = parse_flags(spec, description)
         module, _, function = command.partition(".")
@@ -47,11 +50,18 @@ def run_command(spec: type[Spec], command: str, description: str | None) -> NoRe
         if is_disk_full(problem):
             print(f"error: {describe_full_disk(problem)} give the command again", file=sys.stderr)
         elif isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {sentence}{name_cache(find_fault_place(problem), given)}", file=sys.stderr)
         else:
             raise
         sys.exit(2)
     sys.exit(0)
+
+
+def name_cache(place: str, given: Spec | None) -> str:
+    """What is added to a sentence about a place that is in the cache of a command, or is that."""
+    if not isinstance(given, MachineSpec) or not Path(place).is_relative_to(given.machine.local_cache):
+        return ""
+    return " (that is the cache; --cache takes another folder)"
 
 
 def parse_flags(spec: type[S], description: str | None, args: list[str] | None = None) -> S:

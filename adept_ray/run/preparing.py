@@ -75,7 +75,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
     if needs.reception and needs.fit.sharded:
         raise UserError(
             "placement receptive needs the whole model on each worker, and this one has to be shared out: "
-            "leave it out, or use larger workers"
+            "leave it out of the search space, or use larger workers"
         )
     run, display = context.run, context.display
     bring_files(sources, display, run.machine.shared_cache)

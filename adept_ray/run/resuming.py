@@ -134,4 +134,6 @@ def check_same_training(training: TrainingSpec, begun: Mapping[str, object]) -> 
     old = validate_spec(TrainingSpec, begun, "run.json").model_dump(mode="json")
     for name, value in training.model_dump(mode="json").items():
         if value != old[name]:
-            raise UserError(f"{name} is {value}, but the training to be resumed began with {old[name]}")
+            raise UserError(
+                f"{name} is {value}, but the training to be resumed began with {old[name]}: give that"
+            )

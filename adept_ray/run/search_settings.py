@@ -102,7 +102,9 @@ def open_finished(args: PickRun) -> tuple[SearchRun, Session[SearchRun]]:
     results.open(resume=True)
     about = results.read_record()
     if "seconds" not in about or not (results.folder / "trials.json").exists():
-        raise UserError(f"{args.results} holds no finished search to choose from")
+        raise UserError(
+            f"{args.results} holds no finished search to choose from: finish it with tune_k.py --resume"
+        )
     run = validate_spec(SearchRun, about["run"], f"{args.results}/run.json")
     check_trust(args.trust_remote_code, about["run"], args.results)
     here = {"storage": storage or ".", "name": name, "min_gain_per_layer": args.min_gain_per_layer}

@@ -63,7 +63,7 @@ def describe_text(run: RunSpec, side: str, backbone: Backbone | None) -> TextRec
     if run.chat == "plain" or has_presets_alone(run, side):
         return recipe
     if backbone is None:
-        raise UserError("--chat template: no backbone whose template could be taken")
+        raise UserError("--chat template: this command has no backbone with a template, so give --chat plain")
     return replace(recipe, chat=read_chat_template(backbone))
 
 

@@ -145,7 +145,9 @@ def find_best_of_each_k(trials: Iterable[Trial]) -> dict[int, Trial]:
     if not finished and begun and all(trial.state == "failed" for trial in begun):
         raise UserError(f"all {len(begun)} trials failed; the first with: {begun[0].error}")
     if not finished:
-        raise UserError("no trial was trained to its end, so there is no k to choose: run more trials")
+        raise UserError(
+            "no trial was trained to its end, so there is no k to choose: search again with a larger --trials"
+        )
     best: dict[int, Trial] = {}
     for trial in finished:
         if trial.k not in best or value_or_zero(trial.score) > value_or_zero(best[trial.k].score):

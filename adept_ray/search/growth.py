@@ -85,7 +85,9 @@ def list_depths(k: Range) -> list[int]:
     every = range(k.values[0], k.values[1] + 1) if k.kind == "int" else sorted(k.values)
     if depths := [depth for depth in every if depth > 0]:
         return depths
-    raise UserError("--strategy grow: the search space has no k above 0")
+    raise UserError(
+        "--strategy grow: the search space has no k above 0: give a range with some, such as --range k=1:8"
+    )
 
 
 def grow_model(

@@ -106,7 +106,7 @@ class TrainState:
         if set(weights) != set(parameters):
             raise UserError(
                 f"{folder}: its added layers are {list(state.added)}, copies of {list(state.layers)}, and "
-                "not those of this training"
+                "not those of this training: resume from a checkpoint of its own"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -124,7 +124,10 @@ class TrainState:
         """
         had = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if strange := sorted(set(had["layers"]) - set(self.layers)):
-            raise UserError(f"{folder}: it copied layers {strange}, and this training doesn't")
+            raise UserError(
+                f"{folder}: it copied layers {strange}, and this training doesn't: "
+                "let it start from one that copied fewer"
+            )
         now = dict(zip(self.layers, self.added, strict=True))
         place = {old: now[layer] for layer, old in zip(had["layers"], had["added"], strict=True)}
         parameters = trainable_parameters(model)

@@ -147,6 +147,39 @@ def test_a_split_that_is_too_small_says_how_much_text_it_takes(tmp_path):
         made.open_split("train", 4 * SEQ_LEN + 1, SEQ_LEN, "x")
 
 
+WELL = {"documents": 9, "repeated": 1, "in_earlier": 2, "near": 2, "longest": 80}
+
+
+@pytest.mark.parametrize(
+    ("split", "changes", "said"),
+    [
+        ("validation", {}, "about 181 tokens of text, or lower --validation-tokens"),
+        ("train", {}, "or lower --seq-len"),
+        ("validation", {"in_earlier": 5}, "that isn't in the corpora before this one"),
+        ("validation", {"near": 5}, "raise --near-duplicates"),
+        ("validation", {"documents": 40, "repeated": 30}, "most of its documents only repeat others"),
+    ],
+)
+def test_why_a_split_is_too_small_decides_what_helps(tmp_path, split, changes, said):
+    """Too little text, text that others have, and repetitions are told apart."""
+    made = replace(
+        store(tmp_path, [draw(1)]),
+        shares={split: 0.1},
+        splits={split: {"blocks": 1}},
+        counts=WELL | changes,
+    )
+    with pytest.raises(UserError, match=said):
+        made.open_split(split, 18, SEQ_LEN, "x")
+
+
+def test_enough_text_in_too_few_documents_needs_more_documents_rather_than_more_text(tmp_path):
+    """A book as one document is in one split, whatever its length; the rule of .txt files is said."""
+    splits = {"train": {"blocks": 100}, "test": {"blocks": 0}}
+    made = replace(store(tmp_path, [draw(1)]), shares={"train": 0.9, "test": 0.1}, splits=splits, counts=WELL)
+    with pytest.raises(UserError, match=r"in more and shorter documents.* blank lines separate documents"):
+        made.open_split("test", SEQ_LEN, SEQ_LEN, "book")
+
+
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "<u2"), (2**16 + 1, "<u4"), (2**31, "<u4")])
 def test_ids_take_as_few_bytes_as_the_vocabulary_allows(tmp_path, vocabulary, kind):
     """And the largest one comes back."""

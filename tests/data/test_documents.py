@@ -163,7 +163,7 @@ BROKEN = {
         r"cut.jsonl, line 2: not valid JSON at column 10: Unterminated string",
     ),
     "deep.jsonl": (b"[" * 100_000, r"deep.jsonl, line 1: not readable JSON: nested too deeply"),
-    "list.jsonl": (b'["fine"]\n', r"list.jsonl, line 1: must be a JSON object .*not list"),
+    "list.jsonl": (b'["fine"]\n', r"list.jsonl, line 1: must be a JSON object .*not a list"),
     "column.jsonl": (
         GOOD.encode() + b'{"body": "", "id": 1}',
         r"line 2: no column 'text'; there are: body, id",

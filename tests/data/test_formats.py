@@ -238,7 +238,7 @@ BROKEN = {
     "cut.json": (b'[{"text": "a"}, {"text": "b', r"cut.json, row 2: not valid JSON: Unterminated string"),
     "open.json": (b'[{"text": "a"}, ', r"open.json: breaks off after row 1, within the array"),
     "bad.json": (b'[{"text": "a"}, {"text": oh, "and": "more that follows"}]', r"bad.json, row 2: not valid"),
-    "values.json": (b"[1, 2]", r"values.json, row 1: must be a JSON object .*, not int"),
+    "values.json": (b"[1, 2]", r"values.json, row 1: must be a JSON object .*, not a number"),
     "latin.json": (b'{"text": "caf\xe9"}', r"latin.json: holds bytes that are not UTF-8"),
     "long.csv": (b"id,text\n1,a\n2,b,c\n", r"long.csv, row 2: 3 fields where the first line names 2"),
     "open.csv": (b'id,text\n1,"a\n', r"open.csv, row 1: no valid table: unexpected end of data"),

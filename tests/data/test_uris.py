@@ -145,7 +145,10 @@ def test_what_is_wrong_in_a_bucket_names_the_file(bucket, tmp_path):
         f"{bucket.place}/x", tmp_path
     )
     bucket.put("y/a.jsonl", b"")
-    assert refused(f"{bucket.place}/y", tmp_path) == f"{bucket.place}/y/a.jsonl: the file is empty"
+    assert (
+        refused(f"{bucket.place}/y", tmp_path)
+        == f"{bucket.place}/y/a.jsonl: the file is empty: put text into it, or take it away"
+    )
     bucket.put("z/a.csv", b"id,body\n1,x\n")
     said = refused(f"{bucket.place}/z", tmp_path)
     assert said == f"{bucket.place}/z/a.csv, row 1: no column 'text'; there are: body, id"

@@ -1,6 +1,7 @@
 """Whatever replaces a forward pass for a while leaves a model as it was."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from common import random_ids, tiny_model
 from torch import nn
 
+from adept_ray.config.errors import UserError
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.forwards import replace_forward
 from adept_ray.method.importance import layer_importance, unit_importance
@@ -86,3 +88,47 @@ def test_a_measured_model_is_left_as_it_was(measure, fails):
         else:
             unit_importance(model, [batch, batch], [1, 2])
     assert calls and describe_model(model) == before
+
+
+def test_a_model_spread_by_a_device_map_is_left_as_it_was():
+    """Measured with accelerate's hooks on every module it gives the plain model's numbers, and keeps them."""
+    from accelerate import dispatch_model
+
+    batch = {"input_ids": random_ids()}
+    expected = layer_importance(tiny_model(), [batch])
+    model = dispatch_model(tiny_model(), {"": "cpu"}, main_device="cpu", force_hooks=True)
+    hooks = [vars(module).get("_hf_hook") for module in model.modules()]
+    assert any(hooks)
+    before = describe_model(model)
+    assert layer_importance(model, [batch]) == expected
+    assert describe_model(model) == before
+    assert [vars(module).get("_hf_hook") for module in model.modules()] == hooks
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A model in PEFT's wrapper, whose adapters change what it computes, and drop some of it in training."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    how = LoraConfig(r=2, lora_dropout=0.5, init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    return get_peft_model(tiny_model(), how)
+
+
+def test_a_model_with_adapters_is_measured_with_them_and_left_as_it_was(adapted):
+    """Its importance is that of the merged model; adapters, modes and flags stay."""
+    model, batch = adapted.get_base_model(), {"input_ids": random_ids()}
+    expected = layer_importance(deepcopy(adapted).merge_and_unload(), [batch])
+    before = describe_model(model)
+    found = layer_importance(model, [batch])
+    assert describe_model(model) == before
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-3, atol=1e-5)
+    assert found.mean != pytest.approx(layer_importance(tiny_model(), [batch]).mean, rel=1e-2)
+
+
+def test_a_wrapped_model_is_refused_with_what_to_give(adapted):
+    """A wrapper may add a prompt of its own; the sentence names the call that gives the model in it."""
+    before = describe_model(adapted)
+    with pytest.raises(UserError, match=r"PeftModel wraps a model: give its get_base_model\(\)"):
+        layer_importance(adapted, [{"input_ids": random_ids()}])
+    assert describe_model(adapted) == before

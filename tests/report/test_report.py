@@ -565,7 +565,7 @@ def test_contamination_is_shown_piece_by_piece(folder: Path) -> None:
     assert "15,258 domain ones" in text and "domain: items of medqa, test 200 – – 1 (0.5 %) 199" in text
     assert "domain: documents, test 40 1 (2.5 %) 1 (2.5 %) – 38" in text
     assert "general 12,271 documents, the longest of 4,321 bytes domain 12,271 documents, 7 repeated" in text
-    assert "2 also in an earlier corpus, 1 nearly equal to another one" in text
+    assert "2 also in the general text, 1 nearly equal to another one" in text
     assert "domain: documents, test, 85 % an increased <level> of calcium in the blood …" in text
 
 

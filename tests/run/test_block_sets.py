@@ -33,6 +33,17 @@ def test_a_corpus_is_kept_apart_from_all_before_it(near):
         assert all((plan.splits, plan.near_duplicates) == (SPLITS[side], near) for plan in own)
 
 
+def test_what_a_corpus_shares_with_the_general_text_is_said():
+    """The only domain corpus is kept apart from the general ones alone, and one document is no plural."""
+    counts = COUNTS | {"documents": 1, "repeated": 0, "in_earlier": 1}
+    sets = {"domain": SimpleNamespace(sets=[SimpleNamespace(counts=counts)])}
+    with pytest.raises(UserError) as caught, explain_small_corpora(sets):
+        raise UserError("too small")
+    assert str(caught.value) == (
+        "too small (domain: 1 document, 1 also in the general text, the longest of 17 bytes)"
+    )
+
+
 def test_too_little_text_is_explained():
     """The error says how many documents each corpus has and what of them isn't taken; all is well without."""
     counts = {"general": [0], "domain": [2, 0]}

@@ -90,6 +90,7 @@ def space_file(folder, text):
         ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),
         ({"seq_len": 100_000}, ["--seq-len 100000", "takes at most"]),
         ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),
+        ({"cache": "/proc/nowhere"}, ["/proc/nowhere", "no such file or folder", "--cache takes another"]),
         ({"storage": "nosuchscheme://bucket"}, ["nosuchscheme://bucket", "not a URI"]),
         ({"storage": "s3://me:passed@bucket"}, ["storage", "leave it to the environment"]),
         ({"cache": "s3://me:pas/sed@bucket/cache?region=x"}, ["cache", "leave it to the environment"]),
