@@ -6,7 +6,8 @@ from common import documents, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_ray.data.cutting import count_token_bytes, cut_blocks, pack_records
+from adept_ray.data import cutting
+from adept_ray.data.cutting import count_token_bytes, cut_blocks, group_texts, pack_records
 
 TOKENIZER = tiny_tokenizer()._tokenizer
 EOS, SEQ_LEN = 0, 8
@@ -18,7 +19,8 @@ def test_blocks_are_the_stream_of_documents(texts, at_once):
     ids = [encoding.ids for encoding in TOKENIZER.encode_batch(texts, add_special_tokens=False)]
     stream = [token for document in ids for token in (*document, EOS)]
     begins = np.cumsum([0, *(len(document) + 1 for document in ids)])
-    sizes = [[*count_token_bytes(t, TOKENIZER.encode(t, add_special_tokens=False).offsets), 0] for t in texts]
+    ends = [[end for _, end in TOKENIZER.encode(t, add_special_tokens=False).offsets] for t in texts]
+    sizes = [[*count_token_bytes(text, each), 0] for text, each in zip(texts, ends, strict=True)]
     whole = len(stream) // SEQ_LEN * SEQ_LEN
     found = list(cut_blocks(texts, TOKENIZER, EOS, SEQ_LEN, at_once))
     tokens, starts, bytes_ = (
@@ -32,16 +34,20 @@ def test_blocks_are_the_stream_of_documents(texts, at_once):
 
 def test_every_byte_of_a_document_counts_once():
     """A character in pieces counts with the first of them, skipped text with the token behind it."""
-    assert count_token_bytes("aé€😀", [(0, 1), (1, 2), (2, 3), (3, 4)]).tolist() == [1, 2, 3, 4]
-    assert count_token_bytes("😀a", [(0, 1), (0, 1), (0, 1), (1, 2)]).tolist() == [4, 0, 0, 1]
-    assert count_token_bytes("a  é", [(0, 1), (3, 4)]).tolist() == [1, 4]
-    assert count_token_bytes("\x7f\x80\u07ff\u0800", [(0, 1), (1, 2), (2, 3), (3, 4)]).tolist() == [
-        1,
-        2,
-        2,
-        3,
-    ]
-    assert count_token_bytes("\uffff\U00010000", [(0, 1), (1, 2)]).tolist() == [3, 4]
+    assert count_token_bytes("aé€😀", [1, 2, 3, 4]).tolist() == [1, 2, 3, 4]
+    assert count_token_bytes("😀a", [1, 1, 1, 2]).tolist() == [4, 0, 0, 1]
+    assert count_token_bytes("a  é", [1, 4]).tolist() == [1, 4]
+    assert count_token_bytes("a  e", [1, 4, 2]).tolist() == [1, 3, 0]
+    assert count_token_bytes("\x7f\x80\u07ff\u0800", [1, 2, 3, 4]).tolist() == [1, 2, 2, 3]
+    assert count_token_bytes("\uffff\U00010000", [1, 2]).tolist() == [3, 4]
+
+
+def test_long_documents_are_tokenized_few_at_a_time(monkeypatch):
+    """As many as have so many characters, or so many of short ones; all in their order."""
+    monkeypatch.setattr(cutting, "TOKENIZED_CHARACTERS", 10)
+    texts = ["a" * size for size in (1, 1, 1, 1, 30, 9, 9, 10, 2)]
+    groups = [[len(text) for text in group] for group in group_texts(texts, 3)]
+    assert groups == [[1, 1, 1], [1, 30], [9, 9], [10], [2]]
 
 
 @pytest.mark.parametrize("at_once", [1, 40])
