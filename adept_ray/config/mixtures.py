@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from adept_ray.config.places import split_query
 from adept_ray.config.validation import read_number
+
+WEIGHT_MARK = "/="
+"""What divides any place from its weight, also one in whose own name or query an ``=`` is."""
+PARTITION = re.compile(r"[\w-]+=[^=/]*")
+"""The last part of a path such as ``web/year=2024``."""
+MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,11 @@ class Part:
 
     def __str__(self) -> str:
         """As :func:`parse_part` reads it, wherever that is: a path that ends like a weight gets one."""
-        plain = self.weight == 1 and split_weight(self.place) is None
-        return self.place if plain else f"{self.place}={f'{self.weight!r}'.removesuffix('.0')}"
+        if self.weight == 1 and split_weight(self.place) is None:
+            return self.place
+        weight = f"{self.weight!r}".removesuffix(".0")
+        short = f"{self.place}={weight}"
+        return short if split_weight(short) == (self.place, weight) else f"{self.place}{WEIGHT_MARK}{weight}"
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,10 @@ def parse_mixture(given: object) -> object:
 
 
 def parse_part(word: str) -> Part:
-    """The corpus, and its weight, that ``PLACE=WEIGHT`` or ``PLACE`` names.
+    """The corpus, and its weight, that ``PLACE=WEIGHT``, ``PLACE/=WEIGHT`` or ``PLACE`` names.
 
-    The text after the last ``=`` is the weight. A path that exists is one, whatever is in it. Raises
-    ValueError for a weight that is no number above 0.
+    A path that exists is one, whatever is in it; of the others see :func:`split_weight`. Raises ValueError
+    for a weight that is no number above 0.
     """
     found = split_weight(word)
     if found is None or os.path.exists(os.path.expanduser(word)):
@@ -80,10 +91,29 @@ def parse_part(word: str) -> Part:
 
 
 def split_weight(word: str) -> tuple[str, str] | None:
-    """The texts before and after the last ``=``; None where that is one of a folder's name or of a query."""
+    """The texts before and after the ``=`` of a weight; None where there is none.
+
+    ``/=`` and a number is always a weight. The last ``=`` else marks one, unless it is in a folder's name, in
+    a query, or in the last part of a URI or a glob, such as ``year=2024`` or ``year=*``.
+    """
     place, sign, after = word.rpartition("=")
-    inside = read_number(after) is None and ("/" in after or "://" in word)
+    is_number = read_number(after) is not None
+    if is_number and place.endswith("/"):
+        return place[:-1] or place, after
+    if "://" in word or MAGIC.search(word):
+        last = word.rpartition("/")[2]
+        inside = not is_number or bool(split_query(word)[1]) or bool(PARTITION.fullmatch(last))
+    else:
+        inside = not is_number and "/" in after
     return (place, after) if sign and place and not inside else None
+
+
+def suggest_weight(place: str) -> str:
+    """For a place that isn't there: how its end is written as a weight; empty where it can't be one."""
+    before, _, after = place.rpartition("=")
+    if not before or read_number(after) is None:
+        return ""
+    return f"; with {after} as its weight it is written {before.rstrip('/')}{WEIGHT_MARK}{after}"
 
 
 def name_place(place: str) -> str:

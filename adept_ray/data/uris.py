@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from adept_ray.config.errors import UserError, shorten_error, suggest_names
+from adept_ray.config.mixtures import suggest_weight
 from adept_ray.config.places import drop_queries, refuse_secret, split_query
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
@@ -151,7 +152,8 @@ def list_files(place: str) -> list[FoundFile]:
         if web:  # a page's links say nothing of what is behind them
             files = [(name, filesystem.info(name)) for name, _ in files]
     if not files:
-        raise UserError(f"{split_query(place)[0]}: there is no such file, or no file in it")
+        plain = split_query(place)[0]
+        raise UserError(f"{plain}: there is no such file, or no file in it{suggest_weight(plain)}")
     return [
         FoundFile(name if "://" in name else uri.name_file(name), about.get("size"), find_mark(about))
         for name, about in files
@@ -239,5 +241,5 @@ def explain_uri_error(place: str, problem: Exception) -> str:
         or status in (404, 410)
         or MISSING.search(str(problem))
     ):
-        return f"{place}: there is no such file or folder"
+        return f"{place}: there is no such file or folder{suggest_weight(place)}"
     return f"{place}: can't be reached: {why}"

@@ -294,7 +294,8 @@ def test_a_version_names_files_sizes_and_marks(tmp_path):
 )
 def test_a_missing_right_is_no_missing_file(problem, sentence):
     """As the drivers of clouds tell them apart."""
-    assert sentence in explain_uri_error("gs://bucket/a", problem)
+    said = explain_uri_error("gs://bucket/a=3", problem)
+    assert sentence in said and ("gs://bucket/a/=3" in said) == ("no such" in sentence)
 
 
 # --- names of hub datasets ------------------------------------------------------------------------------
