@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.archives import open_reader
 from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_files
+from adept_ray.data.hub_client import ask_once
 from adept_ray.data.opening import locate_content, name_in_place
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
@@ -53,7 +54,7 @@ class UriSource:
 
     def find_version(self, patient: bool) -> str:
         """A fingerprint of its files' names, sizes and marks: their ETags, or when they were changed."""
-        with self.explain_errors():
+        with self.explain_errors(), nullcontext() if patient else ask_once():
             return name_version(self.place, list_files(self.place))
 
     def check(self, version: str) -> None:
