@@ -6,12 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from adept_ray.config.places import split_query
+from adept_ray.config.places import drop_signature, split_query
 from adept_ray.config.validation import read_number
 
 WEIGHT_MARK = "/="
@@ -30,6 +30,11 @@ class Part:
     weight: float = 1.0
     """How much of the side's tokens it gives, against the weights of the others."""
 
+    @property
+    def name(self) -> str:
+        """How messages name it: without a query, which may be signed."""
+        return split_query(self.place)[0]
+
     def __str__(self) -> str:
         """As :func:`parse_part` reads it, wherever that is: a path that ends like a weight gets one."""
         if self.weight == 1 and split_weight(self.place) is None:
@@ -44,6 +49,11 @@ class Mixture:
     """The corpora of a side. One alone has the weight 1."""
 
     parts: tuple[Part, ...]
+
+    @property
+    def unsigned(self) -> Mixture:
+        """The same without what signs web addresses, as it is written down and compared."""
+        return Mixture(tuple(replace(part, place=drop_signature(part.place)) for part in self.parts))
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -106,6 +116,13 @@ def split_weight(word: str) -> tuple[str, str] | None:
     else:
         inside = not is_number and "/" in after
     return (place, after) if sign and place and not inside else None
+
+
+def hide_signature(word: str) -> str:
+    """A word of a command line without what signs a web address in it; a weight behind that stays."""
+    place, weight = split_weight(word) or (word, "")
+    plain = drop_signature(place)
+    return word if plain == place else f"{plain}{WEIGHT_MARK * bool(weight)}{weight}"
 
 
 def suggest_weight(place: str) -> str:

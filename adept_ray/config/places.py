@@ -25,6 +25,12 @@ SEARCH_SPACES = next(
 QUERY, WEB_QUERY = re.compile(r"\?[\w.%-]+=[^?]*$"), re.compile(r"\?.*$", re.DOTALL)
 
 
+# What of a signed web address changes each time that it is signed.
+SIGNED = re.compile(
+    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
+)
+
+
 def refuse_secret(place: object) -> str:
     """A path or URI as it is kept; one with a secret is refused, because it is printed and written down."""
     text = os.path.expanduser(str(place))
@@ -46,6 +52,11 @@ def split_query(place: str) -> tuple[str, str]:
     mark = WEB_QUERY if place.startswith(("http://", "https://")) else QUERY
     found = mark.search(place)
     return (place[: found.start()], found[0][1:]) if found else (place, "")
+
+
+def drop_signature(place: str) -> str:
+    """A place without what signs it, the rest of its query included: it names the same text."""
+    return SIGNED.sub("", place)
 
 
 def drop_queries(text: str) -> str:

@@ -55,7 +55,7 @@ def list_passes(run: RunSpec, blocks: Mapping[str, Blocks], needs: Needs) -> lis
                 enough = has_pieces(count, wanted, run.seq_len, needs.trainings)
                 found.append(
                     Passes(
-                        part.place,
+                        part.name,
                         distinct * needs.passes,
                         (count // needs.trainings if enough else count) * run.seq_len,
                         0 if enough else round(wanted),
@@ -96,7 +96,7 @@ def describe_text(run: RunSpec, blocks: Mapping[str, Blocks], work: TrainWork) -
                 rows.append(
                     {
                         "side": side,
-                        "corpus": part.place,
+                        "corpus": part.name,
                         "weight": part.weight,
                         "share": shares[name],
                         "tokens": taken[name] * work.seq_len,
