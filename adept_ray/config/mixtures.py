@@ -11,11 +11,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from adept_ray.config.places import drop_signature, split_query
+from adept_ray.config.places import WEIGHT_MARK, drop_signature, split_query
 from adept_ray.config.validation import read_number
 
-WEIGHT_MARK = "/="
-"""What divides any place from its weight, also one in whose own name or query an ``=`` is."""
 PARTITION = re.compile(r"[\w-]+=[^=/]*")
 """The last part of a path such as ``web/year=2024``."""
 MAGIC = re.compile(r"[*?[]")
@@ -123,14 +121,6 @@ def hide_signature(word: str) -> str:
     place, weight = split_weight(word) or (word, "")
     plain = drop_signature(place)
     return word if plain == place else f"{plain}{WEIGHT_MARK * bool(weight)}{weight}"
-
-
-def suggest_weight(place: str) -> str:
-    """For a place that isn't there: how its end is written as a weight; empty where it can't be one."""
-    before, _, after = place.rpartition("=")
-    if not before or read_number(after) is None:
-        return ""
-    return f"; with {after} as its weight it is written {before.rstrip('/')}{WEIGHT_MARK}{after}"
 
 
 def name_place(place: str) -> str:

@@ -25,6 +25,8 @@ SEARCH_SPACES = next(
 QUERY, WEB_QUERY = re.compile(r"\?[\w.%-]+=[^?]*$"), re.compile(r"\?.*$", re.DOTALL)
 
 
+WEIGHT_MARK = "/="
+"""What divides any place from its weight, also one in whose own name or query an ``=`` is."""
 # What of a signed web address changes each time that it is signed.
 SIGNED = re.compile(
     r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
@@ -62,6 +64,14 @@ def drop_signature(place: str) -> str:
 def drop_queries(text: str) -> str:
     """A text without the queries of its web addresses: some are signed, which is as good as a password."""
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+
+
+def suggest_weight(place: str) -> str:
+    """For a place that isn't there: how its end is written as a weight; empty where it can't be one."""
+    found = re.fullmatch(r"(.*[^/])/*=(\d[\d.]*)", place)
+    if not found:
+        return ""
+    return f"; with {found[2]} as its weight it is written {found[1]}{WEIGHT_MARK}{found[2]}"
 
 
 def make_absolute(place: str) -> str:

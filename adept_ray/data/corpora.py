@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
-from adept_ray.config.mixtures import suggest_weight
-from adept_ray.config.places import split_query
+from adept_ray.config.places import split_query, suggest_weight
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA

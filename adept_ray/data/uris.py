@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 from adept_ray.config.errors import UserError, shorten_error, suggest_names
-from adept_ray.config.mixtures import suggest_weight
-from adept_ray.config.places import drop_queries, refuse_secret, split_query
+from adept_ray.config.places import drop_queries, refuse_secret, split_query, suggest_weight
 from adept_ray.data.hub_client import PASSING_STATUS, PATIENCE, Fault, read_wait, use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
 

@@ -25,7 +25,6 @@ from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
-from adept_ray.run.training_text import has_pieces
 
 
 def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:
@@ -94,7 +93,7 @@ def split_blocks(
     blocks = {**prepared.blocks, **judged}
     needed = run.tokens // run.passes * (run.seeds + 1)
     for name, share in (part for side in name_parts(run).values() for part in side.items()):
-        if has_pieces(len(blocks[name]), needed * share, run.seq_len, run.seeds + 1):
+        if blocks[name].has_pieces(run.seeds + 1, needed * share):
             blocks[name] = blocks[name].take_piece(number, run.seeds + 1)
     return blocks
 

@@ -143,7 +143,7 @@ def check_sample_sizes(
     for side in SIDES:
         count = len(items[side]) if side in items else len(held[side].document_bytes)
         what, flag = ("item", "--task-items") if side in items else ("document", f"--{split}-tokens")
-        where = f"what is held out of '{getattr(run, side)}' for {split}"
+        where = f"what is held out of '{run.corpora[side].unsigned}' for {split}"
         if count < 2:
             raise UserError(f"{where} is a single {what}, which can't tell how sure a score is: raise {flag}")
         if count < FEW:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,11 +35,6 @@ class Passes:
         return self.tokens / self.held
 
 
-def has_pieces(blocks: int, tokens: float, seq_len: int, trainings: int) -> bool:
-    """Whether so many blocks can be `tokens` tokens for so many trainings, without a block in common."""
-    return blocks >= max(math.floor(tokens) // seq_len, trainings)
-
-
 def list_passes(run: RunSpec, blocks: Mapping[str, Blocks], needs: Needs) -> list[Passes]:
     """What a training takes of each corpus that it trains on, before its exact settings are known."""
     taken = {"domain": 1.0 - needs.least_replay, "general": needs.replay}
@@ -52,7 +46,7 @@ def list_passes(run: RunSpec, blocks: Mapping[str, Blocks], needs: Needs) -> lis
             distinct = round(wanted / needs.trainings)
             if distinct:
                 count = len(blocks[name])
-                enough = has_pieces(count, wanted, run.seq_len, needs.trainings)
+                enough = blocks[name].has_pieces(needs.trainings, wanted)
                 found.append(
                     Passes(
                         part.name,

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.mixtures import Mixture, Part, list_words, parse_mixture, parse_part, suggest_weight
+from adept_ray.config.mixtures import Mixture, Part, list_words, parse_mixture, parse_part
+from adept_ray.config.places import suggest_weight
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import apply_changes, validate_spec
 
