@@ -48,7 +48,7 @@ def compare_methods(run: CompareRun) -> str:
             rows = run_comparison(context, rivals, build_field(context, prepared))
         record_run(session, sources, prepared)
         about = {rival.label: rival.about for rival in rivals}
-        settings = run.model_dump(mode="json")
+        settings = results.read_record()["run"]
         summaries = write_comparison(results.folder, rows, about, settings, prepared.contamination)
     display.say(f"\n{express_verdict(summaries)}")
     display.show_comparison(summaries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
+from adept_ray.config.mixtures import hide_signature
 from adept_ray.config.places import PACKAGE
 
 PROGRAM = "adept-ray"
@@ -24,7 +25,8 @@ def format_command(command: str, called: str = "") -> str:
 
 
 def format_own_call() -> str:
-    """The command line of this process."""
+    """The command line of this process, without what signs web addresses in it."""
+    words = [hide_signature(word) for word in sys.argv[1:]]
     if sys.argv[0].startswith(f"{PROGRAM} "):  # main() puts the subcommand there
-        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
-    return shlex.join(["python", *sys.argv])
+        return shlex.join([*sys.argv[0].split(), *words])
+    return shlex.join(["python", sys.argv[0], *words])

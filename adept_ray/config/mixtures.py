@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from adept_ray.config.places import WEIGHT_MARK, drop_signature, split_query
 from adept_ray.config.validation import read_number
+
+PARTITION = re.compile(r"[\w-]+=[^=/]*")
+"""The last part of a path such as ``web/year=2024``."""
+MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,18 @@ class Part:
     weight: float = 1.0
     """How much of the side's tokens it gives, against the weights of the others."""
 
+    @property
+    def name(self) -> str:
+        """How messages name it: without a query, which may be signed."""
+        return split_query(self.place)[0]
+
     def __str__(self) -> str:
         """As :func:`parse_part` reads it, wherever that is: a path that ends like a weight gets one."""
-        plain = self.weight == 1 and split_weight(self.place) is None
-        return self.place if plain else f"{self.place}={f'{self.weight!r}'.removesuffix('.0')}"
+        if self.weight == 1 and split_weight(self.place) is None:
+            return self.place
+        weight = f"{self.weight!r}".removesuffix(".0")
+        short = f"{self.place}={weight}"
+        return short if split_weight(short) == (self.place, weight) else f"{self.place}{WEIGHT_MARK}{weight}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,11 @@ class Mixture:
     """The corpora of a side. One alone has the weight 1."""
 
     parts: tuple[Part, ...]
+
+    @property
+    def unsigned(self) -> Mixture:
+        """The same without what signs web addresses, as it is written down and compared."""
+        return Mixture(tuple(replace(part, place=drop_signature(part.place)) for part in self.parts))
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -63,10 +82,10 @@ def parse_mixture(given: object) -> object:
 
 
 def parse_part(word: str) -> Part:
-    """The corpus, and its weight, that ``PLACE=WEIGHT`` or ``PLACE`` names.
+    """The corpus, and its weight, that ``PLACE=WEIGHT``, ``PLACE/=WEIGHT`` or ``PLACE`` names.
 
-    The text after the last ``=`` is the weight. A path that exists is one, whatever is in it. Raises
-    ValueError for a weight that is no number above 0.
+    A path that exists is one, whatever is in it; of the others see :func:`split_weight`. Raises ValueError
+    for a weight that is no number above 0.
     """
     found = split_weight(word)
     if found is None or os.path.exists(os.path.expanduser(word)):
@@ -80,10 +99,28 @@ def parse_part(word: str) -> Part:
 
 
 def split_weight(word: str) -> tuple[str, str] | None:
-    """The texts before and after the last ``=``; None where that is one of a folder's name or of a query."""
+    """The texts before and after the ``=`` of a weight; None where there is none.
+
+    ``/=`` and a number is always a weight. The last ``=`` else marks one, unless it is in a folder's name, in
+    a query, or in the last part of a URI or a glob, such as ``year=2024`` or ``year=*``.
+    """
     place, sign, after = word.rpartition("=")
-    inside = read_number(after) is None and ("/" in after or "://" in word)
+    is_number = read_number(after) is not None
+    if is_number and place.endswith("/"):
+        return place[:-1] or place, after
+    if "://" in word or MAGIC.search(word):
+        last = word.rpartition("/")[2]
+        inside = not is_number or bool(split_query(word)[1]) or bool(PARTITION.fullmatch(last))
+    else:
+        inside = not is_number and "/" in after
     return (place, after) if sign and place and not inside else None
+
+
+def hide_signature(word: str) -> str:
+    """A word of a command line without what signs a web address in it; a weight behind that stays."""
+    place, weight = split_weight(word) or (word, "")
+    plain = drop_signature(place)
+    return word if plain == place else f"{plain}{WEIGHT_MARK * bool(weight)}{weight}"
 
 
 def name_place(place: str) -> str:

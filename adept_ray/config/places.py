@@ -25,6 +25,14 @@ SEARCH_SPACES = next(
 QUERY, WEB_QUERY = re.compile(r"\?[\w.%-]+=[^?]*$"), re.compile(r"\?.*$", re.DOTALL)
 
 
+WEIGHT_MARK = "/="
+"""What divides any place from its weight, also one in whose own name or query an ``=`` is."""
+# What of a signed web address changes each time that it is signed.
+SIGNED = re.compile(
+    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
+)
+
+
 def refuse_secret(place: object) -> str:
     """A path or URI as it is kept; one with a secret is refused, because it is printed and written down."""
     text = os.path.expanduser(str(place))
@@ -48,9 +56,22 @@ def split_query(place: str) -> tuple[str, str]:
     return (place[: found.start()], found[0][1:]) if found else (place, "")
 
 
+def drop_signature(place: str) -> str:
+    """A place without what signs it, the rest of its query included: it names the same text."""
+    return SIGNED.sub("", place)
+
+
 def drop_queries(text: str) -> str:
     """A text without the queries of its web addresses: some are signed, which is as good as a password."""
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+
+
+def suggest_weight(place: str) -> str:
+    """For a place that isn't there: how its end is written as a weight; empty where it can't be one."""
+    found = re.fullmatch(r"(.*[^/])/*=(\d[\d.]*)", place)
+    if not found:
+        return ""
+    return f"; with {found[2]} as its weight it is written {found[1]}{WEIGHT_MARK}{found[2]}"
 
 
 def make_absolute(place: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,6 +59,10 @@ class Blocks:
     def document_bytes(self) -> np.ndarray:
         """int64 [D]: UTF-8 bytes of the predicted tokens of each document."""
         return np.bincount(self.documents.ravel(), np.asarray(self.bytes).ravel()).astype(np.int64)
+
+    def has_pieces(self, of: int, tokens: float) -> bool:
+        """Whether `of` pieces without a block in common can have so many `tokens` in all, none empty."""
+        return len(self) >= max(math.floor(tokens) // self.tokens.shape[1], of)
 
     def take_piece(self, number: int, of: int) -> Blocks:
         """One of so many equal pieces without a block in common (0-based); the rest is in none."""

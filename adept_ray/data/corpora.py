@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adept_ray.config.errors import UserError, suggest_names
-from adept_ray.config.places import split_query
+from adept_ray.config.places import split_query, suggest_weight
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import fetch_asset, hash_file, show_progress
 from adept_ray.data.corpus_presets import CORPORA
@@ -170,7 +170,7 @@ def _find_elsewhere(source: str, recipe: TextRecipe) -> tuple[tuple[RemoteSource
         or find_ending(source)
         or glob.has_magic(source)
     ):
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder{suggest_weight(source)}")
     raise UserError(
         f"unknown corpus '{source}': {suggest_names(source, CORPORA)} (a file, a folder, a glob, a URI or a "
         "hub dataset owner/name will do as well)"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import ELOOP
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
@@ -46,25 +47,37 @@ def list_usable_files(root: Path) -> LocalFiles:
 def list_matching_files(pattern: str) -> LocalFiles:
     """The files that a glob names, ``**`` for any folders, and those in folders that it names.
 
-    Raises :class:`UserError` where there are none, and for an empty one.
+    Each is there once, and they are chosen as those of the folder before the first ``*`` are. Raises
+    :class:`UserError` where there are none, and for an empty one.
     """
-    usable: list[Path] = []
-    left_out: list[str] = []
+    parts = Path(pattern).parts
+    root = Path(*parts[: next(at for at, part in enumerate(parts) if has_magic(part))])
+    # Folder, whatever links lead there, and file → its path below root.
+    names: dict[tuple[str, str], str] = {}
+    unreachable: list[str] = []
     for path in map(Path, sorted(glob(pattern, recursive=True))):
         if path.is_dir():
-            if not pattern.endswith("**"):  # that names what is in the folder, too
-                inside = _list_folder(path)
-                usable += inside.usable
-                left_out += inside.left_out
-        elif find_ending(path.name) and path.is_file():
-            usable.append(path)
+            if pattern.endswith("**"):  # that names what is in the folder, too
+                continue
+            inside, lost = list_inside(path)
+            unreachable += [(path.relative_to(root) / each).as_posix() for each in lost]
+        elif path.is_file():
+            inside = [""]
         else:
-            left_out.append(f"{path} ({DANGLING})" if path.is_symlink() and not path.exists() else str(path))
-    return check_files(LocalFiles(tuple(usable), tuple(left_out)), pattern)
+            why = DANGLING if path.is_symlink() else "no regular file"
+            unreachable.append(f"{path.relative_to(root).as_posix()} ({why})")
+            continue
+        for file in (path / name for name in inside):
+            key = os.path.realpath(file.parent), file.name
+            names.setdefault(key, file.relative_to(root).as_posix())
+    return check_files(_choose(root, list(names.values()), list(dict.fromkeys(unreachable))), pattern)
 
 
 def _list_folder(root: Path) -> LocalFiles:
-    names, unreachable = list_inside(root)
+    return _choose(root, *list_inside(root))
+
+
+def _choose(root: Path, names: list[str], unreachable: list[str]) -> LocalFiles:
     chosen = select_files(names)
     usable = tuple(root / name for name in chosen.usable)
     return LocalFiles(usable, (*chosen.left_out, *unreachable))

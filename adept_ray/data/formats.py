@@ -76,14 +76,17 @@ def select_files(names: Sequence[str]) -> Selection:
     Of the splits that datasets' save_to_disk wrote the one called ``train`` is taken. Raises
     :class:`UserError` where there is none.
     """
-    saved = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == OF_ROWS[0]}
+    with_rows = {name.rpartition("/")[0] for name in names if name.endswith(".arrow")}
+    saved = with_rows & {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == OF_ROWS[0]}
     written = {f"{folder}/{about}".lstrip("/") for folder in saved for about in OF_ROWS}
     dropped: dict[str, None] = {}
     for index in (name for name in names if name.rpartition("/")[2] == OF_SPLITS):
-        written.add(index)
         inside = index.removesuffix(OF_SPLITS)
         splits = sorted(folder for folder in saved if folder.rpartition("/")[0] == inside.rstrip("/"))
-        if splits and f"{inside}train" not in splits:
+        if not splits:
+            continue
+        written.add(index)
+        if f"{inside}train" not in splits:
             raise UserError(
                 f"{index}: these rows have no split 'train'; give the folder of one: {', '.join(splits)}"
             )

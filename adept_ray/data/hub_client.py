@@ -1,7 +1,8 @@
-"""The Hugging Face hub's client, made patient: what goes wrong in passing is asked for again, with a word.
+"""Patience with the network: what goes wrong in passing is asked for again, with a word.
 
-All that reads the hub goes through one HTTP client of this process: its files, ``datasets``, transformers and
-lm-eval. Here it gets pauses that grow, and one limit to them all.
+All that reads the Hugging Face hub goes through one HTTP client of this process: its files, ``datasets``,
+transformers and lm-eval. Here it gets pauses that grow, and one limit to them all; what lies elsewhere on the
+web is read with the same.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from adept_ray.data.assets import print_status
@@ -25,6 +27,8 @@ PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 # the cache is looked into at once.
 PASSING_ERRORS = frozenset({"TimeoutException", "ReadError", "WriteError", "RemoteProtocolError"})
 WAITS_ASKED = ("Retry-After", "RateLimit")  # headers that would let the client wait for as long as they say
+
+T = TypeVar("T")
 
 _IMPATIENT: ContextVar[bool] = ContextVar("_IMPATIENT", default=False)
 
@@ -46,8 +50,24 @@ class Response(Protocol):
         """Give its connection back."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong in passing."""
+
+    what: str
+    """In words."""
+    wait: float = 0.0
+    """Seconds that the server asks to wait for."""
+
+
+def read_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a server's answer asks to wait for; 0 if it doesn't say."""
+    told = headers.get("Retry-After", "")
+    return float(told) if told.isdigit() else 0.0
+
+
 class Patience:
-    """How long this process has waited for the hub since the hub last answered."""
+    """How long this process has waited for the hub, or for the web, since either last answered."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = print_status
@@ -70,13 +90,29 @@ class Patience:
                 if response.status_code not in PASSING_STATUS:
                     self._began = None
                     return response
-                told = response.headers.get("Retry-After", "")
-                longer = max(pause, float(told) if told.isdigit() else 0)
+                longer = max(pause, read_wait(response.headers))
                 if not self._wait(longer, response.url, f"answers {response.status_code}"):
                     for name in WAITS_ASKED:
                         response.headers.pop(name, None)
                     return response
                 response.close()
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+    def keep_trying(
+        self, ask: Callable[[], T], url: str, find_fault: Callable[[Exception], Fault | None]
+    ) -> T:
+        """What `ask` returns or raises, once that is no passing fault or patience is at its end."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                found = ask()
+            except Exception as problem:
+                fault = find_fault(problem)
+                if not fault or not self._wait(max(pause, fault.wait), url, fault.what):
+                    raise
+            else:
+                self._began = None
+                return found
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
     def _wait(self, pause: float, url: object, fault: str) -> bool:

@@ -69,6 +69,15 @@ class MixedBlocks:
         ]
         return join_blocks(parts).read()
 
+    def list_missing(self, tokens: int, seq_len: int) -> dict[str, float]:
+        """The corpora → their shares, of which :meth:`load` has no block: they are too small a part of it."""
+        counts = share_out(math.ceil(tokens / seq_len), self.shares)
+        return {
+            name: share
+            for name, share, count in zip(self.names, self.shares, counts, strict=True)
+            if not count
+        }
+
     def load_spread(self, split: str, tokens: int, seq_len: int) -> Blocks:
         """The same blocks as of :meth:`load`, in an order in which the first ones have the shares, too.
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.places import drop_signature
 from adept_ray.data.archives import open_reader
 from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_files
+from adept_ray.data.hub_client import ask_once
 from adept_ray.data.opening import locate_content, name_in_place
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, Reader, list_names
 from adept_ray.data.uris import GLOB, FoundFile, explain_remote_errors, list_files, name_version
-
-# What of a signed web address changes each time that it is signed.
-SIGNED = re.compile(
-    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
-)
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,16 @@ class UriSource:
     @property
     def identity(self) -> str:
         """What of it names a corpus."""
-        return f"{SIGNED.sub('', self.place)} {self.recipe.identity}"
+        return f"{drop_signature(self.place)} {self.recipe.identity}"
 
     @property
     def seed(self) -> str:
         """Decides its sample, the same for every version and every filter."""
-        return hashlib.sha256(SIGNED.sub("", self.place).encode()).hexdigest()
+        return hashlib.sha256(drop_signature(self.place).encode()).hexdigest()
 
     def find_version(self, patient: bool) -> str:
         """A fingerprint of its files' names, sizes and marks: their ETags, or when they were changed."""
-        with self.explain_errors():
+        with self.explain_errors(), nullcontext() if patient else ask_once():
             return name_version(self.place, list_files(self.place))
 
     def check(self, version: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from adept_ray.config.errors import UserError, shorten_error, suggest_names
-from adept_ray.config.places import drop_queries, refuse_secret, split_query
-from adept_ray.data.hub_client import use_patient_client
+from adept_ray.config.places import drop_queries, refuse_secret, split_query, suggest_weight
+from adept_ray.data.hub_client import PASSING_STATUS, PATIENCE, Fault, read_wait, use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub, list_causes
+
+T = TypeVar("T")
 
 HUB = "hf://"
 WEB = ("http://", "https://")
@@ -37,6 +40,16 @@ DENIED = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (401|403)|Anonymous caller|credentials",
 )
 MISSING = re.compile(r"NO_SUCH_BUCKET|NO_SUCH_KEY|NoSuchBucket|bucket does not exist|Not found")
+# What drivers of the web call an answer that didn't come or broke off; a refused connection is none of them.
+PASSING_FAULTS = frozenset(
+    {
+        "TimeoutError",
+        "FSTimeoutError",
+        "ServerDisconnectedError",
+        "ClientPayloadError",
+        "ConnectionResetError",
+    }
+)
 PACKAGES = {"smbclient": "smbprotocol", "git": "gitpython"}  # module → package, where they differ
 
 
@@ -99,7 +112,7 @@ def open_filesystem(place: str) -> tuple[Any, str]:
     from fsspec.registry import known_implementations
     from pyarrow import fs
 
-    uri = parse_uri(place)
+    uri, plain = parse_uri(place), split_query(place)[0]
     scheme = uri.scheme
     if place.startswith(HUB):
         from huggingface_hub import HfFileSystem, constants
@@ -118,12 +131,12 @@ def open_filesystem(place: str) -> tuple[Any, str]:
         module = (getattr(problem.__cause__, "name", None) or scheme).partition(".")[0]
         package = PACKAGES.get(module, module)
         raise UserError(
-            f"{place}: {scheme}:// is reached by the package '{package}', which isn't installed here: "
+            f"{plain}: {scheme}:// is reached by the package '{package}', which isn't installed here: "
             f"pip install {package}"
         ) from None
     except ValueError:
         known = suggest_names(scheme, {*known_implementations, "s3", "gs"})
-        raise UserError(f"{place}: nothing is known of {scheme}://; {known}") from None
+        raise UserError(f"{plain}: nothing is known of {scheme}://; {known}") from None
     return filesystem, place
 
 
@@ -141,17 +154,22 @@ def list_files(place: str) -> list[FoundFile]:
         filesystem, path = open_filesystem(place)
         filesystem.invalidate_cache()
         web = place.startswith(WEB)
+
+        def describe(name: str) -> dict[str, Any]:
+            return ask_patiently(place, lambda: cast(dict[str, Any], filesystem.info(name)))
+
         if GLOB.search(split_query(path)[0]):
-            found = filesystem.glob(path, detail=True)
-        elif (about := filesystem.info(path))["type"] == "file" and not (web and path.endswith("/")):
+            found = ask_patiently(place, lambda: filesystem.glob(path, detail=True))
+        elif (about := describe(path))["type"] == "file" and not (web and path.endswith("/")):
             found = {path: about}
         else:
-            found = filesystem.find(path, detail=True)
+            found = ask_patiently(place, lambda: filesystem.find(path, detail=True))
         files = [(name, about) for name, about in sorted(found.items()) if about["type"] == "file"]
         if web:  # a page's links say nothing of what is behind them
-            files = [(name, filesystem.info(name)) for name, _ in files]
+            files = [(name, describe(name)) for name, _ in files]
     if not files:
-        raise UserError(f"{split_query(place)[0]}: there is no such file, or no file in it")
+        plain = split_query(place)[0]
+        raise UserError(f"{plain}: there is no such file, or no file in it{suggest_weight(plain)}")
     return [
         FoundFile(name if "://" in name else uri.name_file(name), about.get("size"), find_mark(about))
         for name, about in files
@@ -176,7 +194,8 @@ def open_uri(place: str) -> tuple[Callable[[int, int], bytes], int]:
     A file whose server gives no ranges is fetched whole. Raises :class:`UserError`, and of the hub what its
     client raises.
     """
-    with explain_uri_errors(place):
+
+    def open_file() -> tuple[BinaryIO, int]:
         filesystem, path = open_filesystem(place)
         file = filesystem.open(
             path, "rb", **({} if parse_uri(place).scheme in BY_PYARROW else {"cache_type": "none"})
@@ -186,14 +205,36 @@ def open_uri(place: str) -> tuple[Callable[[int, int], bytes], int]:
             size = size()
         if size is None or not file.seekable():
             whole = file.read()
-            return (lambda start, end: whole[start:end]), len(whole)
+            return io.BytesIO(whole), len(whole)
+        return file, size
+
+    with explain_uri_errors(place):
+        file, size = ask_patiently(place, open_file)
 
     def read(start: int, end: int) -> bytes:
-        with explain_uri_errors(place):
+        def read_range() -> bytes:
             file.seek(start)
-            return cast(bytes, file.read(end - start))
+            return file.read(end - start)
+
+        with explain_uri_errors(place):
+            return ask_patiently(place, read_range)
 
     return read, size
+
+
+def ask_patiently(place: str, ask: Callable[[], T]) -> T:
+    """What `ask` returns; of the web it is asked again while faults pass, as the hub is."""
+    return PATIENCE.keep_trying(ask, place, find_passing_fault) if place.startswith(WEB) else ask()
+
+
+def find_passing_fault(problem: Exception) -> Fault | None:
+    """What passes of what the web's driver raises; None where it doesn't."""
+    for each in list_causes(problem):
+        if (status := getattr(each, "status", 0)) in PASSING_STATUS:
+            return Fault(f"answers {status}", read_wait(getattr(each, "headers", None) or {}))
+        if PASSING_FAULTS & {kind.__name__ for kind in type(each).__mro__}:
+            return Fault(type(each).__name__)
+    return None
 
 
 @contextmanager
@@ -224,7 +265,12 @@ def explain_uri_error(place: str, problem: Exception) -> str:
     """Why what lies behind a URI can't be read, and what mends it."""
     if place.startswith(HUB) and is_of_the_hub(problem):
         return explain_hub_error(place.removeprefix(HUB), problem, "dataset")
+    fault = find_passing_fault(problem) if place.startswith(WEB) else None
     why, place = drop_queries(shorten_error(problem)), split_query(place)[0]
+    if fault:
+        return (
+            f"{place}: can't be reached ({fault.what}; it was asked for minutes): run the command again later"
+        )
     causes = list(list_causes(problem))
     status = next((each.status for each in causes if hasattr(each, "status")), 0)
     # What fsspec calls missing on the web may be a server that doesn't answer.
@@ -239,5 +285,5 @@ def explain_uri_error(place: str, problem: Exception) -> str:
         or status in (404, 410)
         or MISSING.search(str(problem))
     ):
-        return f"{place}: there is no such file or folder"
+        return f"{place}: there is no such file or folder{suggest_weight(place)}"
     return f"{place}: can't be reached: {why}"

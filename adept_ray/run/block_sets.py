@@ -65,7 +65,7 @@ def build_block_sets(context: Context[RunSpec], plans: Plans, update: Update) ->
             before += size
             update(before, sum(sizes))
         mixture = context.run.corpora[side]
-        sets[side] = MixedBlocks(tuple(built), tuple(part.place for part in mixture.parts), mixture.shares)
+        sets[side] = MixedBlocks(tuple(built), tuple(part.name for part in mixture.parts), mixture.shares)
     return sets
 
 

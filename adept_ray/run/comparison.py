@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -94,7 +93,7 @@ def split_blocks(
     blocks = {**prepared.blocks, **judged}
     needed = run.tokens // run.passes * (run.seeds + 1)
     for name, share in (part for side in name_parts(run).values() for part in side.items()):
-        if len(blocks[name]) >= math.floor(needed * share) // run.seq_len:
+        if blocks[name].has_pieces(run.seeds + 1, needed * share):
             blocks[name] = blocks[name].take_piece(number, run.seeds + 1)
     return blocks
 

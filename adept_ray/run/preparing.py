@@ -5,6 +5,7 @@ The cache keeps each result under the fingerprint of all that it was made from. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -89,6 +90,7 @@ def prepare(context: Context[RunSpec], sources: Sources, needs: Needs) -> Prepar
                 held_out["test"] = load_test_blocks(run, sets)
         if needs.train_tokens:
             show_passes(list_passes(run, blocks, needs), display)
+            warn_of_unjudged(run, sets, display.warn)
         for split, held in held_out.items() if sources.domain else ():
             check_sample_sizes(run, split, held, sources, display.warn)
     contamination = None
@@ -141,11 +143,27 @@ def check_sample_sizes(
     for side in SIDES:
         count = len(items[side]) if side in items else len(held[side].document_bytes)
         what, flag = ("item", "--task-items") if side in items else ("document", f"--{split}-tokens")
-        where = f"what is held out of '{getattr(run, side)}' for {split}"
+        where = f"what is held out of '{run.corpora[side].unsigned}' for {split}"
         if count < 2:
             raise UserError(f"{where} is a single {what}, which can't tell how sure a score is: raise {flag}")
         if count < FEW:
             warn(f"{where} is {count} {what}s, so standard errors are rough; a larger {flag} helps")
+
+
+def warn_of_unjudged(run: RunSpec, sets: Mapping[str, MixedBlocks], warn: Callable[[str], None]) -> None:
+    """Name the corpora that are too small a part of their side to have a block of what is held out."""
+    missing: dict[tuple[str, str, float], list[str]] = {}
+    for side, mixed in sets.items():
+        for split in ("probe",) * (side == "general") + ("validation", "test"):
+            for name, share in mixed.list_missing(getattr(run, f"{split}_tokens"), run.seq_len).items():
+                missing.setdefault((side, name, share), []).append(split)
+    for (side, name, share), splits in missing.items():
+        flags = " and ".join(f"--{split}-tokens" for split in splits)
+        warn(
+            f"'{name}' is {share:.1%} of the {side} text, and no block of it is held out for "
+            f"{' and '.join(splits)}, so nothing there is measured on it: with {flags} "
+            f"{run.seq_len * math.ceil(1 / share)} it has one"
+        )
 
 
 def load_test_blocks(run: RunSpec, sets: Mapping[str, MixedBlocks]) -> dict[str, Blocks]:

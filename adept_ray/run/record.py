@@ -9,6 +9,7 @@ import yaml
 from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
 from adept_ray.config.specs import RunSpec, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.engine import memory
 from adept_ray.engine.nodes import list_versions
 from adept_ray.report.records import Importance, Side, check_record
@@ -64,7 +65,8 @@ def record_run(
     """
     run, earlier = session.run, session.results.read_record()
     about = {"command": format_own_call(), **earlier}
-    about |= {"run": run.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
+    unsigned = apply_changes(run, {side: mixture.unsigned for side, mixture in run.corpora.items()})
+    about |= {"run": unsigned.model_dump(mode="json"), "seed": run.seed, "notes": list_notes(sources)}
     about["fingerprints"] = sources.fingerprints | earlier.get("fingerprints", {})
     about["ended"] = prepared is not None
     if training:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
@@ -90,10 +91,15 @@ def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
         new, old = run.read_field(name), saved.read_field(name)
         if new == old:
             continue
+        if isinstance(new, Mixture) and new.unsigned == old.unsigned:  # run.json has no signatures
+            changes[name] = new
+            continue
         if name not in list_fields(type(run), Mark.CHANGEABLE):
             flag = "--" + name.replace("_", "-")
             if name == "study":
                 new, old = mask_password(new), mask_password(old)
+            if isinstance(new, Mixture):
+                new, old = new.unsigned, old.unsigned
             raise UserError(f"{flag} {new}: the run '{run.name}' began with {old}, so leave that flag out")
         changes[name] = new
     return apply_changes(saved, changes, where=f"resuming '{run.name}'")
@@ -118,7 +124,10 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
     run = resolve_settings(resume_settings(given, begun["run"]))
     file = resolve_settings(validate_spec(RunSpec, best["run"], args.config))
     for name in (name for name in RunSpec.flat_fields() if name not in TrainRun.flat_fields()):
-        if (new := file.read_field(name)) != (old := run.read_field(name)):
+        new, old = file.read_field(name), run.read_field(name)
+        if isinstance(new, Mixture) and new.unsigned == old.unsigned:
+            run = apply_changes(run, {name: new})
+        elif new != old:
             raise UserError(
                 f"{args.config}: {name} is {new}, but the training to be resumed began with {old}"
             )

@@ -19,15 +19,19 @@ class Passes:
 
     corpus: str
     tokens: int
-    """That the training takes of it, at most."""
+    """That a training takes of it, at most; those that it goes through again count again."""
     held: int
-    """Tokens of its training text that the run reads."""
+    """Tokens of the text that a training takes them from."""
+    wanted: int = 0
+    """Tokens, each counted once, that would do for all trainings, where the corpus has fewer; else 0."""
+    trainings: int = 1
+    """Trainings that want text of their own."""
     alone: bool = True
     """Whether its side has no other."""
 
     @property
     def number(self) -> float:
-        """How often the training goes through it, at most."""
+        """How often a training goes through its text, at most."""
         return self.tokens / self.held
 
 
@@ -38,22 +42,32 @@ def list_passes(run: RunSpec, blocks: Mapping[str, Blocks], needs: Needs) -> lis
     for side, names in name_parts(run).items():
         mixture = run.corpora[side]
         for (name, share), part in zip(names.items(), mixture.parts, strict=True):
-            distinct = round(needs.train_tokens / needs.trainings * share * taken[side])
+            wanted = needs.train_tokens * share * taken[side]
+            distinct = round(wanted / needs.trainings)
             if distinct:
-                held = len(blocks[name]) * run.seq_len
-                # Text that ends before is whole in every training.
-                times = needs.passes if held < distinct else 1
-                found.append(Passes(part.place, distinct * times, held, len(mixture.parts) == 1))
+                count = len(blocks[name])
+                enough = blocks[name].has_pieces(needs.trainings, wanted)
+                found.append(
+                    Passes(
+                        part.name,
+                        distinct * needs.passes,
+                        (count // needs.trainings if enough else count) * run.seq_len,
+                        0 if enough else round(wanted),
+                        needs.trainings,
+                        len(mixture.parts) == 1,
+                    )
+                )
     return found
 
 
 def show_passes(found: Sequence[Passes], display: Display) -> None:
     """Say how often each of several corpora of a side is gone through; warn of one that ends too early."""
     for each in found:
-        if each.tokens > each.held:
+        if each.wanted:
+            so = "a training" if each.trainings == 1 else "all trainings share it, and each"
             display.warn(
                 f"'{each.corpus}' ends before the tokens asked for: its training text holds {each.held:,} of "
-                f"{each.tokens:,}, so a training goes through it up to {each.number:.1f} times"
+                f"{each.wanted:,}, so {so} goes through it up to {each.number:.1f} times"
             )
         elif not each.alone:
             display.show(
@@ -76,7 +90,7 @@ def describe_text(run: RunSpec, blocks: Mapping[str, Blocks], work: TrainWork) -
                 rows.append(
                     {
                         "side": side,
-                        "corpus": part.place,
+                        "corpus": part.name,
                         "weight": part.weight,
                         "share": shares[name],
                         "tokens": taken[name] * work.seq_len,

@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.mixtures import Mixture, Part, list_words, parse_mixture, parse_part
+from adept_ray.config.places import suggest_weight
 from adept_ray.config.specs import RunSpec
 from adept_ray.config.validation import apply_changes, validate_spec
 
-WORDS = st.text(st.sampled_from("ab=/.3"), min_size=1, max_size=8)
+WORDS = st.builds(
+    str.__add__,
+    st.sampled_from(["", "s3://b/", "https://h/"]),
+    st.text(st.sampled_from("ab=/.3?*"), min_size=1, max_size=8),
+)
 
 
 def test_a_plain_corpus_stays_a_plain_text():
@@ -51,6 +56,32 @@ def test_a_path_may_hold_what_looks_like_a_weight(tmp_path):
     assert parse_part(kept) == Part(str(path))
     for whole in ("https://host/a?key=b", "data/lang=en/part.jsonl"):
         assert parse_part(whole) == Part(whole)
+
+
+@pytest.mark.parametrize(
+    ("place", "weighed"),
+    [
+        ("s3://b/web/year=2024", "s3://b/web/year=2024=3"),
+        ("s3://b/web/year=2024", "s3://b/web/year=2024/=3"),
+        ("s3://b/web", "s3://b/web/=3"),
+        ("s3://b/web/a.jsonl", "s3://b/web/a.jsonl=3"),
+        ("https://host/get?id=5", "https://host/get?id=5/=3"),
+        ("s3://b/d?region=4", "s3://b/d?region=4/=3"),
+        ("data/year=*", "data/year=*=3"),
+        ("data/*/year=2024", "data/*/year=2024/=3"),
+        ("data/*.jsonl", "data/*.jsonl=3"),
+    ],
+)
+def test_an_equals_sign_of_a_place_is_no_weight(place, weighed):
+    """In the last part of a URI or a glob, and in a query; a weight comes behind it."""
+    assert parse_part(place) == Part(place)
+    assert parse_part(weighed) == Part(place, 3.0)
+
+
+def test_a_missing_place_says_how_a_weight_is_written():
+    """Where its end may have been meant as one."""
+    assert suggest_weight("s3://b/web=3") == "; with 3 as its weight it is written s3://b/web/=3"
+    assert suggest_weight("s3://b/year=a") == suggest_weight("s3://b/a.jsonl") == ""
 
 
 @pytest.mark.parametrize("weight", ["x", "", "0", "-1", "nan", "inf"])

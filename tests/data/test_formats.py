@@ -20,6 +20,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import text_readers
 from adept_ray.data.archives import ZipReader, open_reader
 from adept_ray.data.corpora import find_corpus, resolve_corpus
+from adept_ray.data.documents import list_matching_files, list_usable_files
 from adept_ray.data.formats import FORMATS, find_ending, select_files
 from adept_ray.data.opening import COMPRESSIONS, locate_content
 from adept_ray.data.row_texts import TextRecipe
@@ -227,9 +228,30 @@ def test_a_glob_names_files(tmp_path):
     assert texts(read(tmp_path / "**" / "*.jsonl.zst", tmp_path)) == TEXTS * 2
     assert texts(read(f"file://{tmp_path}/b/*", tmp_path)) == TEXTS * 3
     corpus = read(tmp_path / "b" / "*.*", tmp_path)
-    assert texts(corpus) == TEXTS * 2 and corpus.omitted == f"left out: {tmp_path}/b/x.doc"
+    assert texts(corpus) == TEXTS * 2 and corpus.omitted == "left out: x.doc"
     with pytest.raises(UserError, match=r"\*\.csv: no such file or folder"):
         read(tmp_path / "*.csv", tmp_path)
+
+
+def test_a_glob_chooses_as_a_folder_does(tmp_path):
+    """Each file once; what describes a corpus, hidden copies and what lies beside saved rows are left out."""
+    for name in ("a.jsonl", "b/c.jsonl", "README.md", "b/.d.jsonl", "s/data.arrow", "s/state.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    read_once = [tmp_path / "a.jsonl", tmp_path / "b/c.jsonl", tmp_path / "s/data.arrow"]
+    for found in (
+        list_usable_files(tmp_path),
+        *(list_matching_files(f"{tmp_path}/{pattern}") for pattern in ("*", "**/*", "**")),
+    ):
+        assert sorted(file.resolve() for file in found.usable) == read_once and "README.md" in found.left_out
+
+
+def test_a_state_of_ones_own_is_text():
+    """Only beside saved rows it says something about them."""
+    names = ["a/state.json", "a/dataset_info.json", "b/state.json", "b/x.arrow", "c/dataset_dict.json"]
+    found = select_files(names)
+    assert found.usable == ("a/state.json", "a/dataset_info.json", "b/x.arrow", "c/dataset_dict.json")
 
 
 # --- refusals -----------------------------------------------------------------------------------------

@@ -8,15 +8,17 @@ import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import aiohttp
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
 
 from adept_ray.config.errors import UserError
+from adept_ray.data import hub_client
 from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
 from adept_ray.data.shards import read_in_order
-from adept_ray.data.uris import explain_uri_error, list_files, name_version, parse_uri
+from adept_ray.data.uris import explain_uri_error, find_passing_fault, list_files, name_version, parse_uri
 
 TEXTS = [f"document {at} " + "of words " * 20 for at in range(40)]
 
@@ -32,6 +34,13 @@ def texts(corpus):
 def parquet(documents, path):
     pq.write_table(pa.table({"text": documents}), path, row_group_size=5)
     return path.read_bytes()
+
+
+def disconnected():
+    """What the web's driver makes of a server that hangs up when it is asked about a file."""
+    missing = FileNotFoundError("a")
+    missing.__cause__ = aiohttp.ServerDisconnectedError()
+    return missing
 
 
 def refused(place, tmp_path):
@@ -60,13 +69,15 @@ def web(tmp_path):
             """Say nothing."""
 
         def send_head(self):
+            if faults:
+                return self.send_error(faults.pop())
             return self.send_error(403) if "secret" in self.path else super().send_head()
 
-    root = tmp_path / "web"
+    root, faults = tmp_path / "web", []
     root.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield SimpleNamespace(root=root, place=f"http://127.0.0.1:{server.server_port}")
+    yield SimpleNamespace(root=root, faults=faults, place=f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()
 
@@ -234,6 +245,37 @@ def test_a_file_on_the_web_is_read(web, tmp_path):
     assert len(texts(resolve_corpus(f"{web.place}/", "text", cache))) == 9
 
 
+def test_the_web_is_asked_again_while_faults_pass(web, tmp_path, monkeypatch):
+    """As the hub is, with a line on the terminal; one that lasts is a sentence, and no missing file."""
+    said = []
+    monkeypatch.setattr(hub_client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(hub_client.PATIENCE, "say", said.append)
+    (web.root / "a.jsonl").write_bytes(lines(TEXTS[:2]))
+    web.faults += [503] * 3
+    assert texts(resolve_corpus(f"{web.place}/a.jsonl", "text", tmp_path / "cache")) == [
+        text.strip() for text in TEXTS[:2]
+    ]
+    assert not web.faults and "answers 503; it is asked again in 0 s" in said[0]
+    monkeypatch.setattr(hub_client, "PATIENCE_S", 0.02)
+    web.faults += [503] * 99
+    assert "can't be reached (answers 503" in refused(f"{web.place}/a.jsonl?x=1", tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("problem", "passes"),
+    [
+        (TimeoutError("late"), True),
+        (ConnectionResetError(), True),
+        (ConnectionRefusedError(), False),
+        (FileNotFoundError("a"), False),
+        (disconnected(), True),
+    ],
+)
+def test_a_refused_connection_does_not_pass(problem, passes):
+    """Nor does a missing file, unless its driver had no answer when it looked."""
+    assert bool(find_passing_fault(problem)) == passes
+
+
 def test_what_is_wrong_on_the_web_is_one_sentence(web, tmp_path):
     """Missing, forbidden, and nobody there."""
     assert refused(f"{web.place}/no.jsonl", tmp_path).endswith("no.jsonl: there is no such file or folder")
@@ -260,11 +302,12 @@ def test_a_gated_repository_is_told_as_that(hub, tmp_path):
         ("sftp://host/a.jsonl", "sftp:// is reached by the package 'paramiko', .*: pip install paramiko"),
         ("oss://bucket/a", "oss:// is reached by the package 'ossfs', .*: pip install ossfs"),
         ("s4://bucket/a", "nothing is known of s4://; did you mean s3"),
+        ("s4://bucket/a?X-Amz-Signature=c0ffee", "nothing is known of s4://"),
     ],
 )
 def test_a_scheme_without_its_driver_says_what_to_install(place, sentence, tmp_path):
     """And one that nobody knows gets the nearest."""
-    assert re.match(f"{re.escape(place)}: {sentence}", refused(place, tmp_path))
+    assert re.match(f"{re.escape(place.partition('?')[0])}: {sentence}", refused(place, tmp_path))
 
 
 def test_a_version_names_files_sizes_and_marks(tmp_path):
@@ -297,7 +340,8 @@ def test_a_version_names_files_sizes_and_marks(tmp_path):
 )
 def test_a_missing_right_is_no_missing_file(problem, sentence):
     """As the drivers of clouds tell them apart."""
-    assert sentence in explain_uri_error("gs://bucket/a", problem)
+    said = explain_uri_error("gs://bucket/a=3", problem)
+    assert sentence in said and ("gs://bucket/a/=3" in said) == ("no such" in sentence)
 
 
 # --- names of hub datasets ------------------------------------------------------------------------------

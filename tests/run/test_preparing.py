@@ -15,7 +15,7 @@ from adept_ray.data.mixing import MixedBlocks
 from adept_ray.method.fit import Fit
 from adept_ray.run import fetching, preparing
 from adept_ray.run.context import Context
-from adept_ray.run.preparing import FEW, check_sample_sizes, prepare, select_blocks
+from adept_ray.run.preparing import FEW, check_sample_sizes, prepare, select_blocks, warn_of_unjudged
 from adept_ray.run.sources import Needs
 
 
@@ -49,6 +49,20 @@ def test_few_documents_are_warned_of():
     (line,) = warnings(RunSpec(), blocks(FEW), blocks(FEW - 1))
     assert f"'medical' for validation is {FEW - 1} documents" in line and "--validation-tokens" in line
     assert warnings(RunSpec(), blocks(FEW), blocks(FEW)) == []
+
+
+def test_a_corpus_without_a_held_out_block_is_named():
+    """With how many tokens it would have one; none is named that has one."""
+    run = RunSpec(seq_len=128, validation_tokens=1536, test_tokens=128 * 50)
+    sets = {"domain": MixedBlocks((), ("a", "b"), (0.98, 0.02)), "general": MixedBlocks((), ("c",))}
+    lines = []
+    warn_of_unjudged(run, sets, lines.append)
+    assert lines == [
+        "'b' is 2.0% of the domain text, and no block of it is held out for validation, so nothing there is "
+        "measured on it: with --validation-tokens 6400 it has one"
+    ]
+    warn_of_unjudged(RunSpec(seq_len=128, validation_tokens=6400, test_tokens=6400), sets, lines.append)
+    assert len(lines) == 1
 
 
 def test_items_count_where_a_side_is_judged_by_them():

@@ -11,7 +11,7 @@ from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpe
 from adept_ray.engine.memory import Memory
 from adept_ray.run.context import Session
 from adept_ray.run.record import has_ended, record_best, record_run, show_summary
-from adept_ray.run.resuming import explain_stops
+from adept_ray.run.resuming import explain_stops, resume_settings
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
 
@@ -53,6 +53,19 @@ def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     record_run(session_at(run, results, 3, search=2), SOURCES, PREPARED)
     assert results.read_record()["seconds"] == {"probe": 10, "search": 11.5, "test": 1, "total": 30}
     assert results.read_record()["peak_memory_gib"] == 5
+
+
+def test_a_signature_is_not_written_down(tmp_path, monkeypatch):
+    """Neither in the settings of run.json nor in its command; a run is resumed with it or without."""
+    place = "https://h/a.jsonl?id=5&X-Amz-Signature=c0ffee"
+    monkeypatch.setattr("sys.argv", ["scripts/tune_k.py", "--domain", f"{place}/=3", "b"])
+    run = SearchRun(name="x", storage=str(tmp_path), domain=[f"{place}/=3", "b"])
+    results = Results(str(tmp_path), "x")
+    record_run(session_at(run, results, 1), SOURCES)
+    kept = results.read_record()
+    assert "c0ffee" not in str(kept) and "id=5&/=3" in kept["command"]
+    assert resume_settings(run, kept["run"]).domain == run.domain
+    assert resume_settings(SearchRun(name="x"), kept["run"]).domain == run.domain.unsigned
 
 
 def test_best_yaml_holds_a_run_that_can_be_read_again(tmp_path):

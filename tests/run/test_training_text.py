@@ -76,9 +76,17 @@ def test_a_corpus_that_ends_before_its_tokens_is_warned_of(display):
     assert len(said) == len(warned) == 1
 
 
-def test_trainings_that_share_a_text_ask_for_a_piece_each():
-    """A piece that is gone through on purpose is no warning; text too short for one piece is."""
+def test_trainings_that_share_a_text_ask_for_a_piece_each(display):
+    """A piece that is gone through on purpose is no warning; text that all share for want of more is."""
     plain = RunSpec(seq_len=8)
     needs = Needs(4, 800, trainings=4, passes=3)
-    assert list_passes(plain, {"train": text(100)}, needs) == [Passes("medical", 200, 800)]
-    assert list_passes(plain, {"train": text(20)}, needs) == [Passes("medical", 600, 160)]
+    assert list_passes(plain, {"train": text(100)}, needs) == [Passes("medical", 600, 200, 0, 4)]
+    assert list_passes(plain, {"train": text(20)}, needs) == [Passes("medical", 600, 160, 800, 4)]
+    for blocks in (100, 15):
+        show_passes(
+            list_passes(plain, {"train": text(blocks)}, Needs(4, 200, trainings=4, passes=3)), display
+        )
+    assert display.lines == [
+        "'medical' ends before the tokens asked for: its training text holds 120 of 200, so all trainings "
+        "share it, and each goes through it up to 1.2 times"
+    ]
