@@ -13,10 +13,10 @@ from pathlib import Path
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import explain_os_faults
 from adept_ray.data.archives import open_reader
-from adept_ray.data.formats import SUPPORTED, find_ending, select_files
+from adept_ray.data.formats import SUPPORTED, check_usable, find_ending, select_files
 from adept_ray.data.opening import locate_content
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Located, Omissions, PlainText, list_names, read_all
+from adept_ray.data.rows import Located, Omissions, PlainText, read_all
 
 DANGLING = "a link to nothing"
 
@@ -123,12 +123,7 @@ def list_inside(root: Path) -> tuple[list[str], list[str]]:
 
 def check_files(found: LocalFiles, where: str) -> LocalFiles:
     """The same files. Raises :class:`UserError` where there are none, and for an empty one."""
-    if not found.usable:
-        there = f" (there are: {list_names(found.left_out)})" if found.left_out else ""
-        raise UserError(f"{where}: holds no file that can be read as text; {SUPPORTED}{there}")
-    for file in found.usable:
-        if file.stat().st_size == 0:
-            raise UserError(f"{file}: the file is empty: put text into it, or take it away")
+    check_usable({str(file): file.stat().st_size for file in found.usable}, found.left_out, where)
     return found
 
 

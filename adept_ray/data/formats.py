@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adept_ray.config.errors import UserError
 from adept_ray.data.opening import Content, split_endings
-from adept_ray.data.rows import Reader
+from adept_ray.data.rows import Reader, list_names
 from adept_ray.data.table_readers import ArrowReader, ParquetReader
 from adept_ray.data.text_readers import (
     DocumentReader,
@@ -68,6 +68,19 @@ def is_text(name: str) -> bool:
     parts = name.lower().split("/")
     hidden = any(part.startswith(".") for part in parts) or "__macosx" in parts
     return bool(find_ending(name)) and not hidden and parts[-1] not in ABOUT
+
+
+def check_usable(sizes: Mapping[str, int | None], left_out: Sequence[str], where: str) -> None:
+    """Raise :class:`UserError` where no file is usable, and for an empty one.
+
+    `sizes` are the usable files, by how messages name them, and their bytes where they are known.
+    """
+    if not sizes:
+        there = f" (there are: {list_names(left_out)})" if left_out else ""
+        raise UserError(f"{where}: holds no file that can be read as text; {SUPPORTED}{there}")
+    for name, size in sizes.items():
+        if size == 0:
+            raise UserError(f"{name}: the file is empty: put text into it, or take it away")
 
 
 def select_files(names: Sequence[str]) -> Selection:

@@ -20,7 +20,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import replace_file
 from adept_ray.data.contamination import split_words
-from adept_ray.data.shards import DIGEST, read_texts
+from adept_ray.data.shards import DIGEST, read_shard_texts
 from adept_ray.data.splits import digest_text
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def sketch_documents(corpora: Sequence[CorpusFiles]) -> dict[bytes, LeanMinHash]
     digests: list[bytes] = []
 
     def shingle_documents() -> Iterator[list[bytes]]:
-        for part in read_texts(chain.from_iterable(corpus.shards for corpus in corpora)):
+        for part in read_shard_texts(chain.from_iterable(corpus.shards for corpus in corpora)):
             for text in part:
                 if words := split_words(text):
                     digests.append(digest_text(text))

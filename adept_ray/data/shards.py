@@ -187,7 +187,7 @@ def read_digests(shards: Iterable[TextShard], wanted: DigestRange) -> np.ndarray
     return np.unique(np.array(read_range(shards, wanted, ["digest"])["digest"].to_pylist(), DIGEST))
 
 
-def read_texts(shards: Iterable[TextShard]) -> Iterator[list[str]]:
+def read_shard_texts(shards: Iterable[TextShard]) -> Iterator[list[str]]:
     """All documents, READ_ROWS at a time at most."""
     for shard in shards:
         with open_shard(shard) as file:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from adept_ray.config.errors import UserError
 from adept_ray.config.places import drop_signature
 from adept_ray.data.archives import open_reader
-from adept_ray.data.formats import SUPPORTED, Selection, find_ending, select_files
+from adept_ray.data.formats import Selection, check_usable, find_ending, select_files
 from adept_ray.data.hub_client import ask_once
 from adept_ray.data.opening import locate_content, name_in_place
 from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Omissions, Reader, list_names
+from adept_ray.data.rows import Omissions, Reader
 from adept_ray.data.uris import GLOB, FoundFile, explain_remote_errors, list_files, name_version
 
 
@@ -81,17 +81,10 @@ def choose_files(place: str, found: list[FoundFile]) -> tuple[list[FoundFile], t
         chosen = Selection(tuple(names), ())
     else:
         chosen = select_files(names)
-    place = name_in_place(place)
-    if not chosen.usable:
-        there = f" (there are: {list_names(chosen.left_out)})" if chosen.left_out else ""
-        raise UserError(f"{place}: holds no file that can be read as text; {SUPPORTED}{there}")
     usable = set(chosen.usable)
     files = [file for file, name in zip(found, names, strict=True) if name in usable]
-    for file in files:
-        if file.size == 0:
-            raise UserError(
-                f"{name_in_place(file.place)}: the file is empty: put text into it, or take it away"
-            )
+    sizes = {name_in_place(file.place): file.size for file in files}
+    check_usable(sizes, chosen.left_out, name_in_place(place))
     return files, chosen.left_out
 
 

@@ -17,7 +17,7 @@ from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
-from adept_ray.run.training_text import describe_text
+from adept_ray.run.training_text import record_text
 from adept_ray.search.choice import Choice, format_choice
 from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
@@ -78,7 +78,7 @@ def record_run(
         if prepared.contamination:
             about["contamination"] = prepared.contamination
         if work:
-            about["text"] = describe_text(run, prepared.blocks, work)
+            about["text"] = record_text(run, prepared.blocks, work)
         about |= sum_spent(earlier, session.display)
         about = {name: value for name, value in about.items() if name not in ("spent", "pick")}
     session.results.write_json("run.json", about)

@@ -75,7 +75,7 @@ def show_passes(found: Sequence[Passes], display: Display) -> None:
             )
 
 
-def describe_text(run: RunSpec, blocks: Mapping[str, Blocks], work: TrainWork) -> list[TextRecord]:
+def record_text(run: RunSpec, blocks: Mapping[str, Blocks], work: TrainWork) -> list[TextRecord]:
     """What a training took of each corpus, as run.json keeps it."""
     shares = work.text_shares
     counts = {name: len(blocks[name]) for name in shares}

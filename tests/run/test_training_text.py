@@ -7,7 +7,7 @@ from common import one_document_each
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
 from adept_ray.data.loading import Backbone
 from adept_ray.run.sources import Needs, name_parts
-from adept_ray.run.training_text import Passes, describe_text, list_passes, show_passes
+from adept_ray.run.training_text import Passes, list_passes, record_text, show_passes
 from adept_ray.training.learner import order_text
 from adept_ray.training.work import TrainWork
 
@@ -55,7 +55,7 @@ def test_plain_replay_is_the_share_that_was_asked_for():
 
 def test_the_record_says_what_was_taken_of_each_corpus():
     """Tokens, share and passes; those of a corpus that isn't trained on aren't there."""
-    rows = describe_text(RUN, BLOCKS, training(RUN))
+    rows = record_text(RUN, BLOCKS, training(RUN))
     assert [(row["corpus"], row["weight"], row["tokens"], row["passes"]) for row in rows] == [
         ("a", 3.0, 600, 0.75),
         ("b", 1.0, 200, 2.5),
