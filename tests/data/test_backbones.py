@@ -310,6 +310,16 @@ def test_a_tokenizer_without_an_end_is_refused(folder):
         load_tokenizer(local_backbone(folder))
 
 
+def test_a_tokenizer_of_a_newer_library_says_what_may_read_it(folder):
+    """tokenizers itself names but a type of its own code."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"] = {"type": "BPE2", "merges": {"packed": True}}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"its tokenizer can't be loaded: .*a newer version of the package"):
+        load_tokenizer(local_backbone(folder))
+
+
 def test_a_missing_tokenizer_is_refused(folder):
     """A folder of weights alone can't be used."""
     for file in folder.glob("tokenizer*"):
