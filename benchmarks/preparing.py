@@ -12,7 +12,8 @@ many processes, one thread each. Ours is read, deduplicated, split, tokenized an
 text, maps it to tokens and these to blocks, as the examples of transformers do; it neither deduplicates nor
 splits. The tokenizer alone gets texts that are in memory. Starting Ray and importing isn't counted on any
 side. Of ours the tokens in blocks are counted, without those of documents that were left out. Each run is a
-row in results/preparing.jsonl.
+row in results/preparing.jsonl. README.md has what was run; 1, 4 and 16 GB, more than two nodes and nodes on
+machines of their own were not.
 """
 
 from __future__ import annotations
