@@ -205,6 +205,10 @@ class FaultRoom:
         """The results folder of the search."""
         return self.folder / "results" / NAME
 
+    def has_begun(self) -> bool:
+        """Whether the search has a run.json, so that there is something to go on with."""
+        return (self.results / "run.json").exists()
+
     def clear(self, cold: bool) -> None:
         """Forget the search before, and if it is to be `cold` also what is in the cache."""
         for folder in (self.results, *([self.folder / "cache"] if cold else [])):

@@ -5,7 +5,8 @@ python benchmarks/faults.py --rounds 10 --stop 10     # a try
 python benchmarks/faults.py --table                   # the tables of docs/faults.md, of the rows so far
 
 A round is a tiny search in which one thing goes wrong at a random moment; its number and the seed fix which.
-The command that its last sentence names is given until there are results. Then its table of trials and its
+The command that its last sentence names is given until there are results; only where run.json isn't there yet
+may a sentence name none, and the search is begun again. Then its table of trials and its
 model must be those of a quiet search, byte by byte. Each round appends a row to the file of rows, and one
 that has a row already is left out, so what was stopped goes on. Writes fail by a library that is compiled
 here: without a C compiler those rounds are refused.
@@ -121,11 +122,11 @@ def run_round(number: int, fault: Fault, room: FaultRoom, quiet: Quiet, stop_s: 
     room.end_faults()
     met = room.has_failed_writes() if fault.kind in ERRORS else met
     steps = [(status, command.read_sentence())]
-    why = judge_end(fault, *steps[0], command.printed_plainly())
+    why = judge_end(fault, *steps[0], command.printed_plainly(), room.has_begun())
     while not why and steps[-1][0] != 0 and len(steps) < MOST_COMMANDS:
-        command = room.start_command(find_next(steps[-1][1]) or room.list_search())
+        command = room.start_command(find_next(steps[-1][1]) or room.list_search())  # none: it didn't begin
         steps.append((command.wait(LIMIT_S), command.read_sentence()))
-        why = judge_end(None, *steps[-1], command.printed_plainly())
+        why = judge_end(None, *steps[-1], command.printed_plainly(), room.has_begun())
     if not why:
         why = quiet.compare(read_results(room.results)) if steps[-1][0] == 0 else "it doesn't go on"
     left = room.leave(LEAVE_S)
@@ -139,11 +140,11 @@ def run_round(number: int, fault: Fault, room: FaultRoom, quiet: Quiet, stop_s: 
     return {**row, "outcome": outcome, "why": why, "said": said, "seconds": seconds, "code": read_version()}
 
 
-def judge_end(fault: Fault | None, status: int | None, said: str, plain: str) -> str:
-    """What is wrong with how a command ended; empty for nothing."""
+def judge_end(fault: Fault | None, status: int | None, said: str, plain: str, begun: bool) -> str:
+    """What is wrong with how a command ended; empty for nothing. `begun` is a run that has its run.json."""
     if status is None:
         return "it hangs"
-    if fault and (fault.kind, fault.what, said) == ("kill", "driver", ""):
+    if not begun and fault and (fault.kind, fault.what, said) == ("kill", "driver", ""):
         return ""  # it was killed before there was anything to go on with
     if "Traceback" in said:
         return "a traceback"
@@ -151,19 +152,15 @@ def judge_end(fault: Fault | None, status: int | None, said: str, plain: str) ->
         return f"stdout has a line that is no event: {plain[:100]}"
     if status == 0:
         return "a complaint on stderr" if said else ""
-    is_told = said.startswith(("error: ", "interrupted")) and said.count("\n") == 0
-    return "" if is_told else f"no sentence, status {status}"
+    if not said.startswith(("error: ", "interrupted")) or "\n" in said:
+        return f"no sentence, status {status}"
+    return "no command that goes on" if begun and find_next(said) is None else ""
 
 
 def find_next(said: str) -> list[str] | None:
-    """The command that a sentence names, as a script and its flags; None where it is to be given again."""
-    if "holds no run to resume" in said:
-        return None
-    _, found, flags = said.partition("scripts/tune_k.py ")
-    if found:
-        return ["tune_k.py", *shlex.split(flags), "--json"]
-    goes_on = not said or "--resume" in said  # a killed process: what everybody would try
-    return ["tune_k.py", "--name", NAME, "--resume", "--json"] if goes_on else None
+    """The command that a sentence names, as a script and its flags; None for one that names none."""
+    _, found, flags = said.partition("python scripts/tune_k.py ")
+    return ["tune_k.py", *shlex.split(flags), "--json"] if found else None
 
 
 def read_version() -> str:

@@ -37,9 +37,11 @@ def test_a_seed_fixes_every_fault_and_all_kinds_come():
         (None, 0, "", "", ""),
         (None, 2, f"error: no space left: make room and go on with {GOES_ON}", "", ""),
         (None, 130, f"interrupted; to go on from here: {GOES_ON}", "", ""),
-        (DRIVER_KILLED, -9, "", "", ""),
+        (DRIVER_KILLED, -9, "", "", "no sentence, status -9"),
         (None, -9, "", "", "no sentence, status -9"),
         (None, 1, f"error: this command's process has died; go on with {GOES_ON}", "", ""),
+        (None, 2, "error: Ray can't be started on this machine: no", "", "no command that goes on"),
+        (None, 2, "error: it exists: continue it with --resume", "", "no command that goes on"),
         (None, 0, "a warning of a library's", "", "a complaint on stderr"),
         (None, 2, "error: one thing\nand another", "", "no sentence, status 2"),
         (None, 1, "Traceback (most recent call last):", "", "a traceback"),
@@ -47,17 +49,24 @@ def test_a_seed_fixes_every_fault_and_all_kinds_come():
         (None, None, "", "", "it hangs"),
     ],
 )
-def test_only_a_result_or_a_sentence_is_a_good_end(fault, status, said, plain, why):
-    """A killed command can't say anything; every other one has to."""
-    assert judge_end(fault, status, said, plain) == why
+def test_only_a_result_or_a_sentence_with_a_command_is_a_good_end(fault, status, said, plain, why):
+    """Of a run that has begun, whatever became of its command: killed, refused or stopped."""
+    assert judge_end(fault, status, said, plain, begun=True) == why
+
+
+def test_before_a_run_has_begun_there_is_no_command_to_name():
+    """A sentence is enough then, and a killed command can't say anything; others have to."""
+    assert judge_end(None, 2, "error: no space left: give the command again", "", begun=False) == ""
+    assert judge_end(DRIVER_KILLED, -9, "", "", begun=False) == ""
+    assert judge_end(None, -9, "", "", begun=False) == "no sentence, status -9"
 
 
 def test_the_command_that_a_sentence_names_is_the_next():
-    """As it is printed; a killed command is resumed, and begun again where there was nothing to resume."""
+    """As it is printed, and none is guessed."""
     resumed = ["tune_k.py", "--name", NAME, "--resume", "--json"]
-    assert find_next(f"error: it is full; go on with {GOES_ON}") == resumed == find_next("")
-    assert find_next("error: results/search holds no run to resume: check --name") is None
-    assert find_next("error: Ray can't be started on this machine: no") is None
+    assert find_next(f"error: it is full; go on with {GOES_ON}") == resumed
+    assert find_next("error: it exists: continue it with --resume") is None
+    assert find_next("") is None
 
 
 def test_results_that_differ_are_told():

@@ -50,8 +50,8 @@ def compare_methods(run: CompareRun) -> str:
         about = {rival.label: rival.about for rival in rivals}
         settings = results.read_record()["run"]
         summaries = write_comparison(results.folder, rows, about, settings, prepared.contamination)
-    display.say(f"\n{express_verdict(summaries)}")
-    display.show_comparison(summaries)
-    for name in ("comparison.html", "comparison.csv", "runs.csv"):
-        display.say(f"{name + ':':16} {results.place}/{name}")
-    return results.publish()
+        display.say(f"\n{express_verdict(summaries)}")
+        display.show_comparison(summaries)
+        for name in ("comparison.html", "comparison.csv", "runs.csv"):
+            display.say(f"{name + ':':16} {results.place}/{name}")
+        return results.publish()

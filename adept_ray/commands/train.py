@@ -56,8 +56,8 @@ def train_model(args: TrainRun) -> str:
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
         record_run(session, sources, prepared, training, work=work)
         write_pages(results)
-    show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
-    return results.publish()
+        show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
+        return results.publish()
 
 
 def open_training(args: TrainRun, best: BestRecord) -> tuple[Session[RunSpec], TrainingSpec]:

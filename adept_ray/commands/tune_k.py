@@ -48,5 +48,5 @@ def find_k(run: SearchRun) -> str:
         record_best(session, prepared, work, test, asdict(choice), question.k_max)
         record_run(session, sources, prepared, work=work)
         write_pages(results)
-    show_choice(session, prepared, work, test, choice)
-    return results.publish()
+        show_choice(session, prepared, work, test, choice)
+        return results.publish()

@@ -38,7 +38,10 @@ TOLD = {
     errno.EEXIST: "it is there already: move it away, or give another name",
     errno.ENOTEMPTY: "it is there already: move it away, or give another name",
     errno.ENOMEM: "this machine has no memory left for it: end what else uses it",
-    errno.EAGAIN: "no more processes may be started here: give the command again after `ulimit -u unlimited`",
+    errno.EAGAIN: (  # of a lock or a read, too
+        "this machine can't give it what it needs just now, processes for instance: give the command again, "
+        "if need be after `ulimit -u unlimited`"
+    ),
     errno.EADDRINUSE: "its port is taken: end what listens there, or give another one",
 }
 # Libraries in Rust put no number into an error, but in its text.

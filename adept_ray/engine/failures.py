@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,9 +58,10 @@ def describe_failure(error: BaseException) -> str:
             "end what else uses it, or give a smaller --micro-batch"
         )
     if isinstance(error, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
+        larger = ", or give the cluster's nodes a larger --object-store-memory"
         return (
             f"Ray's object store is full ({first_line(error)[:MOST]}): make room in Ray's temporary folder, "
-            "to which it moves what doesn't fit, or give the cluster's nodes a larger --object-store-memory"
+            f"to which it moves what doesn't fit{larger if os.environ.get('RAY_ADDRESS') else ''}"
         )
     if isinstance(error, JobFailed):
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from adept_ray.config.errors import UserError
@@ -33,6 +34,8 @@ def check_ray_folder() -> None:
     try:
         own = folder / "ray"
         own.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # it belongs to another user
+            own.chmod(0o777)  # as Ray does, for the runs of others
         with tempfile.TemporaryFile(dir=own):
             room = shutil.disk_usage(own).free
     except OSError as problem:

@@ -15,7 +15,6 @@ from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
-from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
 from adept_ray.run.last_word import leave_last_word
 from adept_ray.run.record import has_ended, sum_spent
@@ -31,8 +30,9 @@ OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that 
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
-    Both name the command that resumes the run, and so does what is said if this process dies. run.json keeps
-    the time that was spent, and the command that resumes the run adds to it.
+    These and every other :class:`UserError` name the command that resumes the run, and so does what is said
+    if this process dies. run.json keeps the time that was spent, and the command that resumes the run adds
+    to it.
     """
     continued = format_resume_command(command, session.run)
     death = (
@@ -45,11 +45,9 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
         raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
-    except DiskFault as problem:
-        raise UserError(f"{problem}; then go on with {continued}") from problem
+    except UserError as problem:
+        raise UserError(f"{str(problem).rstrip('.')}; then go on with {continued}") from problem
     except Exception as problem:
-        if isinstance(problem, UserError):
-            raise
         if is_disk_full(problem):
             raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
         if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
@@ -63,7 +61,8 @@ def keep_spent_time(session: Session[RunSpec]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not has_ended(about := session.results.read_record()):
+        about = session.results.read_record()
+        if about and not has_ended(about):  # what is published behind a URI isn't here any more
             with suppress(OSError):  # the disk may be full
                 spent = sum_spent(about, session.display)
                 session.results.write_json("run.json", about | {"spent": spent})

@@ -104,13 +104,16 @@ class Results:
             (self.folder / RAY).mkdir(parents=True, exist_ok=True)
 
     def abandon(self) -> None:
-        """Release the folder, and remove it if it is empty: a run that was refused leaves none behind."""
+        """Release the folder, and remove it if it is empty: a run that was refused leaves none behind.
+
+        The temporary folder of a URI is removed whatever it holds.
+        """
         from pyarrow.fs import FileSelector
 
         self.release()
         with suppress(OSError, UserError):  # it may be full, or gone
             if self._remote:
-                self.folder.rmdir()
+                shutil.rmtree(self.folder, ignore_errors=True)  # what is worth keeping is in its place
                 filesystem, path = self.open_place()
                 if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
                     filesystem.delete_dir(path)

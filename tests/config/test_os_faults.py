@@ -28,6 +28,12 @@ def test_an_error_is_known_by_its_number(number):
     assert {describe_os_fault(each) for each in raised} == {f"/a/b.parquet: {TOLD[number]}"}
 
 
+def test_what_is_not_ready_is_not_taken_for_too_many_processes():
+    """The same number comes of a lock or a read that has to wait."""
+    said = describe_os_fault(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "/a/lock"))
+    assert "just now" in said and "no more processes" not in said and "give the command again" in said
+
+
 @pytest.mark.parametrize("problem", [ValueError("13"), OSError("no number"), OSError(10**6, "unknown")])
 def test_what_is_no_error_of_the_system_is_left_to_others(problem):
     """Nothing is said of it."""

@@ -70,6 +70,13 @@ def test_what_ray_raises_is_one_sentence(problem, words):
     assert words in sentence and "\n" not in sentence and "Traceback" not in sentence
 
 
+def test_only_a_cluster_of_others_can_be_given_a_larger_store(monkeypatch):
+    """No flag of a command says how large that of its own Ray is."""
+    for address, told in (("10.0.0.1:6379", True), ("", False)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert ("--object-store-memory" in explain_failure(ObjectStoreFullError("full"))) is told
+
+
 @pytest.mark.parametrize("problem", [UserError("bad input"), KeyError("x"), wrapped(KeyError("x"))])
 def test_other_errors_stay_what_they_are(problem):
     """A sentence is one already, and a mistake of the program keeps its traceback."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 
 import pytest
 
@@ -12,11 +13,12 @@ from adept_ray.engine.own_ray import bring_token, check_ray_folder
 
 
 def test_a_folder_that_does_is_made(tmp_path, monkeypatch):
-    """Ray would make it as well."""
+    """Ray would make it as well, and so that every user of this machine may write there."""
     monkeypatch.setattr(own_ray, "find_ray_folder", lambda: tmp_path / "new")
     monkeypatch.setattr(own_ray, "LONGEST_SOCKET", 1000)
     check_ray_folder()
-    assert (tmp_path / "new" / "ray").is_dir()
+    own = tmp_path / "new" / "ray"
+    assert own.is_dir() and stat.S_IMODE(own.stat().st_mode) == 0o777
 
 
 @pytest.mark.parametrize(

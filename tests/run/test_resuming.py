@@ -115,8 +115,8 @@ def test_trust_is_said_on_every_command_line():
         assert ("--trust-remote-code" in format_resume_command("tune-k", again)) is trusted
 
 
-def test_a_full_disk_names_the_command_that_continues(small):
-    """One sentence: which file, what to do, the command; other errors stay what they are."""
+def test_every_sentence_names_the_command_that_continues(small):
+    """One sentence: what is wrong, what to do, the command; other errors stay what they are."""
     run = SearchRun(name="x", storage=str(small))
     session = Session(run, Results(run.storage, run.name), Display())
     with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
@@ -129,6 +129,12 @@ def test_a_full_disk_names_the_command_that_continues(small):
         raise UnfinishedRun("its workers are gone")
     assert str(refusal.value) == (
         "its workers are gone; what is finished is kept: go on with "
+        f"python scripts/tune_k.py --name x --resume --storage {small}"
+    )
+    with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+        raise UserError("Ray can't be started on this machine: it is overloaded.")
+    assert str(refusal.value) == (
+        "Ray can't be started on this machine: it is overloaded; then go on with "
         f"python scripts/tune_k.py --name x --resume --storage {small}"
     )
     with pytest.raises(OSError, match="another fault"), explain_stops(session, "tune-k"):

@@ -114,8 +114,11 @@ def test_a_refused_run_leaves_no_empty_folder(storage):
     for results in (empty, begun):
         results.open(resume=False)
     begun.write_json("run.json", {})
+    if "://" in storage:
+        (empty.folder / "ray.log").touch()  # not in its place, so none of the run
     for results in (empty, begun):
         results.abandon()
     assert Results(storage, "begun").exists()
+    assert not empty.folder.exists() and begun.folder.exists() == ("://" not in storage)
     if "s3:" not in storage:
         assert [path.name for path in Path(storage.removeprefix("file://")).iterdir()] == ["begun"]
