@@ -169,7 +169,10 @@ def compare_nodes(asked: Asked, nodes: int) -> None:
             found = measure(replace(asked, folder=folder, nodes=count))
             digests.append(digest_files(folder))
         busy = ", ".join(f"{seconds:.1f}" for seconds in found["busy"])
-        print(f"{count} nodes: {found['seconds']:.1f} s; their workers' CPU took {busy} s", flush=True)
+        print(
+            f"{count} node{'s' * (count > 1)}: {found['seconds']:.1f} s; their workers' CPU took {busy} s",
+            flush=True,
+        )
     assert digests[0] == digests[1], "other files"
     print(f"all {len(digests[0])} files are the same")
 

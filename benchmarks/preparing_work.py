@@ -109,6 +109,8 @@ def start_ray(asked: Asked) -> Iterator[None]:
         ray.init(address=cluster.address, log_to_driver=False)
         yield
     ray.shutdown()
+    if asked.nodes > 1:
+        cluster.shutdown()
 
 
 def prepare_text(asked: Asked) -> Found:
