@@ -101,7 +101,10 @@ def start_ray(asked: Asked) -> Iterator[None]:
     else:
         from ray.cluster_utils import Cluster
 
-        each = {"num_cpus": max(1, asked.processes // asked.nodes), "object_store_memory": STORE}
+        each: dict[str, Any] = {
+            "num_cpus": max(1, asked.processes // asked.nodes),
+            "object_store_memory": STORE,
+        }
         cluster = Cluster(initialize_head=True, head_node_args=each | quiet)
         for _ in range(asked.nodes - 1):
             cluster.add_node(**each)
