@@ -246,7 +246,7 @@ def _find_version(source: RemoteSource) -> str:
     """The version of a source as this node sees it; empty where it doesn't."""
     try:
         return source.find_version(patient=False)
-    except OSError:
+    except (OSError, UserError):
         return ""
 
 

@@ -332,3 +332,18 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", deny)
     with pytest.raises(UserError, match="locked: there is no permission"):
         list_usable_files(tmp_path)
+
+
+def test_large_files_of_one_size_and_time_are_different_corpora(tmp_path, monkeypatch):
+    """As from reproducible archives, whose files are all of one time: neither gets the other's text."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    found = []
+    for name in ("general", "domain"):
+        rows = [{"text": f"{number} {name:>7}"} for number in range(5000)]
+        rows[2500:] = [{"text": f"{number} {'same':>7}"} for number in range(2500, 5000)]
+        os.utime(put(tmp_path / name / "a.jsonl", *rows), (0, 0))
+        found.append(resolve_corpus(str(tmp_path / name), "text", tmp_path / "cache", 10**6))
+    assert found[0].fingerprint != found[1].fingerprint
+    assert texts(found[0])[0] == "0 general" and texts(found[1])[0] == "0  domain"
+    moved = (tmp_path / "general").rename(tmp_path / "moved")
+    assert resolve_corpus(str(moved), "text", tmp_path / "cache", 10**6).fingerprint == found[0].fingerprint
