@@ -8,14 +8,14 @@ it is. Digests are computed once, when a document is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adept_ray.storage.files import open_filesystem, read_json, store_bytes, store_json
+from adept_ray.storage.files import measure_files, open_filesystem, read_json, store_bytes, store_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,13 @@ class TextShard:
     documents: int
     bytes: int
     """Of text, as UTF-8."""
+    stored: int = 0
+    """Bytes of the file; 0 where an earlier version wrote it."""
+
+    def is_among(self, files: Mapping[str, int]) -> bool:
+        """Whether the files of its folder, name → size, have it whole."""
+        size = files.get(self.place.rpartition("/")[2])
+        return size is not None and self.stored in (0, size)
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,26 @@ def store_index(index: CorpusIndex, path: Path) -> None:
 
 
 def load_index(path: Path) -> CorpusIndex | None:
-    """What a corpus consists of; None where it hasn't been read, or a file of this machine is gone."""
+    """What a corpus consists of; None where it hasn't been read, or not all its files are there."""
     found: dict[str, Any] | None = read_json(str(path))
     if found is None:
         return None
     shards = tuple(TextShard(**each) for each in found.pop("shards"))
-    if not all("://" in shard.place or Path(shard.place).exists() for shard in shards):
+    if not are_there(shards):
         return None
     return CorpusIndex(shards, **found | {"versions": tuple(found["versions"])})
+
+
+def are_there(shards: Iterable[TextShard]) -> bool:
+    """Whether all these files are where they were written, in their sizes; a folder is listed once."""
+    measured: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        folder = shard.place.rpartition("/")[0]
+        if folder not in measured:
+            measured[folder] = measure_files(*open_filesystem(folder))
+        if not shard.is_among(measured[folder]):
+            return False
+    return True
 
 
 def write_shards(
@@ -141,8 +160,9 @@ def _write_shard(texts: Sequence[bytes], size: int, place: str) -> TextShard:
         use_dictionary=False,
         write_statistics=["digest"],
     )
-    store_bytes(place, memoryview(sink.getvalue()))
-    return TextShard(place, len(texts), size)
+    written = memoryview(sink.getvalue())
+    store_bytes(place, written)
+    return TextShard(place, len(texts), size, written.nbytes)
 
 
 def read_range(shards: Iterable[TextShard], wanted: DigestRange, columns: Sequence[str]) -> pa.Table:

@@ -347,3 +347,29 @@ def test_large_files_of_one_size_and_time_are_different_corpora(tmp_path, monkey
     assert texts(found[0])[0] == "0 general" and texts(found[1])[0] == "0  domain"
     moved = (tmp_path / "general").rename(tmp_path / "moved")
     assert resolve_corpus(str(moved), "text", tmp_path / "cache", 10**6).fingerprint == found[0].fingerprint
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off"])
+def test_lost_text_is_read_anew(tmp_path, monkeypatch, harm):
+    """A file of documents that a cleaner took, or cut off: the same command heals it, records or not."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    source = put(tmp_path / "a.jsonl", *({"text": f"{number} words"} for number in range(50)))
+    made = resolve_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    lost, before = Path(made.shards[0].place), texts(made)
+    lost.unlink() if harm == "deleted" else lost.write_bytes(lost.read_bytes()[:-1])
+    with pytest.raises(UserError, match="give the command again"):
+        _ = made.shards
+    again = resolve_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    assert again == made and texts(again) == before
+
+
+def test_text_lost_with_its_bucket_is_read_into_another(tmp_path, monkeypatch):
+    """An index of this machine may name files of a place that is gone: noticed before anything is packed."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    source = put(tmp_path / "a.jsonl", *({"text": f"{number} words"} for number in range(50)))
+    corpus = corpora.find_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    for name in ("first", "second"):
+        assert corpus.is_to_be_filled
+        corpora.fill_corpus(corpus, shared=f"file://{tmp_path}/{name}")
+        assert not corpus.is_to_be_filled and all(f"/{name}/" in shard.place for shard in corpus.shards)
+        (tmp_path / name).rename(tmp_path / f"{name} gone")
