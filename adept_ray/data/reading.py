@@ -253,7 +253,7 @@ def _find_version(source: RemoteSource) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _get_job(job: ObjectRef[ReadingJob]) -> ReadingJob:
-    """The job, whose files stay open for the next group that this process reads."""
+    """The job, whose last group's files stay open for the next one that this process reads."""
     import ray
 
     return ray.get(job)
@@ -268,6 +268,8 @@ def _read_row(row: dict[str, Any], job: ObjectRef[ReadingJob]) -> dict[str, Any]
         record = read_group(told, int(row["number"]), pickle.loads(row["pieces"]))
     except UserError as problem:
         return {"number": row["number"], "record": "", "fault": str(problem)}
+    for number in set(range(len(told.readers))).difference(record["files"]):
+        told.readers[number].close()
     return {"number": row["number"], "record": json.dumps(record), "fault": ""}
 
 
