@@ -21,6 +21,7 @@ from common import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.util import placement_group, remove_placement_group
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -309,6 +310,19 @@ def test_what_was_read_before_a_kill_is_not_read_again(large, place):
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1: no column 'text'; there are: body"):
         resolve_corpus(str(large), "text", place / "killed", 10**9)
     (large / "bad.jsonl").unlink()
+
+
+def test_a_node_without_a_free_cpu_reads_what_it_alone_sees(large, place, monkeypatch):
+    """Workers may hold all of its CPUs, or Ray may count none: the text is read there nevertheless."""
+    here = ray.get_runtime_context().get_node_id()
+    monkeypatch.setattr(reading, "_choose_node", lambda source: here)
+    crew = placement_group([{"CPU": 3}])
+    ray.get(crew.ready())
+    try:
+        made = resolve_corpus(str(large), "text", place / "pinned", 5000)
+    finally:
+        remove_placement_group(crew)
+    assert list(read_in_order(made.shards))
 
 
 def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
