@@ -19,7 +19,7 @@ from adept_ray.data.uris import GLOB, FoundFile, explain_remote_errors, list_fil
 
 # What of a signed web address changes each time that it is signed.
 SIGNED = re.compile(
-    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
+    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv|skoid|sktid|skt|ske|sks|skv)=[^&]*&?"
 )
 
 
