@@ -1,8 +1,10 @@
 """The documents of a corpus in files, each in the order of their digests.
 
 So the documents whose digests lie in a range are a few row groups of each file: whoever packs, or looks for
-documents that come again, goes through a corpus a range at a time and holds no more than that, however large
-it is. Digests are computed once, when a document is read.
+documents that come again, goes through a corpus a range at a time. It holds these documents and the row
+groups of one file, however large the corpus is. It reads at least one row group of every file for a range,
+so more than 32 GiB of text is read about size / 32 GiB times over: merging files would mend that. Digests
+are computed once, when a document is read.
 """
 
 from __future__ import annotations
@@ -174,6 +176,27 @@ def read_range(shards: Iterable[TextShard], wanted: DigestRange, columns: Sequen
     return pa.concat_tables([empty, *(_read_part(shard, wanted, columns) for shard in shards)])
 
 
+def read_distinct(shards: Iterable[TextShard], wanted: DigestRange) -> tuple[pa.Table, int]:
+    """The different documents of a range, ``digest`` and ``text``; and how many there are with repeated ones.
+
+    Of a document that is repeated the first is held alone, however often it comes.
+    """
+    import pyarrow as pa
+
+    seen: set[bytes] = set()
+    count, parts = 0, [read_range((), wanted, ["digest", "text"])]
+    for shard in shards:
+        part = _read_part(shard, wanted, ["digest", "text"])
+        new = []
+        for at, digest in enumerate(part["digest"].to_pylist()):
+            if digest not in seen:
+                seen.add(digest)
+                new.append(at)
+        count += len(part)
+        parts.append(part if len(new) == len(part) else part.take(np.array(new, np.int64)))
+    return pa.concat_tables(parts), count
+
+
 def _read_part(shard: TextShard, wanted: DigestRange, columns: Sequence[str]) -> pa.Table:
     with open_shard(shard) as file:
         groups = [
@@ -184,13 +207,20 @@ def _read_part(shard: TextShard, wanted: DigestRange, columns: Sequence[str]) ->
         table = file.read_row_groups(groups, list(columns), use_threads=False)
     words = take_words(table["digest"])
     begin, end = np.searchsorted(words, [wanted.words.start, wanted.words.stop])
-    return table.slice(begin, end - begin)
+    return table.take(np.arange(begin, end))  # a copy: a slice would keep all of the row groups
 
 
 def _overlaps(statistics: Any, words: range) -> bool:
     """Whether a row group may hold digests that begin with one of some words."""
     first, last = (int.from_bytes(digest[:4], "big") for digest in (statistics.min, statistics.max))
     return first < words.stop and last >= words.start
+
+
+def measure_longest(texts: pa.ChunkedArray) -> int:
+    """Bytes of UTF-8 of the longest one, 0 if there is none."""
+    import pyarrow.compute as pc
+
+    return pc.max(pc.binary_length(texts)).as_py() or 0
 
 
 def take_words(digests: pa.ChunkedArray) -> np.ndarray:
@@ -207,12 +237,12 @@ def read_digests(shards: Iterable[TextShard], wanted: DigestRange) -> np.ndarray
     return np.unique(np.array(read_range(shards, wanted, ["digest"])["digest"].to_pylist(), DIGEST))
 
 
-def read_texts(shards: Iterable[TextShard]) -> Iterator[list[str]]:
-    """All documents, READ_ROWS at a time at most."""
+def read_with_digests(shards: Iterable[TextShard]) -> Iterator[tuple[bytes, str]]:
+    """Digest and text of all documents; holds READ_ROWS at most."""
     for shard in shards:
         with open_shard(shard) as file:
-            for batch in file.iter_batches(READ_ROWS, columns=["text"], use_threads=False):
-                yield batch["text"].to_pylist()
+            for batch in file.iter_batches(READ_ROWS, columns=["digest", "text"], use_threads=False):
+                yield from zip(batch["digest"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
 
 def read_in_order(shards: Iterable[TextShard]) -> Iterator[str]:
