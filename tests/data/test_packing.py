@@ -326,7 +326,7 @@ def test_a_node_without_a_free_cpu_reads_what_it_alone_sees(large, place, monkey
 
 
 def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
-    """The one without a record is, and the blocks are those of an undisturbed run."""
+    """One without a record is, and one whose blocks are gone; all blocks are those of an undisturbed run."""
     files = in_files(place, "killed", [[f"killed {text}" for text in GENERAL]])
     in_buckets(files, monkeypatch, 3)
     with monkeypatch.context() as patch:
@@ -336,9 +336,10 @@ def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.blocks")}
     (folder / packing.MANIFEST).unlink()
     (folder / packing.PARTS / "000001.json").unlink()
+    next(path for path in before if path.stem == "000002").unlink()
     again = build(place, files)
     changed = {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert again == made and everything(again) == whole and changed == {"000001"}
+    assert again == made and everything(again) == whole and changed == {"000001", "000002"}
     assert not (folder / packing.PARTS).exists()
 
 
