@@ -29,7 +29,8 @@ WEIGHT_MARK = "/="
 """What divides any place from its weight, also one in whose own name or query an ``=`` is."""
 # What of a signed web address changes each time that it is signed.
 SIGNED = re.compile(
-    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|sig|se|st|sv)=[^&]*&?"
+    r"(?<=[?&])(?:X-(?:Amz|Goog)-[\w-]+|Signature|Expires|AWSAccessKeyId|"
+    r"sig|se|st|sv|skoid|sktid|skt|ske|sks|skv)=[^&]*&?"
 )
 
 

@@ -133,6 +133,11 @@ class ZipReader:
         for info in run.members:
             yield from self._omissions.guard(self._read_member(info, columns))
 
+    def close(self) -> None:
+        """Let go of the archive and of the list of its members."""
+        for held in ("_archive", "_file"):
+            vars(self).pop(held, None)
+
     def _read_member(self, info: zipfile.ZipInfo, columns: Sequence[str]) -> Iterator[Located]:
         def unpack() -> BinaryIO:
             return cast(BinaryIO, self._archive.open(info))
@@ -187,6 +192,9 @@ class TarReader:
                     yield from self._omissions.guard(self._read_member(archive, info, columns))
             self._check_end(cast(BinaryIO, archive.fileobj))
         check_members(count, self.content)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def _check_end(self, stream: BinaryIO) -> None:
         """Read what follows an archive's end, also for the sake of a compressed file's checksum.

@@ -181,6 +181,9 @@ class StreamReader:
         """Nobody knows."""
         return ASSUMED_SIZE
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """All rows, with all their columns."""
         from datasets import config, load_dataset

@@ -20,8 +20,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.assets import replace_file
 from adept_ray.data.contamination import split_words
-from adept_ray.data.shards import DIGEST, read_shard_texts
-from adept_ray.data.splits import digest_text
+from adept_ray.data.shards import DIGEST, read_with_digests
 
 if TYPE_CHECKING:
     from datasketch import LeanMinHash
@@ -70,11 +69,10 @@ def sketch_documents(corpora: Sequence[CorpusFiles]) -> dict[bytes, LeanMinHash]
     digests: list[bytes] = []
 
     def shingle_documents() -> Iterator[list[bytes]]:
-        for part in read_shard_texts(chain.from_iterable(corpus.shards for corpus in corpora)):
-            for text in part:
-                if words := split_words(text):
-                    digests.append(digest_text(text))
-                    yield list_shingles(words)
+        for digest, text in read_with_digests(chain.from_iterable(corpus.shards for corpus in corpora)):
+            if words := split_words(text):
+                digests.append(digest)
+                yield list_shingles(words)
 
     sketches = [LeanMinHash(each) for each in MinHash.generator(shingle_documents(), num_perm=PERMUTATIONS)]
     return dict(zip(digests, sketches, strict=True))

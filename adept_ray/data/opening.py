@@ -95,14 +95,15 @@ def open_ranged(place: str, ahead: int = 0) -> RangedFile:
     if "://" in place:
         fetch, size = open_uri(place)
         return RangedFile(fetch, size, ahead)
-    with explain_os_faults(place):
-        local = open(place, "rb")  # noqa: SIM115 - it lives as long as what reads it
+    with explain_os_faults(place), open(place, "rb") as local:
+        size = local.seek(0, io.SEEK_END)
 
     def read_local(start: int, end: int) -> bytes:
-        local.seek(start)
-        return local.read(end - start)
+        with open(place, "rb") as local:  # it isn't kept open, for there may be more than a process may open
+            local.seek(start)
+            return local.read(end - start)
 
-    return RangedFile(read_local, local.seek(0, io.SEEK_END), ahead)
+    return RangedFile(read_local, size, ahead)
 
 
 @dataclass(frozen=True)

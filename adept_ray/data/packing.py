@@ -17,6 +17,7 @@ import functools
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
@@ -31,11 +32,12 @@ from adept_ray.data.cutting import cut_blocks, pack_records
 from adept_ray.data.loading import Backbone, load_tokenizer
 from adept_ray.data.near_duplicates import NEAR_VERSION, find_near_duplicates
 from adept_ray.data.ray_tasks import map_rows
-from adept_ray.data.shards import DIGEST, DigestRange, TextShard, read_digests, read_range
+from adept_ray.data.shards import DIGEST, DigestRange, TextShard, measure_longest, read_digests, read_distinct
 from adept_ray.data.splits import choose_splits, is_among, key_documents
 from adept_ray.storage.files import (
     delete_folder,
     has_all_files,
+    measure_files,
     open_filesystem,
     read_json,
     store_bytes,
@@ -45,7 +47,6 @@ from adept_ray.storage.files import (
 from adept_ray.storage.records import CorpusRecord
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from ray import ObjectRef
     from tokenizers import Tokenizer
 
@@ -244,17 +245,33 @@ def _write_blocks(
         plan.seq_len,
         plan.seed,
     )
-    parts = [f"{place}/{PARTS}/{bucket:06d}.json" for bucket in range(buckets)]
-    packed: dict[int, PackedBucket] = {
-        bucket: part for bucket, part in enumerate(map(read_json, parts)) if part is not None
-    }
+    packed = _find_packed(job)
     rest = [{"bucket": bucket} for bucket in range(buckets) if bucket not in packed]
     update(len(packed), buckets)
     for row in map_rows(_pack_row, rest, job):
         packed[row["bucket"]] = json.loads(row["packed"])
         update(len(packed), buckets)
     store_json(f"{place}/{MANIFEST}", _describe_set(plan, [packed[bucket] for bucket in range(buckets)]))
-    delete_folder(f"{place}/{PARTS}")
+    with suppress(OSError):  # another process that builds the same set writes or deletes there, too
+        delete_folder(f"{place}/{PARTS}")
+
+
+def _find_packed(job: PackingJob) -> dict[int, PackedBucket]:
+    """Bucket → its record, of those whose files are there whole."""
+    there, packed = measure_files(*open_filesystem(job.place)), {}
+    for bucket in range(job.buckets):
+        name = f"{PARTS}/{bucket:06d}.json"
+        part: PackedBucket | None = read_json(f"{job.place}/{name}") if name in there else None
+        shards = [_name_blocks(each) for each in part["shards"] if each["blocks"]] if part else []
+        if part and all(there.get(shard.name) == shard.count_bytes(job.seq_len) for shard in shards):
+            packed[bucket] = part
+    return packed
+
+
+def _name_blocks(packed: PackedShard) -> Shard:
+    """The file of packed blocks, which is there if there are some."""
+    name = name_shard(packed["split"], packed["bucket"])
+    return Shard(name, packed["blocks"], packed["token_type"], packed["size_type"])
 
 
 def _bring_shards(shards: Iterable[TextShard], staging: str) -> tuple[TextShard, ...]:
@@ -281,12 +298,7 @@ def _describe_set(plan: PackingPlan, packed: Sequence[PackedBucket]) -> Manifest
             "documents": sum(each["documents"] for each in own),
             "bytes": sum(each["bytes"] for each in own),
         }
-        named = [
-            Shard(name_shard(split, each["bucket"]), each["blocks"], each["token_type"], each["size_type"])
-            for each in own
-            if each["blocks"]
-        ]
-        shards[split] = [asdict(shard) for shard in named]
+        shards[split] = [asdict(_name_blocks(each)) for each in own if each["blocks"]]
     return {
         "corpus": plan.corpus.name,
         "seq_len": plan.seq_len,
@@ -319,18 +331,18 @@ def _pack_row(row: dict[str, Any], job: ObjectRef[PackingJob]) -> dict[str, Any]
 def _pack_bucket(job: PackingJob, bucket: int) -> PackedBucket:
     """Deduplicate, split, tokenize and pack a bucket of documents; write a file a split and a record."""
     wanted = DigestRange(bucket, job.buckets)
-    held = read_range(job.shards, wanted, ["digest", "text"])
-    digests, first = np.unique(np.array(held["digest"].to_pylist(), DIGEST), return_index=True)
+    held, documents = read_distinct(job.shards, wanted)
+    digests = np.array(held["digest"].to_pylist(), DIGEST)
     in_earlier = is_among(digests, read_digests(job.apart, wanted))
     near = is_among(digests, job.near) & ~in_earlier
     counts: CorpusRecord = {
-        "documents": len(held),
-        "repeated": len(held) - len(digests),
+        "documents": documents,
+        "repeated": documents - len(digests),
         "in_earlier": int(in_earlier.sum()),
         "near": int(near.sum()),
-        "longest": _measure_longest(held["text"]),
+        "longest": measure_longest(held["text"]),
     }
-    taken = first[~in_earlier & ~near]
+    taken = np.flatnonzero(~in_earlier & ~near)
     keys = key_documents(held["digest"].take(taken).to_pylist(), job.seed)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     chosen = choose_splits([keys[at] for at in order], job.splits)
@@ -345,15 +357,9 @@ def _pack_bucket(job: PackingJob, bucket: int) -> PackedBucket:
             store_bytes(f"{job.place}/{name_shard(split, bucket)}", records.view(np.uint8).data)
         written.append(describe_records(records, split, bucket))
     packed: PackedBucket = {"shards": written, "counts": counts}
-    store_json(f"{job.place}/{PARTS}/{bucket:06d}.json", packed)
+    with suppress(FileNotFoundError):  # another process is done with this set, and tidies up
+        store_json(f"{job.place}/{PARTS}/{bucket:06d}.json", packed)
     return packed
-
-
-def _measure_longest(texts: pa.ChunkedArray) -> int:
-    """Bytes of UTF-8 of the longest one, 0 if there is none."""
-    import pyarrow.compute as pc
-
-    return pc.max(pc.binary_length(texts)).as_py() or 0
 
 
 def describe_records(records: np.ndarray, split: str, bucket: int) -> PackedShard:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Job = TypeVar("Job")
+AT_ONCE = 2  # tasks on a node that may have no CPU free
 
 
 def map_rows(
@@ -18,7 +19,8 @@ def map_rows(
 ) -> Iterator[Row]:
     """What `work` makes of each of the rows, as it gets ready; every task is told of the `job`, too.
 
-    With the id of a `node` all run there. No row starts nothing. Needs a running Ray.
+    With the id of a `node` all run there, whatever else holds its CPUs, AT_ONCE of them at a time: no other
+    node could do their work, so they wait for none. No row starts nothing. Needs a running Ray.
     """
     if not rows:
         return
@@ -29,7 +31,8 @@ def map_rows(
     ray.data.DataContext.get_current().enable_progress_bars = False
     where: dict[str, Any] = {}
     if node:
-        where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+        where.update(scheduling_strategy=pinned, num_cpus=0, concurrency=AT_ONCE)
     reference = ray.put(job)
     data = ray.data.from_items(list(rows), override_num_blocks=len(rows))
     told: Any = work  # Ray's stubs know functions of a row alone

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -25,7 +25,7 @@ from adept_ray.data.ray_tasks import map_rows
 from adept_ray.data.remote_sources import RemoteSource
 from adept_ray.data.rows import FilePiece, Omissions, Reader, sample_pieces
 from adept_ray.data.shards import TextShard, write_shards
-from adept_ray.storage.files import read_json, store_json
+from adept_ray.storage.files import measure_files, open_filesystem, read_json, store_json
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -171,13 +171,13 @@ def _is_read_here(job: ReadingJob) -> bool:
 
 
 def _read_here(job: ReadingJob, groups: Groups, heard: Heard) -> Iterator[GroupRecord]:
-    before = 0
+    before, there = 0, measure_files(*open_filesystem(job.place))
     for number, pieces in groups:
 
         def hear_more(size: int, before: int = before) -> None:
             heard(before + size)
 
-        record = find_group(job, number) or read_group(job, number, pieces, hear_more)
+        record = find_group(job, number, there) or read_group(job, number, pieces, hear_more)
         yield record
         before += count_bytes(record)
 
@@ -186,6 +186,7 @@ def _read_on_nodes(job: ReadingJob, groups: Groups, heard: Heard) -> Iterator[Gr
     """Groups in their order; as many are read at once as still seem to be needed."""
     job, node = replace(job, token=find_token()), _choose_node(job.source)
     size = announced = 0
+    there = measure_files(*open_filesystem(job.place))  # to ask for each record would take a request each
     while True:
         ratio = size / announced if size else 1.0
         chosen: dict[int, list[FilePiece]] = {}
@@ -198,7 +199,7 @@ def _read_on_nodes(job: ReadingJob, groups: Groups, heard: Heard) -> Iterator[Gr
                 break
         if not chosen:
             return
-        found = {number: record for number in chosen if (record := find_group(job, number))}
+        found = {number: record for number in chosen if (record := find_group(job, number, there))}
         rest = [
             {"number": number, "pieces": pickle.dumps(pieces)}
             for number, pieces in chosen.items()
@@ -246,13 +247,13 @@ def _find_version(source: RemoteSource) -> str:
     """The version of a source as this node sees it; empty where it doesn't."""
     try:
         return source.find_version(patient=False)
-    except OSError:
+    except (OSError, UserError):
         return ""
 
 
 @functools.lru_cache(maxsize=2)
 def _get_job(job: ObjectRef[ReadingJob]) -> ReadingJob:
-    """The job, whose files stay open for the next group that this process reads."""
+    """The job, whose last group's files stay open for the next one that this process reads."""
     import ray
 
     return ray.get(job)
@@ -267,20 +268,29 @@ def _read_row(row: dict[str, Any], job: ObjectRef[ReadingJob]) -> dict[str, Any]
         record = read_group(told, int(row["number"]), pickle.loads(row["pieces"]))
     except UserError as problem:
         return {"number": row["number"], "record": "", "fault": str(problem)}
+    for number in set(range(len(told.readers))).difference(record["files"]):
+        told.readers[number].close()
     return {"number": row["number"], "record": json.dumps(record), "fault": ""}
 
 
-def find_group(job: ReadingJob, number: int) -> GroupRecord | None:
-    """The record of a group that has been read as far as it is needed; None if there is none."""
-    whole: GroupRecord | None = read_json(name_record(job, number, cut=False))
-    if whole and count_bytes(whole) <= job.limit:
-        return whole
-    return read_json(name_record(job, number, cut=True))
+def find_group(job: ReadingJob, number: int, there: Mapping[str, int]) -> GroupRecord | None:
+    """The record of a group that has been read as far as it is needed; None if there is none.
+
+    `there` are the files of the job's place, name → size. A record of text that isn't there counts for none.
+    """
+    for cut in (False, True):
+        name = name_record(job, number, cut)
+        record: GroupRecord | None = read_json(f"{job.place}/{name}") if name in there else None
+        if record is None or (not cut and count_bytes(record) > job.limit):
+            continue
+        if all(TextShard(**shard).is_among(there) for shard in record["shards"]):
+            return record
+    return None
 
 
 def name_record(job: ReadingJob, number: int, cut: bool) -> str:
-    """Where the record of a group lies."""
-    return f"{job.place}/{number:06d}{f'-{job.limit}' if cut else ''}.json"
+    """How the record of a group is named."""
+    return f"{number:06d}{f'-{job.limit}' if cut else ''}.json"
 
 
 def read_group(
@@ -311,7 +321,7 @@ def read_group(
         "bad": job.omissions.bad[bad:],
         "other": job.omissions.other[other:],
     }
-    store_json(name_record(job, number, cut), record)
+    store_json(f"{job.place}/{name_record(job, number, cut)}", record)
     return record
 
 

@@ -36,6 +36,9 @@ class Reader(Protocol):
     def read(self, piece: object, columns: Sequence[str]) -> Iterator[Located]:
         """The rows of a piece, with at least those of the `columns` that there are."""
 
+    def close(self) -> None:
+        """Let go of what is open and known of the file; it is opened anew where it is read again."""
+
 
 class FilePiece(NamedTuple):
     """A piece of one of some files."""
@@ -90,19 +93,12 @@ def read_all(reader: Reader, columns: Sequence[str]) -> Iterator[Located]:
         yield from reader.read(piece, columns)
 
 
-def list_in_order(readers: Sequence[Reader]) -> Iterator[FilePiece]:
-    """All pieces of some files, one file after the other."""
-    for number, reader in enumerate(readers):
-        for piece in reader.list_pieces():
-            yield FilePiece(number, piece, reader.measure(piece))
-
-
 def sample_pieces(readers: Sequence[Reader], seed: str) -> Iterator[FilePiece]:
     """All pieces of some files, in such an order that the first ones are a sample of all.
 
     Files are taken in a random order, :data:`AT_ONCE` in turn, a random piece of each. The order follows from
     `seed` alone, so whoever reads further has the same pieces first. A file is looked into when its first
-    piece is asked for.
+    piece is asked for, and closed behind its last one.
     """
     order = random.Random(seed).sample(range(len(readers)), len(readers))
     for at in range(0, len(order), AT_ONCE):
@@ -115,6 +111,8 @@ def sample_pieces(readers: Sequence[Reader], seed: str) -> Iterator[FilePiece]:
             if (piece := next(pieces, None)) is not None:
                 yield FilePiece(number, piece, readers[number].measure(piece))
                 here.append((number, pieces))
+            else:
+                readers[number].close()
 
 
 def sample_rows(readers: Sequence[Reader], columns: Sequence[str], seed: str) -> Iterator[Located]:

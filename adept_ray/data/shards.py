@@ -1,21 +1,23 @@
 """The documents of a corpus in files, each in the order of their digests.
 
 So the documents whose digests lie in a range are a few row groups of each file: whoever packs, or looks for
-documents that come again, goes through a corpus a range at a time and holds no more than that, however large
-it is. Digests are computed once, when a document is read.
+documents that come again, goes through a corpus a range at a time. It holds these documents and the row
+groups of one file, however large the corpus is. It reads at least one row group of every file for a range,
+so more than 32 GiB of text is read about size / 32 GiB times over: merging files would mend that. Digests
+are computed once, when a document is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adept_ray.storage.files import open_filesystem, read_json, store_bytes, store_json
+from adept_ray.storage.files import measure_files, open_filesystem, read_json, store_bytes, store_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +39,13 @@ class TextShard:
     documents: int
     bytes: int
     """Of text, as UTF-8."""
+    stored: int = 0
+    """Bytes of the file; 0 where an earlier version wrote it."""
+
+    def is_among(self, files: Mapping[str, int]) -> bool:
+        """Whether the files of its folder, name → size, have it whole."""
+        size = files.get(self.place.rpartition("/")[2])
+        return size is not None and self.stored in (0, size)
 
 
 @dataclass(frozen=True)
@@ -82,14 +91,26 @@ def store_index(index: CorpusIndex, path: Path) -> None:
 
 
 def load_index(path: Path) -> CorpusIndex | None:
-    """What a corpus consists of; None where it hasn't been read, or a file of this machine is gone."""
+    """What a corpus consists of; None where it hasn't been read, or not all its files are there."""
     found: dict[str, Any] | None = read_json(str(path))
     if found is None:
         return None
     shards = tuple(TextShard(**each) for each in found.pop("shards"))
-    if not all("://" in shard.place or Path(shard.place).exists() for shard in shards):
+    if not are_there(shards):
         return None
     return CorpusIndex(shards, **found | {"versions": tuple(found["versions"])})
+
+
+def are_there(shards: Iterable[TextShard]) -> bool:
+    """Whether all these files are where they were written, in their sizes; a folder is listed once."""
+    measured: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        folder = shard.place.rpartition("/")[0]
+        if folder not in measured:
+            measured[folder] = measure_files(*open_filesystem(folder))
+        if not shard.is_among(measured[folder]):
+            return False
+    return True
 
 
 def write_shards(
@@ -141,8 +162,9 @@ def _write_shard(texts: Sequence[bytes], size: int, place: str) -> TextShard:
         use_dictionary=False,
         write_statistics=["digest"],
     )
-    store_bytes(place, memoryview(sink.getvalue()))
-    return TextShard(place, len(texts), size)
+    written = memoryview(sink.getvalue())
+    store_bytes(place, written)
+    return TextShard(place, len(texts), size, written.nbytes)
 
 
 def read_range(shards: Iterable[TextShard], wanted: DigestRange, columns: Sequence[str]) -> pa.Table:
@@ -152,6 +174,27 @@ def read_range(shards: Iterable[TextShard], wanted: DigestRange, columns: Sequen
     schema = pa.schema([("digest", pa.binary(32)), ("number", pa.int64()), ("text", pa.string())])
     empty = schema.empty_table().select(columns)
     return pa.concat_tables([empty, *(_read_part(shard, wanted, columns) for shard in shards)])
+
+
+def read_distinct(shards: Iterable[TextShard], wanted: DigestRange) -> tuple[pa.Table, int]:
+    """The different documents of a range, ``digest`` and ``text``; and how many there are with repeated ones.
+
+    Of a document that is repeated the first is held alone, however often it comes.
+    """
+    import pyarrow as pa
+
+    seen: set[bytes] = set()
+    count, parts = 0, [read_range((), wanted, ["digest", "text"])]
+    for shard in shards:
+        part = _read_part(shard, wanted, ["digest", "text"])
+        new = []
+        for at, digest in enumerate(part["digest"].to_pylist()):
+            if digest not in seen:
+                seen.add(digest)
+                new.append(at)
+        count += len(part)
+        parts.append(part if len(new) == len(part) else part.take(np.array(new, np.int64)))
+    return pa.concat_tables(parts), count
 
 
 def _read_part(shard: TextShard, wanted: DigestRange, columns: Sequence[str]) -> pa.Table:
@@ -164,13 +207,20 @@ def _read_part(shard: TextShard, wanted: DigestRange, columns: Sequence[str]) ->
         table = file.read_row_groups(groups, list(columns), use_threads=False)
     words = take_words(table["digest"])
     begin, end = np.searchsorted(words, [wanted.words.start, wanted.words.stop])
-    return table.slice(begin, end - begin)
+    return table.take(np.arange(begin, end))  # a copy: a slice would keep all of the row groups
 
 
 def _overlaps(statistics: Any, words: range) -> bool:
     """Whether a row group may hold digests that begin with one of some words."""
     first, last = (int.from_bytes(digest[:4], "big") for digest in (statistics.min, statistics.max))
     return first < words.stop and last >= words.start
+
+
+def measure_longest(texts: pa.ChunkedArray) -> int:
+    """Bytes of UTF-8 of the longest one, 0 if there is none."""
+    import pyarrow.compute as pc
+
+    return pc.max(pc.binary_length(texts)).as_py() or 0
 
 
 def take_words(digests: pa.ChunkedArray) -> np.ndarray:
@@ -187,12 +237,12 @@ def read_digests(shards: Iterable[TextShard], wanted: DigestRange) -> np.ndarray
     return np.unique(np.array(read_range(shards, wanted, ["digest"])["digest"].to_pylist(), DIGEST))
 
 
-def read_shard_texts(shards: Iterable[TextShard]) -> Iterator[list[str]]:
-    """All documents, READ_ROWS at a time at most."""
+def read_with_digests(shards: Iterable[TextShard]) -> Iterator[tuple[bytes, str]]:
+    """Digest and text of all documents; holds READ_ROWS at most."""
     for shard in shards:
         with open_shard(shard) as file:
-            for batch in file.iter_batches(READ_ROWS, columns=["text"], use_threads=False):
-                yield batch["text"].to_pylist()
+            for batch in file.iter_batches(READ_ROWS, columns=["digest", "text"], use_threads=False):
+                yield from zip(batch["digest"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
 
 def read_in_order(shards: Iterable[TextShard]) -> Iterator[str]:

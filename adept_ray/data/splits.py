@@ -10,11 +10,6 @@ import numpy as np
 from adept_ray.data.shards import DIGEST
 
 
-def digest_text(text: str) -> bytes:
-    """Names a document by its content, white space around it apart."""
-    return hashlib.sha256(text.strip().encode()).digest()
-
-
 def key_documents(digests: Iterable[bytes], seed: int) -> list[bytes]:
     """A seeded hash of each digest: it decides a document's split and its place there."""
     return [hashlib.sha256(f"{seed}:".encode() + digest).digest() for digest in digests]

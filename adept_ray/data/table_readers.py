@@ -54,6 +54,10 @@ class ParquetReader:
             for number, row in enumerate(rows, before + 1):
                 yield f"{self.content.where}, row {number}", row
 
+    def close(self) -> None:
+        """Let go of the open file, and of what was unpacked for it."""
+        vars(self).pop("_file", None)
+
 
 class ArrowReader:
     """An Arrow or Feather file, whose pieces are its record batches; or a stream, which is one piece."""
@@ -90,6 +94,10 @@ class ArrowReader:
                 return
             with self.content.open_sequential() as stream:
                 yield from self._read_stream(stream, columns)
+
+    def close(self) -> None:
+        """Let go of the open file, and of what was unpacked for it."""
+        vars(self).pop("_file", None)
 
     def _read_stream(self, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Located]:
         import pyarrow as pa

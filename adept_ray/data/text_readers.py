@@ -44,6 +44,9 @@ class TextReader:
         with explain_damage(self.content), self.content.open_sequential() as stream:
             yield from self.parse(stream)
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
     def parse(self, stream: BinaryIO) -> Iterator[Located]:
         """The rows of an open file."""
         raise NotImplementedError

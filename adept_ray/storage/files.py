@@ -51,11 +51,16 @@ def open_filesystem(place: str) -> tuple[FileSystem, str]:
 
 def has_all_files(filesystem: FileSystem, path: str, sizes: Mapping[str, int]) -> bool:
     """Whether the files with these names under `path` are there in these sizes, bytes."""
+    return sizes.items() <= measure_files(filesystem, path).items()
+
+
+def measure_files(filesystem: FileSystem, path: str) -> dict[str, int]:
+    """Name under `path` of every file there → its size, bytes; empty where there is no such folder."""
     from pyarrow import fs
 
     every = fs.FileSelector(path, allow_not_found=True, recursive=True)  # a thousand files a request
-    found = {info.path: info.size for info in filesystem.get_file_info(every)}
-    return all(found.get(f"{path}/{name}") == size for name, size in sizes.items())
+    found = filesystem.get_file_info(every)
+    return {info.path.removeprefix(f"{path}/"): info.size for info in found if info.is_file}
 
 
 def list_sizes(folder: Path) -> dict[str, int]:
@@ -187,12 +192,14 @@ def read_json(
     filesystem, path = (filesystem, place) if filesystem else open_filesystem(place)
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None
-    with filesystem.open_input_file(path) as stream:
-        try:
+    try:
+        with filesystem.open_input_file(path) as stream:
             return json.loads(stream.read())
-        except ValueError:
-            say(f"{place} was only half written and is made again")
-            return None
+    except FileNotFoundError:  # somebody deleted it since
+        return None
+    except ValueError:
+        say(f"{place} was only half written and is made again")
+        return None
 
 
 def store_json(place: str, data: object) -> None:

@@ -332,3 +332,44 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", deny)
     with pytest.raises(UserError, match="locked: there is no permission"):
         list_usable_files(tmp_path)
+
+
+def test_large_files_of_one_size_and_time_are_different_corpora(tmp_path, monkeypatch):
+    """As from reproducible archives, whose files are all of one time: neither gets the other's text."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    found = []
+    for name in ("general", "domain"):
+        rows = [{"text": f"{number} {name:>7}"} for number in range(5000)]
+        rows[2500:] = [{"text": f"{number} {'same':>7}"} for number in range(2500, 5000)]
+        os.utime(put(tmp_path / name / "a.jsonl", *rows), (0, 0))
+        found.append(resolve_corpus(str(tmp_path / name), "text", tmp_path / "cache", 10**6))
+    assert found[0].fingerprint != found[1].fingerprint
+    assert texts(found[0])[0] == "0 general" and texts(found[1])[0] == "0  domain"
+    moved = (tmp_path / "general").rename(tmp_path / "moved")
+    assert resolve_corpus(str(moved), "text", tmp_path / "cache", 10**6).fingerprint == found[0].fingerprint
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off"])
+def test_lost_text_is_read_anew(tmp_path, monkeypatch, harm):
+    """A file of documents that a cleaner took, or cut off: the same command heals it, records or not."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    source = put(tmp_path / "a.jsonl", *({"text": f"{number} words"} for number in range(50)))
+    made = resolve_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    lost, before = Path(made.shards[0].place), texts(made)
+    lost.unlink() if harm == "deleted" else lost.write_bytes(lost.read_bytes()[:-1])
+    with pytest.raises(UserError, match="give the command again"):
+        _ = made.shards
+    again = resolve_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    assert again == made and texts(again) == before
+
+
+def test_text_lost_with_its_bucket_is_read_into_another(tmp_path, monkeypatch):
+    """An index of this machine may name files of a place that is gone: noticed before anything is packed."""
+    monkeypatch.setattr(corpora, "FEW_BYTES", 0)
+    source = put(tmp_path / "a.jsonl", *({"text": f"{number} words"} for number in range(50)))
+    corpus = corpora.find_corpus(str(source), "text", tmp_path / "cache", 10**6)
+    for name in ("first", "second"):
+        assert corpus.is_to_be_filled
+        corpora.fill_corpus(corpus, shared=f"file://{tmp_path}/{name}")
+        assert not corpus.is_to_be_filled and all(f"/{name}/" in shard.place for shard in corpus.shards)
+        (tmp_path / name).rename(tmp_path / f"{name} gone")

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from adept_ray.data.documents import list_matching_files, list_usable_files
 from adept_ray.data.formats import FORMATS, find_ending, select_files
 from adept_ray.data.opening import COMPRESSIONS, locate_content
 from adept_ray.data.row_texts import TextRecipe
-from adept_ray.data.rows import Omissions, iterate_pieces, read_all
+from adept_ray.data.rows import Omissions, iterate_pieces, read_all, sample_pieces, sample_rows
 from adept_ray.data.shards import read_in_order
 
 TEXTS = ['one "quoted", ü', "two\nlines"]
@@ -463,3 +464,26 @@ def test_an_array_is_not_copied_for_each_of_its_objects(tmp_path):
     pieces = iter([Counted(json.dumps([{"text": "a"}] * 1000))])
     reader = text_readers.JsonReader(locate_content("a.json"))
     assert len(list(reader._decode(lambda size: next(pieces, "")))) == 1000 and len(seen) < 10
+
+
+@pytest.mark.parametrize("ending", ["parquet", "parquet.gz", "arrow", "zip"])
+def test_a_folder_of_many_files_keeps_few_open(tmp_path, ending):
+    """Whoever lists all their pieces, as for tasks, holds no file for each, nor what was unpacked."""
+    table = pa.table({"text": ["a document"]})
+    pq.write_table(table, made := tmp_path / "made")
+    if ending == "arrow":
+        with pa.ipc.new_file(made, table.schema) as writer:
+            writer.write_table(table)
+    raw = gzip.compress(made.read_bytes()) if ending.endswith("gz") else made.read_bytes()
+    if ending == "zip":
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr("a.txt", "a document")
+        raw = made.read_bytes()
+    readers = []
+    for number in range(40):
+        (file := tmp_path / f"{number}.{ending}").write_bytes(raw)
+        readers.append(open_reader(locate_content(str(file)), Omissions()))
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(list(sample_pieces(readers, "seed"))) == 40
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert [row["text"] for _, row in sample_rows(readers, ["text"], "seed")] == 40 * ["a document"]

@@ -1,5 +1,6 @@
 """Documents that are nearly the same: which of them are left out, and what that takes."""
 
+import hashlib
 import importlib.util
 
 import numpy as np
@@ -9,12 +10,16 @@ from common import store_corpus
 from adept_ray.config.errors import UserError
 from adept_ray.data.contamination import split_words
 from adept_ray.data.near_duplicates import check_near_duplicates, find_near_duplicates, list_shingles
-from adept_ray.data.splits import digest_text
 
 WORDS = [f"w{number}" for number in range(400)]
 FAMILIES = [" ".join(np.random.default_rng(number).permutation(WORDS)[:100]) for number in range(20)]
 NEAR = [text.rpartition(" ")[0] for text in FAMILIES[:10]]  # 95 of 96 runs are common
 FAR = [" ".join(text.split()[:60]) for text in FAMILIES[10:]]  # 56 of 96 runs are
+
+
+def digest_text(text):
+    """What names a document."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from common import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.util import placement_group, remove_placement_group
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -311,8 +312,21 @@ def test_what_was_read_before_a_kill_is_not_read_again(large, place):
     (large / "bad.jsonl").unlink()
 
 
+def test_a_node_without_a_free_cpu_reads_what_it_alone_sees(large, place, monkeypatch):
+    """Workers may hold all of its CPUs, or Ray may count none: the text is read there nevertheless."""
+    here = ray.get_runtime_context().get_node_id()
+    monkeypatch.setattr(reading, "_choose_node", lambda source: here)
+    crew = placement_group([{"CPU": 3}])
+    ray.get(crew.ready())
+    try:
+        made = resolve_corpus(str(large), "text", place / "pinned", 5000)
+    finally:
+        remove_placement_group(crew)
+    assert list(read_in_order(made.shards))
+
+
 def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
-    """The one without a record is, and the blocks are those of an undisturbed run."""
+    """One without a record is, and one whose blocks are gone; all blocks are those of an undisturbed run."""
     files = in_files(place, "killed", [[f"killed {text}" for text in GENERAL]])
     in_buckets(files, monkeypatch, 3)
     with monkeypatch.context() as patch:
@@ -322,9 +336,10 @@ def test_buckets_packed_before_a_kill_are_not_packed_again(place, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.blocks")}
     (folder / packing.MANIFEST).unlink()
     (folder / packing.PARTS / "000001.json").unlink()
+    next(path for path in before if path.stem == "000002").unlink()
     again = build(place, files)
     changed = {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert again == made and everything(again) == whole and changed == {"000001"}
+    assert again == made and everything(again) == whole and changed == {"000001", "000002"}
     assert not (folder / packing.PARTS).exists()
 
 

@@ -18,6 +18,7 @@ from adept_ray.config.errors import UserError
 from adept_ray.data import hub_client
 from adept_ray.data.corpora import fill_corpus, find_corpus, resolve_corpus
 from adept_ray.data.shards import read_in_order
+from adept_ray.data.uri_corpora import UriSource
 from adept_ray.data.uris import explain_uri_error, find_passing_fault, list_files, name_version, parse_uri
 
 TEXTS = [f"document {at} " + "of words " * 20 for at in range(40)]
@@ -363,3 +364,11 @@ def test_a_hub_dataset_has_a_revision_and_splits(hub, tmp_path):
         find_corpus("o/n[dev]", "text", cache)
     with pytest.raises(UserError, match=r"give the name of one split alone, such as \[train\]"):
         find_corpus("o/n[train[:10%]]", "text", cache)
+
+
+def test_an_azure_address_signed_anew_is_the_same_corpus():
+    """Also with a user's delegation key, whose times are in it."""
+    key = "skoid=a&sktid=b&skt=2{0}&ske=3{0}&sks=b&skv=4"
+    place = f"https://a.blob.core.windows.net/c/a.jsonl?sv=1&{key}&se=4{{0}}&sig=5{{0}}"
+    first, second = (UriSource(place.format(number)) for number in (1, 2))
+    assert first.identity == second.identity and first.seed == second.seed

@@ -182,7 +182,7 @@ def test_workers_that_no_single_node_has_room_for_are_refused(nodes, settings, r
     named = [dict(zip(("CPU", "GPU"), node, strict=True)) for node in nodes]
     run = RunSpec(**settings)
     launch.check_cluster(run, {name: sum(node[name] for node in named) for name in ("CPU", "GPU")})
-    with pytest.raises(UserError, match=rf"^--workers .* GPUs and a logical CPU of one node.* for {room}$"):
+    with pytest.raises(UserError, match=rf"^--workers .* GPUs and a logical CPU of one node.* for {room}: "):
         launch.check_nodes(run, named)
     launch.check_nodes(RunSpec(**settings | {"workers": room}), named)
 

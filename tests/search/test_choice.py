@@ -167,7 +167,7 @@ def test_trials_that_did_not_finish_do_not_count():
     assert found.unfinished == {5: 3} and "  5       3  –               none was trained" in format_choice(
         found
     )
-    with pytest.raises(UserError, match="run more trials"):
+    with pytest.raises(UserError, match="search again with a larger --trials"):
         choose_k(rows)
 
 

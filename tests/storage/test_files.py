@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from adept_ray.storage.files import (
     describe_full_disk,
@@ -91,3 +92,22 @@ def test_no_json_of_ours_holds_what_is_not_finite(tmp_path):
     for name in ("a.json", "b.json"):
         found = json.loads((tmp_path / name).read_text(), parse_constant=refuse)
         assert found == {"a": None, "b": [1.5, [None, {"c": None}]], "d": None}
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_none(tmp_path, monkeypatch):
+    """As by another command that is done with the same blocks, between a look and the opening."""
+    (tmp_path / "a.json").write_text("{}")
+    local = fs.LocalFileSystem()
+
+    class Racing:
+        """Its files go after they were seen."""
+
+        def get_file_info(self, path):
+            """The file as it was."""
+            info = local.get_file_info(path)
+            (tmp_path / "a.json").unlink()
+            return info
+
+        open_input_file = local.open_input_file
+
+    assert read_json(str(tmp_path / "a.json"), filesystem=Racing()) is None
