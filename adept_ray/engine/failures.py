@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -77,5 +78,10 @@ def explain_no_start() -> Iterator[None]:
     except Exception as problem:  # of many kinds, a bare Exception among them
         if is_disk_full(problem):  # which is explained with what goes on afterwards
             raise
+        if log := re.search(r"lines of (\S*dashboard\.\w+)", str(problem)):
+            raise UserError(
+                f"Ray's dashboard can't be started on this machine, as {log[1]} says: give --no-dashboard, or "
+                "more time by RAY_DASHBOARD_STARTUP_TIMEOUT_S (seconds)"
+            ) from problem
         why = describe_os_fault(problem) or first_line(problem)
         raise UserError(f"Ray can't be started on this machine: {why}") from problem

@@ -15,7 +15,7 @@ from ray.exceptions import (
 )
 
 from adept_ray.config.errors import UserError
-from adept_ray.engine.failures import explain_failure
+from adept_ray.engine.failures import explain_failure, explain_no_start
 from adept_ray.engine.job import CrewLost, JobFailed
 
 KILLED = """Task was killed due to the node running low on memory.
@@ -81,3 +81,19 @@ def test_only_a_cluster_of_others_can_be_given_a_larger_store(monkeypatch):
 def test_other_errors_stay_what_they_are(problem):
     """A sentence is one already, and a mistake of the program keeps its traceback."""
     assert explain_failure(problem) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "\nThe last 20 lines of /tmp/ray/logs/dashboard.log (it contains the error message): \nINFO",
+            "dashboard can't be started on this machine, as /tmp/ray/logs/dashboard.log says: give --no-dashboard",
+        ),
+        ("no raylet\nINFO", "Ray can't be started on this machine: no raylet$"),
+    ],
+)
+def test_what_keeps_ray_from_starting_is_named(said, words):
+    """Of the dashboard Ray's own error has nothing but lines of its log."""
+    with pytest.raises(UserError, match=words), explain_no_start():
+        raise Exception(said)
