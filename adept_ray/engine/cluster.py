@@ -45,7 +45,7 @@ QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: ours is shown instead
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own CSV, JSON and TensorBoard files
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about actors without GPUs
-    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # a busy machine may take longer than Ray's minute for its imports
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # imports on a busy machine take longer than Ray's minute
 }
 # Nobody takes away the only node of a cluster on this machine, so no process has to watch for that.
 LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}

@@ -80,8 +80,8 @@ def explain_no_start() -> Iterator[None]:
             raise
         if log := re.search(r"lines of (\S*dashboard\.\w+)", str(problem)):
             raise UserError(
-                f"Ray's dashboard can't be started on this machine, as {log[1]} says: give --no-dashboard, or "
-                "more time by RAY_DASHBOARD_STARTUP_TIMEOUT_S (seconds)"
+                f"Ray's dashboard can't be started on this machine, as {log[1]} says: give --no-dashboard, "
+                "or more time by RAY_DASHBOARD_STARTUP_TIMEOUT_S (seconds)"
             ) from problem
         why = describe_os_fault(problem) or first_line(problem)
         raise UserError(f"Ray can't be started on this machine: {why}") from problem
