@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -77,7 +77,8 @@ def check_token(head: str, found: bool) -> None:
         tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # else the next line ends the process
     try:
-        with silence_native_code():  # which prints the refusal that becomes a sentence, with its own stack
+        # It prints the refusal that becomes a sentence, with its own stack.
+        with open(os.devnull, "w") as nowhere, redirect_native_code(nowhere):
             GcsClient(address=head)
     except AuthenticationError:
         raise
@@ -86,13 +87,11 @@ def check_token(head: str, found: bool) -> None:
 
 
 @contextmanager
-def silence_native_code() -> Iterator[None]:
-    """Within this, what C++ of this process writes to its standard error is lost."""
+def redirect_native_code(place: TextIO) -> Iterator[None]:
+    """Within this, what C++ of this process writes to its standard error goes to the file `place`."""
     sys.stderr.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    os.dup2(place.fileno(), 2)
     try:
         yield
     finally:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Generic, TextIO, TypeVar
 
@@ -19,6 +18,7 @@ from adept_ray.engine.crew import start_crews
 from adept_ray.engine.failures import explain_failure
 from adept_ray.engine.job import JobProgress
 from adept_ray.engine.layout import Load
+from adept_ray.engine.ray_internals import redirect_native_code
 from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
 from adept_ray.run.terminal import Display
 from adept_ray.search.setup import fit_to_layers
@@ -152,29 +152,13 @@ def redirect_output(results: Results) -> Iterator[None]:
         with (
             file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
             redirect_stdout(log),
-            redirect_libraries(log),
+            redirect_native_code(log) if is_own_stderr(sys.stderr) else nullcontext(),
             redirect_stderr(log),
             redirect_logging(log),
         ):
             yield
     finally:
         results.write(OUTPUT_LOG, file.read_text(encoding="utf-8", errors="replace"))
-
-
-@contextmanager
-def redirect_libraries(log: TextIO) -> Iterator[None]:
-    """Send what Ray's libraries in C++ write to stderr to `log`; they know the process's alone."""
-    if not is_own_stderr(sys.stderr):
-        yield
-        return
-    sys.stderr.flush()
-    before = os.dup(2)
-    os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
 
 
 def is_own_stderr(stream: TextIO) -> bool:
