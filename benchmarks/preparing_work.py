@@ -141,7 +141,7 @@ def prepare_text(asked: Asked) -> Found:
         "seconds": packed - began,
         "reading": read - began,
         "packing": packed - read,
-        "streams": len(made.splits) * packing.count_buckets(corpus),
+        "streams": len(made.splits) * packing.count_buckets(corpus.shards),
     }
 
 

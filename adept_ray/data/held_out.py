@@ -69,11 +69,12 @@ def read_split(plan: PackingPlan, split: str, cache: Path) -> Iterator[list[str]
     A document that the corpus repeats comes as often.
     """
     near, number = list_near(plan, cache), list(plan.splits).index(split)
+    shards = plan.corpus.shards  # listed once: behind a URI that takes requests
     apart = [shard for corpus in plan.apart_from for shard in corpus.shards]
-    buckets = count_buckets(plan.corpus)
+    buckets = count_buckets(shards)
     for bucket in range(buckets):
         wanted = DigestRange(bucket, buckets)
-        held = read_range(plan.corpus.shards, wanted, ["digest", "text"])
+        held = read_range(shards, wanted, ["digest", "text"])
         digests = held["digest"].to_pylist()
         taken = choose_splits(key_documents(digests, plan.seed), plan.splits) == number
         taken &= ~is_among(digests, read_digests(apart, wanted)) & ~is_among(digests, near)

@@ -219,9 +219,9 @@ def list_near(plan: PackingPlan, cache: Path) -> np.ndarray:
     return find_near_duplicates(plan.corpus, plan.apart_from, plan.near_duplicates, cache)
 
 
-def count_buckets(corpus: CorpusFiles) -> int:
+def count_buckets(shards: Iterable[TextShard]) -> int:
     """In how many groups the documents of a corpus are packed, or gone through."""
-    return 1 + sum(shard.bytes for shard in corpus.shards) // BUCKET_BYTES
+    return 1 + sum(shard.bytes for shard in shards) // BUCKET_BYTES
 
 
 def _write_blocks(
@@ -233,10 +233,11 @@ def _write_blocks(
     in files of this machine travel to the nodes by way of the second place, if that is a URI.
     """
     place, staging = places
-    buckets = count_buckets(plan.corpus)
+    shards = plan.corpus.shards
+    buckets = count_buckets(shards)
     job = PackingJob(
         place,
-        _bring_shards(plan.corpus.shards, staging),
+        _bring_shards(shards, staging),
         _bring_shards([shard for corpus in plan.apart_from for shard in corpus.shards], staging),
         near,
         buckets,
