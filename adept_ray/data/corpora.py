@@ -18,9 +18,9 @@ from adept_ray.data.formats import find_ending
 from adept_ray.data.hub_corpora import HubSource
 from adept_ray.data.local_corpora import LocalSource
 from adept_ray.data.reading import FEW_BYTES, ReadingJob, Taken, read_source
-from adept_ray.data.remote_sources import RemoteSource, find_versions, keep_versions
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, list_names
+from adept_ray.data.sampled_sources import SampledSource, find_versions, keep_versions
 from adept_ray.data.shards import CorpusIndex, TextShard, load_index, store_index, write_shards
 from adept_ray.data.uri_corpora import UriSource
 
@@ -36,10 +36,10 @@ HERE = "file://"
 
 
 @dataclass(frozen=True)
-class RemoteOrder:
+class SampleOrder:
     """Text of which a sample is to be read."""
 
-    sources: tuple[RemoteSource, ...]
+    sources: tuple[SampledSource, ...]
     versions: tuple[str, ...]
     """The commit of each, or what else names what it holds."""
     text_bytes: int
@@ -60,7 +60,7 @@ class CorpusFiles:
     name: str
     note: str
     """Source, version and licence."""
-    order: RemoteOrder | None = field(default=None, compare=False)
+    order: SampleOrder | None = field(default=None, compare=False)
     """What :func:`fill_corpus` makes the files of, if it is a sample."""
     left_out: tuple[str, ...] = field(default=(), compare=False)
     """Files in a folder of this machine that aren't read as text."""
@@ -148,14 +148,14 @@ def _find_local(source: str) -> tuple[Path, LocalFiles] | None:
     return None
 
 
-def _find_dataset(source: str, recipe: TextRecipe) -> tuple[tuple[RemoteSource, ...], str]:
+def _find_dataset(source: str, recipe: TextRecipe) -> tuple[tuple[SampledSource, ...], str]:
     """The hub dataset that is meant whatever lies here. Raises :class:`UserError`."""
     if asked := HUB_TEXT.fullmatch(source.removeprefix(HUB_MARK)):
         return (_name_dataset(asked, recipe),), ""
     raise UserError(f"{source}: a hub dataset is written hf:owner/name:config@revision[split]")
 
 
-def _find_elsewhere(source: str, recipe: TextRecipe) -> tuple[tuple[RemoteSource, ...], str]:
+def _find_elsewhere(source: str, recipe: TextRecipe) -> tuple[tuple[SampledSource, ...], str]:
     """What a text names that isn't of this machine, and the note of a preset. Raises :class:`UserError`."""
     if source in CORPORA:
         return CORPORA[source].hub, CORPORA[source].note
@@ -211,7 +211,7 @@ def _build_from_files(
     # without file names: a moved or renamed corpus is still the same corpus
     kinds = [find_ending(file.name) for file in files]
     asked = (recipe.identity, digests, kinds, *name_skipping(skip_bad))
-    made_of = fingerprint("files", BUILDER_VERSION, *asked, *name_packing(kinds))
+    made_of = fingerprint("files", BUILDER_VERSION, *asked, *name_containers(kinds))
     note = f"{root} ({len(files)} file{'s' * (len(files) > 1)})"
     index = _locate_index(cache, made_of)
     corpus = CorpusFiles(index, made_of, root.name or str(root), note, left_out=found.left_out)
@@ -237,8 +237,8 @@ def _write_corpus(documents: Iterable[str], path: Path, omissions: Omissions | N
     return len(shards)
 
 
-def name_packing(kinds: Sequence[str]) -> list[str]:
-    """What names corpora of kinds of files of which an earlier version may have lost damaged parts unsaid."""
+def name_containers(kinds: Sequence[str]) -> list[str]:
+    """What names corpora of containers, of which an earlier version may have lost damaged parts unsaid."""
     parts = {part for kind in kinds for part in kind.split(".")}
     return ["whole"] if parts & {"tar", "zip", "xz", "wet", "warc"} else []
 
@@ -249,26 +249,26 @@ def name_skipping(skip_bad: bool) -> list[str]:
 
 
 def _order_text(
-    sources: tuple[RemoteSource, ...], text_bytes: int, skip_bad: bool, cache: Path, made_from: str
-) -> RemoteOrder:
+    sources: tuple[SampledSource, ...], text_bytes: int, skip_bad: bool, cache: Path, made_from: str
+) -> SampleOrder:
     """What is to be read of some places: in the versions of earlier results, else in their last ones."""
     asked = fingerprint("revisions", HUB_VERSION, text_bytes, *(source.identity for source in sources))
     how = text_bytes, cache / "corpora" / f"{asked}.json", skip_bad
     if made_from and (earlier := load_index(_locate_index(cache, made_from))):
-        order = RemoteOrder(sources, earlier.versions, *how)
+        order = SampleOrder(sources, earlier.versions, *how)
         if name_content(order) == made_from:
             return order
-    return RemoteOrder(sources, tuple(find_versions(sources, how[1])), *how)
+    return SampleOrder(sources, tuple(find_versions(sources, how[1])), *how)
 
 
-def name_content(order: RemoteOrder) -> str:
+def name_content(order: SampleOrder) -> str:
     """The fingerprint of the text that an order makes."""
     sources = (source.identity for source in order.sources)
     asked = (order.text_bytes, *sources, *order.versions, *name_skipping(order.skip_bad))
     return fingerprint("hub", HUB_VERSION, *asked)
 
 
-def _name_order(name: str, order: RemoteOrder, note: str = "") -> CorpusFiles:
+def _name_order(name: str, order: SampleOrder, note: str = "") -> CorpusFiles:
     """The corpus that an order makes; its first documents are read now, unless it is there."""
     made_of = name_content(order)
     each = list(zip(order.sources, order.versions, strict=True))
@@ -311,7 +311,7 @@ def fill_corpus(
     keep_versions(order.versions, order.kept)
 
 
-def _take_text(order: RemoteOrder, place: str, update: Callable[[int, int], None]) -> Iterator[Taken]:
+def _take_text(order: SampleOrder, place: str, update: Callable[[int, int], None]) -> Iterator[Taken]:
     """What is read of each source, of the last one first, until there is as much text as was ordered."""
     left = order.text_bytes
     for number in reversed(range(len(order.sources))):

@@ -15,9 +15,9 @@ from adept_ray.data.hub import find_commit
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
 from adept_ray.data.opening import ASSUMED_SIZE, TAIL, locate_content, open_ranged
-from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Located, Omissions, Reader
+from adept_ray.data.sampled_sources import check_first_rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class HubSource:
     def check(self, version: str) -> None:
         """Read a first document, or the end of an archive.
 
-        Raises :class:`UserError` as :func:`~adept_ray.data.remote_sources.check_first_rows` does.
+        Raises :class:`UserError` as :func:`~adept_ray.data.sampled_sources.check_first_rows` does.
         """
         if not self.archive:
             check_first_rows(self, version)

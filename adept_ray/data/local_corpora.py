@@ -17,9 +17,9 @@ from adept_ray.data.archives import open_reader
 from adept_ray.data.documents import LocalFiles
 from adept_ray.data.formats import find_ending
 from adept_ray.data.opening import locate_content
-from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, Reader
+from adept_ray.data.sampled_sources import check_first_rows
 
 PROBE_BYTES = 16 * 2**10  # of a file that are hashed at each of some places
 PROBES = 6  # places besides its beginning and its end

@@ -22,8 +22,8 @@ from adept_ray.config.errors import UserError
 from adept_ray.data.documents import read_texts
 from adept_ray.data.hub import TOKEN, find_token
 from adept_ray.data.ray_tasks import map_rows
-from adept_ray.data.remote_sources import RemoteSource
 from adept_ray.data.rows import FilePiece, Omissions, Reader, sample_pieces
+from adept_ray.data.sampled_sources import SampledSource
 from adept_ray.data.shards import TextShard, write_shards
 from adept_ray.storage.files import measure_files, open_filesystem, read_json, store_json
 
@@ -39,7 +39,7 @@ FEW_BYTES = 64 * 2**20  # of text that the command reads itself: to start tasks 
 class ReadingJob:
     """What a task is told, but its group."""
 
-    source: RemoteSource
+    source: SampledSource
     readers: Sequence[Reader]
     omissions: Omissions
     """Into which the readers write."""
@@ -70,7 +70,7 @@ class GroupRecord(TypedDict):
 class Taken:
     """What was taken of a source."""
 
-    source: RemoteSource
+    source: SampledSource
     groups: Sequence[GroupRecord]
     files: int
     """Of which it consists."""
@@ -222,7 +222,7 @@ def _read_on_nodes(job: ReadingJob, groups: Groups, heard: Heard) -> Iterator[Gr
             yield found[number]
 
 
-def _choose_node(source: RemoteSource) -> str:
+def _choose_node(source: SampledSource) -> str:
     """The id of this node, where it is the only one that sees the source; else empty."""
     if not source.here:
         return ""
@@ -243,7 +243,7 @@ def _choose_node(source: RemoteSource) -> str:
     return "" if all(version == _find_version(source) for version in seen) else here
 
 
-def _find_version(source: RemoteSource) -> str:
+def _find_version(source: SampledSource) -> str:
     """The version of a source as this node sees it; empty where it doesn't."""
     try:
         return source.find_version(patient=False)

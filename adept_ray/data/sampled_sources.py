@@ -19,7 +19,7 @@ from adept_ray.data.rows import Located, Omissions, Reader, sample_rows
 CHECKED_ROWS = 10_000  # at most, until a filter takes one: a dataset may be long
 
 
-class RemoteSource(Protocol):
+class SampledSource(Protocol):
     """A place whose text is read in a sample."""
 
     @property
@@ -59,7 +59,7 @@ class RemoteSource(Protocol):
         """One sentence for what goes wrong inside."""
 
 
-def sample_source(source: RemoteSource, version: str) -> Iterator[Located]:
+def sample_source(source: SampledSource, version: str) -> Iterator[Located]:
     """All rows of a source, of which the first ones, however many, are a sample of all.
 
     Only what is read is fetched. Raises :class:`UserError` for what can't be had or read.
@@ -69,7 +69,7 @@ def sample_source(source: RemoteSource, version: str) -> Iterator[Located]:
         yield from sample_rows(readers, source.recipe.columns, source.seed)
 
 
-def find_versions(sources: Sequence[RemoteSource], kept: Path) -> list[str]:
+def find_versions(sources: Sequence[SampledSource], kept: Path) -> list[str]:
     """Versions of sources; where one can't be reached those of the last time, from the file `kept`."""
     try:
         return [source.find_version(patient=not kept.exists()) for source in sources]
@@ -87,6 +87,6 @@ def keep_versions(versions: Sequence[str], kept: Path) -> None:
         new.write_text(json.dumps(list(versions)), encoding="utf-8")
 
 
-def check_first_rows(source: RemoteSource, version: str) -> None:
+def check_first_rows(source: SampledSource, version: str) -> None:
     """Read a first document of a source. Raises :class:`UserError` for what can't be had or read."""
     next(read_texts(islice(sample_source(source, version), CHECKED_ROWS), source.recipe), None)

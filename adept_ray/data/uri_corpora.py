@@ -13,9 +13,9 @@ from adept_ray.data.archives import open_reader
 from adept_ray.data.formats import Selection, check_usable, find_ending, select_files
 from adept_ray.data.hub_client import ask_once
 from adept_ray.data.opening import locate_content, name_in_place
-from adept_ray.data.remote_sources import check_first_rows
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import Omissions, Reader
+from adept_ray.data.sampled_sources import check_first_rows
 from adept_ray.data.uris import GLOB, FoundFile, explain_remote_errors, list_files, name_version
 
 

@@ -13,16 +13,16 @@ import pytest
 from hub_stand_in import STRANGER
 
 from adept_ray.config.errors import UserError
-from adept_ray.data import corpora, hub_corpora, remote_sources
+from adept_ray.data import corpora, hub_corpora, sampled_sources
 from adept_ray.data.archives import Members, ZipReader
-from adept_ray.data.corpora import RemoteOrder, fill_corpus, find_corpus, name_content, resolve_corpus
+from adept_ray.data.corpora import SampleOrder, fill_corpus, find_corpus, name_content, resolve_corpus
 from adept_ray.data.corpus_presets import CORPORA
 from adept_ray.data.documents import read_texts
 from adept_ray.data.hub_corpora import HubSource
 from adept_ray.data.opening import locate_content
-from adept_ray.data.remote_sources import sample_source
 from adept_ray.data.row_texts import TextRecipe
 from adept_ray.data.rows import sample_rows
+from adept_ray.data.sampled_sources import sample_source
 from adept_ray.data.shards import read_in_order
 
 MEDICINE = "BAAI/IndustryInstruction_Health-Medicine"
@@ -249,7 +249,7 @@ def test_the_name_of_a_hub_corpus_stays(tmp_path):
         CORPORA["medical-paper"].hub,
     ]
     names = [
-        name_content(RemoteOrder(each, ("a", "b", "c")[: len(each)], 1000, tmp_path)) for each in sources
+        name_content(SampleOrder(each, ("a", "b", "c")[: len(each)], 1000, tmp_path)) for each in sources
     ]
     assert names[0] == "d0fec9687a3db5f3" and names[2] == "4c99f04b3e140b85" and names[1] != names[0]
 
@@ -266,7 +266,7 @@ def test_a_struct_of_somebody_elses_is_not_printed(hub, tmp_path):
 def test_a_rare_filter_is_not_waited_for_in_the_check(hub, tmp_path, monkeypatch):
     """Only the first rows are looked at before the plan is known; what is wrong with them is said there."""
     hub.put("o/n", {"train.jsonl": lines([*ROWS, {**ROWS[0], "at": 60}])})
-    monkeypatch.setattr(remote_sources, "CHECKED_ROWS", 5)
+    monkeypatch.setattr(sampled_sources, "CHECKED_ROWS", 5)
     corpus = find_corpus("o/n", TextRecipe("{at}", "at == 60"), tmp_path)
     fill_corpus(corpus)
     assert texts(corpus) == ["60"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from adept_ray.data.corpora import find_corpus, resolve_corpus
 from adept_ray.data.hub_corpora import HubSource
 from itertools import islice
-from adept_ray.data.remote_sources import sample_source
+from adept_ray.data.sampled_sources import sample_source
 cache = Path(sys.argv[1])
 found = [resolve_corpus(name, "text", cache).fingerprint for name in ("org/rows", "org/table")]
 if len(sys.argv) > 2:
