@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -332,11 +333,13 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
 
 
 def started_by(pid):
-    """Ids and command lines of all processes below one."""
+    """Ids and command lines of all processes below one; any may end while it is looked at."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield int(child), Path(f"/proc/{child}/cmdline").read_bytes().decode()
-            yield from started_by(child)
+        with suppress(OSError):
+            for child in task.read_text().split():
+                with suppress(OSError):
+                    yield int(child), Path(f"/proc/{child}/cmdline").read_bytes().decode()
+                    yield from started_by(child)
 
 
 def kill_processes(name):
