@@ -80,7 +80,7 @@ def validate(tuning: Tuning, batches: Sequence[Batch]) -> Rival:
     """A validation pass, as trials are scored; returns the losses."""
 
     def run() -> list[torch.Tensor]:
-        with tuning.use_exported_dtype(), disable_gradients(tuning.model):
+        with tuning.use_exported_weights(), disable_gradients(tuning.model):
             return wait([next_token_nats(tuning.model, batch)[0] for batch in batches])
 
     return run

@@ -17,7 +17,7 @@ from adept_ray.run.record import record_best, show_choice
 from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources
-from adept_ray.run.training import build_work, plan_fit, test_and_export
+from adept_ray.run.training import build_work, plan_fit, test_and_export, turn_work
 from adept_ray.search.trials import resolve_training, write_trials
 
 
@@ -33,13 +33,15 @@ def pick_trial(args: PickRun) -> str:
     space = apply_changes(
         load_space(searched, results.read_record()), weights, where=f"--general {args.general}"
     )
-    trials = load_trials(results, space.weights)
+    trials = load_trials(results, space.weights, args.dial != "off")
     candidates = find_kept_weights(trials, results)
     tokens = count_train_tokens(searched.tokens_per_trial, "replay" in space.parameters)
     sources = find_sources(session, train_tokens=tokens)
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
+    own = "off" if chosen.dial is None else chosen.dial
+    dial = own if isinstance(args.dial, str) else args.dial
     load = describe_measuring(session.run, session.run.test_tokens)
     with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)
@@ -47,6 +49,7 @@ def pick_trial(args: PickRun) -> str:
         needs = Needs(best["k_max"], searched.tokens_per_trial, replay=replay, fit=fit)
         prepared = prepare(context, sources, needs)
         work = build_work(session.run, prepared, training, chosen.layers, space.weights)
+        work = turn_work(work, dial)
         test = test_and_export(context, prepared, work, chosen.checkpoint)
     write_trials(results, trials)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])

@@ -22,7 +22,14 @@ from adept_ray.run.settings import (
     resolve_settings,
 )
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources
-from adept_ray.run.training import build_work, choose_compiling, plan_fit, run_training, test_and_export
+from adept_ray.run.training import (
+    build_work,
+    choose_compiling,
+    plan_fit,
+    run_training,
+    test_and_export,
+    turn_work,
+)
 from adept_ray.search.trials import read_curve, write_curves
 from adept_ray.storage.records import BestRecord
 
@@ -51,6 +58,7 @@ def train_model(args: TrainRun) -> str:
             work = build_work(run, prepared, training, best["layers"], weights)
             work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
             last = run_training(context, prepared, work)
+            work = turn_work(work, last["dial"])
             test = test_and_export(context, prepared, work, last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
@@ -71,7 +79,7 @@ def open_training(args: TrainRun, best: BestRecord) -> tuple[Session[RunSpec], T
         run, training = resume_training(args, best, session.results.read_record())
         return replace(session, run=run), training
     settings = {**best["run"], **list_run_overrides(args)}
-    sizes = {"tokens": args.tokens, "reports": args.reports}
+    sizes = {"tokens": args.tokens, "reports": args.reports, "dial": args.dial}
     run = resolve_settings(validate_spec(RunSpec, settings, args.config), "train")
     training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
     return open_session(run), training

@@ -6,42 +6,29 @@ under a field is its ``--help``. A change makes a new, validated copy: see :func
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    model_validator,
+from pydantic import Field, model_validator
+
+from adept_ray.config.choices import (
+    Chat,
+    Dial,
+    Granularity,
+    Measure,
+    Normalization,
+    Placement,
+    ProbeKind,
+    Sign,
+    Tasks,
+    Text,
+    Tunes,
 )
-
 from adept_ray.config.fields import Mark, list_fields, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place, default_cache
 from adept_ray.config.validation import Spec
-
-Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
-Granularity = Literal["tensor", "block"]
-Sign = Literal["protect", "reverse"]
-Placement = Literal["guided", "stratified", "receptive", "uniform", "deepest", "random"]
-Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
-Text = Literal["domain", "general"]
-Chat = Literal["plain", "template"]
-ProbeKind = Literal["exhaustive", "raced"]
-Measure = Literal["tasks", "bpb"]
-
-
-def split_at_commas(names: str | Iterable[object]) -> list[str]:
-    """Names given as one text with commas, or as several, or both."""
-    several = [names] if isinstance(names, str) else names
-    parts = (part.strip() for name in several for part in str(name).split(","))
-    return [os.path.expanduser(part) for part in parts if part]
-
-
-Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 
 
 class RunSpec(MachineSpec):
@@ -174,6 +161,8 @@ class TrainingSpec(Spec):
     """Largest global gradient norm."""
     reports: int = setting(3, Mark.UNSEARCHED, ge=1)
     """How often a training is scored on the validation splits, evenly spaced."""
+    dial: Dial = setting("auto", Mark.UNSEARCHED)
+    """How far it is turned from the backbone (0) to what was trained (1): auto by validation, off: 1."""
 
     @property
     def general_share(self) -> float:
@@ -206,6 +195,8 @@ class SearchRun(RunSpec):
     """Domain tokens that a trial trains on unless it is stopped early."""
     reports: int = setting(3, Mark.SIZE, ge=1)
     """How often a trial is scored on the validation splits; from the second time on it may be stopped."""
+    dial: Dial = "auto"
+    """How far a model is turned from the backbone (0) to what was trained (1): auto by validation, off: 1."""
     concurrent: int | Literal["auto"] = setting(1, Mark.CHANGEABLE, Mark.TRIALS)
     """Trials at once, each on --workers of its own; auto: with so many all are over first."""
     pareto: bool = setting(False, Mark.TRIALS)
@@ -262,10 +253,12 @@ class PickRun(FollowingSpec):
     """Weight of the general side; the domain side has the rest of 1."""
     min_gain_per_layer: float | None = setting(None, Mark.PICK, ge=0)
     """Points of score that every added layer has to earn."""
+    dial: Dial = setting("auto", Mark.PICK)
+    """How far the model is turned from the backbone (0) to what was trained (1): auto by weights, off: 1."""
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 
-    def list_picked(self) -> dict[str, float | None]:
+    def list_picked(self) -> dict[str, object]:
         """The settings that say what is picked, with their values."""
         return {name: getattr(self, name) for name in list_fields(PickRun, Mark.PICK)}
 
@@ -294,6 +287,8 @@ class TrainRun(FollowingSpec):
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     reports: int = Field(10, ge=1)
     """How often to score on the validation splits and write a checkpoint."""
+    dial: Dial = "auto"
+    """How far a model is turned from the backbone (0) to what was trained (1): auto by validation, off: 1."""
     storage: Place = setting("results", Mark.RESULTS, Mark.PLACE, Mark.REPORT)
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = setting("", Mark.RESULTS, Mark.REPORT)
@@ -327,6 +322,8 @@ class CompareRun(RunSpec):
     """Share of general text that the method ``replay`` mixes in."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the LoRA matrices of ``lora`` and ``tasl``."""
+    dial: Dial = "auto"
+    """How far a model is turned from the backbone (0) to what was trained (1): auto by validation, off: 1."""
     resume: bool = setting(False, Mark.COMMAND)
     """Continue the comparison of that NAME; trainings that ended aren't run again."""
 

@@ -25,11 +25,19 @@ class Family:
     """Config lists with one entry per layer."""
     logits_changed_by: tuple[str, ...] = ()
     """Config numbers by which logits are changed behind the output head, unless they are None or 1."""
+    closing_norms: tuple[str, ...] = ()
+    """Norms that what the output projections make passes on its way to the stream, in some families."""
+    norm_offset: float = 0.0
+    """What such a norm adds to its weight before it multiplies by that."""
 
+
+CLOSING_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+GEMMA = Family(logits_changed_by=("final_logit_softcapping",), closing_norms=CLOSING_NORMS, norm_offset=1.0)
 
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2"), Family()),
-    **dict.fromkeys(("gemma2", "gemma3_text"), Family(logits_changed_by=("final_logit_softcapping",))),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3"), Family()),
+    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA),
+    "olmo2": Family(closing_norms=CLOSING_NORMS),
     "granite": Family(logits_changed_by=("logits_scaling",)),
     # SmolLM3 leaves rotary embeddings out of some layers, by a list of its own.
     "smollm3": Family(per_layer_config=("layer_types", "no_rope_layers")),
@@ -71,6 +79,17 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 def output_projections(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The modules of `layer` that write to the residual stream."""
     return [get_part(layer, name) for name in family_of(model).outputs]
+
+
+def list_dialled(model: nn.Module, layers: Iterable[int]) -> set[str]:
+    """Full names of the parameters in proportion to which the given layers add to the residual stream.
+
+    Those of the output projections. Where a norm follows, whose output is as large whatever enters it, those
+    of the norm.
+    """
+    family = family_of(model)
+    last = family.closing_norms or family.outputs
+    return {name for name in layer_parameters(model, layers) if unit_of(name).endswith(last)}
 
 
 def get_part(module: nn.Module, name: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 That is what torch's DistributedDataParallel does (arXiv 2006.15704). It doesn't fit here: it hooks into nodes
 of autograd that torch drops without a word when a parameter's data changes its type, as scoring has it
-(:meth:`~adept_ray.method.tuning.Tuning.use_exported_dtype`), it takes means, and it keeps its buckets while
+(:meth:`~adept_ray.method.tuning.Tuning.use_exported_weights`), it takes means, and it keeps its buckets while
 nothing is trained. Models in pieces need none of this: FSDP sums their gradients.
 """
 

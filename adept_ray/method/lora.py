@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SMOOTHING = 0.85  # of sensitivity and uncertainty, from step to step (AdaLoRA's default, arXiv 2303.10512)
 TOP = 0.2  # share of the units that count as important
 KEPT = 0.5  # weight of the backbone's unit where it matters to both; the paper leaves it to be tuned
+ZEROED = ".lora_B."  # in the names of the matrices that are zero at first
 SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from adept_ray.config.choices import Placement
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import Placement, TrainingSpec
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.expansion import check_depth, select_layers
 from adept_ray.method.importance import LayerImportance
 

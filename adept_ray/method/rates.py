@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adept_ray.config.choices import Normalization, Sign
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import Normalization, Sign
 from adept_ray.method.anatomy import is_norm, sublayer_of, trainable_parameters, unit_of
 
 UNINFORMED = 0.5  # Ĩ where importance says nothing: the scale is then 1

@@ -78,6 +78,16 @@ def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
     return Change(*levels, float(moved.mean()), standard_error(pulls), "accuracy", tuple(pulls.tolist()))
 
 
+def list_gains(before: np.ndarray, after: np.ndarray, answers: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What documents or items contribute to a change, and their shares of what it is relative to; [N] each.
+
+    `answers` says whether these are answers to items, as in :func:`compare_answers`, or losses of documents.
+    """
+    if answers:
+        return 100 * (after - before) / len(before), np.full(len(before), 1 / len(before))
+    return 100 * (before - after) / float(before.sum()), before / float(before.sum())
+
+
 def standard_error(pulls: Sequence[float] | np.ndarray) -> float:
     """Standard error of a change from the pulls of its documents or items, [N]; nan with a single one.
 

@@ -12,7 +12,16 @@ from torch import nn
 
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.method import lora
-from adept_ray.method.anatomy import has_layer, layer_of, layer_parameters, layers_of, trainable_parameters
+from adept_ray.method.anatomy import (
+    family_of,
+    has_layer,
+    layer_of,
+    layer_parameters,
+    layers_of,
+    list_dialled,
+    trainable_parameters,
+)
+from adept_ray.method.dial import TRAINED
 from adept_ray.method.expansion import expand, source_importance
 from adept_ray.method.importance import measure_taylor_importance
 from adept_ray.method.loss import Batch, ComputePolicy, get_compute_policy, set_compute_policy
@@ -41,6 +50,8 @@ class Tuning:
         """Ids of the layers whose units get rates by importance."""
         self.parameters = trainable_parameters(model)
         """The trained parameters by full name; always float32, since fewer bits lose small steps."""
+        self._dialled = list_dialled(model, added) if added else set()
+        self._offset = family_of(model).norm_offset if added and family_of(model).closing_norms else 0.0
         lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
@@ -66,49 +77,62 @@ class Tuning:
     def finish(self, optimizer: torch.optim.Optimizer, general: Iterable[Batch]) -> None:
         """Called once after the last step; `general` is this rank's share of the general probe."""
 
-    def merge(self) -> PreTrainedModel:
-        """The model as it is exported, all in one type again, the backbone's; the tuning is used up."""
+    def turn_value(self, name: str, value: torch.Tensor, dial: float) -> torch.Tensor:
+        """What a trained parameter of that name and `value` is at a `dial` (see adept_ray.method.dial)."""
+        if dial == TRAINED or name not in self._dialled:
+            return value
+        return (value + self._offset) * dial - self._offset
+
+    def merge(self, dial: float = TRAINED) -> PreTrainedModel:
+        """The model as it is exported, at that dial and all in the backbone's type; the tuning is used up."""
+        self._turn_for_good(dial)
         return unify_dtype(self.model)
 
+    def _turn_for_good(self, dial: float) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data = self.turn_value(name, parameter.data, dial)
+
     @contextmanager
-    def use_exported_dtype(self) -> Iterator[None]:
-        """Within this, trained parameters have the backbone's type, as they will in the exported model.
+    def use_exported_weights(self, dial: float = TRAINED) -> Iterator[None]:
+        """Within this, trained parameters are at that dial and have the backbone's type, as when exported.
 
         So a model of fewer bits is measured in the same arithmetic before and after training. Parameters in
         pieces can't change their type; they take values of that type, of which autocast makes the same.
         """
         how = get_compute_policy(self.model)
-        if how.autocast is None:
+        if how.autocast is None and dial == TRAINED:
             yield
             return
         if is_sharded(self.model):
-            with self._round_values(how.autocast):
+            with self._hold_values(dial, how.autocast):
                 yield
             return
-        masters = {parameter: parameter.data for parameter in self.parameters.values()}
-        for parameter, data in masters.items():
-            parameter.data = data.to(how.autocast)
+        masters = {name: parameter.data for name, parameter in self.parameters.items()}
+        for name, data in masters.items():
+            turned = self.turn_value(name, data, dial)
+            self.parameters[name].data = turned.to(how.autocast or turned.dtype)
         set_compute_policy(self.model, replace(how, autocast=None))
         try:
             yield
         finally:
-            for parameter, data in masters.items():
-                parameter.data = data
+            for name, data in masters.items():
+                self.parameters[name].data = data
             set_compute_policy(self.model, how)
 
     @contextmanager
-    def _round_values(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within this, trained parameters hold values of `dtype`, in a type of more bits."""
-        masters = {parameter: parameter.detach().clone() for parameter in self.parameters.values()}
+    def _hold_values(self, dial: float, dtype: torch.dtype | None) -> Iterator[None]:
+        """Within this, trained parameters hold values at that dial, of `dtype`, in a type of more bits."""
+        masters = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         with torch.no_grad():
-            for parameter, master in masters.items():
-                parameter.copy_(master.to(dtype))
+            for name, master in masters.items():
+                turned = self.turn_value(name, master, dial)
+                self.parameters[name].copy_(turned.to(dtype or turned.dtype))
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, master in masters.items():
-                    parameter.copy_(master)
+                for name, master in masters.items():
+                    self.parameters[name].copy_(master)
 
     def shard(self, whole: nn.Module | None, device: torch.device) -> None:
         """Share the model out over all ranks (see :func:`adept_ray.method.sharding.shard_model`)."""
@@ -143,14 +167,39 @@ class Tuning:
         )
 
 
+class Whole(Tuning):
+    """Parameters of the backbone itself, which the dial turns by interpolation with what they were."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rated: Sequence[int] = (),
+        importance: Mapping[str, float] | None = None,
+        turns: bool = False,
+    ) -> None:
+        origin = {name: p.detach().clone() for name, p in trainable_parameters(model).items() if turns}
+        super().__init__(model, (), rated, importance)
+        self.origin = origin
+        """The trained parameters as the backbone has them; none where they are never turned."""
+
+    def turn_value(self, name: str, value: torch.Tensor, dial: float) -> torch.Tensor:
+        return value if dial == TRAINED else torch.lerp(self.origin[name].to(value.dtype), value, dial)
+
+    def shard(self, whole: nn.Module | None, device: torch.device) -> None:
+        super().shard(whole, device)
+        self.origin = {name: self.parameters[name].detach().clone() for name in self.origin}
+
+
 class Lora(Tuning):
     """LoRA on every projection."""
 
     def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
         self._adapter = lora.add_lora(model, rank, seed)
         super().__init__(model)
+        self._dialled = {name for name in self.parameters if lora.ZEROED in name}
 
-    def merge(self) -> PreTrainedModel:
+    def merge(self, dial: float = TRAINED) -> PreTrainedModel:
+        self._turn_for_good(dial)
         return unify_dtype(cast("PreTrainedModel", self._adapter.merge_and_unload()))
 
 
@@ -231,11 +280,12 @@ def build_tuning(
         return Lora(model, spec.lora_rank, seed)
     if spec.tunes == "tasl":
         return Tasl(model, spec.lora_rank, seed)
+    turns = spec.dial not in ("off", TRAINED)
     if spec.tunes == "all":
         model.requires_grad_(True)
-        return Tuning(model)
+        return Whole(model, turns=turns)
     model.requires_grad_(False)
     for parameter in layer_parameters(model, layers).values():
         parameter.requires_grad_(True)
     own = {name: value for name, value in units.items() if layer_of(name) in layers}
-    return Tuning(model, (), layers, own)
+    return Whole(model, layers, own, turns)

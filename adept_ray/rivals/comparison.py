@@ -25,7 +25,7 @@ from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, Phase
 from adept_ray.storage.files import delete_folder
 from adept_ray.training.scoring import score_model
-from adept_ray.training.work import TrainWork
+from adept_ray.training.work import DialText, TrainWork
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -76,6 +76,8 @@ class ComparisonField:
     """Phase → side → the blocks that its losses are of."""
     items: Mapping[Phase, Mapping[str, TaskItems]]
     """Phase → side → items of its tasks, if it has any."""
+    dial_text: Mapping[Phase, DialText]
+    """Phase → by what its dials are found, where that isn't what its trainings are judged by."""
     storage: str
     fit_to_layers: Callable[[TrainWork], TrainWork]
     """Makes a training that fits on the lowest layers fit on its own (see :mod:`adept_ray.search.setup`)."""
@@ -91,6 +93,7 @@ class ComparisonField:
         layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
         work = replace(self.work, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         work = replace(work, before=self.before[phase], items=self.items[phase])
+        work = replace(work, dial_text=self.dial_text.get(phase))
         work = self.fit_to_layers(work)
         row = replace(row, layers=" ".join(map(str, layers)))
         try:

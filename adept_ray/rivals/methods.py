@@ -77,6 +77,7 @@ def list_entrants(run: CompareRun) -> list[Entrant]:
         tokens_per_step=run.tokens_per_step,
         lora_rank=run.lora_rank,
         reports=1,
+        dial=run.dial,
     )
     labels = run.methods or tuple(METHODS)
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -98,7 +99,7 @@ def make_entrant(label: str, base: TrainingSpec, replay: float) -> Entrant:
     return Entrant(label, about, method.rate, training)
 
 
-FIXED = ("tokens", "tokens_per_step", "reports", "base_lr")  # the same for all, or searched for each
+FIXED = ("tokens", "tokens_per_step", "reports", "base_lr", "dial")  # the same for all, or searched for each
 
 
 def parse_settings(label: str, changes: Iterable[str]) -> Iterable[tuple[str, object]]:

@@ -14,6 +14,17 @@ MEASURE = "adept"  # the method that the others' scores are set against
 CONFIDENCE = 0.95
 Phase = str  # "rate" or "test"
 Summary = dict[str, Any]  # a row of comparison.csv
+AVERAGED = (
+    "general_delta",
+    "domain_delta",
+    "score",
+    "dial",
+    "plain_general_delta",
+    "plain_domain_delta",
+    "plain_score",
+    "general_accuracy",
+    "domain_accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,12 @@ class ComparedTraining:
     general_delta: float | None = None
     domain_delta: float | None = None
     score: float | None = None
+    dial: float | None = None
+    """How far the model is turned from the backbone (0) to what was trained (1), where it scores that."""
+    plain_general_delta: float | None = None
+    plain_domain_delta: float | None = None
+    plain_score: float | None = None
+    """Changes and score as it was trained, at dial 1."""
     trained_parameters: int = 0
     tokens: int = 0
     training_seconds: float = 0.0
@@ -90,7 +107,7 @@ def summarise_method(method: str, rows: Sequence[ComparedTraining], measure: Map
         "rate_at_edge": bool(tried) and bool(counted) and is_at_edge(counted[0].base_lr, tried),
         "layers": " or ".join(dict.fromkeys(row.layers for row in counted)),
     }
-    for name in ("general_delta", "domain_delta", "score", "general_accuracy", "domain_accuracy"):
+    for name in AVERAGED:
         values = [getattr(row, name) for row in counted if getattr(row, name) is not None]
         summary[name], summary[f"{name}_ci"] = compute_interval(values) if values else (None, None)
     pairs = compare_scores(counted, measure) if method != MEASURE else []

@@ -37,9 +37,12 @@ def choose_trial(
     return choice, chosen
 
 
-def load_trials(results: Results, weights: ScoreWeights) -> list[Trial]:
-    """The trials of a search that is over, with the scores that these weights give."""
-    return rescore(read_trials(results), weights)
+def load_trials(results: Results, weights: ScoreWeights, dialled: bool = True) -> list[Trial]:
+    """The trials of a search that is over, with the scores that these weights give.
+
+    Where they are `dialled`, each takes the dial that is best by these; else they are as they were trained.
+    """
+    return rescore(read_trials(results), weights, dialled)
 
 
 def find_kept_weights(trials: Sequence[Trial], results: Results) -> list[Trial]:

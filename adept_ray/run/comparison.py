@@ -25,6 +25,7 @@ from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
+from adept_ray.training.work import DialText, dial_key
 
 
 def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:
@@ -65,18 +66,20 @@ def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonF
     with context.show_jobs("untouched", "the untouched backbone on the test splits", "untouched"):
         measured = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
     answers = {tasks_key(side): right for side, right in measured["correct"].items()}
+    dialled = {dial_key(side): prepared.blocks[side] for side in SIDES}
     judged = {"rate": {side: prepared.blocks[side] for side in SIDES}, "test": tests}
     return ComparisonField(
         board=context.board,
         work=replace(build_work(run, prepared, TrainingSpec(), (), ScoreWeights()), fit=PLAIN),
         importance=prepared.layer_importance,
         references=[
-            store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"]))
+            store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"] | dialled))
             for number in range(run.seeds + 1)
         ],
         before={"rate": prepared.before, "test": measured["nats"] | answers},
         judged=judged,
         items=items,
+        dial_text={"test": DialText(prepared.before, items["rate"])},
         storage=f"{context.results.ray}/trainings",
         fit_to_layers=context.fit_to_layers,
     )

@@ -64,7 +64,7 @@ def pose_question(
     `say` hears of a budget that shortens the range of k. Raises :class:`UserError` for a k or a placement
     that the backbone doesn't allow.
     """
-    base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports)
+    base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports, dial=run.dial)
     space, most = limit_space(run, begun_with, sources, say)
     deepest, k_max = check_space(space, sources.layers, base)
     return Question(space, limit_k(run, sources, most), base, deepest, k_max)
@@ -111,6 +111,6 @@ def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str
     probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
     tasks = (run.general_tasks, run.domain_tasks)
     searched = space.model_dump(exclude={"run", "first", "judge_after"})
-    goal = (run.pareto, run.min_gain_per_layer or 0.0)
+    goal = (run.pareto, run.min_gain_per_layer or 0.0, run.dial)
     dtype = run.machine.dtype
     return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, searched, dtype, goal)}"

@@ -26,6 +26,9 @@ Begun = TypeVar("Begun", bound=RunSpec)
 OWN = list_fields(SearchRun, Mark.COMMAND, Mark.RESULTS)  # of the command that continues a run
 
 
+OLDER = {"dial": "off"}  # what a run did that was begun before there was such a setting
+
+
 @contextmanager
 def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
@@ -82,9 +85,10 @@ def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
     Settings that no result depends on (see :class:`~adept_ray.config.fields.Mark`) may be given anew. The
     others stay as they were.
     """
-    saved = validate_spec(type(run), begun, "run.json")
-    check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     fields = type(run).flat_fields()
+    older = {name: value for name, value in OLDER.items() if name in fields}
+    saved = validate_spec(type(run), older | dict(begun), "run.json")
+    check_trust(run.trust_remote_code, begun, f"the run '{run.name}'")
     changes = {name: getattr(run, name) for name in OWN if name in fields}
     for name in (n for n in fields if n in run.given and n not in OWN):
         new, old = run.read_field(name), saved.read_field(name)
@@ -131,8 +135,8 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
                 f"{args.config}: {name} is {new}, but the training to be resumed began with {old}"
             )
     training = validate_spec(TrainingSpec, begun["training"], "run.json")
-    reports = args.reports if "reports" in args.given else training.reports
-    wanted = {**best["training"], "tokens": args.tokens, "reports": reports}
+    own = {name: getattr(args if name in args.given else training, name) for name in ("reports", "dial")}
+    wanted = {**best["training"], "tokens": args.tokens, **own}
     check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun["training"])
     return run, training
 

@@ -9,6 +9,7 @@ from typing import cast
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
@@ -45,6 +46,11 @@ def build_work(
         fit=prepared.fit,
         parts=name_parts(run),
     )
+
+
+def turn_work(work: TrainWork, dial: float | str) -> TrainWork:
+    """A training that is over, with the dial at which its model is tested and exported."""
+    return replace(work, training=apply_changes(work.training, {"dial": dial}))
 
 
 def plan_fit(
@@ -141,6 +147,12 @@ def test_and_export(
         "general": describe_side(found, "general", work.by_tasks),
         "domain": describe_side(found, "domain", work.by_tasks),
         "score": found["score"],
+        "dial": found["dial"],
+        "plain": {
+            "general_delta": found["plain_general_delta"],
+            "domain_delta": found["plain_domain_delta"],
+            "score": found["plain_score"],
+        },
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights
+from adept_ray.method.dial import FOLDS, TRAINED, DialChoice, choose_dial, cross_fit
 from adept_ray.method.scores import (
     count_general,
     difference_error,
@@ -22,6 +23,7 @@ from adept_ray.search.trials import UNTOUCHED, Reading, Trial
 SURE_ERRORS = 1.96  # standard errors beyond which two scores differ, at 95 %
 EVEN = ScoreWeights()
 RELIABLE_TRIALS = 20  # from so many on the importance of hyperparameters means something
+NOT_DIALLED = DialChoice(TRAINED, (TRAINED,) * FOLDS)
 BACKBONE = Trial(UNTOUCHED, k=0, score=0.0, score_se=0.0, state=UNTOUCHED)
 
 
@@ -276,14 +278,37 @@ def find_front(trials: Iterable[Trial], weights: ScoreWeights) -> tuple[str, ...
     return tuple(trial for trial, point in points.items() if not is_beaten(point))
 
 
-def rescore(trials: Iterable[Trial], weights: ScoreWeights) -> list[Trial]:
-    """The trials with the scores, and their errors, that other weights give, all along their curves."""
-    return [rescore_trial(trial, weights) if trial.pulls else trial for trial in trials]
+def rescore(trials: Iterable[Trial], weights: ScoreWeights, dialled: bool = True) -> list[Trial]:
+    """The trials with the scores, and their errors, that other weights give, all along their curves.
+
+    Each takes the dial that is best by these, of those that were read at its end, or its own where it was
+    `dialled` to none.
+    """
+    return [rescore_trial(turn_trial(trial, weights, dialled), weights) for trial in trials]
+
+
+def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
+    """A trial at the dial that scores best by these weights; as it was trained unless it is `dialled`."""
+    if not trial.turned.turns:
+        return trial
+    choice = choose_dial(trial.turned, weights) if dialled else NOT_DIALLED
+    (general, domain), pulls = cross_fit(trial.turned, choice.by_fold)
+    plain = next(turn for turn in trial.turned.turns if turn.dial == TRAINED)
+    return replace(
+        trial,
+        general_delta=general,
+        domain_delta=domain,
+        pulls=pulls,
+        dial=choice.dial,
+        plain_score=plain.weigh(weights),
+    )
 
 
 def rescore_trial(trial: Trial, weights: ScoreWeights) -> Trial:
-    """A trial whose pulls are known, with the scores that other weights give."""
-    no_pulls = {side: [0.0] * len(pulls) for side, pulls in (trial.pulls or {}).items()}
+    """A trial whose pulls are known, with the scores that other weights give; others stay as they are."""
+    if not trial.pulls:
+        return trial
+    no_pulls = {side: [0.0] * len(pulls) for side, pulls in trial.pulls.items()}
     no_change = replace(trial, general_delta=0.0, pulls=no_pulls)
     return replace(
         trial,

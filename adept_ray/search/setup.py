@@ -107,7 +107,8 @@ def place_work(work: TrainWork, importance: LayerImportance, training: TrainingS
 
 def rebuild_work(work: TrainWork, importance: LayerImportance, trial: Trial) -> TrainWork:
     """The work of a trial that is over: what all trials share, with its own settings and layers."""
-    training = apply_changes(resolve_training(trial, work.training), {"tokens": trial.tokens})
+    ended = {"tokens": trial.tokens, "dial": trial.dial if trial.dial is not None else "off"}
+    training = apply_changes(resolve_training(trial, work.training), ended)
     return place_work(work, importance, training)
 
 

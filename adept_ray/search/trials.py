@@ -12,6 +12,7 @@ from typing import Any
 from adept_ray.config.search_space import SEARCHABLE
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.config.validation import apply_changes
+from adept_ray.method.dial import Turned
 from adept_ray.method.scores import Pulls, is_finite
 from adept_ray.storage.files import format_json
 from adept_ray.storage.results import Results
@@ -22,7 +23,7 @@ Facts = Mapping[str, Any]  # a worker's report, or a row of a file, as JSON has 
 Row = dict[str, object]  # a trial as trials.json, the board and the display have it
 
 UNTOUCHED = "untouched"  # name and state of the trial that stands for the backbone itself
-HIDDEN = ("saved", "error", "pulls", "curve")  # keys of a row that trials.csv leaves out
+HIDDEN = ("saved", "error", "pulls", "curve", "turned")  # keys of a row that trials.csv leaves out
 MEASURES = (
     "general_bpb",
     "domain_bpb",
@@ -32,6 +33,8 @@ MEASURES = (
     "domain_delta",
     "score",
     "score_se",
+    "dial",
+    "plain_score",
     "tokens",
     "seconds",
 )
@@ -49,6 +52,9 @@ class Reading:
     general_delta: float | None = None
     domain_delta: float | None = None
     score: float | None = None
+    plain_score: float | None = None
+    """As it was trained, at dial 1."""
+    dial: float | None = None
     loss: float | None = None
     """Loss of the training text at that step, nats per token."""
 
@@ -71,6 +77,10 @@ class Trial:
     domain_delta: float | None = None
     score: float | None = None
     score_se: float | None = None
+    dial: float | None = None
+    """How far the model is turned from the backbone (0) to what was trained (1), where it scores that."""
+    plain_score: float | None = None
+    """Its score as it was trained, at dial 1."""
     tokens: int | None = None
     seconds: float | None = None
     state: str = "running"
@@ -79,6 +89,8 @@ class Trial:
     """The place of its last checkpoint."""
     pulls: Pulls | None = None
     """How far each document or item pulls the change of a side."""
+    turned: Turned = field(default_factory=Turned)
+    """What it gains at each dial that was read at its end."""
     curve: tuple[Reading, ...] = ()
     error: str | None = ""
     """Why it failed, None if it didn't; empty as long as nobody has asked."""
@@ -105,6 +117,7 @@ class Trial:
         row |= dict(self.setting)
         row |= {name: getattr(self, name) for name in MEASURES}
         row |= {"state": self.state, "saved": self.saved, "pulls": self.pulls}
+        row["turned"] = self.turned.to_json() if self.turned.turns else None
         row["curve"] = [vars(reading).copy() for reading in self.curve]
         return row if self.error == "" else {**row, "error": self.error}
 
@@ -119,6 +132,7 @@ class Trial:
             setting={name: value for name, value in row.items() if name not in own_keys},
             **{name: row.get(name) for name in (*MEASURES, "saved", "pulls")},
             state=row["state"],
+            turned=Turned.from_json(row.get("turned")),
             curve=read_curve(row.get("curve", ())),
             error=row.get("error", ""),
         )
@@ -151,6 +165,7 @@ def describe_trial(name: str, config: Facts, metrics: Facts, state: str, layers:
         setting={key: value for key, value in config.items() if key != "k"},
         **{key: metrics.get(key) for key in (*MEASURES, "saved", "pulls")},
         state=state,
+        turned=Turned.from_json(metrics.get("turned")),
         curve=read_curve(metrics.get("curve") or ()),
     )
 

@@ -129,12 +129,24 @@ class SideRecord(TypedDict):
     standard_error: float
 
 
+class PlainRecord(TypedDict):
+    """Changes and score of a model as it was trained, at dial 1."""
+
+    general_delta: float
+    domain_delta: float
+    score: float
+
+
 class TestedRecord(TypedDict):
     """The one look at the test splits."""
 
     general: SideRecord
     domain: SideRecord
     score: float
+    dial: NotRequired[float]
+    """How far the exported model is turned from the backbone (0) to what was trained (1)."""
+    plain: NotRequired[PlainRecord]
+    """Older ones have neither."""
 
 
 class BestRecord(TypedDict):

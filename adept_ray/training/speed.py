@@ -104,7 +104,7 @@ def time_learner(work: TrainWork, blocks: Mapping[str, Blocks], device: torch.de
 def time_validation(learner: Learner, held_out: Blocks) -> float:
     """Seconds of validation, as a trial has it."""
     tuning, size = learner.tuning, learner.work.micro_batch
-    with tuning.use_exported_dtype():
+    with tuning.use_exported_weights():
         return time_calls(lambda: measure_document_nats(tuning.model, held_out, size), learner.device)
 
 

@@ -24,8 +24,8 @@ from adept_ray.method.scores import Metrics
 from adept_ray.method.tuning import Tuning
 from adept_ray.storage.checkpoints import Checkpoint
 from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
+from adept_ray.training.dialling import score_reading, take_dialled_reading
 from adept_ray.training.learner import Learner, prepare_learner, take_step
-from adept_ray.training.scoring import measure_held_out, score_model
 from adept_ray.training.state import TrainState
 from adept_ray.training.work import TrainWork
 
@@ -157,9 +157,9 @@ def begin_state(learner: Learner, start: ResumePoint) -> TrainState:
 def take_reading(learner: Learner, state: TrainState, blocks: Mapping[str, Blocks]) -> Metrics:
     """The metrics of a report but for what the clock says; the reading is added to the state's curve."""
     work, tuning = learner.work, learner.tuning
-    with tuning.use_exported_dtype():
-        after = measure_held_out(tuning.model, work, blocks)
-    metrics = score_model(work.before, after, blocks, work.by_tasks, work.weights)
+    ends = state.step == work.steps
+    reading = take_dialled_reading(tuning, work, blocks, ends)
+    metrics = score_reading(reading, work, blocks, ends)
     metrics |= {**count_progress(state, work), "loss": state.loss}
     metrics["curve"] = state.add_reading(metrics)
     scales = tuning.compute_scales(state.importance, work.training)

@@ -41,6 +41,9 @@ class CurveRow(TypedDict):
     general_delta: float
     domain_delta: float
     score: float
+    plain_score: float | None
+    """As it was trained, at dial 1."""
+    dial: float
     loss: float | None
 
 

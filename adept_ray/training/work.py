@@ -82,6 +82,20 @@ class ProbeResult(TypedDict, total=False):
     """A row a layer (see :mod:`adept_ray.method.activations`)."""
 
 
+def dial_key(side: str) -> str:
+    """Name of a side's blocks by which a dial is found, where those aren't what a training is judged by."""
+    return f"dial {side}"
+
+
+@dataclass(frozen=True)
+class DialText:
+    """Held-out text and items by which a dial is found, where a training is judged by others."""
+
+    before: Mapping[str, Sequence[float]]
+    """What was measured there of the untouched backbone, as :attr:`TrainWork.before`."""
+    items: Mapping[str, TaskItems] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class TrainWork:
     """One training: what to expand, how to train, what to compare with. Blocks come apart from it."""
@@ -109,6 +123,8 @@ class TrainWork:
     """Steps of the trainings that it goes on from: the text goes on where it was."""
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: ONE_PART_EACH)
     """Side → name of the blocks of each of its parts to train on → its share of the side's tokens."""
+    dial_text: DialText | None = None
+    """By what the dial is found, where that isn't what the training is judged by."""
     text_returns: bool = False
     """Whether trainings after it have the same batches, so that what is kept of these is of use."""
 

@@ -10,9 +10,10 @@ from shapes import SHAPES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from adept_ray.config.choices import Tunes
 from adept_ray.config.errors import UserError
 from adept_ray.config.machine import Machine
-from adept_ray.config.specs import RunSpec, TrainingSpec, Tunes
+from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
 from adept_ray.method.fit import PLAIN, Fit

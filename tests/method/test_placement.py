@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adept_ray.config.choices import Placement
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import Placement, TrainingSpec
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.method.expansion import select_layers
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import check_placement, count_ranks_needed, place_layers, resolve_layers

@@ -113,7 +113,7 @@ def test_types_gradients_and_batches_are_told_apart(monkeypatch):
     passed(tuning, named(ids))
     with torch.inference_mode():
         next_token_nats(tuning.model, named(ids))
-        with tuning.use_exported_dtype():
+        with tuning.use_exported_weights():
             next_token_nats(tuning.model, named(ids))
     for other in (ids[:2], ids.reshape(2, -1), ids.flip(0)):
         passed(tuning, named(other))

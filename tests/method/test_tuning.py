@@ -8,7 +8,8 @@ import torch
 from common import logits, random_ids, shake, tiny_model
 from transformers import AutoModelForCausalLM
 
-from adept_ray.config.specs import TrainingSpec, Tunes
+from adept_ray.config.choices import Tunes
+from adept_ray.config.specs import TrainingSpec
 from adept_ray.method import lora
 from adept_ray.method.anatomy import layer_parameters, sublayer_of, trainable_parameters, unit_of
 from adept_ray.method.expansion import export
@@ -76,9 +77,9 @@ def test_trained_norms_hand_on_fewer_bits(family, tunes):
     shake(tuning.parameters.values(), 0.1)
     kinds, nats = outputs_of_norms(model)
     assert kinds == {torch.bfloat16}
-    with tuning._round_values(torch.bfloat16):
+    with tuning._hold_values(1.0, torch.bfloat16):
         rounded = next_token_nats(model, BATCH)[0]
-    with tuning.use_exported_dtype():
+    with tuning.use_exported_weights():
         assert torch.equal(next_token_nats(model, BATCH)[0], rounded)  # as ranks with pieces measure it
     for norm in list_trained_norms(model):
         norm._forward_hooks.clear()
@@ -108,7 +109,7 @@ def test_what_is_measured_has_the_type_that_is_exported(tunes):
         with torch.no_grad():
             state = {name: p.to(torch.bfloat16) for name, p in model.named_parameters()}
         backbone.load_state_dict(state, strict=False)
-    with tuning.use_exported_dtype(), torch.no_grad():
+    with tuning.use_exported_weights(), torch.no_grad():
         assert {p.dtype for p in tuning.parameters.values()} == {torch.bfloat16}
         assert torch.equal(next_token_nats(model, BATCH)[0], next_token_nats(backbone, BATCH)[0])
     assert all(torch.equal(p, masters[name]) for name, p in tuning.parameters.items())

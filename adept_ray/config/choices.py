@@ -1,0 +1,45 @@
+"""The values that settings may have, where these are words, or words among other things."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from adept_ray.config.validation import read_number
+
+Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
+Granularity = Literal["tensor", "block"]
+Sign = Literal["protect", "reverse"]
+Placement = Literal["guided", "stratified", "receptive", "uniform", "deepest", "random"]
+Tunes = Literal["copies", "originals", "all", "lora", "tasl"]
+Text = Literal["domain", "general"]
+Chat = Literal["plain", "template"]
+ProbeKind = Literal["exhaustive", "raced"]
+Measure = Literal["tasks", "bpb"]
+
+
+def split_at_commas(names: str | Iterable[object]) -> list[str]:
+    """Names given as one text with commas, or as several, or both."""
+    several = [names] if isinstance(names, str) else names
+    parts = (part.strip() for name in several for part in str(name).split(","))
+    return [os.path.expanduser(part) for part in parts if part]
+
+
+def read_dial(value: object) -> object:
+    """A dial as it is given: a word, or a number as text. Raises ValueError for what is neither."""
+    if value is False:  # what YAML makes of off
+        return "off"
+    if value in ("auto", "off"):
+        return value
+    number = read_number(str(value))
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"a dial is a number from 0 to 1, auto or off, not {value!r}")
+    return number
+
+
+Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
+Dial = Annotated[float | Literal["auto", "off"], BeforeValidator(read_dial)]
+"""How far trained models are turned from their backbone (see :mod:`adept_ray.method.dial`)."""
