@@ -17,7 +17,7 @@ from adept_ray.run.record import record_best, show_choice
 from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources
-from adept_ray.run.training import build_work, plan_fit, test_and_export, turn_work
+from adept_ray.run.training import build_work, plan_fit, test_and_export
 from adept_ray.search.trials import resolve_training, write_trials
 
 
@@ -48,8 +48,7 @@ def pick_trial(args: PickRun) -> str:
         replay = training.general_share
         needs = Needs(best["k_max"], searched.tokens_per_trial, replay=replay, fit=fit)
         prepared = prepare(context, sources, needs)
-        work = build_work(session.run, prepared, training, chosen.layers, space.weights)
-        work = turn_work(work, dial)
+        work = build_work(session.run, prepared, training, chosen.layers, space.weights).turn(dial)
         test = test_and_export(context, prepared, work, chosen.checkpoint)
     write_trials(results, trials)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])

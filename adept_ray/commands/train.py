@@ -28,7 +28,6 @@ from adept_ray.run.training import (
     plan_fit,
     run_training,
     test_and_export,
-    turn_work,
 )
 from adept_ray.search.trials import read_curve, write_curves
 from adept_ray.storage.records import BestRecord
@@ -58,8 +57,7 @@ def train_model(args: TrainRun) -> str:
             work = build_work(run, prepared, training, best["layers"], weights)
             work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
             last = run_training(context, prepared, work)
-            work = turn_work(work, last["dial"])
-            test = test_and_export(context, prepared, work, last["saved"])
+            test = test_and_export(context, prepared, work.turn(last["dial"]), last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
         record_run(session, sources, prepared, training, work=work)

@@ -36,7 +36,7 @@ def read_dial(value: object) -> object:
         return value
     number = read_number(str(value))
     if number is None or not 0 <= number <= 1:
-        raise ValueError(f"a dial is a number from 0 to 1, auto or off, not {value!r}")
+        raise ValueError(f"a dial must be a number from 0 to 1, auto or off, not {value!r}")
     return number
 
 

@@ -21,11 +21,12 @@ from adept_ray.engine.client import BoardClient, run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, Metrics
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
+from adept_ray.method.scores import SIDES
 from adept_ray.rivals.methods import Entrant
 from adept_ray.rivals.table import ComparedTraining, Phase
 from adept_ray.storage.files import delete_folder
 from adept_ray.training.scoring import score_model
-from adept_ray.training.work import DialText, TrainWork
+from adept_ray.training.work import DialText, TrainWork, dial_key
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -76,8 +77,6 @@ class ComparisonField:
     """Phase → side → the blocks that its losses are of."""
     items: Mapping[Phase, Mapping[str, TaskItems]]
     """Phase → side → items of its tasks, if it has any."""
-    dial_text: Mapping[Phase, DialText]
-    """Phase → by what its dials are found, where that isn't what its trainings are judged by."""
     storage: str
     fit_to_layers: Callable[[TrainWork], TrainWork]
     """Makes a training that fits on the lowest layers fit on its own (see :mod:`adept_ray.search.setup`)."""
@@ -93,7 +92,8 @@ class ComparisonField:
         layers = resolve_layers(self.importance, spec, seed) if spec.k else ()
         work = replace(self.work, training=spec, layers=layers, seed=seed, fit=entrant.fit)
         work = replace(work, before=self.before[phase], items=self.items[phase])
-        work = replace(work, dial_text=self.dial_text.get(phase))
+        if phase == "test":  # the dial is found where the rates are
+            work = replace(work, dial_text=DialText(self.before["rate"], self.items["rate"]))
         work = self.fit_to_layers(work)
         row = replace(row, layers=" ".join(map(str, layers)))
         try:
@@ -114,6 +114,11 @@ class ComparisonField:
         before = self.before[phase]
         metrics = score_model(before, before, self.judged[phase], self.work.by_tasks, self.work.weights)
         return {each.name: metrics[each.name] for each in fields(ComparedTraining) if each.name in metrics}
+
+
+def name_dial_blocks(validation: Mapping[str, Blocks]) -> dict[str, Blocks]:
+    """The validation blocks of both sides by the names under which a training finds its dial."""
+    return {dial_key(side): validation[side] for side in SIDES}
 
 
 def trains_anything(spec: TrainingSpec) -> bool:

@@ -16,6 +16,7 @@ from adept_ray.rivals.comparison import (
     ComparisonField,
     compare_entrants,
     count_trainings,
+    name_dial_blocks,
     trains_anything,
 )
 from adept_ray.rivals.methods import Entrant
@@ -25,7 +26,6 @@ from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Needs, Sources, name_parts
 from adept_ray.run.stage_one import describe_probe, store_blocks
 from adept_ray.run.training import build_work, plan_fit
-from adept_ray.training.work import DialText, dial_key
 
 
 def list_needs(run: CompareRun, rivals: Sequence[Entrant], sources: Sources) -> Needs:
@@ -66,20 +66,18 @@ def build_field(context: Context[CompareRun], prepared: Prepared) -> ComparisonF
     with context.show_jobs("untouched", "the untouched backbone on the test splits", "untouched"):
         measured = run_job(context.board, Job("untouched", "probe", work, store_blocks(tests)))
     answers = {tasks_key(side): right for side, right in measured["correct"].items()}
-    dialled = {dial_key(side): prepared.blocks[side] for side in SIDES}
     judged = {"rate": {side: prepared.blocks[side] for side in SIDES}, "test": tests}
     return ComparisonField(
         board=context.board,
         work=replace(build_work(run, prepared, TrainingSpec(), (), ScoreWeights()), fit=PLAIN),
         importance=prepared.layer_importance,
         references=[
-            store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"] | dialled))
+            store_blocks(split_blocks(run, prepared, number, judged["test" if number else "rate"]))
             for number in range(run.seeds + 1)
         ],
         before={"rate": prepared.before, "test": measured["nats"] | answers},
         judged=judged,
         items=items,
-        dial_text={"test": DialText(prepared.before, items["rate"])},
         storage=f"{context.results.ray}/trainings",
         fit_to_layers=context.fit_to_layers,
     )
@@ -93,7 +91,7 @@ def split_blocks(
     If there are too few, every seed trains on all of them in an order of its own. A training goes through its
     blocks as often as it is long.
     """
-    blocks = {**prepared.blocks, **judged}
+    blocks = {**prepared.blocks, **judged, **name_dial_blocks(prepared.blocks)}
     needed = run.tokens // run.passes * (run.seeds + 1)
     for name, share in (part for side in name_parts(run).values() for part in side.items()):
         if blocks[name].has_pieces(run.seeds + 1, needed * share):

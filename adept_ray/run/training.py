@@ -9,7 +9,6 @@ from typing import cast
 
 from adept_ray.config.errors import UserError, find_cause, first_line
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
-from adept_ray.config.validation import apply_changes
 from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
@@ -46,11 +45,6 @@ def build_work(
         fit=prepared.fit,
         parts=name_parts(run),
     )
-
-
-def turn_work(work: TrainWork, dial: float | str) -> TrainWork:
-    """A training that is over, with the dial at which its model is tested and exported."""
-    return replace(work, training=apply_changes(work.training, {"dial": dial}))
 
 
 def plan_fit(

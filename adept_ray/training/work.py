@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
 from adept_ray.data.loading import Backbone
 from adept_ray.method.activations import LayerSeparation
@@ -154,6 +155,10 @@ class TrainWork:
         """Number of steps done at each report, ascending; the last is the end."""
         reports = min(self.training.reports, self.steps)
         return [round(self.steps * (i + 1) / reports) for i in range(reports)]
+
+    def turn(self, dial: float | str) -> TrainWork:
+        """The work of a training that is over, with the dial at which its model is tested and exported."""
+        return replace(self, training=apply_changes(self.training, {"dial": dial}))
 
     def count_tokens(self, steps: int) -> int:
         """Tokens of so many steps."""

@@ -34,8 +34,8 @@ COMMAND = "json_lines resume more_trials report_only comparison"
         (SearchRun, Mark.REPORT, "json_lines storage name report_only comparison"),
         (SearchRun, Mark.TRIALS, "max_hours concurrent pareto study more_trials"),
         (SearchRun, Mark.PLACE, "cache storage study"),
-        (TrainingSpec, Mark.UNSEARCHED, "tunes layers lora_rank text tokens reports"),
-        (PickRun, Mark.PICK, "general min_gain_per_layer"),
+        (TrainingSpec, Mark.UNSEARCHED, "tunes layers lora_rank text tokens reports dial"),
+        (PickRun, Mark.PICK, "general min_gain_per_layer dial"),
     ],
     ids=str,
 )
@@ -60,7 +60,7 @@ def test_what_follows_from_several_marks():
     assert set(CALL) == call
     assert set(ELSEWHERE) == call | {"storage", "cache", "study"}
     assert set(SIZES) == set(SIZE.split())
-    unsearched = {"tokens", "reports", "tunes", "text", "lora_rank", "layers"}
+    unsearched = {"tokens", "reports", "tunes", "text", "lora_rank", "layers", "dial"}
     assert set(SEARCHABLE) == set(TrainingSpec.model_fields) - unsearched
 
 

@@ -102,7 +102,7 @@ def test_what_is_exported_at_a_dial_is_what_was_measured_there(tunes, dtype):
 
 @pytest.mark.parametrize("tunes", METHODS)
 def test_a_reading_leaves_the_training_as_it_was(tunes):
-    """After a reading, also one that ends in an exception, the weights are the same bits, of the same type."""
+    """After a reading, also one that ends in an exception, the weights are the same bits and of one type."""
     _, tuning = tuned(tunes, dtype=torch.bfloat16)
     before = copy.deepcopy({name: p.detach() for name, p in tuning.parameters.items()})
     with pytest.raises(ArithmeticError), tuning.use_exported_weights(0.3):

@@ -22,20 +22,25 @@ from adept_ray.storage.results import Results
 WRITTEN = """{"trial": "trial-001", "k": 2, "layers": "1 4", "recompute_every": 8, "base_lr": 0.003,
  "placement": "uniform", "offset": 1, "general_bpb": 1.25, "domain_bpb": 0.75, "general_accuracy": null,
  "domain_accuracy": null, "general_delta": -0.5, "domain_delta": 9.5, "score": 4.5, "score_se": 0.25,
- "tokens": 512, "seconds": 1.5, "state": "finished", "saved": "/results/x/ray/trials/trial-001/step-8",
+ "dial": 0.5, "plain_score": 4.0, "tokens": 512, "seconds": 1.5, "state": "finished",
+ "saved": "/results/x/ray/trials/trial-001/step-8",
  "pulls": {"general": [0.1, -0.1], "domain": [0.0, 0.0]},
+ "turned": {"turns": [{"dial": 0.5, "gains": {"general": [-0.15, -0.35], "domain": [5.0, 4.5]}}],
+  "shares": {"general": [0.5, 0.5], "domain": [0.4, 0.6]}},
  "curve": [
-  {"step": 4, "tokens": 256, "general_delta": -0.25, "domain_delta": 5.0, "score": 2.375, "loss": 3.5},
-  {"step": 8, "tokens": 512, "general_delta": -0.5, "domain_delta": 9.5, "score": 4.5, "loss": 3.0}],
+  {"step": 4, "tokens": 256, "general_delta": -0.25, "domain_delta": 5.0, "score": 2.375,
+   "plain_score": 2.375, "dial": 1.0, "loss": 3.5},
+  {"step": 8, "tokens": 512, "general_delta": -0.5, "domain_delta": 9.5, "score": 4.5,
+   "plain_score": 4.0, "dial": 0.5, "loss": 3.0}],
  "error": null}"""
 UNTOUCHED = """{"trial": "untouched", "k": 0, "layers": "", "general_bpb": 1.0, "domain_bpb": 1.0,
  "general_accuracy": null, "domain_accuracy": null, "general_delta": 0.0, "domain_delta": 0.0, "score": 0.0,
- "score_se": 0.0, "tokens": 0, "seconds": 0.0, "state": "untouched", "saved": null,
- "pulls": {"general": [0.0, 0.0], "domain": [0.0, 0.0]}, "curve": []}"""
+ "score_se": 0.0, "dial": null, "plain_score": null, "tokens": 0, "seconds": 0.0, "state": "untouched",
+ "saved": null, "pulls": {"general": [0.0, 0.0], "domain": [0.0, 0.0]}, "turned": null, "curve": []}"""
 TABLE = """trial,k,layers,recompute_every,base_lr,placement,offset,general_bpb,domain_bpb,general_delta,\
-domain_delta,score,score_se,tokens,seconds,state
-untouched,0,,,,,,1.0,1.0,0.0,0.0,0.0,0.0,0,0.0,untouched
-trial-001,2,1 4,8,0.003,uniform,1,1.25,0.75,-0.5,9.5,4.5,0.25,512,1.5,finished
+domain_delta,score,score_se,dial,plain_score,tokens,seconds,state
+untouched,0,,,,,,1.0,1.0,0.0,0.0,0.0,0.0,,,0,0.0,untouched
+trial-001,2,1 4,8,0.003,uniform,1,1.25,0.75,-0.5,9.5,4.5,0.25,0.5,4.0,512,1.5,finished
 """
 
 
@@ -52,7 +57,16 @@ def test_a_row_is_read_with_its_types():
     assert (trial.name, trial.k, trial.layers, trial.score) == ("trial-001", 2, (1, 4), 4.5)
     setting = {"recompute_every": 8, "base_lr": 0.003, "placement": "uniform", "offset": 1}
     assert trial.setting == setting and trial.config == {"k": 2, **setting}
-    last = Reading(step=8, tokens=512, general_delta=-0.5, domain_delta=9.5, score=4.5, loss=3.0)
+    last = Reading(
+        step=8,
+        tokens=512,
+        general_delta=-0.5,
+        domain_delta=9.5,
+        score=4.5,
+        plain_score=4.0,
+        dial=0.5,
+        loss=3.0,
+    )
     assert trial.curve[-1] == last and trial.is_comparable and trial.error is None
 
 
