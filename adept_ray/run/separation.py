@@ -35,7 +35,7 @@ def tune_originals(context: Context[RunSpec], prepared: Prepared, work: TrainWor
     job = Job("without", "train", work, store_blocks(prepared.blocks), context.results.ray)
     with context.show_jobs("train", f"tuning without expansion, {work.steps} steps", "without"):
         last = run_job(context.board, job)
-    test_and_export(context, prepared, work, last["saved"])
+    test_and_export(context, prepared, work.turn(last["dial"]), last["saved"])
 
 
 def measure_separations(
