@@ -18,12 +18,10 @@ os.environ.update(
 )
 
 import pytest
-import torch
 from forking import patch_ray, start_stem
 from hub_stand_in import serve_hub
 from hypothesis import settings
 
-torch.set_num_threads(1)
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("adept_ray", deadline=None)
 settings.load_profile("adept_ray")
@@ -35,7 +33,13 @@ RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first: else the other processes have nothing left to do beside it."""
+    """What takes longest first: else the other processes have nothing left to do beside it.
+
+    The process that only hands out tests isn't here, and needn't import torch.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     for item in items:
         if item.path.stem in {COMMANDS, *HEAVY, *RAY}:
             item.add_marker(pytest.mark.slow)

@@ -4,8 +4,11 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -47,21 +50,49 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imported(source: str) -> set[str]:
-    """Dotted names of everything a file imports, inside functions too, and `ray.x` read as an attribute."""
+class Code(NamedTuple):
+    """What the tests below ask of a file."""
+
+    imports: frozenset[str]
+    """Dotted names of everything it imports, inside functions too, and `ray.x` read as an attribute."""
+    functions: tuple[tuple[str, int, int], ...]
+    """Name, lines and arguments of each."""
+    names: Counter[str]
+
+
+def read_code(source: str) -> Code:
+    """Look at every node of a file once."""
     names: set[str] = set()
+    functions, used = [], Counter[str]()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Name):
+            used[node.id] += 1
+        elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports name the whole path"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ray":
             names.add(f"ray.{node.attr}")
-    return names
+        elif isinstance(node, FUNCTIONS):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([each for each in given if each.arg not in ("self", "cls")])
+            functions.append((node.name, node.end_lineno - node.lineno, count))
+    return Code(frozenset(names), tuple(functions), used)
 
 
-def own_modules(names: set[str]) -> set[str]:
+@cache
+def code_of(module: str) -> Code:
+    """A file is read when a test first asks for it, and once."""
+    return read_code(MODULES[module].read_text(encoding="utf-8"))
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this package that one of them imports."""
+    return own_modules(code_of(module).imports)
+
+
+def own_modules(names: Iterable[str]) -> set[str]:
     """The modules of this package among imported names."""
     found = set()
     for name in names:
@@ -76,17 +107,6 @@ def folder_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def functions_of(path: Path) -> list[ast.FunctionDef]:
-    return [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, FUNCTIONS)
-    ]
-
-
-IMPORTS = {
-    module: own_modules(imported(path.read_text(encoding="utf-8"))) for module, path in MODULES.items()
-}
-
-
 def test_every_folder_has_its_place():
     """A new folder must be given its place in the order; the package itself holds no code of its own."""
     assert {folder_of(module) for module in MODULES} - {""} == set(FOLDERS)
@@ -97,14 +117,14 @@ def test_every_folder_has_its_place():
 def test_imports_go_up(module):
     """A module imports only its own folder and folders that come before it."""
     allowed = set(FOLDERS[: FOLDERS.index(folder_of(module)) + 1])
-    assert {folder_of(name) for name in IMPORTS[module]} <= allowed
+    assert {folder_of(name) for name in imports_of(module)} <= allowed
 
 
 def test_no_folder_has_a_circle():
     """The modules of each folder can be read one after the other."""
     for folder in FOLDERS:
         own = {
-            m: {i for i in IMPORTS[m] if folder_of(i) == folder} for m in MODULES if folder_of(m) == folder
+            m: {i for i in imports_of(m) if folder_of(i) == folder} for m in MODULES if folder_of(m) == folder
         }
         assert list(TopologicalSorter(own).static_order())  # raises CycleError
 
@@ -112,7 +132,7 @@ def test_no_folder_has_a_circle():
 @pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
 def test_libraries_stay_in_their_rooms(module):
     """The method never imports ray, a page never imports torch; Tune, Optuna and Ray Train have homes."""
-    for name in imported(MODULES[module].read_text(encoding="utf-8")):
+    for name in code_of(module).imports:
         libraries = [library for library in HOMES if f"{name}.".startswith(f"{library}.")]
         if libraries:
             assert folder_of(module) in HOMES[max(libraries, key=len)], f"{module} imports {name}"
@@ -130,23 +150,15 @@ def test_nothing_is_too_large(path):
     """A file, a function, its arguments, a module's imports: each as much as a person can keep in mind."""
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES
-    for function in functions_of(path):
-        given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-        count = len([each for each in given if each.arg not in ("self", "cls")])
-        assert function.end_lineno - function.lineno < MOST_FUNCTION_LINES, function.name
-        assert count <= MOST_ARGUMENTS, f"{function.name} takes {count} arguments"
-    assert len(IMPORTS[name_of(path)]) <= MOST_IMPORTS
+    for name, lines, arguments in code_of(name_of(path)).functions:
+        assert lines < MOST_FUNCTION_LINES, name
+        assert arguments <= MOST_ARGUMENTS, f"{name} takes {arguments} arguments"
+    assert len(imports_of(name_of(path))) <= MOST_IMPORTS
 
 
 def test_any_is_for_what_really_may_be_anything():
     """`Any` is written no more often than this in all of the package."""
-    names = Counter(
-        node.id
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Name)
-    )
-    assert names["Any"] <= MOST_ANY
+    assert sum(code_of(module).names["Any"] for module in MODULES) <= MOST_ANY
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -161,6 +173,6 @@ def f():
     from ray import tune
     ray.data.read_text("x")
 """
-    names = imported(source)
+    names = read_code(source).imports
     assert own_modules(names) == {"engine.cluster", "search.tune", "training.stage2", "report"}
     assert {"optuna", "ray", "ray.tune", "ray.data"} <= names

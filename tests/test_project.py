@@ -75,11 +75,9 @@ def test_files_are_utf_8_whatever_the_locale_is():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
+            if node.func.attr not in ("read_text", "write_text"):
+                continue
             text = ast.unparse(node)
-            if (
-                node.func.attr in ("read_text", "write_text")
-                and "encoding" not in text
-                and "proc" not in text
-            ):
+            if "encoding" not in text and "proc" not in text:
                 silent.append(f"{path.name}: {text}")
     assert silent == ["memory.py: (task / 'children').read_text()", "memory.py: (root / file).read_text()"]

@@ -1,8 +1,8 @@
 """What a training will take, before any weight is loaded: parameters, memory by part, operations per token.
 
 Nothing here is a formula for an architecture. The model itself is built of tensors without data, made ready
-as the training will make it, and run once. Autograd then says what it keeps for the gradient, and torch
-counts the operations.
+as the training will make it, and run once, of layers that are alike one. Autograd then says what it keeps for
+the gradient, and torch counts the operations.
 """
 
 from __future__ import annotations
@@ -197,13 +197,14 @@ class InferenceCost:
 def measure_inference(skeleton: PreTrainedModel, added: Sequence[int], seq_len: int) -> InferenceCost:
     """What a model takes to run, with the layers `added` and without; its `skeleton` is used up."""
     model = make_traceable(skeleton).requires_grad_(False)
-    parameters, flops = count_scalars(model.parameters()), trace_pass(model, seq_len).forward
-    layers = layers_of(model)
-    for layer in sorted(added, reverse=True):
-        del layers[layer]
-    model.config.num_hidden_layers = len(layers)
-    less = parameters - count_scalars(model.parameters())
-    return InferenceCost(parameters, less, flops / seq_len, trace_pass(model, seq_len).forward / seq_len)
+    found, layers = trace_pass(model, seq_len), layers_of(model)
+    less = sum(found.layers[layer] for layer in added)
+    return InferenceCost(
+        parameters=count_scalars(model.parameters()),
+        added=sum(count_scalars(layers[layer].parameters()) for layer in added),
+        flops=found.forward / seq_len,
+        flops_before=(found.forward - less) / seq_len,
+    )
 
 
 def count_layer_parameters(skeleton: nn.Module) -> tuple[int, list[int]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from adept_ray.method.anatomy import layers_of
+from adept_ray.method.forwards import replace_forward
 from adept_ray.method.loss import next_token_nats
 
 if TYPE_CHECKING:
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 Shape = torch.Size
 PLANNED = "adept_planned"  # name of an attention without masks
 OUTSIDE = -1  # stands for what lies in no layer
+# Types of values that are compared as such.
+PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)
+# Attributes of a module by which its pass doesn't differ: those that any module has, the layer's place in a
+# cache, which there is none of here, and what peft was called with.
+NOT_OWN = {*vars(nn.Module())} - {"training"} | {"forward", "layer_idx", "kwargs"}
 
 
 def make_traceable(skeleton: PreTrainedModel) -> PreTrainedModel:
@@ -53,8 +62,10 @@ class Trace:
 
     kept: dict[int, int]
     """Layer (or OUTSIDE) → bytes kept for the gradient."""
-    streams: dict[int, int]
+    streams: dict[int, int] = field(default_factory=dict)
     """Layer → bytes that enter it."""
+    layers: dict[int, int] = field(default_factory=dict)
+    """Layer → operations of its forward pass."""
     forward: int = 0
     """Operations of the forward pass."""
     both: int = 0
@@ -73,47 +84,115 @@ class Losses(nn.Module):
 
 
 class Recorder:
-    """Hears what one pass of `model` keeps, layer by layer; what lies in `weights` isn't counted."""
+    """Hears what one pass of `model` keeps, layer by layer; what lies in `weights` isn't counted.
 
-    def __init__(self, model: nn.Module, weights: Collection[torch.Tensor]) -> None:
+    A layer that is like one that ran isn't run but hands on what enters it, and counts as that one did. Two
+    are alike if they are of the same modules, shapes and types, the same of them trained, and are given
+    the same, of which the same is kept already: what they keep and compute can't differ then.
+    """
+
+    def __init__(self, model: nn.Module, weights: Collection[torch.Tensor], counter: FlopCounterMode) -> None:
         self._layers = layers_of(model)
-        self.trace = Trace({layer: 0 for layer in range(OUTSIDE, len(self._layers))}, {})
+        self._kinds = [describe_layer(layer) for layer in self._layers]
+        self._counter = counter
+        self.trace = Trace(dict.fromkeys(range(OUTSIDE, len(self._layers)), 0))
         self._weights = {id(tensor) for tensor in weights}
-        self._seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+        # What was met is held, so that no address comes twice.
+        self._kept: dict[int, torch.UntypedStorage] = {}
+        self._inputs: dict[int, object] = {}
         self._at = OUTSIDE
+        self._ran: dict[Hashable, int] = {}  # kind of layer and its inputs → the first such layer
+        self._stand_ins: dict[int, int] = {}  # layer that wasn't run → the one that ran in its place
+        self._slopes = Counter[int]()  # layer that ran → operations of its gradient
 
     def count_kept(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count a tensor that autograd keeps, once, for the layer that runs; returns it."""
         owner = tensor if tensor._base is None else tensor._base
         storage = tensor.untyped_storage()
-        if id(owner) not in self._weights and storage._cdata not in self._seen:
-            self._seen[storage._cdata] = storage
+        if id(owner) not in self._weights and storage._cdata not in self._kept:
+            self._kept[storage._cdata] = storage
             self.trace.kept[self._at] += storage.nbytes()
         return tensor
 
-    def _enter_layer(self, layer: int, stream: torch.Tensor) -> None:
-        self._at = layer
-        self.trace.streams[layer] = stream.numel() * stream.dtype.itemsize
-
-    def _leave_layer(self) -> None:
-        self._at = OUTSIDE
+    def count_flops(self) -> int:
+        """Operations so far, with those of the layers that weren't run."""
+        flops = {layer: self.trace.layers[layer] + self._slopes[layer] for layer in self._ran.values()}
+        return self._counter.get_total_flops() + sum(flops[layer] for layer in self._stand_ins.values())
 
     @contextmanager
     def follow_layers(self) -> Iterator[None]:
-        """Within this the recorder knows which layer runs."""
-        hooks = []
-        for number, layer in enumerate(self._layers):
-            hooks += [
-                layer.register_forward_pre_hook(
-                    lambda _, args, number=number: self._enter_layer(number, args[0])
-                ),
-                layer.register_forward_hook(lambda *_: self._leave_layer()),
-            ]
-        try:
+        """Within this the recorder knows which layer runs, and runs one of those that are alike."""
+        with ExitStack() as stack:
+            for number, layer in enumerate(self._layers):
+                forward = partial(self._run_layer, number, layer.forward)
+                stack.enter_context(replace_forward(layer, forward))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def _run_layer(
+        self,
+        layer: int,
+        forward: Callable[..., object],
+        stream: torch.Tensor,
+        *args: object,
+        **settings: object,
+    ) -> object:
+        """What a layer makes of a `stream`; the stream itself where a layer like this one ran."""
+        self.trace.streams[layer] = stream.numel() * stream.dtype.itemsize
+        entered = self._describe_stream(stream)
+        given = [self._describe_input(each) for each in tree_leaves((args, settings))]
+        kind = (self._kinds[layer], entered, *settings, *given)
+        if kind in self._ran:
+            like = self._stand_ins[layer] = self._ran[kind]
+            for found in (self.trace.kept, self.trace.layers):
+                found[layer] = found[like]
+            return stream
+        before, self._at = self._counter.get_total_flops(), layer
+        left = forward(stream, *args, **settings)
+        self.trace.layers[layer], self._at = self._counter.get_total_flops() - before, OUTSIDE
+        if isinstance(left, torch.Tensor) and self._describe_stream(left) == entered:
+            self._ran[kind] = layer
+            if left.requires_grad:  # autograd goes back in the order of the pass
+                left.register_hook(lambda _: self._slopes.subtract({layer: self._counter.get_total_flops()}))
+                stream.register_hook(lambda _: self._slopes.update({layer: self._counter.get_total_flops()}))
+        return left
+
+    def _describe_stream(self, stream: torch.Tensor) -> Hashable:
+        kept = stream.untyped_storage()._cdata in self._kept
+        return stream.shape, stream.stride(), stream.dtype, stream.requires_grad, kept
+
+    def _describe_input(self, value: object) -> Hashable:
+        self._inputs[id(value)] = value
+        if not isinstance(value, torch.Tensor):
+            return describe_value(value)
+        return id(value), value.untyped_storage()._cdata in self._kept
+
+
+def describe_layer(layer: nn.Module) -> Hashable:
+    """What a layer's pass depends on, but for its inputs: two that compare equal do the same.
+
+    A layer that runs code of other libraries than torch, transformers and peft is like no other.
+    """
+    parts: list[Hashable] = []
+    for name, module in layer.named_modules():
+        if not type(module).__module__.startswith(("torch.", "transformers.", "peft.")):
+            return object()
+        own = {key: value for key, value in vars(module).items() if key not in NOT_OWN}
+        hooks = list(module._forward_hooks.values()), list(module._forward_pre_hooks.values())
+        parts.append((name, type(module), describe_value(own), describe_value(hooks)))
+    tensors = (*layer.named_parameters(), *layer.named_buffers())
+    parts += [(name, each.shape, each.dtype, each.requires_grad) for name, each in tensors]
+    return tuple(parts)
+
+
+def describe_value(value: object) -> Hashable:
+    """Equal for equal plain values and collections of such; anything else is equal to itself alone."""
+    if isinstance(value, partial):
+        return describe_value((value.func, value.args, value.keywords))
+    if isinstance(value, Mapping):
+        return tuple((key, describe_value(each)) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(describe_value(each) for each in value)
+    return (type(value), value) if isinstance(value, PLAIN) else id(value)
 
 
 def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
@@ -127,17 +206,17 @@ def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
         name: FakeTensor(mode, tensor.detach(), torch.device("cpu")).requires_grad_(tensor.requires_grad)
         for name, tensor in (*losses.named_parameters(), *losses.named_buffers())
     }
-    recorder = Recorder(model, tensors.values())
-    found, counter = recorder.trace, FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    recorder = Recorder(model, tensors.values(), counter)
     with mode, counter, recorder.follow_layers():
         with torch.autograd.graph.saved_tensors_hooks(recorder.count_kept, lambda tensor: tensor):
             ids = torch.zeros(1, seq_len, dtype=torch.long)
             nats = torch.func.functional_call(losses, tensors, ids)
-        found.forward = counter.get_total_flops()
+        recorder.trace.forward = recorder.count_flops()
         if gradient and nats.requires_grad:
             nats.backward()
-        found.both = counter.get_total_flops()
-    return found
+        recorder.trace.both = recorder.count_flops()
+    return recorder.trace
 
 
 def count_attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:

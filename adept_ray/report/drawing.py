@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,22 @@ def save_figure(figure: Figure, path: Path) -> Path:
     if suffix not in (".png", ".svg"):
         raise UserError(f"{path}: a figure is written as .png or .svg, not '{path.suffix}'")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with apply_style():
-        figure.savefig(path, metadata=NO_METADATA if suffix == ".svg" else None)
+    if suffix == ".svg":
+        path.write_text(format_svg(figure), encoding="utf-8")
+    else:
+        with apply_style():
+            figure.savefig(path)
     return path
+
+
+def format_svg(figure: Figure) -> str:
+    """A figure as an SVG document.
+
+    ``savefig`` would draw it twice: once without a file, to find its bounds, which nothing here asks for.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    with apply_style():
+        FigureCanvasSVG(figure).print_svg(text, metadata=NO_METADATA)
+    return text.getvalue()

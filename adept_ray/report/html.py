@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -11,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from adept_ray.method.scores import is_finite
-from adept_ray.report.drawing import NO_METADATA, apply_style
+from adept_ray.report.drawing import format_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,10 +44,7 @@ def inline_figure(figure: Figure, name: str, label: str, tips: Mapping[str, str]
 
     `tips` has the words for marks, by their ids in the figure; see :func:`add_tips`.
     """
-    text = io.StringIO()
-    with apply_style():
-        figure.savefig(text, format="svg", metadata=NO_METADATA)
-    svg = text.getvalue()
+    svg = format_svg(figure)
     svg = svg[svg.index("<svg") :]
     opening, inner = svg[: svg.index(">")], svg[svg.index(">") + 1 :]
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypedDict, cast
 
@@ -72,24 +72,31 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     """
     args = join_repeated(spec, sys.argv[1:] if args is None else args)
     purpose = (description or "").partition("\n\n")[0]  # tyro would run the examples below it together
-    sizes: Mapping[str, object] = {}
-    if "backbone" in spec.model_fields:
-        words = [word for word in args if word not in ("-h", "--help")]
-        first = vars(tyro.cli(make_flag_class(spec, {}), description=purpose, args=words))
-        preset = PRESETS.get(first["backbone"])
-        # what is resumed has the sizes that it began with
-        if not first.get("resume") and not first.get("more_trials"):
-            sizes = preset.sizes if preset else {}
-            if "search_space" in spec.model_fields:
-                again = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=words))
-                sizes = {**sizes, **load_search_space(again["search_space"]).run}
-    values = vars(tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args))
+    sized = "backbone" in spec.model_fields
+    words = [word for word in args if word not in ("-h", "--help")] if sized else args
+    usual = vars(tyro.cli(make_flag_class(spec, {}), description=purpose, args=words))
     # What was given counts as given; sizes that a preset or a search space brought don't.
-    given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
+    given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=words)}  # type: ignore
+    sizes = find_sizes(usual, given) if sized else {}
+    if words != args:  # the help names the sizes
+        tyro.cli(make_flag_class(spec, sizes), description=purpose, args=args)
+    values = {name: value if name in given else sizes.get(name, value) for name, value in usual.items()}
     given -= {name for name in given if stays_as_searched(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
     checked = validate_spec(spec, known, where="command line")
     return cast("S", spec.model_construct(given, **dict(checked)))
+
+
+def find_sizes(values: Mapping[str, object], given: Collection[str]) -> Mapping[str, object]:
+    """Defaults of flags that the backbone's preset brings, and the search space, if there is one."""
+    if values.get("resume") or values.get("more_trials"):
+        return {}  # what is resumed has the sizes that it began with
+    preset = PRESETS.get(str(values["backbone"]))
+    sizes = preset.sizes if preset else {}
+    if "search_space" not in values:
+        return sizes
+    space = values if "search_space" in given else {**values, **sizes}
+    return {**sizes, **load_search_space(cast("Path", space["search_space"])).run}
 
 
 def join_repeated(spec: type[Spec], words: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import adept_ray
@@ -38,32 +39,46 @@ def find_texts(node):
     return [HOLE]  # made elsewhere
 
 
+@cache
+def list_calls():
+    """Every call in the package that makes an error, with its file."""
+    return [
+        (file, node)
+        for file in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS | {"ValueError"}
+    ]
+
+
+@cache
 def list_sentences():
     """Place in the code → a sentence that is made there, for all that are written where they are raised."""
     found = []
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file, node in list_calls():
         name = file.relative_to(PACKAGE).as_posix()
         kinds = KINDS | ({"ValueError"} if name.startswith(SETTINGS) else set())
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
-                texts = (" ".join(text.split("\n")) for text in find_texts(node.args[0]))
-                found += [(f"{name}:{node.lineno}", text) for text in texts if text.strip("{} :;()-")]
+        if node.func.id in kinds and node.args:
+            texts = (" ".join(text.split("\n")) for text in find_texts(node.args[0]))
+            found += [(f"{name}:{node.lineno}", text) for text in texts if text.strip("{} :;()-")]
     return found
-
-
-SENTENCES = list_sentences()
 
 
 def list_breaches(is_right, but_for=()):
     """Those that a rule doesn't hold for, with their places, without those in files `but_for`."""
-    named = [(place, text) for place, text in SENTENCES if not place.startswith(but_for)]
+    named = [(place, text) for place, text in list_sentences() if not place.startswith(but_for)]
     return [f"{place}: {text}" for place, text in named if not is_right(text)]
 
 
 def test_they_are_found():
     """Those of every kind, and each holds more than what is put into it."""
-    assert len(SENTENCES) > 200
-    assert {place.split("/")[0] for place, _ in SENTENCES} >= {"config", "data", "engine", "method", "run"}
+    assert len(list_sentences()) > 200
+    assert {place.split("/")[0] for place, _ in list_sentences()} >= {
+        "config",
+        "data",
+        "engine",
+        "method",
+        "run",
+    }
 
 
 def test_they_stand_behind_the_word_error():
@@ -96,11 +111,7 @@ def test_no_type_of_python_is_named():
     """That is for those who call the method from Python: users read what kind of value it is."""
     named = [
         f"{file.name}:{node.lineno}"
-        for file in sorted(PACKAGE.rglob("*.py"))
-        if file.parent.name != "method"
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", "") in KINDS
-        and "__name__" in ast.unparse(node)
+        for file, node in list_calls()
+        if file.parent.name != "method" and node.func.id in KINDS and "__name__" in ast.unparse(node)
     ]
     assert not named

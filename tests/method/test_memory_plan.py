@@ -1,12 +1,15 @@
 """What a training will take, said beforehand: checked against real passes and published architectures."""
 
+import copy
 from dataclasses import replace
+from itertools import cycle, product
 from typing import get_args
 
 import pytest
 import torch
 from common import random_ids, tiny_model
 from shapes import SHAPES, config_of
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +18,8 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.machine import Machine
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.data.backbones import PRESETS
-from adept_ray.method.anatomy import FAMILIES, layer_parameters, unit_of
+from adept_ray.method import tracing
+from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of, unit_of
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.memory_plan import (
@@ -125,12 +129,64 @@ def test_what_a_sequence_keeps_when_activations_are_computed_again(tunes):
     assert found.recomputed == pytest.approx(outside + streams + layer, rel=0.15)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_can_be_planned(family):
-    skeleton = build_skeleton(tiny_model(family).config, "bfloat16")
-    found = plan_memory(skeleton, TrainingSpec(k=2), LAYERS, LENGTH)
-    assert found.added == found.trained > 0 and found.kept > found.recomputed > 0 and found.flops > 0
+def plan_counting_runs(config, spec, dtype):
+    """A plan, and how often a layer ran for it."""
+    runs = []
+
+    def note(layer, args, output):
+        runs.append(layer)
+
+    skeleton = build_skeleton(config, dtype)
+    for layer in layers_of(skeleton):
+        layer.mlp.register_forward_hook(note)  # a copy has it as well
+    return plan_memory(skeleton, spec, LAYERS if spec.k else (), LENGTH), len(runs)
+
+
+KINDS = product(get_args(Tunes), ("bfloat16", "float32"))
+
+
+@pytest.mark.parametrize(
+    "family, kind",
+    [
+        pytest.param(family, kind, marks=() if family == "llama" else pytest.mark.slow)
+        for family, kind in zip(sorted(FAMILIES), cycle(KINDS))
+    ],
+)
+def test_layers_that_are_alike_count_as_if_each_had_run(monkeypatch, family, kind):
+    """Every family can be planned, and to the last byte and operation as by a pass through all its layers."""
+    config, (tunes, dtype) = tiny_model(family, layers=6).config, kind
+    found, runs = plan_counting_runs(config, spec_of(tunes), dtype)
+    monkeypatch.setattr(tracing, "describe_layer", lambda layer: object())
+    every, all_runs = plan_counting_runs(config, spec_of(tunes), dtype)
+    assert found == every and runs < all_runs == 2 * (8 if tunes == "copies" else 6)
+    assert found.trained > 0 and found.kept > found.recomputed > 0 and found.flops > 0
+
+
+class OwnLinear(nn.Linear):
+    """Code that came with a model."""
+
+
+def test_layers_are_alike_only_where_nothing_tells_them_apart():
+    """Neither a shape, a type, a setting, a hook nor what is trained; code of others may do anything."""
+    layer = nn.Sequential(nn.Linear(2, 3), nn.Softmax(-1))
+    others = [copy.deepcopy(layer) for _ in range(6)]
+    others[1].half()
+    others[2][0].requires_grad_(False)
+    others[3][1].dim = 1
+    others[4][1].register_forward_hook(print)
+    others[5][0] = nn.Linear(2, 4)
+    described = [tracing.describe_layer(each) for each in others]
+    assert tracing.describe_layer(layer) == described[0] and len({*described}) == 6
+    own = nn.Sequential(OwnLinear(2, 3))
+    assert tracing.describe_layer(own) != tracing.describe_layer(own)
+
+
+def test_what_added_layers_cost_is_what_there_is_more():
+    """An expanded model's operations and parameters, less those of its copies, are the backbone's."""
+    expanded = measure_inference(build_skeleton(tiny_model(layers=4).config), (1, 3), LENGTH)
+    backbone = measure_inference(build_skeleton(tiny_model(layers=2).config), (), LENGTH)
+    assert expanded.flops_before == backbone.flops == backbone.flops_before < expanded.flops
+    assert expanded.parameters - expanded.added == backbone.parameters and backbone.added == 0
 
 
 def test_a_plan_changes_neither_config_nor_random_numbers():

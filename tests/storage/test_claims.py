@@ -25,7 +25,7 @@ storage, room, others = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
 results = Results(storage, "run")
 (room / str(time.monotonic_ns())).touch()
 while len(list(room.iterdir())) < others:
-    pass
+    time.sleep(0.0005)
 try:
     results.open(resume=False)
 except UserError as problem:
