@@ -19,6 +19,17 @@ from adept_ray.data.loading import Backbone
 from adept_ray.data.shards import CorpusIndex, store_index, write_shards
 from adept_ray.storage.checkpoints import Checkpoint
 
+# What FSDP, torch.compile and the first model import late, and the tests themselves.
+PRELOADED = [
+    "adept_ray.training.export",
+    "pytest",
+    "torch._dynamo.backends.debugging",
+    "torch._functorch.aot_autograd",
+    "torch._inductor.compile_fx",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.llama.modeling_llama",
+]
 SIZES = dict(
     vocab_size=128,
     hidden_size=32,
@@ -112,8 +123,15 @@ def run_ranks(function: Any, args: tuple[Any, ...], count: int) -> None:
 
     They are forked from one that has imported what takes long, and computed nothing yet.
     """
-    multiprocessing.set_forkserver_preload(["torch", "transformers", "adept_ray.training.export"])
+    get_fork_context()
     torch.multiprocessing.start_processes(function, args, nprocs=count, start_method="forkserver")
+
+
+def get_fork_context() -> Any:
+    """What starts processes by forking one that has imported what trainings and the compiler's tests do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

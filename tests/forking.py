@@ -6,7 +6,7 @@ process, the stem, imports all of that once and forks itself for each. Ray start
 a fork, hands its own outputs on, lives as long as the fork does, and ends as that ended. A fork whose
 environment differs in what is read by imports isn't made; then the stand-in becomes the real process.
 
-This file imports nothing of ours, and what takes long only where the stem begins.
+This file itself imports nothing of ours, and what takes long only where the stem begins.
 """
 
 import argparse
@@ -33,35 +33,57 @@ from pathlib import Path
 
 PLACE = "ADEPT_RAY_TEST_STEM"  # variable with the path of the stem's socket
 SESSIONS = "sessions"  # folder beside the socket: process id of a fork → session of what asked for it
-# What commands and workers import, but for Ray, whose library reads the environment as it is loaded.
+# What commands, workers and agents import, but for Ray, whose library reads the environment as it is loaded:
+# of ours what does without Ray.
 IMPORTED = (
-    "aiohttp",
+    "adept_ray.engine.crew",
+    "adept_ray.report.comparison_page",
+    "adept_ray.report.search_page",
+    "adept_ray.rivals.comparison",
+    "adept_ray.run.flags",
+    "adept_ray.search.choice",
+    "adept_ray.training.export",
+    "aiohttp.web",
+    "aiohttp_cors",
+    "click",
+    "colorful",
     "datasets",
+    "google.protobuf.field_mask_pb2",
     "google.protobuf.json_format",
+    "grpc.aio",
+    "jsonschema",
     "matplotlib.figure",
+    "msgpack",
+    "opencensus.stats.stats",
+    "opentelemetry.exporter.prometheus",
     "optuna",
     "pandas",
+    "pdb",
     "pyarrow.dataset",
     "pyarrow.parquet",
     "pydantic.dataclasses",
     "pydantic.main",
+    "pydantic.v1",
     "requests",
     "rich.live",
     "rich.panel",
+    "rich.progress",
     "safetensors.torch",
     "sqlalchemy.orm",
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
+    "transformers.convert_slow_tokenizer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "tyro",
+    "tyro._backends._tyro_backend",
 )
 # Variables that these read while they are imported.
 READ_EARLY = ("CUDA", "HF_", "KMP_", "MKL", "OMP_", "OPENBLAS", "PYTHON", "TORCH", "TRANSFORMERS")
 READ_LATE = {"PYTHONBREAKPOINT", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_CACHE_DIR"}  # but not so
 SETUP_WORKER = "setup_worker.py"  # what Ray starts in place of a worker, which becomes it
-FORKED = {"dashboard_agent", "runtime_env_agent"}
+FORKED = {"dashboard", "dashboard_agent", "log_monitor", "monitor", "runtime_env_agent"}
 STEMS: list[subprocess.Popen] = []
 
 
@@ -310,12 +332,20 @@ def patch_ray() -> None:
     from ray._private import ray_constants, services
 
     command = services._build_python_executable_command_memory_profileable
+    start = services.start_ray_process
     ray_constants.SETUP_WORKER_FILENAME = __file__
 
-    def build(component, *args, **named):
+    def build(component, *args, **named):  # of what the raylet starts
         return [*command(component, *args, **named), *([__file__] if component in FORKED else [])]
 
+    def begin(words, kind, *args, **named):  # what is started here
+        if kind in FORKED and __file__ not in words:
+            script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+            words = [*words[:script], __file__, *words[script:]]
+        return start(words, kind, *args, **named)
+
     services._build_python_executable_command_memory_profileable = build
+    services.start_ray_process = begin
 
 
 def start_stem() -> None:

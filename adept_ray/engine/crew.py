@@ -24,6 +24,7 @@ from adept_ray.engine.cluster import list_worker_resources, read_thread_request
 from adept_ray.engine.health import describe_worker_memory
 from adept_ray.engine.job import KERNEL_KILL, is_out_of_memory
 from adept_ray.engine.memory import count_kernel_kills
+from adept_ray.engine.ray_internals import leave_out_datasets
 from adept_ray.engine.worker import CrewSettings, work_from_board
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def build_trainer(settings: CrewSettings, run: RunSpec, storage: str) -> TorchTr
 
     machine = run.machine
     fewest, most = machine.fewest_workers, machine.most_workers  # Ray Train changes the number between these
-    return TorchTrainer(
+    trainer = TorchTrainer(
         work_from_board,
         train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
@@ -119,6 +120,7 @@ def build_trainer(settings: CrewSettings, run: RunSpec, storage: str) -> TorchTr
             callbacks=[build_death_callback(settings.board, settings.crew)],  # type: ignore[list-item]
         ),
     )
+    return leave_out_datasets(trainer)
 
 
 def build_death_callback(board: BoardClient, crew: int) -> UserCallback:

@@ -9,6 +9,8 @@ Read in Ray 2.60.0. Nothing here keeps anything.
   ``ray.autoscaler.v2.sdk`` puts together leaves out what is impossible.
 - Whether a cluster lets this process in: ``ray.init`` is the public way, which tries for half a minute where
   nobody answers, and ends the process where a token is missing.
+- That Ray Train starts no process that hands out shares of datasets: it does so for every worker group, even
+  where there are none.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
     from ray.util.placement_group import PlacementGroup
 
 
@@ -97,3 +100,19 @@ def redirect_native_code(place: TextIO) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def leave_out_datasets(trainer: TorchTrainer) -> TorchTrainer:
+    """`trainer`, whose workers can't ask Ray Train for shares of datasets.
+
+    So each worker group starts with a process less, which would import for seconds.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    build_all = trainer._create_default_callbacks  # type: ignore[attr-defined]
+
+    def build_callbacks() -> list[object]:
+        return [each for each in build_all() if not isinstance(each, DatasetsCallback)]
+
+    trainer._create_default_callbacks = build_callbacks  # type: ignore[attr-defined]
+    return trainer

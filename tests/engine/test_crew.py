@@ -101,6 +101,12 @@ def workers():
     return [a["Pid"] for a in actors if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE"]
 
 
+def test_no_process_shares_out_datasets(board, work):
+    """Workers read blocks from files, so of what Ray Train starts for a worker group that is left out."""
+    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    assert "SynchronizationActor" in started and "DatasetManager" not in started
+
+
 def test_a_diverged_training_says_why_and_the_workers_stay(board, work, tmp_path):
     """It fails on all workers alike, so none of them has to start anew for the next job."""
     before = workers()

@@ -31,13 +31,15 @@ from adept_ray.training.stage2 import train
 from adept_ray.training.state import WEIGHTS
 from adept_ray.training.work import ProbeWork, TrainWork
 
-SEQ_LEN, STEPS, REPORTS = 16, 400, 4
-EVERY = STEPS // REPORTS  # steps between two reports
+SEQ_LEN, REPORTS = 16, 4
+STEPS, SHORT = 400, 100  # of a training into which something happens, and of one that waits for that
+EVERY, EVERY_SHORT = STEPS // REPORTS, SHORT // REPORTS  # steps between two reports
 # What Ray's processes of the test read: a notice is looked for often, and what can't start isn't waited for.
 HASTE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 STORE = 100 * 2**20  # bytes of a node's object store
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}  # a lost node is noticed
 HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": SOON}
+HEAD |= {"include_log_monitor": False, "no_monitor": True}  # nobody reads along, and nodes are the test's own
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -52,7 +54,7 @@ BLOCKS["train"] = blocks(16, 9)
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A training of many short steps of four blocks."""
+    """A training of many small steps of four blocks."""
     backbone = local_backbone(save_tiny_backbone(tmp_path_factory.mktemp("backbone"), layers=3))
     asked = ProbeWork(backbone, 4, held_out=("general", "domain"))
     measured = run_probe(asked, BLOCKS, torch.device("cpu"))
@@ -91,6 +93,18 @@ def alone(work):
 
 
 @pytest.fixture(scope="module")
+def short(work):
+    """The same of fewer steps."""
+    tokens = SHORT * work.training.tokens_per_step
+    return replace(work, training=work.training.model_copy(update={"tokens": tokens}))
+
+
+@pytest.fixture(scope="module")
+def short_alone(short):
+    return undisturbed(short)
+
+
+@pytest.fixture(scope="module")
 def cluster():
     """A head without CPUs, and no node yet, so that a test says where its workers can be."""
     with pytest.MonkeyPatch.context() as patch:
@@ -106,10 +120,15 @@ def cluster():
 
 
 def nodes(cluster, *cpus):
-    """Make the cluster's nodes these."""
-    for node in list(cluster.worker_nodes):
+    """Make the cluster's nodes these; those that are there stay, as far as they are among them."""
+    there, made = list(cluster.worker_nodes), []
+    for number in cpus:
+        fitting = [node for node in there if node.get_resource_and_label_spec().num_cpus == number]
+        if fitting:
+            there.remove(fitting[0])
+        made.append(fitting[0] if fitting else cluster.add_node(num_cpus=number, object_store_memory=STORE))
+    for node in there:
         cluster.remove_node(node)
-    made = [cluster.add_node(num_cpus=number, object_store_memory=STORE) for number in cpus]
     look()
     return made
 
@@ -147,7 +166,7 @@ def same_weights(metrics, alone):
     return all(torch.equal(found[name], alone["weights"][name]) for name in alone["weights"])
 
 
-def test_a_node_is_lost_while_two_trials_run(cluster, work, alone, tmp_path):
+def test_a_node_is_lost_while_two_trials_run(cluster, short, short_alone, tmp_path):
     """SIGKILL of a node's processes: the trial on it goes on elsewhere, the other one where it is.
 
     Both wait for the verdict on their first report until the node is lost.
@@ -157,7 +176,7 @@ def test_a_node_is_lost_while_two_trials_run(cluster, work, alone, tmp_path):
 
     def follow(board, name):
         found[name] = []
-        job = Job(name, "train", work, ray.put(BLOCKS), str(tmp_path), judged=True)
+        job = Job(name, "train", short, ray.put(BLOCKS), str(tmp_path), judged=True)
         for metrics in follow_job(board, job):
             found[name].append(metrics)
 
@@ -178,7 +197,7 @@ def test_a_node_is_lost_while_two_trials_run(cluster, work, alone, tmp_path):
             thread.join()
     said = {name: [metrics["report"] for metrics in each] for name, each in found.items()}
     assert sorted(map(len, said.values())) == [REPORTS, REPORTS + 1]  # who goes on says its last report again
-    assert all(same_weights(each[-1], alone) for each in found.values())
+    assert all(same_weights(each[-1], short_alone) for each in found.values())
     nothing_reserved()
 
 
@@ -208,6 +227,7 @@ def test_a_notice_is_answered_by_a_checkpoint(cluster, work, alone, tmp_path):
     for name in ("general_bpb", "domain_bpb", "loss"):
         assert metrics[name] == pytest.approx(alone[name], rel=1e-4)
     nothing_reserved()
+    cluster.remove_node(next(node for node in small if node.node_id == going))
 
 
 def drain(cluster, node):
@@ -219,7 +239,7 @@ def drain(cluster, node):
     assert accepted, why
 
 
-def test_workers_may_become_fewer_and_more(cluster, work, alone, tmp_path):
+def test_workers_may_become_fewer_and_more(cluster, short, short_alone, tmp_path):
     """Two workers lose a node: one goes on, until there is room for another one; the losses stay the same.
 
     Each waits for the verdict on the first report, and says it again when it goes on. The model is shared
@@ -228,7 +248,7 @@ def test_workers_may_become_fewer_and_more(cluster, work, alone, tmp_path):
     made = nodes(cluster, 1, 1)
     lines, widths = [], []
     wide = RunSpec(name="elastic", workers=2, min_workers=1)
-    elastic = replace(work, fit=Fit(sharded=True))
+    elastic = replace(short, fit=Fit(sharded=True))
     with start_crews(wide, str(tmp_path), lines.append) as board:
         job = Job("elastic", "train", elastic, ray.put(BLOCKS), str(tmp_path), judged=True)
         for metrics in follow_job(board, job):
@@ -248,7 +268,7 @@ def test_workers_may_become_fewer_and_more(cluster, work, alone, tmp_path):
     changes = [line for line in lines if "goes on with" in line]
     assert changes == [f"elastic goes on with {width} of 2 workers" for width in (1, 2)]
     for name in ("general_bpb", "domain_bpb", "loss"):
-        assert found[name] == pytest.approx(alone[name], rel=1e-4)
+        assert found[name] == pytest.approx(short_alone[name], rel=1e-4)
     nothing_reserved()
 
 
@@ -279,12 +299,12 @@ def kill_at(board, name, step):
     os.kill(worker["Pid"], signal.SIGKILL)
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, work, small):
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(lone, short, small):
     """The second checkpoint doesn't fit beside the first: that one stays whole, and the workers go on."""
     place = f"{small}/full"
     with pytest.raises(UserError, match=f"no space left for a checkpoint of full under {small} ") as told:
-        run_job(lone, Job("full", "train", work, ray.put(BLOCKS), str(small)))
+        run_job(lone, Job("full", "train", short, ray.put(BLOCKS), str(small)))
     assert str(told.value).endswith(": make room")  # the command adds how it goes on
-    assert find_last_checkpoint(place) == EVERY and os.listdir(place) == [f"step-{EVERY}"]
-    after = run_job(lone, Job("after", "probe", ProbeWork(work.backbone, 4), ray.put(BLOCKS)))
-    assert after["importance"]["units"] == pytest.approx(work.units)
+    assert find_last_checkpoint(place) == EVERY_SHORT and os.listdir(place) == [f"step-{EVERY_SHORT}"]
+    after = run_job(lone, Job("after", "probe", ProbeWork(short.backbone, 4), ray.put(BLOCKS)))
+    assert after["importance"]["units"] == pytest.approx(short.units)

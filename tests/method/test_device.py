@@ -5,13 +5,12 @@ must be the CPU's, but no operation takes tensors of two devices, except for cop
 """
 
 import functools
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from common import local_backbone, one_document_each, save_tiny_backbone, write_files
+from common import get_fork_context, local_backbone, one_document_each, save_tiny_backbone, write_files
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -103,7 +102,7 @@ def set_up():
 @pytest.fixture(scope="module")
 def apart():
     """Calls a function in a process that has the device: torch takes no new one once gradients were taken."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), set_up) as process:
+    with ProcessPoolExecutor(1, get_fork_context(), set_up) as process:
         yield lambda function, *args: process.submit(function, *args).result()
 
 
