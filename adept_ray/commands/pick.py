@@ -50,7 +50,7 @@ def pick_trial(args: PickRun) -> str:
         prepared = prepare(context, sources, needs)
         work = build_work(session.run, prepared, training, chosen.layers, space.weights).turn(dial)
         test = test_and_export(context, prepared, work, chosen.checkpoint)
-    write_trials(results, trials)
+    write_trials(results, trials, space.weights)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     picked = args.list_picked()
     results.write_json("run.json", results.read_record() | {"pick": picked})

@@ -76,7 +76,7 @@ def test_the_curves_are_those_of_the_table(tmp_path):
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
     for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
-        write_trials(results, rescore([trial], weights))
+        write_trials(results, rescore([trial], weights), weights)
         readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
         (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
         assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]
