@@ -313,15 +313,18 @@ def weigh_deltas(measured: Trial | Reading, weights: ScoreWeights) -> float:
 
 
 def find_candidates(trials: Sequence[Trial], weights: ScoreWeights, front: bool) -> set[str]:
-    """The trials that may still be chosen: the best of each k, and with `front` those on the front.
+    """The trials that may still be chosen: the best of each k, and with `front` those on the front of each k.
 
-    The checkpoints of all others can go: more trials never make them the best of their k.
+    By other weights, with the dials that these like, the best of a k is on its front. The checkpoints of all
+    others can go: more trials never make them the best of their k.
     """
     try:
         names = {trial.name for trial in find_best_of_each_k(trials).values()}
     except UserError:  # none is finished yet
         return set()
-    return names | (set(find_front(trials, weights)) if front else set())
+    for k in {trial.k for trial in trials} if front else ():
+        names.update(find_front([trial for trial in trials if trial.k == k], weights))
+    return names
 
 
 def format_choice(choice: Choice) -> str:
