@@ -275,6 +275,10 @@ def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
     choice = choose_dial(trial.turned, weights) if dialled else NOT_DIALLED
     (general, domain), pulls = cross_fit(trial.turned, choice.by_fold)
     plain = next(turn for turn in trial.turned.turns if turn.dial == TRAINED)
+    ends = [
+        replace(reading, general_delta=general, domain_delta=domain, dial=choice.dial)
+        for reading in trial.curve[-1:]  # turns are those of its end
+    ]
     return replace(
         trial,
         general_delta=general,
@@ -282,6 +286,7 @@ def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
         pulls=pulls,
         dial=choice.dial,
         plain_score=plain.weigh(weights),
+        curve=(*trial.curve[:-1], *ends),
     )
 
 

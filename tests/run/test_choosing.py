@@ -79,7 +79,10 @@ def test_other_weights_pick_a_trial_at_the_dial_that_they_like(tmp_path):
             {"dial": dial, "gains": {"general": [general / 4] * 4, "domain": [domain / 4] * 4}}
             for dial, (general, domain) in by_dial.items()
         ]
+        plain = dict(zip(("plain_general_delta", "plain_domain_delta"), by_dial[1.0], strict=True))
+        ends = [{"step": step, "tokens": 64 * step, "score": 0.0, "dial": 1.0, **plain} for step in (4, 8)]
         metrics = {"score": 0.0, "score_se": 0.1, "tokens": 512, "turned": {"turns": turns, "shares": even}}
+        metrics |= {"curve": ends}
         trials.append(describe_trial(name, {"k": 2}, metrics, "finished", (2, 4)))
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
@@ -98,6 +101,8 @@ def test_other_weights_pick_a_trial_at_the_dial_that_they_like(tmp_path):
         choice, chosen = choose_trial(run, asked, again, find_kept_weights(again, results))
         found[general, dialled] = chosen.name, chosen.dial, round(choice.score, 6), chosen.plain_score
         write_trials(results, again, weights)
+        end = {name: vars(chosen.curve[-1])[name] for name in ("dial", "score", "plain_score")}
+        assert end == {name: pytest.approx(vars(chosen)[name]) for name in end}
         rows = (results.folder / "dials.csv").read_text().splitlines()
         assert rows[3].startswith("strong,0.5,3.0,5.0,") and len(rows) == 5
         assert float(rows[3].rpartition(",")[2]) == pytest.approx(5 - 2 * general)
