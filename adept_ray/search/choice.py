@@ -269,9 +269,14 @@ def rescore(trials: Iterable[Trial], weights: ScoreWeights, dialled: bool = True
 
 
 def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
-    """A trial at the dial that scores best by these weights; as it was trained unless it is `dialled`."""
+    """A trial at the dial that scores best by these weights; as it was trained unless it is `dialled`.
+
+    Of a search with benchmark tasks accuracies and bits per byte aren't known at other dials than its own.
+    """
     if not trial.turned.turns:
         return trial
+    if trial.general_accuracy is not None or trial.domain_accuracy is not None:
+        trial = replace(trial, general_bpb=None, domain_bpb=None, general_accuracy=None, domain_accuracy=None)
     choice = choose_dial(trial.turned, weights) if dialled else NOT_DIALLED
     (general, domain), pulls = cross_fit(trial.turned, choice.by_fold)
     plain = next(turn for turn in trial.turned.turns if turn.dial == TRAINED)
@@ -281,6 +286,8 @@ def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
     ]
     return replace(
         trial,
+        general_bpb=turn_bpb(trial.general_bpb, trial.general_delta, general),
+        domain_bpb=turn_bpb(trial.domain_bpb, trial.domain_delta, domain),
         general_delta=general,
         domain_delta=domain,
         pulls=pulls,
@@ -288,6 +295,11 @@ def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
         plain_score=plain.weigh(weights),
         curve=(*trial.curve[:-1], *ends),
     )
+
+
+def turn_bpb(bpb: float | None, before: float | None, after: float) -> float | None:
+    """Bits per byte where the change is `after` percent, from those where it was `before`."""
+    return bpb if bpb is None or before is None else bpb * (100 - after) / (100 - before)
 
 
 def rescore_trial(trial: Trial, weights: ScoreWeights) -> Trial:

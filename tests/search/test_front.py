@@ -43,6 +43,20 @@ def test_a_trial_is_on_the_front_by_a_lower_dial():
     assert find_front([tame, replace(wild, state="stopped")], EVEN) == ("tame",)
 
 
+def test_levels_are_those_of_the_dial():
+    """Bits per byte follow the change; where tasks were answered too, only the change is known."""
+    wild = make_turned("wild", 2, {0.5: (1.0, 9.5), 1.0: (-9.0, 11.0)})
+    wild = replace(wild, general_bpb=0.99, domain_bpb=1.81)
+    (again,) = rescore([wild], ScoreWeights(general=0, domain=1))
+    assert (again.dial, again.general_bpb, again.domain_bpb) == (
+        1.0,
+        pytest.approx(1.09),
+        pytest.approx(1.78),
+    )
+    (again,) = rescore([replace(wild, domain_accuracy=0.5)], EVEN)
+    assert (again.general_bpb, again.domain_bpb, again.domain_accuracy) == (None, None, None)
+
+
 def test_what_is_not_finite_is_no_point():
     """It beats nothing, and isn't on the front."""
     points = [(1.0, 2.0), (float("nan"), 9.0), (2.0, 1.0), (float("inf"), 9.0), (1.0, 1.0)]
