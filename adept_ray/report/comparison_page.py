@@ -141,9 +141,10 @@ def describe_dials(ranked: Sequence[Summary], own: Summary) -> str:
 
     Empty for an older comparison, which knows no dials.
     """
+    turned = [row for row in ranked if is_dialled(row)]
     if all(row.get("plain_score") is None for row in ranked):
-        return ""
-    if not any(map(is_dialled, ranked)):
+        return f"Every model is scored at dial {turned[0]['dial']:g}, as it was asked for." if turned else ""
+    if not turned:
         return "All models are scored as they were trained."
     plain = sorted(ranked, key=read_plain_score, reverse=True)
     scores = f"{plain[0]['method']} leads with {format_signed(read_plain_score(plain[0]), 2)}"

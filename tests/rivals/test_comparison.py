@@ -236,6 +236,8 @@ def test_a_comparison_says_who_is_where_at_the_dial_and_as_trained(tmp_path):
     assert "<th>as trained</th>" in page and "+3.50 ± 6.35" in page and "<th>dial</th>" in page
     plain = [replace(row, dial=row.dial and 1.0, plain_score=row.dial and row.score) for row in rows]
     assert express_verdict(summarise_methods(plain)).endswith("All models are scored as they were trained.")
+    asked = [replace(row, dial=row.dial and 0.7, plain_score=None) for row in rows]
+    assert express_verdict(summarise_methods(asked)).endswith("scored at dial 0.7, as it was asked for.")
     old = [replace(row, dial=None, plain_score=None) for row in rows]
     write_comparison(tmp_path, old, {}, {"backbone": "tiny", "domain": "texts"})
     assert "as trained" not in (tmp_path / "comparison.html").read_text()
