@@ -41,3 +41,8 @@ if (folder / "curves.jsonl").exists():
     curves = pd.read_json(folder / "curves.jsonl", lines=True)
     scores = curves.pivot(index="tokens", columns="trial", values="score")
     print(f"Score by the tokens that a trial had seen:\n{scores.round(2)}")
+
+# %% dials.csv has a row for each dial at which a trial was read at its end, if a dial was looked for
+if (folder / "dials.csv").exists():
+    dials = pd.read_csv(folder / "dials.csv").pivot(index="dial", columns="trial", values="score")
+    print(f"\nScore by the dial, from the backbone (0) to what was trained (1):\n{dials.round(2)}")

@@ -40,8 +40,8 @@ def pick_trial(args: PickRun) -> str:
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
-    own = "off" if chosen.dial is None else chosen.dial
-    dial = own if isinstance(args.dial, str) else args.dial
+    found = "off" if chosen.dial is None else chosen.dial
+    dial = found if args.dial == "auto" else args.dial
     load = describe_measuring(session.run, session.run.test_tokens)
     with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)
@@ -50,7 +50,7 @@ def pick_trial(args: PickRun) -> str:
         prepared = prepare(context, sources, needs)
         work = build_work(session.run, prepared, training, chosen.layers, space.weights).turn(dial)
         test = test_and_export(context, prepared, work, chosen.checkpoint)
-    write_trials(results, trials)
+    write_trials(results, trials, space.weights)
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     picked = args.list_picked()
     results.write_json("run.json", results.read_record() | {"pick": picked})

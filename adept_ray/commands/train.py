@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
+from adept_ray.method.dial import Turned
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
 from adept_ray.run.examination import plan_refusal
@@ -29,7 +30,7 @@ from adept_ray.run.training import (
     run_training,
     test_and_export,
 )
-from adept_ray.search.trials import read_curve, write_curves
+from adept_ray.search.trials import read_curve, write_curves, write_dials
 from adept_ray.storage.records import BestRecord
 
 
@@ -59,6 +60,7 @@ def train_model(args: TrainRun) -> str:
             last = run_training(context, prepared, work)
             test = test_and_export(context, prepared, work.turn(last["dial"]), last["saved"])
         write_curves(results, {"training": read_curve(last["curve"])})
+        write_dials(results, {"training": Turned.from_json(last.get("turned"))}, weights)
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
         record_run(session, sources, prepared, training, work=work)
         write_pages(results)

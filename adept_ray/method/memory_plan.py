@@ -22,7 +22,7 @@ from adept_ray.method.fit import Fit
 from adept_ray.method.head import CPU_LOGITS, GPU_LOGITS, find_plain_head
 from adept_ray.method.importance import UNIT_BYTES
 from adept_ray.method.tracing import OUTSIDE, Trace, count_growing_bytes, make_traceable, trace_pass
-from adept_ray.method.tuning import Tuning, build_tuning
+from adept_ray.method.tuning import Tuning, Whole, build_tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +66,8 @@ class MemoryPlan:
     flops: float
     """Operations of a training step per token, nothing computed twice; a multiplication and an addition count
     as two."""
+    origin: int = 0
+    """Trained weights as the backbone has them, to which a dial turns them back, where these are kept."""
     stream: int = 0
     """What enters a layer, of one sequence; the largest of all layers."""
 
@@ -79,13 +81,18 @@ class MemoryPlan:
     def count_memory(self, sequences: int, fit: Fit, workers: int = 1, on_gpus: bool = True) -> int:
         """Bytes of one worker at its peak, with so many sequences in a forward pass."""
         passing = self.casts + self.count_activations(sequences, fit, on_gpus)
-        held = self.weights + self.gradients + self.optimizer
+        # Turned weights, of which a reading makes a copy, take no more than the gradients, gone by then.
+        held = self.weights + self.gradients + self.optimizer + self.count_origin(fit)
         copied = self.count_checkpoint_copy(on_gpus)
         if fit.sharded:
             return held // workers + self.gathered + self.count_whole_copy(on_gpus) + passing + copied
         # Gradients travel in one piece; activations are gone by then.
         travelling = 4 * self.trained if workers > 1 else 0
         return held + max(passing, travelling) + copied
+
+    def count_origin(self, fit: Fit) -> int:
+        """Bytes of the trained weights as they were, where they are kept; pieces of them are float32."""
+        return 4 * self.trained if self.origin and fit.sharded else self.origin
 
     def count_whole_copy(self, on_gpus: bool) -> int:
         """Bytes of the whole model, from which the first worker deals the others their pieces.
@@ -149,6 +156,7 @@ def plan_memory(
         pieces=find_plain_head(model) is not None,
         gathered=count_gathered_bytes(model, weights),
         flops=whole.both / seq_len,
+        origin=_count_origin_bytes(tuning),
         stream=max(whole.streams.values(), default=0),
     )
 
@@ -167,6 +175,12 @@ def _count_kept_bytes(whole: Trace, half: Trace, seq_len: int) -> tuple[int, int
 def _count_gradient_bytes(tuning: Tuning, trained: int) -> int:
     """Bytes of float32 gradients, or of what measuring units again takes at a time if that is more."""
     return max(4 * trained, min(8 * trained, UNIT_BYTES) if tuning.rated else 0)
+
+
+def _count_origin_bytes(tuning: Tuning) -> int:
+    """Bytes of the second copy of trained weights that a dial needs where these are the backbone's own."""
+    origin = tuning.origin.values() if isinstance(tuning, Whole) else ()
+    return sum(p.numel() * p.dtype.itemsize for p in origin)
 
 
 def count_gathered_bytes(model: nn.Module, weights: int) -> int:

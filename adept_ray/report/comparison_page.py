@@ -19,12 +19,21 @@ from adept_ray.report.html import (
 )
 from adept_ray.report.method_figures import draw_ranking, draw_sides
 from adept_ray.report.records import Contamination, check_record, list_corpora
-from adept_ray.rivals.table import MEASURE, ComparedTraining, Summary, format_csv, summarise_methods
+from adept_ray.rivals.table import (
+    MEASURE,
+    ComparedTraining,
+    Summary,
+    format_csv,
+    is_dialled,
+    summarise_methods,
+)
 from adept_ray.storage.records import ContaminationRecord
 
 COLUMNS = {
     "method": "method",
     "score": "score",
+    "dial": "dial",
+    "plain_score": "as trained",
     "against_adept": "score − adept",
     "general_delta": "general Δ",
     "domain_delta": "domain Δ",
@@ -38,6 +47,7 @@ COLUMNS = {
     "seeds": "seeds",
 }
 WORDS = ("method", "layers")
+SOMETIMES = ("general_accuracy", "domain_accuracy", "dial", "plain_score")  # columns that may be empty
 
 
 def write_comparison(
@@ -122,7 +132,31 @@ def express_verdict(summaries: Sequence[Summary]) -> str:
         ("Not told apart: ", others),
     )
     sentences = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
-    return f"ADEPT is number {format_place(own, ranked)} by mean score. {sentences}".strip()
+    place = f"ADEPT is number {format_place(own, ranked)} by mean score."
+    return " ".join(filter(None, (place, sentences, describe_dials(ranked, own))))
+
+
+def describe_dials(ranked: Sequence[Summary], own: Summary) -> str:
+    """A sentence: whether scores are those of turned models, and ADEPT's place as all were trained.
+
+    Empty for an older comparison, which knows no dials.
+    """
+    turned = [row for row in ranked if is_dialled(row)]
+    if all(row.get("plain_score") is None for row in ranked):
+        return f"Every model is scored at dial {turned[0]['dial']:g}, as it was asked for." if turned else ""
+    if not turned:
+        return "All models are scored as they were trained."
+    plain = sorted(ranked, key=read_plain_score, reverse=True)
+    scores = f"{plain[0]['method']} leads with {format_signed(read_plain_score(plain[0]), 2)}"
+    return (
+        "Every model is scored at the dial that validation text likes best; as they were trained ADEPT is "
+        f"number {format_place(own, plain)}, with {format_signed(read_plain_score(own), 2)}, and {scores}."
+    )
+
+
+def read_plain_score(row: Summary) -> float:
+    """The mean score of a method's models as they were trained; what trains nothing has but one score."""
+    return float(row["score"] if row.get("plain_score") is None else row["plain_score"])
 
 
 def is_beyond_noise(row: Summary) -> bool:
@@ -171,7 +205,7 @@ def build_table(summaries: Sequence[Summary], about: Mapping[str, str]) -> str:
     columns = {
         name: text
         for name, text in COLUMNS.items()
-        if not name.endswith("_accuracy") or any(row[name] is not None for row in summaries)
+        if name not in SOMETIMES or any(row[name] is not None for row in summaries)
     }
     head = "".join(field("th", name, text) for name, text in columns.items())
     body = "".join(
@@ -180,12 +214,18 @@ def build_table(summaries: Sequence[Summary], about: Mapping[str, str]) -> str:
         + "</tr>\n"
         for row in [*rank_methods(summaries), *failed]
     )
+    turned = (
+        "Dial: how far models are turned from the backbone (0) to what was trained (1), found on validation "
+        "text; as trained: the score at dial 1. "
+        if "plain_score" in columns
+        else ""
+    )
     notes = list_definitions({str(row["method"]): about.get(str(row["method"]), "") for row in summaries})
     return (
         '<p class="note">Means over seeds ± half of the 95 % interval; “score − adept” goes seed by seed, '
         "each interval for itself: of twenty rivals that are no different one would stand out. "
         "(edge): the best rate has no worse one on one side, so more tries may still help that method. "
-        "Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
+        f"{turned}Seconds are those of the steps, loading and scoring left out; memory is that of one worker."
         "</p>"
         + make_scrollable(
             f'<table class="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',

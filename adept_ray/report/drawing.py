@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's colours, told apart with any colour vision; marks differ in shape as well.
-BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#1f2933", "#7b8794"
+BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#1f2933", "#7b8794"
 DARK_ORANGE = "#a84a00"  # orange that is dark enough to read
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+LINES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 STYLE: dict[str, object] = {

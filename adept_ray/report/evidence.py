@@ -5,18 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.config.specs import ScoreWeights
 from adept_ray.config.validation import load_yaml
 from adept_ray.method.copies import RECORD
 from adept_ray.method.scores import value_or_zero
-from adept_ray.report.records import Best, Importance, Rate, Record, Rival, RunRecord, check_record
+from adept_ray.report.records import (
+    Best,
+    DialPoint,
+    Importance,
+    Rate,
+    Record,
+    Rival,
+    RunRecord,
+    check_record,
+)
 from adept_ray.search.choice import Depth
-from adept_ray.search.trials import Reading, Trial
+from adept_ray.search.front import Point, list_unbeaten
+from adept_ray.search.trials import DIALS, UNTOUCHED, Reading, Trial
 
 if TYPE_CHECKING:
     from adept_ray.method.memory_plan import InferenceCost
@@ -31,6 +43,7 @@ FILES = (
     "importance.json",
     "rates.jsonl",
     "curves.jsonl",
+    DIALS,
     "run.json",
     RIVALS,
     "model/config.json",
@@ -38,6 +51,8 @@ FILES = (
 )
 # Columns of trials.csv that figures are drawn from; it may lack others.
 TRIAL_NUMBERS = ("k", "general_delta", "domain_delta", "score", "score_se")
+DIAL_NUMBERS = ("dial", "plain_score")  # an older one lacks these
+TRAINING = "training"  # what a training at full length goes by in files that name trials
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,8 @@ class Evidence:
     rates: list[Rate]
     curves: dict[str, list[Reading]]
     """Trial → what it reported as it trained."""
+    dials: dict[str, list[DialPoint]]
+    """Trial → what it gains at each dial that was read, ascending; none where no dial was looked for."""
     rivals: list[Rival]
     run: RunRecord
     cost: InferenceCost | None
@@ -72,17 +89,36 @@ class Evidence:
         return [summarise_depth(k, self.trials) for k in sorted({trial.k for trial in self.trials})]
 
     @property
+    def chosen(self) -> str | None:
+        """Under which name files have what was exported: a trial's, or that of a training."""
+        return self.best.trial if self.trials else TRAINING
+
+    @property
     def advises_against(self) -> bool:
         """Whether the search that made this advises to leave the backbone as it is."""
         choice = self.best.choice
         return bool(self.trials and choice and choice.advised_k == 0 < choice.k)
 
     @property
-    def front(self) -> list[Trial]:
-        """The trials that a search for all trade-offs found to be its front, by general change."""
-        names = self.best.choice.front if self.best.choice else ()
-        shown = [trial for trial in self.trials if trial.name in names]
-        return sorted(shown, key=lambda trial: value_or_zero(trial.general_delta))
+    def front(self) -> list[Point]:
+        """General and domain changes that no others beat on both sides, by general change.
+
+        Of the untouched backbone and all finished trials at all dials; without dials of the trials that a
+        search for all trade-offs found to be its front.
+        """
+        names: Collection[str] = self.best.choice.front if self.best.choice else ()
+        if self.dials:
+            names = [trial.name for trial in self.trials if trial.state in ("finished", UNTOUCHED)]
+        points = [
+            (value_or_zero(trial.general_delta), value_or_zero(trial.domain_delta))
+            for trial in self.trials
+            if trial.name in names
+        ]
+        if not self.dials:
+            return sorted(points)
+        points += [(each.general_delta, each.domain_delta) for own in self.dials.values() for each in own]
+        weights = self.best.score
+        return list_unbeaten(points, ScoreWeights(**weights.model_dump()) if weights else ScoreWeights())
 
 
 def summarise_depth(k: int, trials: list[Trial]) -> Depth:
@@ -113,6 +149,7 @@ def read_evidence(folder: Path) -> Evidence:
         rows=rows,
         rates=[check_record(Rate, row, where) for where, row in read_lines(folder / "rates.jsonl")],
         curves=read_curves(folder / "curves.jsonl"),
+        dials=read_dials(folder / DIALS),
         rivals=read_rivals(rivals) if rivals.exists() else [],
         run=run,
         cost=measure_cost(folder / "model", best.run.get("seq_len", 128)),
@@ -126,7 +163,7 @@ def read_trials_table(path: Path) -> tuple[list[Trial], list[dict[str, str]]]:
         for name in ("trial", "state", *TRIAL_NUMBERS):
             if name not in row:
                 raise UserError(f"{where}: '{name}' is missing")
-        numbers = {name: row[name] or None for name in TRIAL_NUMBERS}
+        numbers = {name: row.get(name) or None for name in (*TRIAL_NUMBERS, *DIAL_NUMBERS)}
         trials.append(check_record(Trial, {"name": row["trial"], "state": row["state"], **numbers}, where))
         rows.append(row)
     if not trials:
@@ -143,6 +180,15 @@ def read_curves(path: Path) -> dict[str, list[Reading]]:
         name = check_record(CurveOwner, row, where).trial
         curves.setdefault(name, []).append(check_record(Reading, row, where))
     return curves
+
+
+def read_dials(path: Path) -> dict[str, list[DialPoint]]:
+    """What each trial gains by dial in a dials.csv, if there is one. Raises :class:`UserError`."""
+    dials: dict[str, list[DialPoint]] = {}
+    for where, row in read_table(path) if path.exists() else ():
+        point = check_record(DialPoint, row, where)
+        dials.setdefault(point.trial, []).append(point)
+    return {trial: sorted(points, key=lambda point: point.dial) for trial, points in dials.items()}
 
 
 class CurveOwner(Record):

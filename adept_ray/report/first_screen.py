@@ -8,7 +8,7 @@ from pathlib import Path
 from adept_ray.method.scores import value_or_zero
 from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import NONE, format_count, format_duration, format_signed, make_card
-from adept_ray.report.records import Side, list_corpora
+from adept_ray.report.records import Side, Test, list_corpora
 from adept_ray.search.trials import UNTOUCHED
 
 
@@ -32,8 +32,19 @@ def build_first_screen(results: Evidence) -> str:
         f'<p class="note">Gains are measured once, on the test split, against the untouched backbone: the '
         f"reduction of bits per byte (bpb) in percent, or on a side judged by tasks the gain in accuracy in "
         f"points, ± one standard error, so positive is better; less than two of them is called no clear "
-        f"change. Test score{format_formula(results)} {format_signed(best.test.score, 3)}.</p>"
+        f"change. Test score{format_formula(results)} {describe_score(best.test)}.</p>"
         f"{format_edges(results)}{format_contamination(results)}"
+    )
+
+
+def describe_score(test: Test) -> str:
+    """The test score; where the model was turned at which dial that is, and that of the model as trained."""
+    score, plain = format_signed(test.score, 3), test.plain
+    if not test.is_turned or plain is None:
+        return score
+    return (
+        f"{score} at dial {test.dial:g}; as it was trained {format_signed(plain.score, 3)} (general Δ "
+        f"{format_signed(plain.general_delta, 2)}, domain Δ {format_signed(plain.domain_delta, 2)})"
     )
 
 

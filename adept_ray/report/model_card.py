@@ -10,7 +10,7 @@ from adept_ray.data.hub import HUB_ID
 from adept_ray.method.copies import added_layers
 from adept_ray.report.evidence import Evidence
 from adept_ray.report.html import format_duration
-from adept_ray.report.records import Side, list_corpora
+from adept_ray.report.records import Side, Test, list_corpora
 from adept_ray.report.rerun import format_rerun
 from adept_ray.storage.files import write_text
 
@@ -149,6 +149,8 @@ def list_evidence(results: Evidence) -> str:
         "\n".join([*head, *rows]),
         "Measured once, against the untouched backbone, ± one standard error.",
     ]
+    if turned := describe_dial(test):
+        parts.append(turned)
     if choice:
         parts.append(f"Why k = {choice.k}: {choice.reason}")
     scores = [
@@ -167,6 +169,19 @@ def list_evidence(results: Evidence) -> str:
         doubt = "" if choice.hyperparameters_reliable else " (a guess: of too few trials)"
         parts.append(f"What mattered: {shares}{doubt}.")
     return "\n\n".join(parts)
+
+
+def describe_dial(test: Test) -> str:
+    """How far the model is turned from its backbone, and the test as it was trained; empty where it isn't."""
+    if not test.is_turned or test.plain is None:
+        return ""
+    return (
+        f"The model is turned to dial {test.dial:g} between its backbone (0) and what training made of it "
+        "(1): what the copies add to the residual stream is scaled by it. It is folded into the weights, so "
+        f"nothing has to be done for it. Test score there {test.score:+.2f}, as it was trained "
+        f"{test.plain.score:+.2f} (general {test.plain.general_delta:+.2f}, domain "
+        f"{test.plain.domain_delta:+.2f})."
+    )
 
 
 def format_with_error(value: float | None, error: float | None) -> str:

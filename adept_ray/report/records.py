@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.validation import Spec
+from adept_ray.method.dial import TRAINED
 from adept_ray.search.choice import Choice
 
 WORTH_WARNING = 0.05  # share of a held-out piece's texts
@@ -50,6 +51,14 @@ class Side(Record):
         return f"accuracy {self.before_accuracy:.1%} → {self.after_accuracy:.1%}, {text}"
 
 
+class Plain(Record):
+    """The test of the model as it was trained, at dial 1."""
+
+    general_delta: float
+    domain_delta: float
+    score: float
+
+
 class Test(Record):
     """The one look at the test split."""
 
@@ -58,6 +67,16 @@ class Test(Record):
     general: Side
     domain: Side
     score: float
+    score_se: float | None = None
+    dial: float | None = None
+    """How far the exported model is turned from the backbone (0) to what was trained (1)."""
+    plain: Plain | None = None
+    """An older folder knows neither of these."""
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the exported model is another one than training made."""
+        return self.dial not in (None, TRAINED)
 
 
 class Weights(Record):
@@ -157,12 +176,25 @@ class Rate(Record):
     scale: float
 
 
+class DialPoint(Record):
+    """A row of ``dials.csv``: what a trial gains at a dial on the validation split; nan where it diverges."""
+
+    trial: str
+    dial: float
+    general_delta: float
+    domain_delta: float
+    score: float
+
+
 class Rival(Record):
     """A row of ``comparison.csv``: means over seeds and half of their 95 % intervals."""
 
     method: str
     score: float | None
     score_ci: float | None = None
+    dial: float | None = None
+    plain_score: float | None = None
+    """As it was trained; an older comparison knows neither."""
     general_delta: float | None
     general_delta_ci: float | None = None
     domain_delta: float | None

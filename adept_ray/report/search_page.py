@@ -15,6 +15,7 @@ import yaml
 
 from adept_ray.config.errors import UserError
 from adept_ray.report.contamination_section import CONTAMINATION, build_contamination_section
+from adept_ray.report.dial_section import build_dial_section
 from adept_ray.report.evidence import FILES, RIVALS, Evidence, read_evidence
 from adept_ray.report.first_screen import build_first_screen
 from adept_ray.report.html import (
@@ -51,6 +52,7 @@ def write_search_page(folder: Path, results: Evidence) -> Path:
     searched = bool(results.trials)
     sections = {
         "Why this k": build_score_section if searched else None,
+        "Dial": build_dial_section if results.dials else None,
         "Domain against general": build_trade_section if searched else None,
         "Learning curves": build_curves_section if results.curves else None,
         "Importance of each layer": build_importance_section,

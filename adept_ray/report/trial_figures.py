@@ -9,6 +9,7 @@ from adept_ray.method.scores import is_finite, value_or_zero
 from adept_ray.report.drawing import (
     BLUE,
     DARK_ORANGE,
+    GREEN,
     GREY,
     HALF,
     INK,
@@ -26,6 +27,12 @@ from adept_ray.search.choice import Depth
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+DIAL_LINES = {
+    "score": (ORANGE, "-", "score"),
+    "general_delta": (BLUE, "--", "general Δ"),
+    "domain_delta": (GREEN, ":", "domain Δ"),
+}
 
 
 @apply_style()
@@ -97,15 +104,26 @@ def mark_chosen(axes: Axes, x: float, y: float) -> None:
 
 @apply_style()
 def draw_trade(results: Evidence) -> Figure:
-    """General against domain change of every trial, and the front of a search for all trade-offs."""
+    """General against domain change of every trial, its way there by the dial, and the front."""
     figure, axes = make_axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    front = [
-        (value_or_zero(trial.general_delta), value_or_zero(trial.domain_delta)) for trial in results.front
-    ]
-    if len(front) > 1:
-        axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=1, linestyle="--", label="front", zorder=1)
+    for name in results.dials:
+        stands_out = name == results.best.trial
+        axes.plot(
+            *list_dial_points(results, name, "general_delta", "domain_delta"),
+            color=ORANGE if stands_out else GREY, linewidth=1.6 if stands_out else 0.6, zorder=1,
+            label="chosen, by its dial" if stands_out else "others, by their dials",
+        )  # fmt: skip
+    if len(results.front) > 1:
+        axes.plot(
+            *zip(*results.front, strict=True),
+            color=BLUE,
+            linewidth=1,
+            linestyle="--",
+            label="front",
+            zorder=1,
+        )
     draw_trials(axes, [(trial.state, trial.general_delta, trial.domain_delta) for trial in results.trials])
     k = results.best.k
     chosen = [(t.general_delta, t.domain_delta) for t in results.trials if t.name == results.best.trial]
@@ -120,7 +138,52 @@ def draw_trade(results: Evidence) -> Figure:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(format_tick)
     axes.margins(0.12)
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    name_lines(figure, axes, 3)
+    return figure
+
+
+def name_lines(figure: Figure, axes: Axes, columns: int) -> None:
+    """A legend above the axes in which lines of the same name are named once."""
+    lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=columns, columnspacing=1.2)
+
+
+def list_dial_points(results: Evidence, name: str, x: str, y: str) -> tuple[list[float], list[float]]:
+    """Two columns of what was read of a trial by its dial; it begins at the backbone, where all are 0."""
+    points = [(getattr(point, x), getattr(point, y)) for point in results.dials[name]]
+    shown = [(0.0, 0.0), *((a, b) for a, b in points if is_finite(a) and is_finite(b))]
+    return [a for a, _ in shown], [b for _, b in shown]
+
+
+@apply_style()
+def draw_dial(results: Evidence) -> Figure:
+    """Score and both changes of what was chosen against its dial, and the scores of other trials."""
+    figure, axes = make_axes(*HALF)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    own, turned = results.dials.get(results.chosen or "", []), results.best.test.dial
+    for name in results.dials:
+        if name != results.chosen:
+            scores = list_dial_points(results, name, "dial", "score")
+            axes.plot(*scores, color=GREY, linewidth=0.6, label="scores of other trials", zorder=1)
+    for what, (color, style, label) in DIAL_LINES.items() if own else ():
+        points = list_dial_points(results, own[0].trial, "dial", what)
+        axes.plot(*points, style, color=color, marker="o", markersize=4, label=label, zorder=3)
+    if turned is not None:
+        axes.axvline(turned, color=ORANGE, linewidth=0.8, linestyle="--", zorder=1)
+        for point in own:
+            if point.dial == turned and is_finite(point.score):
+                mark_chosen(axes, point.dial, point.score)
+    places = {
+        f"trial{number}": (point.dial, point.score)
+        for number, trial in enumerate(results.trials)
+        for point in results.dials.get(trial.name, ())
+        if point.dial == trial.dial and is_finite(point.score)
+    }
+    place_targets(axes, places)
+    axes.set_xlabel("dial, from the backbone (0) to as trained (1)")
+    axes.set_ylabel("validation score and changes")
+    axes.yaxis.set_major_formatter(format_tick)
+    name_lines(figure, axes, 3)
     return figure
 
 
@@ -150,8 +213,7 @@ def draw_curves(results: Evidence, what: Literal["score", "loss"]) -> Figure:
     axes.set_xlabel("tokens trained on, thousands")
     axes.set_ylabel("validation score" if what == "score" else "training loss (nats per token)")
     axes.yaxis.set_major_formatter(format_tick)
-    lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=3, columnspacing=1.2)
+    name_lines(figure, axes, 3)
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Literal
 
+from adept_ray.method.dial import TRAINED
 from adept_ray.method.scores import is_finite
 from adept_ray.report.comparison_page import draw_figures, express_verdict
 from adept_ray.report.evidence import Evidence
@@ -33,6 +34,7 @@ HEADINGS = {
     "general_delta": "general Δ",
     "domain_delta": "domain Δ",
     "score_se": "±\u00a0s.e.",
+    "plain_score": "as trained",
 }
 DIGITS = {
     "general_bpb": ".4f",
@@ -44,9 +46,9 @@ DIGITS = {
     "seconds": ".0f",
 }
 WORDS = ("trial", "layers", "normalization", "granularity", "sign", "placement", "state")
-NUMBERS = (*DIGITS, "general_delta", "domain_delta", "score")
+NUMBERS = (*DIGITS, "general_delta", "domain_delta", "score", "dial", "plain_score")
 ANSWERS = {None: NONE, True: "yes", False: "no"}
-SIGNED = {"general_delta": 2, "domain_delta": 2, "score": 3}
+SIGNED = {"general_delta": 2, "domain_delta": 2, "score": 3, "plain_score": 3}
 CURVES: tuple[tuple[Literal["score", "loss"], str, str], ...] = (
     ("score", "Score of every trial as it trained", "Validation score at every report of a trial."),
     ("loss", "Training loss of every trial", "Loss of the step before each report, on the training text."),
@@ -114,7 +116,8 @@ def explain_price(results: Evidence) -> str:
 def build_trade_section(results: Evidence) -> str:
     """General against domain change of every trial, and which parameters mattered."""
     tips = describe_trials(results)
-    dashed = " Dashed: the front, trials that no other beats on both sides."
+    what = "trials at dials" if results.dials else "trials"
+    dashed = f" Dashed: the front, {what} that no other beats on both sides."
     front = dashed if len(results.front) > 1 else ""
     trade = make_figure(
         inline_figure(draw_trade(results), "trade", "General against domain change of every trial", tips),
@@ -168,7 +171,12 @@ def build_trials_section(results: Evidence) -> str:
         body += f'<tr class="{css}" data-of="trial{number}">{fields}</tr>\n'
     table = f'<table class="trials"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
     legend = "" if winner is None else "◆ the chosen trial. "
-    note = f'<p class="note">{legend}All numbers are from the validation split.</p>'
+    turned = (
+        "As trained: the score at dial 1; the others are of the dial that is named. "
+        if any(trial.plain_score is not None for trial in results.trials)
+        else ""
+    )
+    note = f'<p class="note">{legend}{turned}All numbers are from the validation split.</p>'
     return note + make_scrollable(table, "All trials")
 
 
@@ -207,11 +215,18 @@ def describe_trial(trial: Trial, row: Mapping[str, str], is_chosen: bool) -> str
     error = f" ± {trial.score_se:.2f}" if is_finite(trial.score_se) else ""
     lines = (
         f"{trial.name}, k = {trial.k}, {'chosen' if is_chosen else trial.state}",
-        f"score {format_signed(trial.score, 2)}{error}",
+        f"score {format_signed(trial.score, 2)}{error}{describe_turn(trial)}",
         f"general Δ {format_signed(trial.general_delta, 2)}, domain Δ {format_signed(trial.domain_delta, 2)}",
         setting,
     )
     return "\n".join(line for line in lines if line)
+
+
+def describe_turn(trial: Trial) -> str:
+    """The words for a trial's dial, to follow its score; none where it scores what was trained."""
+    if trial.dial is None or trial.dial == TRAINED:
+        return ""
+    return f" at dial {trial.dial:g}, as trained {format_signed(trial.plain_score, 2)}"
 
 
 def build_rivals_section(results: Evidence) -> str:

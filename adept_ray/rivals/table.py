@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from adept_ray.method.dial import TRAINED
+
 MEASURE = "adept"  # the method that the others' scores are set against
 CONFIDENCE = 0.95
 Phase = str  # "rate" or "test"
@@ -124,6 +126,11 @@ def compare_scores(counted: Sequence[ComparedTraining], measure: Mapping[int, fl
     if any(row.base_lr is None for row in counted):  # the untouched backbone is the same at every seed
         return [-score for score in measure.values()]
     return [row.score - measure[row.seed] for row in counted if row.seed in measure and row.score is not None]
+
+
+def is_dialled(row: Summary) -> bool:
+    """Whether a method's models were scored turned to a dial, and not as they were trained."""
+    return row.get("dial") is not None and row["dial"] != TRAINED
 
 
 def is_at_edge(rate: float | None, tried: Mapping[float, float | None]) -> bool:

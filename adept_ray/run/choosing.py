@@ -8,8 +8,9 @@ from dataclasses import replace
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.run.question import Question, rerun_command
-from adept_ray.search.choice import RELIABLE_TRIALS, Choice, choose_k, find_front, rescore
+from adept_ray.search.choice import RELIABLE_TRIALS, Choice, choose_k, rescore
 from adept_ray.search.edges import find_edges
+from adept_ray.search.front import find_front
 from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import Trial, read_trials
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint

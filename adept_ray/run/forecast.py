@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from adept_ray.method.dial import TRAINED
 from adept_ray.method.scores import SIDES, Metrics
+from adept_ray.training.dialling import LAST_PASSES, PASSES
 
 UNITS_PASSES = 3  # a gradient of all units takes about as long as so many passes without one
 
@@ -56,7 +58,13 @@ class Amounts:
     kept_text: float = 0.0
     """Share of the training text whose streams a later trial finds kept."""
     kept_validation: float = 0.0
-    """Share of the validation blocks whose streams are kept, from the first reading on."""
+    """Share of the validation blocks whose streams are kept, from the first pass on."""
+    passes: int = 1
+    """Passes of a reading on the way: the dials that it reads."""
+    last_passes: int = 1
+    """Those of the last reading."""
+    test_passes: int = 2
+    """Passes on the test: the backbone, the chosen model, and that as it was trained where it is turned."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,12 @@ def read_speed(found: Metrics, layers: int, workers: int) -> Speed:
     )
 
 
+def count_passes(dial: float | str) -> dict[str, int]:
+    """The passes of readings and of the test, as fields of :class:`Amounts`, where `dial` is asked for."""
+    passes, last = (PASSES, LAST_PASSES) if dial == "auto" else (1, 1)
+    return {"passes": passes, "last_passes": last, "test_passes": 2 + (dial not in ("off", TRAINED))}
+
+
 def forecast_search(speed: Speed, amounts: Amounts) -> Forecast:
     """What a search takes at that speed, without torch.compile."""
     probed, validated = share_blocks(amounts.probe, amounts), share_blocks(amounts.validation, amounts)
@@ -99,7 +113,7 @@ def forecast_search(speed: Speed, amounts: Amounts) -> Forecast:
     stage1 = probed * speed.probe + reading
     trial, later = forecast_training(speed, amounts), forecast_training(speed, amounts, follows=True)
     rounds = math.ceil(amounts.trials / amounts.crews)
-    test = 2 * len(SIDES) * tested * speed.validation  # the backbone's and the chosen one's
+    test = amounts.test_passes * len(SIDES) * tested * speed.validation
     return Forecast(stage1, trial, later, stage1 + trial + (rounds - 1) * later + test)
 
 
@@ -107,14 +121,15 @@ def forecast_training(speed: Speed, amounts: Amounts, follows: bool = False) -> 
     """Seconds of one training to its end, with its readings.
 
     One that `follows` another on the same workers finds the streams that the other has kept. Alone it finds
-    those of its own first reading.
+    those of its own first pass.
     """
     measured = (amounts.steps - 1) // amounts.recompute_every
     blocks = len(SIDES) * share_blocks(amounts.validation, amounts)
     step = mix_speeds(speed.step, speed.kept_step, amounts.kept_text if follows else 0.0)
     again = blocks * mix_speeds(speed.validation, speed.kept_validation, amounts.kept_validation)
     first = again if follows else blocks * speed.validation
-    readings = first + (amounts.reports - 1) * again
+    passes = (amounts.reports - 1) * amounts.passes + amounts.last_passes
+    readings = first + (passes - 1) * again
     return amounts.steps * step + measured * speed.remeasure + readings
 
 

@@ -12,7 +12,7 @@ from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine import memory
 from adept_ray.engine.nodes import list_versions
-from adept_ray.report.records import Importance, Side, check_record
+from adept_ray.report.records import Importance, Test, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
@@ -124,17 +124,28 @@ def show_summary(
     doubt = check_record(Importance, prepared.importance, "importance").express_doubt(work.layers)
     if doubt:
         display.show(doubt)
-    for side, tested in (("general", test["general"]), ("domain", test["domain"])):
-        change = check_record(Side, tested, "test")
+    tested = check_record(Test, test, "test")
+    for side, change in (("general", tested.general), ("domain", tested.domain)):
         display.show(
             f"{side + ':':9} {change.describe_levels('bits per byte')} on the test split, "
             f"{change.delta:+.2f} ± {change.standard_error:.2f} {change.unit} against the untouched backbone"
         )
+    if turned := describe_turning(tested):
+        display.show(turned)
     files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.has(name)}
     for name, place in files.items():
         display.show(f"{name + ':':12} {place}")
     facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": reason, "doubt": doubt}
     display.emit("summary", **facts, test=test, files=files, seconds=display.seconds)
+
+
+def describe_turning(test: Test) -> str:
+    """The line about the dial of the exported model, and its score; empty where it is as it was trained."""
+    if not test.is_turned or test.plain is None:
+        return ""
+    error = "" if test.score_se is None else f" ± {test.score_se:.2f}"
+    there = f"score {test.score:.2f}{error} on the test split"
+    return f"dial {test.dial:g}: {there}, as trained {test.plain.score:.2f}"
 
 
 def show_choice(

@@ -19,6 +19,7 @@ from adept_ray.run.checks import format_size
 from adept_ray.run.forecast import (
     Amounts,
     compile_steps,
+    count_passes,
     forecast_search,
     forecast_training,
     read_speed,
@@ -112,6 +113,7 @@ def count_amounts(run: SearchRun, work: TrainWork, block_bytes: int, crews: int 
         test=count_blocks(run.test_tokens, run),
         kept_text=kept_text,
         kept_validation=kept_validation,
+        **count_passes(work.training.dial),
     )
 
 

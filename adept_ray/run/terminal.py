@@ -29,6 +29,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from adept_ray.method.dial import TRAINED
+from adept_ray.rivals.table import is_dialled
 from adept_ray.search.trials import Facts
 
 if TYPE_CHECKING:
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
 Update = Callable[[int, int], None]
 Show = Callable[[Mapping[str, tuple[int, int]], Sequence[Facts]], None]
 Listener = Callable[[str, Mapping[str, object]], None]
-COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "state")
-DISPENSABLE = ("rate", "general Δ", "domain Δ", "step")  # the first to go where a terminal is narrow
+COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "dial", "as trained", "state")
+# The first to go where a terminal is narrow.
+DISPENSABLE = ("as trained", "rate", "dial", "general Δ", "domain Δ", "step")
+WIDE = 100  # columns of a terminal that has room for the scores of a comparison's models as they were trained
 PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
 
 
@@ -162,6 +166,8 @@ class Display:
             "activations" + (", computed again" if fit.recompute else ""): needs.casts
             + needs.count_activations(machine.micro_batch, fit, machine.on_gpus),
         }
+        if origin := needs.count_origin(fit):
+            parts["the backbone's own"] = origin // share
         if fit.sharded:
             parts["layers put together"] = needs.gathered
             if whole := needs.count_whole_copy(machine.on_gpus):
@@ -212,15 +218,25 @@ class Display:
         rate = f"  rate {row.base_lr:.3g}" if row.base_lr else ""
         deltas = map(format_signed, (row.general_delta, row.domain_delta, row.score))
         end = f"failed: {row.error}" if row.error else "general {}  domain {}  score {}".format(*deltas)
+        if row.dial not in (None, TRAINED):
+            end += f" at dial {row.dial:g}, as trained {format_signed(row.plain_score)}"
         self.emit("training", **asdict(row))
         self.show(f"{row.method}{rate}  seed {row.seed} ({row.phase})  {end}")
 
     def show_comparison(self, rows: Sequence[Summary]) -> None:
         """The methods of a comparison with their means and intervals, best first."""
         self.emit("comparison", rows=rows)
-        numbers = ("score", "general_delta", "domain_delta", "against_adept")
+        numbers = {
+            "score": "score",
+            "plain_score": "as trained",
+            "general_delta": "general Δ",
+            "domain_delta": "domain Δ",
+            "against_adept": "score − adept",
+        }
+        if self.console.width < WIDE or not any(is_dialled(row) for row in rows):
+            del numbers["plain_score"]
         table = Table(Column("method", overflow="fold"), box=None)
-        for name in ("score", "general Δ", "domain Δ", "score − adept"):
+        for name in numbers.values():
             table.add_column(name, no_wrap=True)
         for row in sorted(
             rows, key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
@@ -350,7 +366,9 @@ def format_cells(row: Facts, progress: Mapping[str, tuple[int, int]]) -> list[st
     done, of = progress.get(row["trial"], (0, 0))
     rate = f"{row['base_lr']:.1e}" if "base_lr" in row else "–"
     deltas = [format_signed(row[name]) for name in ("general_delta", "domain_delta", "score")]
-    return [row["trial"], str(row["k"]), rate, f"{done}/{of}" if of else "–", *deltas, row["state"]]
+    dial = "–" if row.get("dial") is None else f"{row['dial']:.2f}"
+    turned = dial, format_signed(row.get("plain_score"))
+    return [row["trial"], str(row["k"]), rate, f"{done}/{of}" if of else "–", *deltas, *turned, row["state"]]
 
 
 def format_signed(value: float | None) -> str:

@@ -141,6 +141,7 @@ def test_and_export(
         "general": describe_side(found, "general", work.by_tasks),
         "domain": describe_side(found, "domain", work.by_tasks),
         "score": found["score"],
+        "score_se": found["score_se"],
         "dial": found["dial"],
         "plain": {
             "general_delta": found["plain_general_delta"],

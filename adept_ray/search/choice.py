@@ -10,7 +10,6 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.dial import FOLDS, TRAINED, DialChoice, choose_dial, cross_fit
 from adept_ray.method.scores import (
-    count_general,
     difference_error,
     is_finite,
     value_or_nan,
@@ -18,6 +17,7 @@ from adept_ray.method.scores import (
     weigh_changes,
 )
 from adept_ray.search.edges import Edge
+from adept_ray.search.front import find_front
 from adept_ray.search.trials import UNTOUCHED, Reading, Trial
 
 SURE_ERRORS = 1.96  # standard errors beyond which two scores differ, at 95 %
@@ -77,7 +77,7 @@ class Choice:
     """Searched parameter → its share in what good trials have in common."""
     hyperparameters_reliable: bool = False
     front: tuple[str, ...] = ()
-    """The trials that no other one beats on both sides, if the search was for all trade-offs."""
+    """The trials that at some dial no other one beats on both sides, if all trade-offs were searched for."""
     min_gain_per_layer: float | None = None
 
 
@@ -259,25 +259,6 @@ def format_change(change: float, depth: Depth) -> str:
     return f"{abs(change):.2f}{error} {'more' if change > 0 else 'less'}{doubt}"
 
 
-def find_front(trials: Iterable[Trial], weights: ScoreWeights) -> tuple[str, ...]:
-    """The finished trials that no other one beats on one side without losing on the other."""
-    points = {
-        trial.name: (
-            count_general(value_or_nan(trial.general_delta), weights),
-            value_or_nan(trial.domain_delta),
-        )
-        for trial in trials
-        if trial.is_comparable
-    }
-
-    def is_beaten(point: tuple[float, float]) -> bool:
-        return any(
-            other != point and other[0] >= point[0] and other[1] >= point[1] for other in points.values()
-        )
-
-    return tuple(trial for trial, point in points.items() if not is_beaten(point))
-
-
 def rescore(trials: Iterable[Trial], weights: ScoreWeights, dialled: bool = True) -> list[Trial]:
     """The trials with the scores, and their errors, that other weights give, all along their curves.
 
@@ -288,20 +269,37 @@ def rescore(trials: Iterable[Trial], weights: ScoreWeights, dialled: bool = True
 
 
 def turn_trial(trial: Trial, weights: ScoreWeights, dialled: bool) -> Trial:
-    """A trial at the dial that scores best by these weights; as it was trained unless it is `dialled`."""
+    """A trial at the dial that scores best by these weights; as it was trained unless it is `dialled`.
+
+    Of a search with benchmark tasks accuracies and bits per byte aren't known at other dials than its own.
+    """
     if not trial.turned.turns:
         return trial
+    if trial.general_accuracy is not None or trial.domain_accuracy is not None:
+        trial = replace(trial, general_bpb=None, domain_bpb=None, general_accuracy=None, domain_accuracy=None)
     choice = choose_dial(trial.turned, weights) if dialled else NOT_DIALLED
     (general, domain), pulls = cross_fit(trial.turned, choice.by_fold)
     plain = next(turn for turn in trial.turned.turns if turn.dial == TRAINED)
+    ends = [
+        replace(reading, general_delta=general, domain_delta=domain, dial=choice.dial)
+        for reading in trial.curve[-1:]  # turns are those of its end
+    ]
     return replace(
         trial,
+        general_bpb=turn_bpb(trial.general_bpb, trial.general_delta, general),
+        domain_bpb=turn_bpb(trial.domain_bpb, trial.domain_delta, domain),
         general_delta=general,
         domain_delta=domain,
         pulls=pulls,
         dial=choice.dial,
         plain_score=plain.weigh(weights),
+        curve=(*trial.curve[:-1], *ends),
     )
+
+
+def turn_bpb(bpb: float | None, before: float | None, after: float) -> float | None:
+    """Bits per byte where the change is `after` percent, from those where it was `before`."""
+    return bpb if bpb is None or before is None else bpb * (100 - after) / (100 - before)
 
 
 def rescore_trial(trial: Trial, weights: ScoreWeights) -> Trial:
@@ -314,8 +312,15 @@ def rescore_trial(trial: Trial, weights: ScoreWeights) -> Trial:
         trial,
         score=weigh_deltas(trial, weights),
         score_se=difference_error(trial, no_change, weights),
-        curve=tuple(replace(reading, score=weigh_deltas(reading, weights)) for reading in trial.curve),
+        curve=tuple(rescore_reading(reading, weights) for reading in trial.curve),
     )
+
+
+def rescore_reading(reading: Reading, weights: ScoreWeights) -> Reading:
+    """A reading with the scores that other weights give, at the dial that it was taken at."""
+    general, domain = reading.plain_general_delta, reading.plain_domain_delta
+    plain = None if general is None or domain is None else weigh_changes(general, domain, weights)
+    return replace(reading, score=weigh_deltas(reading, weights), plain_score=plain)
 
 
 def weigh_deltas(measured: Trial | Reading, weights: ScoreWeights) -> float:
@@ -325,15 +330,18 @@ def weigh_deltas(measured: Trial | Reading, weights: ScoreWeights) -> float:
 
 
 def find_candidates(trials: Sequence[Trial], weights: ScoreWeights, front: bool) -> set[str]:
-    """The trials that may still be chosen: the best of each k, and with `front` those on the front.
+    """The trials that may still be chosen: the best of each k, and with `front` those on the front of each k.
 
-    The checkpoints of all others can go: more trials never make them the best of their k.
+    By other weights, with the dials that these like, the best of a k is on its front. The checkpoints of all
+    others can go: more trials never make them the best of their k.
     """
     try:
         names = {trial.name for trial in find_best_of_each_k(trials).values()}
     except UserError:  # none is finished yet
         return set()
-    return names | (set(find_front(trials, weights)) if front else set())
+    for k in {trial.k for trial in trials} if front else ():
+        names.update(find_front([trial for trial in trials if trial.k == k], weights))
+    return names
 
 
 def format_choice(choice: Choice) -> str:

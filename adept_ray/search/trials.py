@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adept_ray.config.search_space import SEARCHABLE
-from adept_ray.config.specs import TrainingSpec
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.method.dial import Turned
 from adept_ray.method.scores import Pulls, is_finite
@@ -23,6 +23,7 @@ Facts = Mapping[str, Any]  # a worker's report, or a row of a file, as JSON has 
 Row = dict[str, object]  # a trial as trials.json, the board and the display have it
 
 UNTOUCHED = "untouched"  # name and state of the trial that stands for the backbone itself
+DIALS = "dials.csv"
 HIDDEN = ("saved", "error", "pulls", "curve", "turned")  # keys of a row that trials.csv leaves out
 MEASURES = (
     "general_bpb",
@@ -52,6 +53,8 @@ class Reading:
     general_delta: float | None = None
     domain_delta: float | None = None
     score: float | None = None
+    plain_general_delta: float | None = None
+    plain_domain_delta: float | None = None
     plain_score: float | None = None
     """As it was trained, at dial 1."""
     dial: float | None = None
@@ -181,12 +184,16 @@ def read_trials(results: Results) -> list[Trial]:
     return [Trial.from_row(row) for row in rows]
 
 
-def write_trials(results: Results, trials: Sequence[Trial]) -> None:
-    """Write trials.csv, trials.json with all that a later choice needs, and the trials' curves.jsonl."""
+def write_trials(results: Results, trials: Sequence[Trial], weights: ScoreWeights) -> None:
+    """Write trials.csv, trials.json with all that a later choice needs, and the trials' curves and dials.
+
+    Their scores are those that the `weights` give.
+    """
     rows = [trial.as_row() for trial in trials]
     results.write("trials.csv", format_table(rows))
     results.write_json("trials.json", {"trials": rows})
     write_curves(results, {trial.name: trial.curve for trial in trials})
+    write_dials(results, {trial.name: trial.turned for trial in trials}, weights)
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -206,3 +213,21 @@ def write_curves(results: Results, curves: Mapping[str, Sequence[Reading]]) -> N
     """Write curves.jsonl: what every trial (or one training) reported as it trained, by its name."""
     rows = [{"trial": name, **vars(reading)} for name, curve in curves.items() for reading in curve]
     results.write("curves.jsonl", "".join(format_json(row) + "\n" for row in rows))
+
+
+def write_dials(results: Results, turned: Mapping[str, Turned], weights: ScoreWeights) -> None:
+    """Write dials.csv: what every trial (or one training) gains at each dial that was read, by its name.
+
+    Nothing is written where no dial was looked for.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("trial", "dial", "general_delta", "domain_delta", "score"))
+    rows = [
+        (name, turn.dial, *turn.deltas, turn.weigh(weights))
+        for name, at in turned.items()
+        for turn in at.turns
+    ]
+    writer.writerows(rows)
+    if rows:
+        results.write(DIALS, text.getvalue())

@@ -38,7 +38,7 @@ class TrialFiles:
 
     def write(self, trials: Sequence[Trial]) -> None:
         """Write these trials, and delete the weights of those that can't be chosen any more."""
-        write_trials(self.results, [self.untouched, *trials])
+        write_trials(self.results, [self.untouched, *trials], self.space.weights)
         kept = [trial for trial in trials if trial.saved not in self._deleted]
         self._deleted.update(delete_checkpoints(kept, self.space.weights, self.pareto))
 

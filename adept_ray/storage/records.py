@@ -143,10 +143,12 @@ class TestedRecord(TypedDict):
     general: SideRecord
     domain: SideRecord
     score: float
+    score_se: NotRequired[float]
+    """Standard error of `score`, over documents or items."""
     dial: NotRequired[float]
     """How far the exported model is turned from the backbone (0) to what was trained (1)."""
     plain: NotRequired[PlainRecord]
-    """Older ones have neither."""
+    """Older ones have none of these."""
 
 
 class BestRecord(TypedDict):

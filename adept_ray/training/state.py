@@ -41,6 +41,8 @@ class CurveRow(TypedDict):
     general_delta: float
     domain_delta: float
     score: float
+    plain_general_delta: float | None
+    plain_domain_delta: float | None
     plain_score: float | None
     """As it was trained, at dial 1."""
     dial: float

@@ -198,7 +198,7 @@ def test_a_search_leaves_the_whole_results_folder(room, searched):
     """Every file that is promised is there, and the summary says k, why, the change and where."""
     folder = room.results("first")
     names = {"best.yaml", "trials.csv", "importance.json", "rates.jsonl", "run.json", "report.html", "model"}
-    assert names | {"curves.jsonl"} <= {path.name for path in folder.iterdir()}
+    assert names | {"curves.jsonl", "dials.csv"} <= {path.name for path in folder.iterdir()}
     assert (folder / "model" / "README.md").exists()
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert f"k = {best['choice']['k']} " in searched and best["choice"]["reason"] in searched
@@ -409,7 +409,7 @@ def test_two_trials_at_once_survive_the_loss_of_their_processes(room, searched, 
 
 
 @pytest.mark.timeout(400)
-def test_other_weights_pick_another_trial_of_the_front(room, pairs, shared):
+def test_other_weights_pick_among_the_trials_of_the_front(room, pairs, shared):
     """A search for trade-offs keeps what may be picked: by new weights it is exported without training."""
     folder = room.results("pairs")
     best = yaml.safe_load((folder / "best.yaml").read_text())
@@ -417,22 +417,25 @@ def test_other_weights_pick_another_trial_of_the_front(room, pairs, shared):
     assert set(best["choice"]["front"]) <= set(points) and best["choice"]["front"]
     kept = {path.parent.name for path in (folder / "ray" / "trials").glob("*/step-*")}
     assert kept >= {*best["choice"]["front"], best["choice"]["trial"]}
-    wanted = max(kept, key=lambda trial: float(points[trial]["general_delta"]))
     room.call(["pick.py", "results/pairs", "--general", "1"])
     again = yaml.safe_load((folder / "best.yaml").read_text())
     assert again["score"] == {"general": 1.0, "domain": 0.0, "retain": False}
-    assert again["choice"]["best_score"] == pytest.approx(float(points[wanted]["general_delta"]))
-    assert again["choice"]["trial"] != best["choice"]["trial"]
+    picked = {row["trial"]: row for row in trials(folder)}  # each at the dial that the new weights like best
+    wanted = max(kept, key=lambda trial: float(picked[trial]["general_delta"]))
+    assert again["choice"]["best_score"] == pytest.approx(float(picked[wanted]["general_delta"]))
+    assert (
+        again["training"]["dial"] == again["test"]["dial"] == float(picked[again["choice"]["trial"]]["dial"])
+    )
     assert again["training"]["k"] == again["choice"]["k"] == len(again["layers"])
     assert again["choice"]["front"] == best["choice"]["front"]
     assert again["training"]["tokens"] == int(points[again["choice"]["trial"]]["tokens"])
     ends = {reading["trial"]: reading for reading in readings(folder)}
-    for name, row in points.items():
-        assert ends[name]["score"] == pytest.approx(float(row["general_delta"]))
+    for name in points:
+        assert ends[name]["score"] == pytest.approx(float(picked[name]["general_delta"]))
     told = html.unescape((folder / "report.html").read_text())
     assert "pick.py results/pairs-again --general 1.0" in told
     record = json.loads((folder / "model" / "adept.json").read_text())
-    assert record["source_layers"] == again["layers"]
+    assert (record["source_layers"], record["dial"]) == (again["layers"], again["test"]["dial"])
     assert again["test"]["score"] == pytest.approx(again["test"]["general"]["delta"])
 
 

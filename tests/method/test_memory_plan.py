@@ -387,3 +387,20 @@ def test_what_is_kept_in_memory_counts_for_it():
     for size, on_cpu, on_gpu in ((43, True, True), (41.5, False, True), (40.5, False, False)):
         memory = int(size * GIB / SLACK) + 1
         assert [fits_memory(NEEDS, each, memory, kept) for each in machines] == [on_cpu, on_gpu]
+
+
+@pytest.mark.parametrize(
+    ("tunes", "dial"), [("copies", "auto"), ("originals", "auto"), ("all", 0.7), ("all", "off")]
+)
+def test_what_a_dial_turns_back_to_is_counted(tunes, dial):
+    """Trained weights as they were, where they are the backbone's own and a dial may be other than 1."""
+    spec = spec_of(tunes).model_copy(update={"dial": dial})
+    model, layers = made("llama").to(torch.bfloat16), LAYERS if spec.k else ()
+    plan = plan_memory(build_skeleton(model.config, "bfloat16"), spec, layers, LENGTH)
+    tuning = build_tuning(model, spec, layers, dict.fromkeys(layer_parameters(model, range(4)), 1.0), 0)
+    assert plan.origin == sum(value.nbytes for value in getattr(tuning, "origin", {}).values())
+    assert (plan.origin > 0) == (tunes != "copies" and dial != "off")
+    plain = replace(plan, origin=0)
+    assert plan.count_memory(1, PLAIN) - plain.count_memory(1, PLAIN) == plan.origin
+    shared = [each.count_memory(1, Fit(sharded=True), 2) for each in (plan, plain)]
+    assert shared[0] - shared[1] == bool(plan.origin) * 4 * plan.trained // 2  # pieces are float32

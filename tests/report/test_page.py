@@ -18,6 +18,7 @@ DESKTOP, PHONE = {"width": 1180, "height": 800}, {"width": 360, "height": 740}
 A4 = {"width": 688, "height": 1017}  # 210 x 297 mm less the margins, in CSS pixels
 FIGURES = (
     "Score of every trial against k",
+    "Score, general and domain change against the dial",
     "General against domain change of every trial",
     "Score of every trial as it trained",
     "Training loss",

@@ -14,6 +14,7 @@ from adept_ray.data.loading import Backbone
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.importance import LayerImportance
 from adept_ray.report.comparison_page import express_verdict, write_comparison
+from adept_ray.report.evidence import read_rivals
 from adept_ray.rivals import comparison
 from adept_ray.rivals.comparison import (
     APART,
@@ -217,6 +218,38 @@ def test_a_loser_is_shown_losing():
     text = express_verdict(list(summaries.values()))
     assert "number 2 of 4" in text
     assert "Better beyond the noise over seeds: full. Worse: vanilla. Not told apart: lora." in text
+
+
+def test_a_comparison_says_who_is_where_at_the_dial_and_as_trained(tmp_path):
+    """A sentence and two columns, where anything was turned; an older comparison.csv has no such numbers."""
+    ends = {"adept": (6.0, 2.0), "lora": (5.0, 4.0)}
+    rows = scored("vanilla", [(0, 0.0)], rate=None) + [
+        replace(row, dial=0.5, plain_score=plain + row.seed)
+        for method, (score, plain) in ends.items()
+        for row in scored(method, [(seed, score + seed) for seed in (1, 2)])
+    ]
+    summaries = write_comparison(tmp_path, rows, {}, {"backbone": "tiny", "domain": "texts"})
+    text = express_verdict(summaries)
+    assert text.startswith("ADEPT is number 1 of 3 by mean score.")
+    assert "as they were trained ADEPT is number 2 of 3, with +3.50, and lora leads with +5.50." in text
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<th>as trained</th>" in page and "+3.50 ± 6.35" in page and "<th>dial</th>" in page
+    plain = [replace(row, dial=row.dial and 1.0, plain_score=row.dial and row.score) for row in rows]
+    assert express_verdict(summarise_methods(plain)).endswith("All models are scored as they were trained.")
+    asked = [replace(row, dial=row.dial and 0.7, plain_score=None) for row in rows]
+    assert express_verdict(summarise_methods(asked)).endswith("scored at dial 0.7, as it was asked for.")
+    old = [replace(row, dial=None, plain_score=None) for row in rows]
+    write_comparison(tmp_path, old, {}, {"backbone": "tiny", "domain": "texts"})
+    assert "as trained" not in (tmp_path / "comparison.html").read_text()
+    lines = (tmp_path / "comparison.csv").read_text().splitlines()
+    kept = [at for at, name in enumerate(lines[0].split(",")) if name.removesuffix("_ci") in KNOWN_BEFORE]
+    older = "".join(",".join(line.split(",")[at] for at in kept) + "\n" for line in lines)
+    (tmp_path / "comparison.csv").write_text(older)
+    rivals = [rival.model_dump() for rival in read_rivals(tmp_path / "comparison.csv")]
+    assert "trained" not in express_verdict(rivals) and len(rivals) == 3
+
+
+KNOWN_BEFORE = ("method", "score", "general_delta", "domain_delta", "against_adept")
 
 
 def test_a_rate_at_the_edge_is_marked():

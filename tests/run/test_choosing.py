@@ -9,7 +9,7 @@ from record_parts import SPACE
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.run.choosing import choose_trial, find_kept_weights
+from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
 from adept_ray.run.question import Question
 from adept_ray.run.search_settings import load_space
 from adept_ray.search.choice import rescore
@@ -66,6 +66,51 @@ def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
     }
 
 
+def test_other_weights_pick_a_trial_at_the_dial_that_they_like(tmp_path):
+    """From what a search wrote and kept, by the same files again: a trial that was better at a lower dial."""
+    even = {"general": [0.25] * 4, "domain": [0.25] * 4}
+    gains = {
+        "gentle": {0.5: (1.0, 3.0), 1.0: (1.0, 6.0)},
+        "strong": {0.5: (3.0, 5.0), 1.0: (-12.0, 16.0)},
+    }
+    trials = []
+    for name, by_dial in gains.items():
+        turns = [
+            {"dial": dial, "gains": {"general": [general / 4] * 4, "domain": [domain / 4] * 4}}
+            for dial, (general, domain) in by_dial.items()
+        ]
+        plain = dict(zip(("plain_general_delta", "plain_domain_delta"), by_dial[1.0], strict=True))
+        ends = [{"step": step, "tokens": 64 * step, "score": 0.0, "dial": 1.0, **plain} for step in (4, 8)]
+        metrics = {"score": 0.0, "score_se": 0.1, "tokens": 512, "turned": {"turns": turns, "shares": even}}
+        metrics |= {"curve": ends}
+        trials.append(describe_trial(name, {"k": 2}, metrics, "finished", (2, 4)))
+    results = Results(str(tmp_path), "picked")
+    results.open(resume=False)
+    write_trials(results, rescore(trials, ScoreWeights()), ScoreWeights())
+    for trial in trials:
+        save_checkpoint(Checkpoint(3, {}), f"{results.ray}/trials/{trial.name}")
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run, base = SearchRun(search_space=tmp_path / "space.yaml"), TrainingSpec()
+    question = Question(load_space(run, {}), DepthLimit(6, 6), base, base, 3)
+    found = {}
+    for general, dialled in ((0.1, True), (0.8, True), (0.8, False)):
+        weights = ScoreWeights(general=general, domain=1 - general)
+        again = load_trials(results, weights, dialled)
+        space = question.space.model_copy(update={"weights": weights})
+        asked = replace(question, space=space)
+        choice, chosen = choose_trial(run, asked, again, find_kept_weights(again, results))
+        found[general, dialled] = chosen.name, chosen.dial, round(choice.score, 6), chosen.plain_score
+        write_trials(results, again, weights)
+        end = {name: vars(chosen.curve[-1])[name] for name in ("dial", "score", "plain_score")}
+        assert end == {name: pytest.approx(vars(chosen)[name]) for name in end}
+        rows = (results.folder / "dials.csv").read_text().splitlines()
+        assert rows[3].startswith("strong,0.5,3.0,5.0,") and len(rows) == 5
+        assert float(rows[3].rpartition(",")[2]) == pytest.approx(5 - 2 * general)
+    assert found[0.1, True] == ("strong", 1.0, 13.2, pytest.approx(13.2))
+    assert found[0.8, True] == ("strong", 0.5, 3.4, pytest.approx(-6.4))
+    assert found[0.8, False] == ("gentle", 1.0, 2.0, pytest.approx(2.0))
+
+
 def test_the_curves_are_those_of_the_table(tmp_path):
     """Written with it, so by the same weights: a trial's last reading has the score of its row."""
     deltas = {"general_delta": -1.0, "domain_delta": 4.0}
@@ -76,7 +121,7 @@ def test_the_curves_are_those_of_the_table(tmp_path):
     results = Results(str(tmp_path), "picked")
     results.open(resume=False)
     for weights, score in ((ScoreWeights(), 1.5), (ScoreWeights(general=1, domain=0), -1.0)):
-        write_trials(results, rescore([trial], weights))
+        write_trials(results, rescore([trial], weights), weights)
         readings = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
         (table,) = json.loads((results.folder / "trials.json").read_text())["trials"]
         assert [(each["tokens"], each["score"]) for each in readings] == [(256, score), (512, score)]

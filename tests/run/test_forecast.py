@@ -8,11 +8,13 @@ from adept_ray.run.forecast import (
     Amounts,
     Speed,
     compile_steps,
+    count_passes,
     forecast_search,
     forecast_training,
     read_speed,
     share_streams,
 )
+from adept_ray.training.dialling import LAST_PASSES, PASSES
 
 SPEED = Speed(step=2.0, remeasure=1.0, validation=0.5, probe=10.0)
 AMOUNTS = Amounts(
@@ -78,6 +80,21 @@ def test_what_is_kept_is_found_by_later_trials_and_readings():
     found = forecast_search(speed, amounts)
     assert (found.trial, found.later) == (first, later)
     assert found.search == found.stage1 + first + 7 * later + 2 * (2 * 5 * 0.5)
+
+
+def test_a_reading_passes_its_text_once_for_each_dial():
+    """Two passes on the way, four at the end, and on the test one more for the model as it was trained."""
+    auto, given, off = (replace(AMOUNTS, **count_passes(dial)) for dial in ("auto", 0.7, "off"))
+    assert off == replace(AMOUNTS, **count_passes(1.0)) == AMOUNTS
+    more = (3 * PASSES + LAST_PASSES - 4) * (2 * 3 * 0.5)
+    assert forecast_training(SPEED, auto) - forecast_training(SPEED, off) == pytest.approx(more)
+    assert forecast_training(SPEED, given) == forecast_training(SPEED, off)
+    found = [forecast_search(SPEED, each) for each in (auto, given, off)]
+    tests = [each.search - each.stage1 - 8 * each.trial for each in found]
+    assert tests == pytest.approx([passes * (2 * 5 * 0.5) for passes in (3, 3, 2)])
+    speed, kept = replace(SPEED, kept_validation=0.25), replace(auto, kept_validation=1.0)
+    saved = (3 * PASSES + LAST_PASSES - 1) * 2 * 3 * 0.25  # every pass but the first finds what is kept
+    assert forecast_training(speed, auto) - forecast_training(speed, kept) == pytest.approx(saved)
 
 
 def test_streams_share_what_may_be_kept():

@@ -21,14 +21,23 @@ from adept_ray.storage.results import Results
     [(None, "k = 2   layers"), (2, "k = 2   layers"), (0, "advice: k = 0   exported: k = 2   layers")],
 )
 def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised, head):
-    """Where that isn't the exported one both are named."""
+    """Where that isn't the exported one both are named. A model that was turned has a line about its dial."""
     side = {"before_bpb": 1.0, "after_bpb": 0.9, "delta": 10.0, "standard_error": 0.1}
     work = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
     prepared = SimpleNamespace(importance={"layers": []})
-    test = {"general": side, "domain": side}
+    test = {"general": side, "domain": side, "score": 11.7}
     session = Session(RunSpec(), Results(str(tmp_path), "run"), Display())
     show_summary(session, prepared, work, test, "Because.", advised)
-    assert capsys.readouterr().out.startswith(f"\n{head} copied: 1 3\nBecause.\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"\n{head} copied: 1 3\nBecause.\n") and "dial" not in printed
+    plain = {"general_delta": 3.4, "domain_delta": 19.4, "score": 11.4}
+    for dial, lines in (
+        (0.62, ["dial 0.62: score 11.70 ± 0.60 on the test split, as trained 11.40"]),
+        (1.0, []),
+    ):
+        turned = {**test, "dial": dial, "plain": plain, "score_se": 0.6}
+        show_summary(session, prepared, work, turned, "Because.", advised)
+        assert [line for line in capsys.readouterr().out.splitlines() if "dial" in line] == lines
 
 
 def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def test_seeds_train_on_blocks_of_their_own_as_often_as_asked(passes):
     run = CompareRun(tokens=64 * 8, passes=passes, seeds=2, seq_len=8)
     tokens = np.arange(1600).reshape(200, 8)
     text = of_one_document(tokens)
-    prepared = SimpleNamespace(blocks={name: text for name in ("train", "replay")})
+    prepared = SimpleNamespace(blocks=dict.fromkeys(("train", "replay", *SIDES), text))
     prepared.blocks["train"] = prepared.blocks["train"].take_first(run.tokens // passes * (run.seeds + 1))
     found = [split_blocks(run, prepared, number, {})["train"].tokens for number in range(3)]
     assert [len(each) for each in found] == [64 // passes] * 3

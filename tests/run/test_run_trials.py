@@ -66,7 +66,7 @@ def files(monkeypatch):
         looked_at.append([trial.saved for trial in trials])
         return [trial.saved for trial in trials][:-1]
 
-    monkeypatch.setattr(upkeep, "write_trials", lambda _, trials: written.append([*trials]))
+    monkeypatch.setattr(upkeep, "write_trials", lambda _, trials, weights: written.append([*trials]))
     monkeypatch.setattr(upkeep, "delete_checkpoints", delete_checkpoints)
     space = SimpleNamespace(weights="weights")
     return TrialFiles(None, space, False, Trial("untouched", 0)), written, looked_at

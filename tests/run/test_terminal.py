@@ -5,18 +5,21 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from adept_ray.config.plain_text import allow_any_terminal
+from adept_ray.rivals.table import ComparedTraining, summarise_methods
 from adept_ray.run.terminal import (
     Display,
     TimeLeft,
     build_trials_table,
     compute_shares,
     estimate_time_left,
+    format_cells,
     format_clock,
 )
 
@@ -110,6 +113,37 @@ def test_what_was_done_before_a_resume_says_nothing_of_the_time_left(capsys, mon
         show({"trial-002": (4, 4)}, [OVER, {**second, "state": "finished"}])
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["left"] for event in events if event["event"] == "trial"][2:] == pytest.approx(lefts)
+
+
+TURNED = {**OVER, "dial": 0.62, "plain_score": 1.25}
+
+
+def test_a_trial_is_shown_with_its_dial_and_as_it_was_trained(capsys):
+    """In its line, and among the numbers that machines get; one that has reported nothing has dashes."""
+    for json_lines in (False, True):
+        with Display(json_lines).show_trials(1) as show:
+            show({}, [TURNED])
+    line, *events = [line for line in capsys.readouterr().out.splitlines() if "trial-001" in line]
+    assert "score +1.50  dial 0.62  as trained +1.25  state finished" in line
+    (event,) = map(json.loads, events)
+    assert (event["dial"], event["plain_score"]) == (0.62, 1.25)
+    assert format_cells(OVER, {})[-3:-1] == ["–", "–"]
+
+
+def test_a_comparison_is_shown_at_the_dial_and_as_it_was_trained(capsys, monkeypatch):
+    """Training by training, and as a column where the terminal has room and anything was turned."""
+    row = ComparedTraining("lora", "test", 1, 9e-3, general_delta=1.0, domain_delta=2.0, score=1.5)
+    turned = replace(row, dial=0.62, plain_general_delta=-1.0, plain_domain_delta=2.5, plain_score=0.75)
+    tables = []
+    for each, width in ((turned, "120"), (row, "120"), (turned, "60")):
+        monkeypatch.setenv("COLUMNS", width)
+        display = Display()
+        display.show_training(each)
+        display.show_comparison(summarise_methods([each]))
+        line, *table = capsys.readouterr().out.splitlines()
+        assert ("score +1.50 at dial 0.62, as trained +0.75" in line) == (each is turned)
+        tables.append("as trained" in table[0] and "+0.75" in table[1])
+    assert tables == [True, False, False]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -14,8 +14,9 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.scores import combine_changes, compare_losses, standard_error
-from adept_ray.search.choice import choose_k, find_candidates, find_front, format_choice, rescore
+from adept_ray.search.choice import choose_k, find_candidates, format_choice, rescore
 from adept_ray.search.edges import DepthLimit, Edge, find_edges
+from adept_ray.search.front import find_front
 from adept_ray.search.ranges import double_amount, limit_depths, override_ranges, parse_amount
 from adept_ray.search.trials import UNTOUCHED, Reading, Trial
 

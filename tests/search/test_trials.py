@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adept_ray.config.specs import ScoreWeights
 from adept_ray.search.trials import (
     HIDDEN,
     Reading,
@@ -29,9 +30,9 @@ WRITTEN = """{"trial": "trial-001", "k": 2, "layers": "1 4", "recompute_every": 
   "shares": {"general": [0.5, 0.5], "domain": [0.4, 0.6]}},
  "curve": [
   {"step": 4, "tokens": 256, "general_delta": -0.25, "domain_delta": 5.0, "score": 2.375,
-   "plain_score": 2.375, "dial": 1.0, "loss": 3.5},
+   "plain_general_delta": -0.25, "plain_domain_delta": 5.0, "plain_score": 2.375, "dial": 1.0, "loss": 3.5},
   {"step": 8, "tokens": 512, "general_delta": -0.5, "domain_delta": 9.5, "score": 4.5,
-   "plain_score": 4.0, "dial": 0.5, "loss": 3.0}],
+   "plain_general_delta": -1.5, "plain_domain_delta": 9.5, "plain_score": 4.0, "dial": 0.5, "loss": 3.0}],
  "error": null}"""
 UNTOUCHED = """{"trial": "untouched", "k": 0, "layers": "", "general_bpb": 1.0, "domain_bpb": 1.0,
  "general_accuracy": null, "domain_accuracy": null, "general_delta": 0.0, "domain_delta": 0.0, "score": 0.0,
@@ -41,6 +42,9 @@ TABLE = """trial,k,layers,recompute_every,base_lr,placement,offset,general_bpb,d
 domain_delta,score,score_se,dial,plain_score,tokens,seconds,state
 untouched,0,,,,,,1.0,1.0,0.0,0.0,0.0,0.0,,,0,0.0,untouched
 trial-001,2,1 4,8,0.003,uniform,1,1.25,0.75,-0.5,9.5,4.5,0.25,0.5,4.0,512,1.5,finished
+"""
+DIALS = """trial,dial,general_delta,domain_delta,score
+trial-001,0.5,-0.5,9.5,4.5
 """
 
 
@@ -63,6 +67,8 @@ def test_a_row_is_read_with_its_types():
         general_delta=-0.5,
         domain_delta=9.5,
         score=4.5,
+        plain_general_delta=-1.5,
+        plain_domain_delta=9.5,
         plain_score=4.0,
         dial=0.5,
         loss=3.0,
@@ -71,16 +77,28 @@ def test_a_row_is_read_with_its_types():
 
 
 def test_the_files_of_a_search_keep_their_form(tmp_path):
-    """trials.csv to the letter, trials.json row by row, curves.jsonl a line a reading."""
+    """trials.csv and dials.csv to the letter, trials.json row by row, curves.jsonl a line a reading."""
     results = Results(str(tmp_path), "x")
     results.open(resume=False)
     rows = [json.loads(text) for text in (UNTOUCHED, WRITTEN)]
-    write_trials(results, [Trial.from_row(row) for row in rows])
+    write_trials(results, [Trial.from_row(row) for row in rows], ScoreWeights())
     assert (results.folder / "trials.csv").read_text() == TABLE
     assert (results.folder / "trials.json").read_text() == json.dumps({"trials": rows}, indent=1) + "\n"
     curves = [json.loads(line) for line in (results.folder / "curves.jsonl").read_text().splitlines()]
     assert curves == [{"trial": "trial-001", **reading} for reading in rows[1]["curve"]]
+    assert (results.folder / "dials.csv").read_text() == DIALS
     assert read_trials(results) == [Trial.from_row(row) for row in rows]
+
+
+def test_dials_are_written_where_some_were_looked_for(tmp_path):
+    """By other weights the same changes have other scores; without a dial there is no such file."""
+    results = Results(str(tmp_path), "x")
+    results.open(resume=False)
+    untouched, trial = (Trial.from_row(json.loads(text)) for text in (UNTOUCHED, WRITTEN))
+    write_trials(results, [untouched], ScoreWeights())
+    assert not (results.folder / "dials.csv").exists()
+    write_trials(results, [untouched, trial], ScoreWeights(general=0, domain=1))
+    assert (results.folder / "dials.csv").read_text() == DIALS.replace("4.5\n", "9.5\n")
 
 
 def test_a_title_has_the_rate_where_it_is_searched():
