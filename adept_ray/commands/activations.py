@@ -13,7 +13,6 @@ from adept_ray.config.specs import (
 )
 from adept_ray.config.validation import validate_spec
 from adept_ray.method.copies import RECORD
-from adept_ray.method.dial import TRAINED
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_load
@@ -87,7 +86,7 @@ def resolve_run(args: ActivationsRun, best: BestRecord) -> RunSpec:
 
 def describe_tuning(args: ActivationsRun, best: BestRecord) -> TrainingSpec:
     """The training without expansion. Raises :class:`UserError`."""
-    turned = best["training"].get("dial", "off") not in ("off", TRAINED)
+    turned = best["training"].get("dial", "off") != "off"
     tuned = best["training"] | {"tunes": "originals", "base_lr": args.originals_lr, "reports": 1}
     tuned |= {"dial": "auto" if turned else "off"}  # its own, where the expanded model has one
     return validate_spec(TrainingSpec, tuned, args.config)

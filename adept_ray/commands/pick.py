@@ -7,7 +7,7 @@ from dataclasses import asdict
 from adept_ray.config.specs import PickRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
+from adept_ray.run.choosing import choose_exported_dial, choose_trial, find_kept_weights, load_trials
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
@@ -39,9 +39,8 @@ def pick_trial(args: PickRun) -> str:
     sources = find_sources(session, train_tokens=tokens)
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
+    dial = choose_exported_dial(args.dial, chosen)
     training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
-    found = "off" if chosen.dial is None else chosen.dial
-    dial = found if args.dial == "auto" else args.dial
     load = describe_measuring(session.run, session.run.test_tokens)
     with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)

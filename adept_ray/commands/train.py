@@ -79,7 +79,8 @@ def open_training(args: TrainRun, best: BestRecord) -> tuple[Session[RunSpec], T
         run, training = resume_training(args, best, session.results.read_record())
         return replace(session, run=run), training
     settings = {**best["run"], **list_run_overrides(args)}
-    sizes = {"tokens": args.tokens, "reports": args.reports, "dial": args.dial}
+    plain = best["training"].get("dial") == "off" and "dial" not in args.given  # as the search was
+    sizes = {"tokens": args.tokens, "reports": args.reports, "dial": "off" if plain else args.dial}
     run = resolve_settings(validate_spec(RunSpec, settings, args.config), "train")
     training = validate_spec(TrainingSpec, {**best["training"], **sizes}, args.config)
     return open_session(run), training

@@ -164,6 +164,7 @@ def answer_items(
     """Whether `model` is right on each item, float64 [N]: 0 or 1. Ranks share the work and get it all.
 
     Where ranks hold pieces of the `model`, all of them work on each item, since each pass needs them all.
+    What the first one found counts: kernels that aren't deterministic may answer otherwise on another.
 
     `batch` is the number of sequences of a forward pass; `quiet` hides lm-eval's progress bars.
     Raises :class:`UserError` as :func:`draw_items` does.
@@ -185,7 +186,9 @@ def answer_items(
             for sample in samples:
                 if sample["filter"] == first:
                     right[place[task, sample["doc_id"]]] = float(sample[metric])
-    return (sum_over_ranks(right, next(model.parameters()).device) if apart else right).numpy()
+    if not apart and rank() > 0:
+        right.zero_()
+    return sum_over_ranks(right, next(model.parameters()).device).numpy()
 
 
 def ask_model(

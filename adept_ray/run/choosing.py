@@ -63,3 +63,18 @@ def find_kept_weights(trials: Sequence[Trial], results: Results) -> list[Trial]:
             f"{results.place} has no candidates any more: their weights under ray/trials are gone"
         )
     return kept
+
+
+def choose_exported_dial(asked: float | str, chosen: Trial) -> float | str:
+    """The dial at which a chosen trial is exported: the one `asked` for, or its own.
+
+    Raises :class:`UserError` for a number where there is nothing to turn.
+    """
+    if asked != "auto":
+        if chosen.k == 0 and not isinstance(asked, str):
+            raise UserError(
+                f"--dial {asked:g}: {chosen.name}, which is picked, copied no layer, so nothing is turned: "
+                "leave that flag out"
+            )
+        return asked
+    return "off" if chosen.dial is None else chosen.dial

@@ -111,6 +111,6 @@ def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str
     probed = (run.probe, run.probe_tokens, run.probe_confidence, run.remeasure_tokens)
     tasks = (run.general_tasks, run.domain_tasks)
     searched = space.model_dump(exclude={"run", "first", "judge_after"})
-    goal = (run.pareto, run.min_gain_per_layer or 0.0, run.dial)
+    goal = (run.pareto, run.min_gain_per_layer or 0.0, *([run.dial] if run.dial != "off" else ()))
     dtype = run.machine.dtype
     return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, searched, dtype, goal)}"

@@ -134,10 +134,11 @@ def resume_training(args: TrainRun, best: BestRecord, begun: RunRecord) -> tuple
             raise UserError(
                 f"{args.config}: {name} is {new}, but the training to be resumed began with {old}"
             )
-    training = validate_spec(TrainingSpec, begun["training"], "run.json")
+    begun_with = OLDER | begun["training"]
+    training = validate_spec(TrainingSpec, begun_with, "run.json")
     own = {name: getattr(args if name in args.given else training, name) for name in ("reports", "dial")}
     wanted = {**best["training"], "tokens": args.tokens, **own}
-    check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun["training"])
+    check_same_training(validate_spec(TrainingSpec, wanted, args.config), begun_with)
     return run, training
 
 

@@ -107,7 +107,8 @@ def place_work(work: TrainWork, importance: LayerImportance, training: TrainingS
 
 def rebuild_work(work: TrainWork, importance: LayerImportance, trial: Trial) -> TrainWork:
     """The work of a trial that is over: what all trials share, with its own settings and layers."""
-    ended = {"tokens": trial.tokens, "dial": trial.dial if trial.dial is not None else "off"}
+    dial = "off" if trial.dial is None or work.training.dial == "off" else trial.dial
+    ended = {"tokens": trial.tokens, "dial": dial}
     training = apply_changes(resolve_training(trial, work.training), ended)
     return place_work(work, importance, training)
 

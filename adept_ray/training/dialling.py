@@ -49,7 +49,7 @@ def take_dialled_reading(
 
     dial = work.training.dial
     if dial != "auto" or not tuning.parameters:
-        given = TRAINED if isinstance(dial, str) else dial
+        given = TRAINED if isinstance(dial, str) or not tuning.parameters else dial
         found = measure(given)
         return DialledReading(given, found, found if given == TRAINED else None)
     finder, text = choose_finder(work, blocks)

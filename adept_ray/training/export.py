@@ -50,7 +50,8 @@ def score_and_export(
     before = measure_held_out(take(work.backbone, device), work, blocks)
     callbacks.progress(1, 3)
     tuning = load_tuning(work, device, checkpoint)
-    dial = TRAINED if isinstance(work.training.dial, str) else work.training.dial
+    asked = work.training.dial
+    dial = TRAINED if isinstance(asked, str) or not tuning.parameters else asked
     plain = None
     if dial != TRAINED:
         with tuning.use_exported_weights():

@@ -18,7 +18,7 @@ from adept_ray.method.anatomy import layer_of, name_in_layer, trainable_paramete
 from adept_ray.method.ranks import rank
 from adept_ray.method.scores import Metrics
 from adept_ray.method.sharding import gather_tensors, split_like
-from adept_ray.storage.files import WriteFile
+from adept_ray.storage.files import WriteFile, format_json
 from adept_ray.training.tensor_file import write_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
@@ -91,7 +91,7 @@ class TrainState:
             tensors[OPTIMIZER] = gather_tensors(_list_optimizer_tensors(parameters, optimizer))
         if rank() > 0:
             return {}
-        text = json.dumps(vars(self)).encode()
+        text = format_json(vars(self)).encode()
         files: dict[str, WriteFile] = {name: partial(write_tensors, each) for name, each in tensors.items()}
         return {**files, STATE: lambda stream: stream.write(text)}
 

@@ -1,6 +1,7 @@
 """The dial: where it leads, how the best one is found, and what that costs in honesty."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -25,6 +26,7 @@ from adept_ray.method.dial import (
 )
 from adept_ray.method.scores import compare_answers, compare_losses, list_gains, standard_error
 from adept_ray.method.tuning import build_tuning
+from adept_ray.storage.files import format_json
 
 IDS = random_ids(2, 12)
 EVEN = ScoreWeights()
@@ -214,6 +216,40 @@ def test_the_best_of_noise_is_not_called_a_gain():
     assert abs(np.mean(fitted)) < 3 * error
 
 
+def test_what_is_left_of_optimism_where_dials_are_proposed_is_small():
+    """Documents that curve each its own way by chance: dials proposed from all of them leave a part of it."""
+    naive, fitted = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        slopes, bends = rng.normal(0, 1, (2, 2, 40))
+        turns, scores = [], {}
+        while len(turns) < 4 and (dial := propose_dial(scores)) is not None:
+            gains = dict(zip(("general", "domain"), (slopes * dial + bends * dial**2).tolist(), strict=True))
+            turns.append(Turn(dial, gains))
+            scores[dial] = turns[-1].weigh(EVEN)
+        turned = Turned(tuple(turns), {side: [1 / 40] * 40 for side in ("general", "domain")})
+        choice = choose_dial(turned, EVEN)
+        naive.append(max(scores.values()))
+        fitted.append(sum(cross_fit(turned, choice.by_fold)[0]) / 2)
+    assert np.mean(fitted) < np.mean(naive) / 2
+
+
+def test_no_fold_takes_a_dial_at_which_a_document_has_no_loss():
+    """What diverged on one document counts on none, though it be better on all others."""
+    turned = make_turned({0.5: (1.0, 1.0), 1.0: (9.0, 9.0)}, documents=10)
+    turned.turns[1].gains["domain"][3] = math.nan
+    choice = choose_dial(turned, EVEN)
+    assert choice.dial == 0.5 and set(choice.by_fold) == {0.5}
+    assert all(map(math.isfinite, cross_fit(turned, choice.by_fold)[0]))
+
+
+def test_of_equal_dials_what_was_trained_is_taken():
+    """As with tasks, where answers may all stay the same."""
+    turned = make_turned(dict.fromkeys((0.25, 0.5, 1.0), (0.0, 0.0)), noise=0.0)
+    choice = choose_dial(turned, EVEN)
+    assert choice.dial == 1.0 and set(choice.by_fold) == {1.0}
+
+
 def test_folds_take_their_own_dials():
     """Document number n belongs to fold n modulo FOLDS."""
     values = {0.5: np.arange(7.0), 1.0: 100 + np.arange(7.0)}
@@ -244,5 +280,13 @@ def test_gains_add_up_to_the_change(answers):
 def test_what_was_turned_comes_back_from_json():
     """And nothing from a row that has none."""
     turned = make_turned({0.5: (1.0, 2.0), 1.0: (0.0, 3.0)}, documents=3)
-    assert Turned.from_json(turned.to_json()) == turned
+    assert Turned.from_json(json.loads(format_json(turned.to_json()))) == turned
     assert Turned.from_json(None) == Turned()
+
+
+def test_what_diverged_comes_back_as_no_number():
+    """JSON has no word for it: it is written as null."""
+    turned = make_turned({1.0: (0.0, 3.0)}, documents=3)
+    turned.turns[0].gains["general"][1] = math.nan
+    again = Turned.from_json(json.loads(format_json(turned.to_json())))
+    assert math.isnan(again.turns[0].gains["general"][1]) and math.isnan(again.turns[0].weigh(EVEN))

@@ -9,7 +9,7 @@ from record_parts import SPACE
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
-from adept_ray.run.choosing import choose_trial, find_kept_weights, load_trials
+from adept_ray.run.choosing import choose_exported_dial, choose_trial, find_kept_weights, load_trials
 from adept_ray.run.question import Question
 from adept_ray.run.search_settings import load_space
 from adept_ray.search.choice import rescore
@@ -109,6 +109,18 @@ def test_other_weights_pick_a_trial_at_the_dial_that_they_like(tmp_path):
     assert found[0.1, True] == ("strong", 1.0, 13.2, pytest.approx(13.2))
     assert found[0.8, True] == ("strong", 0.5, 3.4, pytest.approx(-6.4))
     assert found[0.8, False] == ("gentle", 1.0, 2.0, pytest.approx(2.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "exported"),
+    [("auto", 0.6, 0.6), ("auto", None, "off"), ("off", 0.6, "off"), (0.0, 0.6, 0.0)],
+)
+def test_what_is_picked_is_exported_at_its_dial_or_at_the_one_asked_for(asked, own, exported):
+    """A trial of an older search has none; a model without copies can't be turned."""
+    assert choose_exported_dial(asked, Trial("trial-001", k=2, dial=own)) == exported
+    if not isinstance(asked, str):
+        with pytest.raises(UserError, match="--dial 0: trial-001, which is picked, copied no layer"):
+            choose_exported_dial(asked, Trial("trial-001", k=0, dial=1.0))
 
 
 def test_the_curves_are_those_of_the_table(tmp_path):
