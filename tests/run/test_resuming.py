@@ -45,6 +45,14 @@ def test_a_resumed_search_may_save_memory():
         resume_settings(SearchRun(name="x", resume=True, trials=9), begun)
 
 
+def test_a_search_begun_before_there_were_dials_goes_on_without():
+    """Its other trials would be of another kind than those that it has."""
+    begun = SearchRun(name="x").model_dump(mode="json")
+    assert resume_settings(SearchRun(name="x", resume=True), begun).dial == "auto"
+    del begun["dial"]
+    assert resume_settings(SearchRun(name="x", resume=True), begun).dial == "off"
+
+
 def test_a_run_on_gpus_is_resumed_without_saying_so_again():
     """The command that --resume prints names no precision and no budget: all that stays as it was."""
     asked = SearchRun(name="x", gpus_per_worker=1, min_gain_per_layer=0.5, max_hours=2, cache="s3://b/c/")
@@ -184,6 +192,18 @@ def test_the_printed_command_continues_the_training_that_was_interrupted():
     )
     wide, _ = resume_printed(begun, "--min-workers", "5")
     assert (wide.machine.workers, wide.machine.min_workers) == (8, 5)
+
+
+def test_a_training_begun_before_there_were_dials_goes_on_without():
+    """As one does that was begun with --dial off; a given dial that differs is refused."""
+    begun = begin_training()
+    assert resume_printed(begun)[1].dial == "auto"
+    begun["training"]["dial"] = "off"
+    assert resume_printed(begun)[1].dial == "off"
+    del begun["training"]["dial"]
+    assert resume_printed(begun)[1].dial == "off"
+    with pytest.raises(UserError, match="dial is 0.5, but the training to be resumed began with off"):
+        resume_printed(begun, "--dial", "0.5")
 
 
 @pytest.mark.parametrize(
