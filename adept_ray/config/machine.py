@@ -139,11 +139,11 @@ class MachineSpec(Spec):
         gpus, workers = self.machine.gpus_per_worker, self.machine.most_workers
         if gpus > 1 and gpus % 1:
             raise ValueError(
-                f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one: give 2 or 0.5"
+                f"--gpus-per-worker {gpus:g}: Ray gives out whole GPUs or a part of one: give 2 or 0.5"
             )
         if gpus % 1 and workers > 1:  # NCCL takes one rank a card
             raise ValueError(
-                f"gpus_per_worker is {gpus:g}, but {workers} workers that train together need a GPU each, so "
+                f"--gpus-per-worker {gpus:g}: {workers} workers that train together need a GPU each, so "
                 "give --gpus-per-worker 1 or --workers 1 (the trials of --concurrent may share a GPU)"
             )
         return self

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TypedDict, cast
 import tyro
 
 from adept_ray.config.errors import InterruptedRun, UserError
-from adept_ray.config.fields import read_extra
+from adept_ray.config.fields import name_flag, read_extra
 from adept_ray.config.machine import FollowingSpec, Machine, MachineSpec
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault, find_fault_place
@@ -88,7 +88,7 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     given = {*tyro.cli(TypedDict("Given", list_arguments(spec), total=False), args=args)}  # type: ignore
     given -= {name for name in given if stays_as_searched(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
-    checked = validate_spec(spec, known, where="command line")
+    checked = validate_spec(spec, known, where="", name_key=lambda path: name_flag(spec, str(path[0])))
     return cast("S", spec.model_construct(given, **dict(checked)))
 
 

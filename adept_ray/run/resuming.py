@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
-from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.fields import Mark, list_fields, name_flag
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.config.places import mask_password
@@ -94,7 +94,7 @@ def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
             changes[name] = new
             continue
         if name not in list_fields(type(run), Mark.CHANGEABLE):
-            flag = "--" + name.replace("_", "-")
+            flag = name_flag(type(run), name)
             if name == "study":
                 new, old = mask_password(new), mask_password(old)
             if isinstance(new, Mixture):

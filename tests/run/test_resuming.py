@@ -69,7 +69,7 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
     asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
     narrow = resume_settings(resolve_settings(asked), begun)
     assert (narrow.machine.workers, narrow.machine.min_workers, narrow.concurrent) == (1, 0, 1)
-    with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
+    with pytest.raises(UserError, match="resuming 'x': --min-workers 2 is more than --workers 1"):
         resume_settings(SearchRun(name="x", resume=True, workers=1), begun)
 
 
@@ -90,7 +90,7 @@ def test_a_resumed_run_may_continue_with_fewer_of_the_workers_that_it_began_with
     for further in ({"resume": True}, {"more_trials": 2}):
         elastic = resume_settings(SearchRun(name="x", min_workers=2, **further), begun)
         assert (elastic.machine.workers, elastic.machine.min_workers) == (4, 2)
-        with pytest.raises(UserError, match="resuming 'x': min_workers is 5, more than workers, 4"):
+        with pytest.raises(UserError, match="resuming 'x': --min-workers 5 is more than --workers 4"):
             resume_settings(SearchRun(name="x", min_workers=5, **further), begun)
 
 
