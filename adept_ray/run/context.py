@@ -23,10 +23,9 @@ from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
 from adept_ray.run.terminal import Display
 from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import is_disk_full
-from adept_ray.storage.results import Results
+from adept_ray.storage.results import OUTPUT_LOG, Results
 from adept_ray.training.work import TrainWork
 
-OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
 OfRun = TypeVar("OfRun", bound=RunSpec, covariant=True)
 

@@ -11,7 +11,7 @@ from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
 from adept_ray.config.fields import Mark, list_fields, name_flag
 from adept_ray.config.mixtures import Mixture
-from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.config.os_faults import describe_os_fault, find_fault_place
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
@@ -31,8 +31,9 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
     These and every other :class:`UserError` name the command that resumes the run, and so does what is said
-    if this process dies. run.json keeps the time that was spent, and the command that resumes the run adds
-    to it.
+    if this process dies. Only a run that is refused before it has anything to go on with is taken back: it
+    may be the input that has to be mended, and no resumed run takes another one. run.json keeps the time
+    that was spent, and the command that resumes the run adds to it.
     """
     continued = format_resume_command(command, session.run)
     death = (
@@ -46,12 +47,16 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     except UnfinishedRun as problem:
         raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
     except UserError as problem:
+        if session.results.withdraw():
+            raise
         raise UserError(f"{str(problem).rstrip('.')}; then go on with {continued}") from problem
     except Exception as problem:
+        note = session.run.machine.name_cache
         if is_disk_full(problem):
-            raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+            raise UserError(f"{describe_full_disk(problem, note)} go on with {continued}") from problem
         if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
-            raise UserError(f"{sentence}; then go on with {continued}") from problem
+            more = note(find_fault_place(problem))
+            raise UserError(f"{sentence}{more}; then go on with {continued}") from problem
         raise
 
 

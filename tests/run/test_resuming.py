@@ -1,12 +1,13 @@
 """A run that is resumed: what stays as it was, what may change, and the command that resumes it."""
 
+import errno
 import shlex
 
 import pytest
 
 from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
-from adept_ray.run.context import Session
+from adept_ray.run.context import Session, open_session
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.resuming import (
     check_same_training,
@@ -139,6 +140,45 @@ def test_every_sentence_names_the_command_that_continues(small):
     )
     with pytest.raises(OSError, match="another fault"), explain_stops(session, "tune-k"):
         raise OSError("another fault")
+
+
+def test_a_fault_of_the_cache_names_the_cache_and_its_flag(tmp_path):
+    """Whether it is full or closed; of other places there is nothing to be said."""
+    run = SearchRun(name="x", storage=str(tmp_path), cache=str(tmp_path / "cache"))
+    session = Session(run, Results(run.storage, run.name), Display())
+    note = rf" \(the cache is {run.machine.cache}; --cache takes another one\)"
+    for number, said in ((errno.EACCES, ": there is no permission .*"), (errno.ENOSPC, "")):
+        words = f"cache/blocks/a{said}{note}.* go on with python"
+        with pytest.raises(UserError, match=words), explain_stops(session, "tune-k"):
+            raise OSError(number, "words", f"{run.machine.cache}/blocks/a")
+        with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+            raise OSError(number, "words", "/elsewhere")
+        assert "--cache" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("found", ["", "importance.json"])
+def test_a_run_that_is_refused_with_nothing_to_go_on_with_is_taken_back(tmp_path, found):
+    """Its input may have to be mended, which no resumed run would take: the same command is given again."""
+    session = open_session(SearchRun(name="x", storage=str(tmp_path)))
+    session.results.write_json("run.json", {})
+    if found:
+        session.results.write_json(found, {})
+    with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+        raise UserError("corpus 'a' is too small: give more")
+    assert session.results.exists() is bool(found)
+    assert ("; then go on with python" in str(refusal.value)) is bool(found)
+
+
+def test_a_resumed_run_is_never_taken_back(tmp_path):
+    """However little it has: it isn't this command's."""
+    run = SearchRun(name="x", storage=str(tmp_path))
+    begun = open_session(run)
+    begun.results.write_json("run.json", {})
+    begun.results.release()
+    session = open_session(run, continues=True)
+    with pytest.raises(UserError, match="go on with python"), explain_stops(session, "tune-k"):
+        raise UserError("Ray can't be started on this machine: no")
+    assert session.results.exists()
 
 
 # --- a training at full length that goes on -----------------------------------------------------------

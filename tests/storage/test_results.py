@@ -13,6 +13,7 @@ from adept_ray.storage.files import (
     list_files,
     measure_size,
     open_filesystem,
+    store_json,
     write_json,
     write_text,
 )
@@ -122,3 +123,34 @@ def test_a_refused_run_leaves_no_empty_folder(storage):
     assert not empty.folder.exists() and begun.folder.exists() == ("://" not in storage)
     if "s3:" not in storage:
         assert [path.name for path in Path(storage.removeprefix("file://")).iterdir()] == ["begun"]
+
+
+@pytest.mark.parametrize("kept", ["", "importance.json", "ray/trials/trial-001/a.json"])
+def test_only_a_run_with_nothing_to_go_on_with_is_taken_back(storage, kept):
+    """Its place is as it was, so that the same name can be given again; what others put there stays."""
+    store_json(f"{storage}/run/own.json", {})
+    results = begun(storage)
+    results.write("run.json", "{}")
+    results.write("ray.log", "")
+    store_json(f"{results.ray}/crew/a.json", {})
+    if kept.startswith("ray"):
+        store_json(f"{results.place}/{kept}", {})
+    elif kept:
+        results.write(kept, "{}")
+    assert results.withdraw() is not bool(kept)
+    results.release()
+    assert (content(storage, "run/run.json") is None) is not bool(kept)
+    assert (content(storage, "run/ray/crew/a.json") is None) is not bool(kept)
+    assert content(storage, "run/own.json") is not None
+    if not kept:
+        begun(storage).release()
+
+
+def test_a_run_that_goes_on_is_never_taken_back(storage):
+    """However little it has: an earlier command began it."""
+    first = begun(storage)
+    first.write("run.json", "{}")
+    first.release()
+    again = Results(storage, "run")
+    again.open(resume=True)
+    assert not again.withdraw() and again.exists()
