@@ -121,8 +121,9 @@ class Results:
                 if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
                     filesystem.delete_dir(path)
                 return
-            for folder in (Path(self.ray), self.folder):
-                folder.rmdir()
+            with suppress(FileNotFoundError):
+                Path(self.ray).rmdir()
+            self.folder.rmdir()
 
     def withdraw(self) -> bool:
         """Take back a run that began with this command and has nothing yet that a resumed one would use.

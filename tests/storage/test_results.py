@@ -146,6 +146,19 @@ def test_only_a_run_with_nothing_to_go_on_with_is_taken_back(storage, kept):
         begun(storage).release()
 
 
+def test_a_run_that_was_taken_back_leaves_no_folder(storage):
+    """Nor does one that was refused before it wrote anything."""
+    for writes in (True, False):
+        results = Results(storage, "run")
+        results.open(resume=False)
+        if writes:
+            results.write("run.json", "{}")
+            assert results.withdraw()
+        results.abandon()
+        filesystem, root = open_filesystem(storage)
+        assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
+
+
 def test_a_run_that_goes_on_is_never_taken_back(storage):
     """However little it has: an earlier command began it."""
     first = begun(storage)
