@@ -130,7 +130,12 @@ class Results:
 
         Then the same command, mended, can be given again under that name. Returns whether it did.
         """
-        if not self._began_here or any(map(self.has, (*RESUMED_FILES[1:], f"{RAY}/{TRIALS}"))):
+        try:
+            self.check_claim()
+        except UserError:  # it is another command's now
+            return False
+        own = self._claim is not None and self._began_here
+        if not own or any(map(self.has, (*RESUMED_FILES[1:], f"{RAY}/{TRIALS}"))):
             return False
         with suppress(OSError):
             delete_folder(self.ray)

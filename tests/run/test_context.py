@@ -21,6 +21,7 @@ from adept_ray.run.context import (
     open_context,
     open_session,
     redirect_output,
+    take_back_refused,
     report_stage_times,
 )
 from adept_ray.run.terminal import Display
@@ -159,6 +160,17 @@ def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, caps
     assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
     with fetch_temporarily(results.place) as folder:
         assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"
+
+
+@pytest.mark.parametrize("fault", [UserError("it is too small"), UnfinishedRun("a node is gone")])
+def test_only_what_is_refused_is_taken_back(tmp_path, fault):
+    """What was stopped half-way can be resumed, if only from its beginning."""
+    results = Results(str(tmp_path), "run")
+    results.open(resume=False)
+    results.write("run.json", "{}")
+    with pytest.raises(type(fault)), take_back_refused(results):
+        raise fault
+    assert results.exists() is isinstance(fault, UnfinishedRun)
 
 
 def test_what_rays_libraries_say_goes_to_that_file_too(tmp_path, capfd, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from pyarrow import fs
@@ -157,6 +158,16 @@ def test_a_run_that_was_taken_back_leaves_no_folder(storage):
         results.abandon()
         filesystem, root = open_filesystem(storage)
         assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
+
+
+def test_a_run_that_another_command_has_taken_stays(tmp_path, monkeypatch):
+    """What it finds in the folder then is none of its own."""
+    results = begun(str(tmp_path))
+    monkeypatch.setattr(results, "check_claim", Mock(side_effect=UserError("it is another one's")))
+    assert not results.withdraw() and results.exists()
+    monkeypatch.undo()
+    results.release()
+    assert not results.withdraw() and results.exists()
 
 
 def test_a_run_that_goes_on_is_never_taken_back(storage):
