@@ -21,8 +21,8 @@ from adept_ray.run.context import (
     open_context,
     open_session,
     redirect_output,
-    take_back_refused,
     report_stage_times,
+    take_back_refused,
 )
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import fetch_temporarily
@@ -70,7 +70,7 @@ def test_a_cluster_is_examined_before_anything_is_started_on_it(order, display):
         order.append("examined")
         raise UserError("node other has another --cache")
 
-    session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
+    session = Session(RunSpec(), SimpleNamespace(place="", ray="", withdraw=lambda: True), display)
     with pytest.raises(UserError, match="another --cache"), open_context(session, LOAD, examine):
         pass
     assert order == ["cluster", "examined"]
