@@ -96,7 +96,7 @@ def explain_no_entry(address: str) -> Iterator[None]:
     except ray.exceptions.AuthenticationError as problem:
         raise UserError(explain_missing_token(address, problem)) from None
     except (ConnectionError, OSError) as problem:
-        why = first_line(problem)
+        why = first_line(getattr(problem, "strerror", None) or problem)
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({why}): {JOIN}") from None
 
 

@@ -190,7 +190,7 @@ def test_workers_that_no_single_node_has_room_for_are_refused(nodes, settings, r
 def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     """RAY_ADDRESS that nobody answers ends in a sentence that names it, before anything is fetched, too."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    refused = r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"
+    refused = r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1 \(Connection refused\): give the address"
     with pytest.raises(UserError, match=refused), launch.connect_cluster(RunSpec(name="x")):
         pass
     with pytest.raises(UserError, match=refused):
