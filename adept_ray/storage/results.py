@@ -141,7 +141,8 @@ class Results:
             delete_folder(self.ray)
             filesystem, path = self.open_place()
             for name in ("run.json", OUTPUT_LOG):
-                if self.has(name):
+                (self.folder / name).unlink(missing_ok=True)
+                if self.has(name):  # behind a URI, too
                     filesystem.delete_file(f"{path}/{name}")
         return not self.exists()
 

@@ -139,6 +139,7 @@ def test_only_a_run_with_nothing_to_go_on_with_is_taken_back(storage, kept):
     elif kept:
         results.write(kept, "{}")
     assert results.withdraw() is not bool(kept)
+    assert bool(kept) or not results.read_record()  # nothing that would be written there again
     results.release()
     assert (content(storage, "run/run.json") is None) is not bool(kept)
     assert (content(storage, "run/ray/crew/a.json") is None) is not bool(kept)
