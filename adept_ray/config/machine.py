@@ -6,6 +6,7 @@ one object, ``run.machine``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -56,11 +57,10 @@ class Machine(Spec):
         """The cache's URI where it is one, which all machines reach; else empty."""
         return self.cache if "://" in self.cache else ""
 
-    def name_cache(self, place: str) -> str:
-        """What is added to a sentence about a place that is in the cache, or is that; else empty."""
-        shared = self.shared_cache
-        is_inside = place.startswith(shared) if shared else Path(place).is_relative_to(self.local_cache)
-        return f" (the cache is {self.cache}; --cache takes another one)" if place and is_inside else ""
+    def name_cache(self, said: str) -> str:
+        """What is added to a place that is in the cache, or to a sentence about one; else empty."""
+        is_inside = re.search(rf"{re.escape(self.cache)}(?![^/\s:,;)'])", said)
+        return f" (the cache is {self.cache}; --cache takes another one)" if is_inside else ""
 
     @field_validator("workers")
     @classmethod

@@ -15,6 +15,7 @@ from adept_ray.config.os_faults import describe_os_fault, find_fault_place
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
 from adept_ray.run.last_word import leave_last_word
 from adept_ray.run.record import has_ended, sum_spent
@@ -45,11 +46,14 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
-        raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
+        said = f"{problem}{session.run.machine.name_cache(str(problem))}"
+        raise UserError(f"{said}; what is finished is kept: go on with {continued}") from problem
     except UserError as problem:
-        if session.results.withdraw():
-            raise
-        raise UserError(f"{str(problem).rstrip('.')}; then go on with {continued}") from problem
+        note = session.run.machine.name_cache(str(problem)) if isinstance(problem, DiskFault) else ""
+        said = f"{str(problem).rstrip('.')}{note}"
+        raise UserError(
+            said if session.results.withdraw() else f"{said}; then go on with {continued}"
+        ) from problem
     except Exception as problem:
         note = session.run.machine.name_cache
         if is_disk_full(problem):

@@ -7,6 +7,7 @@ import pytest
 
 from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
+from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session, open_session
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.resuming import (
@@ -140,6 +141,21 @@ def test_every_sentence_names_the_command_that_continues(small):
     )
     with pytest.raises(OSError, match="another fault"), explain_stops(session, "tune-k"):
         raise OSError("another fault")
+
+
+@pytest.mark.parametrize("kind", [UnfinishedRun, DiskFault])
+def test_a_fault_of_the_cache_under_a_worker_names_the_flag_too(tmp_path, kind):
+    """By the sentence that comes from there; a folder whose name only begins like the cache's is none."""
+    run = SearchRun(name="x", storage=str(tmp_path), cache=str(tmp_path / "cache"))
+    session = Session(run, Results(run.storage, run.name), Display())
+    for place, is_inside in (
+        (f"{tmp_path}/cache/a", True),
+        (f"{tmp_path}/cache", True),
+        (f"{tmp_path}/cache2", False),
+    ):
+        with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+            raise kind(f"{place}: its disk fails")
+        assert ("--cache takes another one" in str(refusal.value)) is is_inside
 
 
 def test_a_fault_of_the_cache_names_the_cache_and_its_flag(tmp_path):
