@@ -36,7 +36,7 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     may be the input that has to be mended, and no resumed run takes another one. run.json keeps the time
     that was spent, and the command that resumes the run adds to it.
     """
-    continued = format_resume_command(command, session.run)
+    continued, name_cache = format_resume_command(command, session.run), session.run.machine.name_cache
     death = (
         "this command's process has died: it was killed, or a process of Ray's that it can't do without was"
     )
@@ -46,21 +46,18 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
-        said = f"{problem}{session.run.machine.name_cache(str(problem))}"
+        said = f"{problem}{name_cache(str(problem))}"
         raise UserError(f"{said}; what is finished is kept: go on with {continued}") from problem
     except UserError as problem:
-        note = session.run.machine.name_cache(str(problem)) if isinstance(problem, DiskFault) else ""
-        said = f"{str(problem).rstrip('.')}{note}"
-        raise UserError(
-            said if session.results.withdraw() else f"{said}; then go on with {continued}"
-        ) from problem
+        said = str(problem).rstrip(".") + (name_cache(str(problem)) if isinstance(problem, DiskFault) else "")
+        after = "" if session.results.withdraw() else f"; then go on with {continued}"
+        raise UserError(f"{said}{after}") from problem
     except Exception as problem:
-        note = session.run.machine.name_cache
         if is_disk_full(problem):
-            raise UserError(f"{describe_full_disk(problem, note)} go on with {continued}") from problem
+            raise UserError(f"{describe_full_disk(problem, name_cache)} go on with {continued}") from problem
         if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
-            more = note(find_fault_place(problem))
-            raise UserError(f"{sentence}{more}; then go on with {continued}") from problem
+            said = f"{sentence}{name_cache(find_fault_place(problem))}"
+            raise UserError(f"{said}; then go on with {continued}") from problem
         raise
 
 
