@@ -73,6 +73,12 @@ def find_cause(problem: object) -> str:
     return next(causes, "an error without a message")
 
 
+def find_point(problem: object) -> str:
+    """The line of an error's text that says what is wrong: of one that came with a traceback the last."""
+    text = str(problem)
+    return find_cause(text) if "Traceback" in text or "ray::" in text else first_line(text)
+
+
 def shorten_error(problem: Exception) -> str:
     """The first 200 characters of an error's text, on one line."""
     return " ".join(str(problem).split())[:200] or type(problem).__name__

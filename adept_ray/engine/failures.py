@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adept_ray.config.errors import UserError, find_cause, first_line
+from adept_ray.config.errors import UserError, find_cause, find_point, first_line
 from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.engine.job import JobFailed, is_out_of_memory
 from adept_ray.engine.own_ray import find_ray_folder
@@ -67,8 +67,7 @@ def describe_failure(error: BaseException) -> str:
         )
     if isinstance(error, JobFailed):
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"
-    cause = find_cause if "Traceback" in text or "ray::" in text else first_line
-    return f"Ray lost a part of the run ({type(error).__name__}: {cause(error)[:MOST]})"
+    return f"Ray lost a part of the run ({type(error).__name__}: {find_point(error)[:MOST]})"
 
 
 @contextmanager
