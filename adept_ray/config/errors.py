@@ -43,8 +43,13 @@ def describe_kind(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
 
 
-# How the lines begin that torch puts after an error of torch.compile or of a GPU.
+# How the lines begin that Ray Data puts after an error of a task, and torch after one of a compiler or a GPU.
 ADVICE = (
+    "To change retry attempts",
+    "Failed to apply UDF",
+    "ray.exceptions.UserCodeException",
+    "The above exception was the direct cause",
+    "\x1b[36mray::",
     "Set TORCHDYNAMO_VERBOSE=1",
     "Search for `cuda",
     "CUDA kernel errors might be",
@@ -61,11 +66,17 @@ def first_line(problem: object) -> str:
 def find_cause(problem: object) -> str:
     """The last line of an error's text: there an error that came through several processes names its cause.
 
-    Lines that torch adds, on how to look for a cause, are passed over.
+    Lines that Ray Data and torch add, on how to look for a cause, are passed over.
     """
     lines = [line.strip() for line in str(problem).splitlines()]
     causes = (line for line in reversed(lines) if line and not line.startswith(ADVICE))
     return next(causes, "an error without a message")
+
+
+def find_point(problem: object) -> str:
+    """The line of an error's text that says what is wrong: of one that came with a traceback the last."""
+    text = str(problem)
+    return find_cause(text) if "Traceback" in text or "ray::" in text else first_line(text)
 
 
 def shorten_error(problem: Exception) -> str:

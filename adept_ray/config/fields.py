@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-    from adept_ray.config.validation import Spec
 
 
 class Mark(StrEnum):
@@ -27,6 +25,15 @@ class Mark(StrEnum):
     SIZE = "a search space may give it another default"
     UNSEARCHED = "the run sets it, or a compared method, and no search space"
     PICK = "it says what is picked among the trials of a search"
+
+
+class Fielded(Protocol):
+    """What has fields: a specification."""
+
+    @classmethod
+    def flat_fields(cls) -> dict[str, FieldInfo]:
+        """Its fields as files and flags name them."""
+        ...
 
 
 def setting(
@@ -53,7 +60,14 @@ def read_extra(field: FieldInfo, name: str) -> Any:
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
 
-def list_fields(spec: type[Spec], *marks: Mark) -> tuple[str, ...]:
+def name_flag(spec: type[Fielded], name: str) -> str:
+    """How the command line names one of the fields of `spec`: ``--seq-len``; a positional one in capitals."""
+    field = spec.flat_fields()[name]
+    flag = read_extra(field, "flag") or name.replace("_", "-")
+    return flag.upper() if read_extra(field, "positional") else f"--{flag}"
+
+
+def list_fields(spec: type[Fielded], *marks: Mark) -> tuple[str, ...]:
     """Names of the fields of `spec` with one of the `marks`, those of its machine among them, in order."""
     fields = spec.flat_fields().items()
     return tuple(name for name, field in fields if set(marks) & set(read_extra(field, "marks") or ()))

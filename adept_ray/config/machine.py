@@ -6,6 +6,7 @@ one object, ``run.machine``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -55,6 +56,11 @@ class Machine(Spec):
     def shared_cache(self) -> str:
         """The cache's URI where it is one, which all machines reach; else empty."""
         return self.cache if "://" in self.cache else ""
+
+    def name_cache(self, said: str) -> str:
+        """What is added to a place that is in the cache, or to a sentence about one; else empty."""
+        is_inside = re.search(rf"{re.escape(self.cache)}(?![^/\s:,;)'])", said)
+        return f" (the cache is {self.cache}; --cache takes another one)" if is_inside else ""
 
     @field_validator("workers")
     @classmethod
@@ -139,11 +145,11 @@ class MachineSpec(Spec):
         gpus, workers = self.machine.gpus_per_worker, self.machine.most_workers
         if gpus > 1 and gpus % 1:
             raise ValueError(
-                f"gpus_per_worker is {gpus:g}, but Ray gives out whole GPUs or a part of one: give 2 or 0.5"
+                f"--gpus-per-worker {gpus:g}: Ray gives out whole GPUs or a part of one: give 2 or 0.5"
             )
         if gpus % 1 and workers > 1:  # NCCL takes one rank a card
             raise ValueError(
-                f"gpus_per_worker is {gpus:g}, but {workers} workers that train together need a GPU each, so "
+                f"--gpus-per-worker {gpus:g}: {workers} workers that train together need a GPU each, so "
                 "give --gpus-per-worker 1 or --workers 1 (the trials of --concurrent may share a GPU)"
             )
         return self

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, first_line
 
 LONGEST_PLACE = 200  # characters of a path in a sentence
 NETWORK_DISK = "the network file system it lies on doesn't answer: mount it again, or give another place"
@@ -73,6 +73,9 @@ def explain_os_fault(problem: BaseException, place: object = "") -> str:
     """
     number = find_fault_number(problem)
     named = str(place) or find_fault_place(problem)
+    if number is None and isinstance(problem, OSError) and problem.filename and problem.strerror:
+        why = first_line(problem.strerror)
+        return f"it can't be read or written ({why}): mend that, or give another place"
     if number != errno.ENOENT:
         return TOLD[number] if number else ""
     if os.path.exists(named):  # what safetensors says of any file that it can't open
@@ -93,6 +96,18 @@ def shorten_place(place: str) -> str:
     """A path as a sentence holds it: of one that is too long its beginning and its end."""
     half = LONGEST_PLACE // 2
     return place if len(place) <= LONGEST_PLACE else f"{place[:half]}…{place[-half:]}"
+
+
+@contextmanager
+def name_fault_place(place: str) -> Iterator[None]:
+    """Let an error of the operating system that names no file name `place`, a path or URI."""
+    try:
+        yield
+    except OSError as problem:
+        if not find_fault_place(problem):
+            problem.strerror = problem.strerror or first_line(problem)  # its text is gone once it has a file
+            problem.filename = place
+        raise
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from adept_ray.config.choices import (
     Chat,
@@ -24,7 +24,7 @@ from adept_ray.config.choices import (
     Text,
     Tunes,
 )
-from adept_ray.config.fields import Mark, list_fields, setting
+from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place, default_cache
@@ -97,7 +97,7 @@ class RunSpec(MachineSpec):
         known = "workers" in self.given or not continues  # else it is the number that the run began with
         fewest, most = self.machine.min_workers, self.machine.most_workers
         if known and fewest > most:
-            raise ValueError(f"min_workers is {fewest}, more than workers, {most}: lower it")
+            raise ValueError(f"--min-workers {fewest} is more than --workers {most}: lower it")
         return self
 
     @property
@@ -214,17 +214,22 @@ class SearchRun(RunSpec):
     comparison: Place = setting("", Mark.COMMAND, Mark.REPORT)
     """With --report-only: results folder or URI of compare.py, whose rivals the report shows from then on."""
 
+    @field_validator("concurrent")
+    @classmethod
+    def _check_concurrent(cls, concurrent: int | str) -> int | str:
+        if isinstance(concurrent, int) and concurrent < 1:
+            raise ValueError(f"must be at least 1, or auto, not {concurrent}")
+        return concurrent
+
     @model_validator(mode="after")
     def _check(self) -> SearchRun:
-        if self.concurrent != "auto" and self.concurrent < 1:
-            raise ValueError(f"concurrent must be at least 1, or auto, not {self.concurrent}")
         if self.comparison and not self.report_only:
             raise ValueError("--comparison is for --report-only")
         fields = type(self).model_fields
         others = [n for n in list_fields(SearchRun, Mark.TRIALS) if getattr(self, n) != fields[n].default]
         if self.strategy == "grow" and others:
-            flag = others[0].replace("_", "-")
-            raise ValueError(f"--{flag} is for independent trials: leave it out with --strategy grow")
+            flag = name_flag(SearchRun, others[0])
+            raise ValueError(f"{flag} is for independent trials: leave it out with --strategy grow")
         return self
 
     @property
@@ -318,7 +323,7 @@ class CompareRun(RunSpec):
     """Base rates tried for each method, on the validation splits; with 1 each takes its own default."""
     seeds: int = Field(3, ge=1)
     """Trainings of each method at its best rate, each on other blocks, scored on the test splits."""
-    replay: float = 0.2
+    replay: float = Field(0.2, ge=0, lt=1)
     """Share of general text that the method ``replay`` mixes in."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the LoRA matrices of ``lora`` and ``tasl``."""
@@ -329,8 +334,6 @@ class CompareRun(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> CompareRun:
-        if not 0 <= self.replay < 1:
-            raise ValueError(f"replay must be at least 0 and below 1, not {self.replay}")
         if (distinct := self.tokens // self.passes) < self.seq_len:
             raise ValueError(
                 f"--tokens {self.tokens} in --passes {self.passes}: {distinct} distinct tokens don't fill a "

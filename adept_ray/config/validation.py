@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from adept_ray.config.errors import UserError, describe_kind, suggest_names
+from adept_ray.config.fields import name_flag
 from adept_ray.config.os_faults import describe_os_fault
 
 
@@ -44,6 +45,13 @@ class Spec(BaseModel):
 
 S = TypeVar("S", bound=Spec)
 Key = int | str  # of a mapping or a list, in a path of keys
+
+
+def join_keys(path: Sequence[Key]) -> str:
+    """A path of keys as files of settings name it."""
+    return ".".join(map(str, path))
+
+
 # pydantic's words for what YAML calls otherwise → ours
 PLAINLY = ((r"valid dictionary( or instance of \w+)?", "mapping"), ("valid tuple", "list"))
 
@@ -53,10 +61,12 @@ def validate_spec(
     values: Mapping[str, Any],
     where: str | Callable[[Sequence[Key]], str],
     error: type[Exception] = UserError,
+    name_key: Callable[[Sequence[Key]], str] = join_keys,
 ) -> S:
     """Build `spec` from `values`, turning pydantic's report into one sentence.
 
-    `where` names their place, or is called with the path of keys to the mistake and names it.
+    `where` names their place, or is called with the path of keys to the mistake and names it; it is empty
+    where `name_key`, which names the key at a path, says enough.
     Raises `error` (default :class:`UserError`) that names `where`, the key and what would be right.
     """
     try:
@@ -64,7 +74,7 @@ def validate_spec(
     except ValidationError as problem:
         first = problem.errors()[0]
         path = spec.shorten_path(first["loc"])
-        key = ".".join(map(str, path))
+        key = name_key(path) if path else ""
         if callable(where):
             cause = first.get("ctx", {}).get("error")
             where = where((*first["loc"], *getattr(cause, "at", ())))
@@ -78,7 +88,7 @@ def validate_spec(
                 text = re.sub(words, plain, text)
             got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
             message = f"{key + ': ' if key else ''}{text}{got}"
-        raise error(f"{where}: {message}") from None
+        raise error(f"{where}: {message}" if where else message) from None
 
 
 def _list_keys(spec: Any, path: Iterable[Key]) -> list[str]:
@@ -118,7 +128,7 @@ def refuse_flags(spec: Spec, unused: Collection[str], why: str) -> None:
     """
     for name in type(spec).flat_fields():
         if name in unused and name in spec.given:
-            raise UserError(f"--{name.replace('_', '-')} {why}")
+            raise UserError(f"{name_flag(type(spec), name)} {why}")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -181,10 +181,11 @@ def _name_dataset(asked: re.Match[str], recipe: TextRecipe) -> HubSource:
     """The hub dataset that a text names. Raises :class:`UserError` for a part of a split."""
     split = asked["split"] or "train"
     if not SPLIT.fullmatch(split):
-        whole = split.partition("[")[0] or "train"
+        first = SPLIT.match(split)
+        whole = f"{asked[0].removesuffix(f'[{split}]')}[{first[0] if first else 'train'}]"
         raise UserError(
-            f"{asked[0]}: give the name of one split alone, such as [{whole}]: of it a sample is read, as "
-            "much as is needed"
+            f"{asked[0]}: neither a part of a split nor several can be asked for: write {whole}, of which a "
+            "sample is read, as much as is needed"
         )
     revision = asked["revision"] or ""
     return HubSource(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.data.config_faults import explain_config_fault
 from adept_ray.data.hub_client import use_patient_client
 from adept_ray.data.hub_faults import explain_hub_error, is_of_the_hub
 from adept_ray.data.hub_files import find_snapshot
@@ -241,9 +242,8 @@ def _explain_load_errors(backbone: Backbone, fault: str) -> Iterator[None]:
         if isinstance(problem, UserError):
             raise
         newer = "; a newer version of the package tokenizers may know it" if UNKNOWN in str(problem) else ""
-        raise UserError(
-            f"{source}: {fault}: {describe_os_fault(problem) or describe_fault(problem)}{newer}"
-        ) from problem
+        why = describe_os_fault(problem) or explain_config_fault(problem) or describe_fault(problem)
+        raise UserError(f"{source}: {fault}: {why}{newer}") from problem
 
 
 def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerFast:

@@ -14,7 +14,6 @@ workers trains on the same global batches and a resumed run goes on at the exact
 from __future__ import annotations
 
 import functools
-import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import name_fault_place
 from adept_ray.config.validation import fingerprint
 from adept_ray.data.block_files import Shard, choose_token_type
 from adept_ray.data.blocks import BlockSet
@@ -249,10 +249,11 @@ def _write_blocks(
     packed = _find_packed(job)
     rest = [{"bucket": bucket} for bucket in range(buckets) if bucket not in packed]
     update(len(packed), buckets)
-    for row in map_rows(_pack_row, rest, job):
-        packed[row["bucket"]] = json.loads(row["packed"])
-        update(len(packed), buckets)
-    store_json(f"{place}/{MANIFEST}", _describe_set(plan, [packed[bucket] for bucket in range(buckets)]))
+    with name_fault_place(place):
+        for row in map_rows(_pack_row, rest, job):
+            packed[row["bucket"]] = row["packed"]
+            update(len(packed), buckets)
+        store_json(f"{place}/{MANIFEST}", _describe_set(plan, [packed[bucket] for bucket in range(buckets)]))
     with suppress(OSError):  # another process that builds the same set writes or deletes there, too
         delete_folder(f"{place}/{PARTS}")
 
@@ -322,11 +323,11 @@ def _add_counts(parts: Sequence[CorpusRecord]) -> CorpusRecord:
 
 
 def _pack_row(row: dict[str, Any], job: ObjectRef[PackingJob]) -> dict[str, Any]:
-    """Pack the bucket of a row; what was packed is JSON, which Ray Data needn't understand."""
+    """Pack the bucket of a row."""
     import ray
 
-    packed = _pack_bucket(ray.get(job), int(row["bucket"]))
-    return {"bucket": row["bucket"], "packed": json.dumps(packed)}
+    bucket = int(row["bucket"])
+    return {"bucket": bucket, "packed": _pack_bucket(ray.get(job), bucket)}
 
 
 def _pack_bucket(job: PackingJob, bucket: int) -> PackedBucket:

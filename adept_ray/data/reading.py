@@ -9,7 +9,6 @@ record. Which groups are taken follows from the source and the bytes that are ne
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from adept_ray.config.errors import UserError
+from adept_ray.config.os_faults import name_fault_place
 from adept_ray.data.documents import read_texts
 from adept_ray.data.hub import TOKEN, find_token
 from adept_ray.data.ray_tasks import map_rows
@@ -207,14 +207,15 @@ def _read_on_nodes(job: ReadingJob, groups: Groups, heard: Heard) -> Iterator[Gr
         ]
         faults: dict[int, str] = {}
         done = size + sum(map(count_bytes, found.values()))
-        for row in map_rows(_read_row, rest, job, node):
-            number = int(row["number"])
-            if row["fault"]:
-                faults[number] = row["fault"]
-                continue
-            found[number] = json.loads(row["record"])
-            done += count_bytes(found[number])
-            heard(done)
+        with name_fault_place(job.place):
+            for row in map_rows(_read_row, rest, job, node):
+                number = row["number"]
+                if row["fault"]:
+                    faults[number] = row["fault"]
+                    continue
+                found[number] = row["record"]
+                done += count_bytes(found[number])
+                heard(done)
         for number in chosen:
             if number in faults:
                 raise UserError(faults[number])
@@ -260,17 +261,18 @@ def _get_job(job: ObjectRef[ReadingJob]) -> ReadingJob:
 
 
 def _read_row(row: dict[str, Any], job: ObjectRef[ReadingJob]) -> dict[str, Any]:
-    """Read the group of a row; its record is JSON, which Ray Data needn't understand."""
+    """Read the group of a row; the fault of one is no other's, so that the first in order can be told."""
     told = _get_job(job)
     if told.token:
         os.environ.setdefault(TOKEN, told.token)
+    number = int(row["number"])
     try:
-        record = read_group(told, int(row["number"]), pickle.loads(row["pieces"]))
+        record = read_group(told, number, pickle.loads(row["pieces"]))
     except UserError as problem:
-        return {"number": row["number"], "record": "", "fault": str(problem)}
-    for number in set(range(len(told.readers))).difference(record["files"]):
-        told.readers[number].close()
-    return {"number": row["number"], "record": json.dumps(record), "fault": ""}
+        return {"number": number, "record": None, "fault": str(problem)}
+    for file in set(range(len(told.readers))).difference(record["files"]):
+        told.readers[file].close()
+    return {"number": number, "record": record, "fault": ""}
 
 
 def find_group(job: ReadingJob, number: int, there: Mapping[str, int]) -> GroupRecord | None:

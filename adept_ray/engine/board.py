@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from adept_ray.config.errors import first_line
+from adept_ray.config.errors import find_point
 from adept_ray.engine.health import CrewHealth, MemoryLimit, WorkerMemory
 from adept_ray.engine.job import CrewLost, JobProgress, Metrics, Outcome
 from adept_ray.engine.job_queue import JobQueue
@@ -51,7 +51,7 @@ class Board:
             try:
                 await asyncio.get_running_loop().run_in_executor(leaders, keep, number)
             except Exception as error:
-                why = first_line(error)  # Ray's has many more
+                why = find_point(error)  # Ray's has many lines more
                 errors.append(f"the workers can't be kept running: {why}")
                 await self.give_back_jobs(number)
                 if self._crews > 1:

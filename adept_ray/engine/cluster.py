@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,6 +25,7 @@ from adept_ray.engine.layout import (
 )
 from adept_ray.engine.node_gpus import LIKE, measure_gpu_memory
 from adept_ray.engine.own_ray import bring_token, check_ray_folder
+from adept_ray.engine.ports import JOIN, check_head_port, check_listener
 from adept_ray.engine.ray_internals import (
     check_token,
     find_head,
@@ -96,7 +96,8 @@ def explain_no_entry(address: str) -> Iterator[None]:
     except ray.exceptions.AuthenticationError as problem:
         raise UserError(explain_missing_token(address, problem)) from None
     except (ConnectionError, OSError) as problem:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(problem)}") from None
+        why = first_line(getattr(problem, "strerror", None) or problem)
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({why}): {JOIN}") from None
 
 
 @contextmanager
@@ -136,12 +137,13 @@ def explain_missing_token(address: str, problem: Exception) -> str:
 def check_address(address: str) -> None:
     """Try what answers at `address`: Ray itself would try for half a minute, or for minutes.
 
-    Raises OSError where nothing listens, and Ray's AuthenticationError where the cluster wants a token.
+    Raises OSError where nothing listens, :class:`UserError` where that is no Ray, and Ray's
+    AuthenticationError where the cluster wants a token.
     """
     head = find_head(address)
     host, _, port = head.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
+        check_listener(address, host, int(port))
         if "://" not in head:
             check_token(head, found=address == "auto")
 
@@ -157,6 +159,7 @@ def check_workers(run: RunSpec) -> None:
             check_address(address)
         return
     check_ray_folder()
+    check_head_port()
     cpus = count_cpus()
     if run.machine.most_workers * run.crews > cpus:
         asked = f"--workers {run.machine.workers}{format_concurrent(run)}"

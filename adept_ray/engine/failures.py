@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adept_ray.config.errors import UserError, find_cause, first_line
+from adept_ray.config.errors import UserError, find_cause, find_point, first_line
 from adept_ray.config.os_faults import describe_os_fault
 from adept_ray.engine.job import JobFailed, is_out_of_memory
+from adept_ray.engine.own_ray import find_ray_folder
 from adept_ray.storage.files import is_disk_full
 
 MOST = 250  # characters of an error's own words
@@ -66,8 +67,7 @@ def describe_failure(error: BaseException) -> str:
         )
     if isinstance(error, JobFailed):
         return f"a job of the workers failed ({find_cause(error)[:MOST]})"
-    cause = find_cause if "Traceback" in text or "ray::" in text else first_line
-    return f"Ray lost a part of the run ({type(error).__name__}: {cause(error)[:MOST]})"
+    return f"Ray lost a part of the run ({type(error).__name__}: {find_point(error)[:MOST]})"
 
 
 @contextmanager
@@ -83,5 +83,9 @@ def explain_no_start() -> Iterator[None]:
                 f"Ray's dashboard can't be started on this machine, as {log[1]} says: give --no-dashboard, "
                 "or more time by RAY_DASHBOARD_STARTUP_TIMEOUT_S (seconds)"
             ) from problem
-        why = describe_os_fault(problem) or first_line(problem)
-        raise UserError(f"Ray can't be started on this machine: {why}") from problem
+        why = describe_os_fault(problem) or first_line(problem).rstrip(".:")
+        logs = find_ray_folder() / "ray" / "session_latest" / "logs"
+        raise UserError(
+            f"Ray can't be started on this machine ({why}): end what else is at work here, or look into "
+            f"{logs}"
+        ) from problem

@@ -146,7 +146,10 @@ def describe_disk_fault(problem: Exception, job: Job) -> str:
     """One sentence on a disk that is full or fails under a job; empty for any other error."""
     if is_disk_full(problem):
         where = f"{job.storage} (or in {tempfile.gettempdir()})"
-        return f"no space left for a checkpoint of {job.name} under {where}: make room"
+        place = str(getattr(problem, "filename", None) or job.storage)
+        is_checkpoint = place.startswith(job.storage)
+        what = f"a checkpoint of {job.name} under {where}" if is_checkpoint else place
+        return f"no space left for {what}: make room"
     # Want of memory is no disk's fault: a smaller job may fit.
     is_disks = isinstance(problem, OSError) and problem.errno != errno.ENOMEM
     return describe_os_fault(problem) if is_disks else ""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass
 from typing import Generic, TextIO, TypeVar
 
-from adept_ray.config.errors import UnfinishedRun
+from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine import cluster
 from adept_ray.engine.client import BoardClient, watch_board
@@ -23,10 +23,9 @@ from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
 from adept_ray.run.terminal import Display
 from adept_ray.search.setup import fit_to_layers
 from adept_ray.storage.files import is_disk_full
-from adept_ray.storage.results import Results
+from adept_ray.storage.results import OUTPUT_LOG, Results
 from adept_ray.training.work import TrainWork
 
-OUTPUT_LOG = "ray.log"
 R = TypeVar("R", bound=RunSpec)
 OfRun = TypeVar("OfRun", bound=RunSpec, covariant=True)
 
@@ -94,6 +93,7 @@ def open_context(
     """
     results, display = session.results, session.display
     with (
+        take_back_refused(results),
         redirect_output(results),
         explain_failures(),
         cluster.connect_cluster(session.run, display.say) as dashboard,
@@ -121,6 +121,18 @@ def start_work(session: Session[R], load: Load, trains: bool = True) -> Iterator
     hosts = find_hosts(run)
     with start_crews(run, results.ray, display.say, memory) as board, report_stage_times(display, board):
         yield Context(run, results, display, board, memory, hosts)
+
+
+@contextmanager
+def take_back_refused(results: Results) -> Iterator[None]:
+    """Take a run back that is refused before it has anything to go on with; see :meth:`Results.withdraw`."""
+    try:
+        yield
+    except UnfinishedRun:
+        raise
+    except UserError:
+        results.withdraw()
+        raise
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypedDict, cast
 
 import tyro
 
 from adept_ray.config.errors import InterruptedRun, UserError
-from adept_ray.config.fields import read_extra
+from adept_ray.config.fields import name_flag, read_extra
 from adept_ray.config.machine import FollowingSpec, Machine, MachineSpec
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault, find_fault_place
@@ -48,20 +49,19 @@ def run_command(spec: type[Spec], command: str, description: str | None) -> NoRe
         sys.exit(INTERRUPTED)
     except Exception as problem:
         if is_disk_full(problem):
-            print(f"error: {describe_full_disk(problem)} give the command again", file=sys.stderr)
+            full = describe_full_disk(problem, partial(name_cache, given))
+            print(f"error: {full} give the command again", file=sys.stderr)
         elif isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
-            print(f"error: {sentence}{name_cache(find_fault_place(problem), given)}", file=sys.stderr)
+            print(f"error: {sentence}{name_cache(given, find_fault_place(problem))}", file=sys.stderr)
         else:
             raise
         sys.exit(2)
     sys.exit(0)
 
 
-def name_cache(place: str, given: Spec | None) -> str:
+def name_cache(given: Spec | None, place: str) -> str:
     """What is added to a sentence about a place that is in the cache of a command, or is that."""
-    if not isinstance(given, MachineSpec) or not Path(place).is_relative_to(given.machine.local_cache):
-        return ""
-    return " (that is the cache; --cache takes another folder)"
+    return given.machine.name_cache(place) if isinstance(given, MachineSpec) else ""
 
 
 def parse_flags(spec: type[S], description: str | None, args: list[str] | None = None) -> S:
@@ -83,7 +83,7 @@ def parse_flags(spec: type[S], description: str | None, args: list[str] | None =
     values = {name: value if name in given else sizes.get(name, value) for name, value in usual.items()}
     given -= {name for name in given if stays_as_searched(spec, name) and values[name] is None}
     known = {n: v for n, v in values.items() if n in {*given, *sizes}}
-    checked = validate_spec(spec, known, where="command line")
+    checked = validate_spec(spec, known, where="", name_key=lambda path: name_flag(spec, str(path[0])))
     return cast("S", spec.model_construct(given, **dict(checked)))
 
 

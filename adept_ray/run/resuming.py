@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from adept_ray.config.calls import format_command
 from adept_ray.config.errors import InterruptedRun, UnfinishedRun, UserError
-from adept_ray.config.fields import Mark, list_fields
+from adept_ray.config.fields import Mark, list_fields, name_flag
 from adept_ray.config.mixtures import Mixture
-from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.config.os_faults import describe_os_fault, find_fault_place
 from adept_ray.config.places import mask_password
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
 from adept_ray.config.validation import apply_changes, validate_spec
+from adept_ray.engine.job import DiskFault
 from adept_ray.run.context import Session
 from adept_ray.run.last_word import leave_last_word
 from adept_ray.run.record import has_ended, sum_spent
@@ -34,10 +35,11 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     """Turn Ctrl-C into :class:`InterruptedRun` and a full disk into :class:`UserError`.
 
     These and every other :class:`UserError` name the command that resumes the run, and so does what is said
-    if this process dies. run.json keeps the time that was spent, and the command that resumes the run adds
-    to it.
+    if this process dies. Only a run that is refused before it has anything to go on with is taken back: it
+    may be the input that has to be mended, and no resumed run takes another one. run.json keeps the time
+    that was spent, and the command that resumes the run adds to it.
     """
-    continued = format_resume_command(command, session.run)
+    continued, name_cache = format_resume_command(command, session.run), session.run.machine.name_cache
     death = (
         "this command's process has died: it was killed, or a process of Ray's that it can't do without was"
     )
@@ -47,14 +49,18 @@ def explain_stops(session: Session[RunSpec], command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise InterruptedRun(continued) from None
     except UnfinishedRun as problem:
-        raise UserError(f"{problem}; what is finished is kept: go on with {continued}") from problem
+        said = f"{problem}{name_cache(str(problem))}"
+        raise UserError(f"{said}; what is finished is kept: go on with {continued}") from problem
     except UserError as problem:
-        raise UserError(f"{str(problem).rstrip('.')}; then go on with {continued}") from problem
+        said = str(problem).rstrip(".") + (name_cache(str(problem)) if isinstance(problem, DiskFault) else "")
+        after = "" if session.results.withdraw() else f"; then go on with {continued}"
+        raise UserError(f"{said}{after}") from problem
     except Exception as problem:
         if is_disk_full(problem):
-            raise UserError(f"{describe_full_disk(problem)} go on with {continued}") from problem
+            raise UserError(f"{describe_full_disk(problem, name_cache)} go on with {continued}") from problem
         if isinstance(problem, OSError) and (sentence := describe_os_fault(problem)):
-            raise UserError(f"{sentence}; then go on with {continued}") from problem
+            said = f"{sentence}{name_cache(find_fault_place(problem))}"
+            raise UserError(f"{said}; then go on with {continued}") from problem
         raise
 
 
@@ -98,7 +104,7 @@ def resume_settings(run: Begun, begun: Mapping[str, object]) -> Begun:
             changes[name] = new
             continue
         if name not in list_fields(type(run), Mark.CHANGEABLE):
-            flag = "--" + name.replace("_", "-")
+            flag = name_flag(type(run), name)
             if name == "study":
                 new, old = mask_password(new), mask_password(old)
             if isinstance(new, Mixture):

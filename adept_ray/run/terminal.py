@@ -49,6 +49,7 @@ COLUMNS = ("trial", "k", "rate", "step", "general Δ", "domain Δ", "score", "di
 # The first to go where a terminal is narrow.
 DISPENSABLE = ("as trained", "rate", "dial", "general Δ", "domain Δ", "step")
 WIDE = 100  # columns of a terminal that has room for the scores of a comparison's models as they were trained
+BESIDE_BAR = 30  # columns of a terminal for a short bar, its share and its times
 PROGRESS_EVERY = 5.0  # seconds between two lines about the progress of a stage, for machines
 
 
@@ -119,9 +120,13 @@ class Display:
     def show_stage(self, name: str, what: str) -> Iterator[Update]:
         """Show that a stage runs; yields a function that takes (done, of)."""
         started = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        room = max(BESIDE_BAR // 2, self.console.width - BESIDE_BAR)  # else the times would be cut, too
+        shortened = Column(no_wrap=True, overflow="crop", max_width=room)
         bar = Progress(
-            *columns,
+            TextColumn("{task.description}", table_column=shortened),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
             TimeLeft(),
             console=self.console,
             transient=True,

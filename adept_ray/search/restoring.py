@@ -117,12 +117,13 @@ def mend_generator(experiment: str, begun: Sequence[TuneTrial], trials: int, cre
     """Let a search, ended or not, go on after the trials that `begun`, up to so many `trials` in all.
 
     There is one at a time for each of so many crews. Tune keeps these numbers with the state of its
-    generator, and takes no others when it restores that.
+    generator, and takes no others when it restores that. A trial that failed counts as one that runs: Tune
+    trains it again, and would else propose the next one beside it and keep its end to itself.
     """
     filesystem, folder = open_filesystem(experiment)
     states = {name: content for name, _, content in _read_files(experiment) if name.startswith(GENERATOR)}
     state = cloudpickle.loads(states[max(states)])
-    live = {trial.trial_id for trial in begun if trial.status not in ("TERMINATED", "ERROR")}
+    live = {trial.trial_id for trial in begun if trial.status != "TERMINATED"}
     for part in (part for part in state.values() if isinstance(part, dict)):
         if "max_concurrent" in part:
             part.update(max_concurrent=crews, live_trials=live, num_unfinished_live_trials=len(live))

@@ -214,9 +214,10 @@ def is_disk_full(problem: BaseException) -> bool:
     return number in FULL_DISK_ERRORS or any(sign in str(problem) for sign in signs)
 
 
-def describe_full_disk(problem: BaseException) -> str:
-    """The beginning of a sentence about a disk that is full."""
-    return f"no space left for {getattr(problem, 'filename', None) or 'what is to be written'}: make room and"
+def describe_full_disk(problem: BaseException, note: Callable[[str], str] = lambda place: "") -> str:
+    """The beginning of a sentence about a disk that is full; `note` says more of the place."""
+    place = getattr(problem, "filename", None) or ""
+    return f"no space left for {place or 'what is to be written'}{note(place)}: make room and"
 
 
 def delete_folder(place: str) -> None:

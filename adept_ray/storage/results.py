@@ -25,6 +25,7 @@ from adept_ray.storage.records import RunRecord
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+OUTPUT_LOG = "ray.log"  # what Ray, Tune, Train and the workers print
 RAY = "ray"  # sub-folder for the files of Ray and the workers
 TRIALS = "trials"  # in that: a folder for each trial's checkpoints
 # A command that goes on from a run behind a URI reads these.
@@ -52,6 +53,7 @@ class Results:
         self.folder = Path(tempfile.mkdtemp()) if self._remote else Path(self.place).resolve()
         self.ray = f"{self.place}/{RAY}" if self._remote else str(self.folder / RAY)
         self._claim: Claim | None = None
+        self._began_here = False  # and not with an earlier command
 
     def exists(self) -> bool:
         """Whether a run of that name has begun."""
@@ -88,6 +90,7 @@ class Results:
                 raise UserError(f"{self.place} exists: choose another --name, or continue it with --resume")
             if resume and self._remote:
                 self.fetch(RESUMED_FILES)
+            self._began_here = not resume
         except OSError as problem:
             self.release()
             why = explain_os_fault(problem) or problem.strerror or problem
@@ -118,8 +121,30 @@ class Results:
                 if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
                     filesystem.delete_dir(path)
                 return
-            for folder in (Path(self.ray), self.folder):
-                folder.rmdir()
+            with suppress(FileNotFoundError):
+                Path(self.ray).rmdir()
+            self.folder.rmdir()
+
+    def withdraw(self) -> bool:
+        """Take back a run that began with this command and has nothing yet that a resumed one would use.
+
+        Then the same command, mended, can be given again under that name. Returns whether it did.
+        """
+        try:
+            self.check_claim()
+        except UserError:  # it is another command's now
+            return False
+        own = self._claim is not None and self._began_here
+        if not own or any(map(self.has, (*RESUMED_FILES[1:], f"{RAY}/{TRIALS}"))):
+            return False
+        with suppress(OSError):
+            delete_folder(self.ray)
+            filesystem, path = self.open_place()
+            for name in ("run.json", OUTPUT_LOG):
+                (self.folder / name).unlink(missing_ok=True)
+                if self.has(name):  # behind a URI, too
+                    filesystem.delete_file(f"{path}/{name}")
+        return not self.exists()
 
     def release(self) -> None:
         """Let other commands have the folder."""

@@ -79,7 +79,11 @@ def test_an_unknown_search_space_is_refused_with_the_nearest(tmp_path, monkeypat
 
 def test_numbers_of_workers_that_make_no_sense_are_refused():
     """More at least than at most, and no trial at a time; as the command line gives them."""
-    refused(lambda: validate_spec(RunSpec, {"workers": 2, "min_workers": 3}, "run"), "min_workers is 3", "2")
+    refused(
+        lambda: validate_spec(RunSpec, {"workers": 2, "min_workers": 3}, "run"),
+        "--min-workers 3",
+        "--workers 2",
+    )
     for wrong in (0, "many"):
         refused(lambda value=wrong: validate_spec(SearchRun, {"concurrent": value}, "run"), "concurrent")
     assert validate_spec(SearchRun, {"concurrent": "auto"}, "run").crews == 1

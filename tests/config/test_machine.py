@@ -94,11 +94,11 @@ def test_what_a_machine_says_of_itself(gpus, dtype, tmp_path):
 @pytest.mark.parametrize("workers", [{"workers": 2}, {"workers": 2, "min_workers": 1}])
 def test_workers_that_train_together_have_a_gpu_each(workers):
     """NCCL refuses two ranks on one card; trials side by side, each of one worker, may share one."""
-    with pytest.raises(UserError, match=r"^file: gpus_per_worker is 0\.5, .* --workers 1 "):
+    with pytest.raises(UserError, match=r"^file: --gpus-per-worker 0\.5: .* --workers 1 "):
         validate_spec(SearchRun, {"gpus_per_worker": 0.5, **workers}, "file")
     shared = validate_spec(SearchRun, {"gpus_per_worker": 0.5, "concurrent": 2}, "file")
     assert shared.machine.workers == 1 and shared.crews == 2
-    with pytest.raises(UserError, match=r"changed: gpus_per_worker is 0\.5"):
+    with pytest.raises(UserError, match=r"changed: --gpus-per-worker 0\.5: 2 workers"):
         apply_changes(shared, {"workers": 2}, "changed")
     for gpus in (0, 1, 2):
         validate_spec(SearchRun, {"gpus_per_worker": gpus, **workers}, "file")
@@ -106,7 +106,7 @@ def test_workers_that_train_together_have_a_gpu_each(workers):
 
 def test_a_worker_has_whole_gpus_or_a_part_of_one():
     """Ray refuses one and a half, after a traceback."""
-    with pytest.raises(UserError, match=r"^file: gpus_per_worker is 1\.5, but Ray gives out whole GPUs"):
+    with pytest.raises(UserError, match=r"^file: --gpus-per-worker 1\.5: Ray gives out whole GPUs"):
         validate_spec(RunSpec, {"gpus_per_worker": 1.5}, "file")
 
 

@@ -1,6 +1,7 @@
 """Backbones: found by name, folder, file or hub id; named by content; refused in one sentence."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -206,13 +207,26 @@ def test_weights_of_other_shapes_are_refused_unread(folder):
         check_weights(local_backbone(folder))
 
 
-def test_a_config_with_a_wrong_value_is_one_sentence(folder):
-    """Whatever the library raises: here its own error of a strict field."""
-    edit_config(folder, rms_norm_eps=1)
-    with pytest.raises(
-        UserError, match=r"its config can't be read: .*'rms_norm_eps' expected float, got int"
-    ):
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"rms_norm_eps": 1},
+            "rms_norm_eps of config.json is 1, but it must be a number with a decimal point",
+        ),
+        ({"hidden_size": "32"}, 'hidden_size of config.json is "32", but it must be a whole number'),
+        ({"attention_bias": "no"}, 'attention_bias of config.json is "no", but it must be true or false'),
+        ({"eos_token_id": [1, "x"]}, r'is \[1, "x"\], but it must be a whole number .* or a list .* or null'),
+        ({"num_attention_heads": 5}, "breaks a rule: The hidden size .* is not a multiple"),
+    ],
+)
+def test_a_config_with_a_wrong_value_is_one_sentence(folder, changes, told):
+    """It says which setting has which value and what it must be, and names no type of Python."""
+    edit_config(folder, **changes)
+    with pytest.raises(UserError, match=f"its config can't be read: .*{told}") as refused:
         load_config(local_backbone(folder))
+    assert "\n" not in str(refused.value)
+    assert not re.search(r"\b(int|float|bool|str|list\[|NoneType|TypeError)\b", str(refused.value))
 
 
 @pytest.mark.parametrize(

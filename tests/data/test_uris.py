@@ -362,8 +362,11 @@ def test_a_hub_dataset_has_a_revision_and_splits(hub, tmp_path):
         find_corpus("o/n@next", "text", cache)
     with pytest.raises(UserError, match=r"no split 'dev'; there are: "):
         find_corpus("o/n[dev]", "text", cache)
-    with pytest.raises(UserError, match=r"give the name of one split alone, such as \[train\]"):
-        find_corpus("o/n[train[:10%]]", "text", cache)
+    with pytest.raises(UserError, match=r"can be asked for: write o/n:default\[train\], of which a sample"):
+        find_corpus("o/n:default[train[:10%]]", "text", cache)
+    for several in ("[train+test]", "[train[5:]+test]"):
+        with pytest.raises(UserError, match=r"can be asked for: write o/n\[train\], of which a sample"):
+            find_corpus(f"o/n{several}", "text", cache)
 
 
 def test_an_azure_address_signed_anew_is_the_same_corpus():

@@ -11,6 +11,7 @@ from ray.exceptions import (
     OutOfMemoryError,
     OwnerDiedError,
     RayTaskError,
+    UserCodeException,
     WorkerCrashedError,
 )
 
@@ -21,6 +22,14 @@ from adept_ray.engine.job import CrewLost, JobFailed
 KILLED = """Task was killed due to the node running low on memory.
 Memory on the node (IP: 10.0.0.1, ID: 4f) where the task was running was 23.1GB / 24.0GB (0.96)
 Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/en/latest/"""
+UNTIDY = """KeyError: 'text'
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::Map(f)()\x1b[39m (pid=4378, ip=192.0.2.2)
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
+To change retry attempts, backoff, or which errors are retried, configure `ray.data.DataContext`"""
 MEMORY = "because a memory is too small or others use it (OutOfMemoryError: Task was killed"
 
 
@@ -60,6 +69,7 @@ def wrapped(problem):
         (ObjectStoreFullError("Failed to put object 00ff"), "Ray's object store is full (Failed to put"),
         (carried(OutOfDiskError("Local disk is full")), "to which it moves what doesn't fit"),
         (carried(KeyError("text")), "KeyError: 'text')"),
+        (carried(UserCodeException(UNTIDY)), "UserCodeException: KeyError: 'text')"),
         (carried(UserError("the disk is too slow")), "the disk is too slow"),
         (wrapped(UserError("the database is gone")), "the database is gone"),
     ],
@@ -90,7 +100,10 @@ def test_other_errors_stay_what_they_are(problem):
             "\nThe last 20 lines of /tmp/ray/logs/dashboard.log (it contains the error message): \nINFO",
             "dashboard can't be started on this machine, as /tmp/ray/logs/dashboard.log says: give --no-",
         ),
-        ("no raylet\nINFO", "Ray can't be started on this machine: no raylet$"),
+        (
+            "no raylet.\nINFO",
+            r"Ray can't be started on this machine \(no raylet\): end what else .*/logs$",
+        ),
     ],
 )
 def test_what_keeps_ray_from_starting_is_named(said, words):

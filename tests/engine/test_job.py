@@ -34,6 +34,7 @@ def caught(problem):
     [
         (UserError("--backbone x: there is none"), JOB, JobRefused, "--backbone x: there is none", True),
         (FULL, JOB, DiskFault, "no space left for a checkpoint of trial-001 under results/ray/trials ", True),
+        (OSError(errno.ENOSPC, "full", "/c/a"), JOB, DiskFault, "no space left for /c/a: make room", True),
         (OSError(errno.EIO, "Input/output error", "results/x"), JOB, DiskFault, "results/x: its disk", True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), JOB, JobFailed, "Cannot allocate memory", True),
         (FULL, None, JobFailed, "No space left on device", False),  # it isn't known of which job

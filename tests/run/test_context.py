@@ -22,6 +22,7 @@ from adept_ray.run.context import (
     open_session,
     redirect_output,
     report_stage_times,
+    take_back_refused,
 )
 from adept_ray.run.terminal import Display
 from adept_ray.storage.files import fetch_temporarily
@@ -69,7 +70,7 @@ def test_a_cluster_is_examined_before_anything_is_started_on_it(order, display):
         order.append("examined")
         raise UserError("node other has another --cache")
 
-    session = Session(RunSpec(), SimpleNamespace(place="", ray=""), display)
+    session = Session(RunSpec(), SimpleNamespace(place="", ray="", withdraw=lambda: True), display)
     with pytest.raises(UserError, match="another --cache"), open_context(session, LOAD, examine):
         pass
     assert order == ["cluster", "examined"]
@@ -159,6 +160,17 @@ def test_what_others_print_goes_to_a_file_of_the_results(request, tmp_path, caps
     assert capsys.readouterr().out.splitlines() == ["news", "news", "afterwards"]
     with fetch_temporarily(results.place) as folder:
         assert (folder / OUTPUT_LOG).read_text() == "began\nwent on\n"
+
+
+@pytest.mark.parametrize("fault", [UserError("it is too small"), UnfinishedRun("a node is gone")])
+def test_only_what_is_refused_is_taken_back(tmp_path, fault):
+    """What was stopped half-way can be resumed, if only from its beginning."""
+    results = Results(str(tmp_path), "run")
+    results.open(resume=False)
+    results.write("run.json", "{}")
+    with pytest.raises(type(fault)), take_back_refused(results):
+        raise fault
+    assert results.exists() is isinstance(fault, UnfinishedRun)
 
 
 def test_what_rays_libraries_say_goes_to_that_file_too(tmp_path, capfd, monkeypatch):

@@ -85,20 +85,20 @@ def space_file(folder, text):
         ({"text_column": "body"}, ["no column 'body'", "text"]),
         ({"workers": 4000}, ["--workers 4000", "CPUs"]),
         ({"gpus_per_worker": 64}, ["--gpus-per-worker 64", "--gpus-per-worker 0"]),
-        ({"trials": 0}, ["trials", "greater than or equal to 1"]),
+        ({"trials": 0}, ["--trials: ", "greater than or equal to 1"]),
         ({"domain_tasks": "/no/such/task.yaml"}, ["task /no/such/task.yaml", "no such file"]),
-        ({"seq_len": 2}, ["seq_len", "greater than or equal to 8"]),
+        ({"seq_len": 2}, ["--seq-len: ", "greater than or equal to 8"]),
         ({"seq_len": 100_000}, ["--seq-len 100000", "takes at most"]),
         ({"storage": "/proc/nowhere"}, ["/proc/nowhere", "can't be written"]),
         ({"cache": "/proc/nowhere"}, ["/proc/nowhere", "no such file or folder", "--cache takes another"]),
         ({"storage": "nosuchscheme://bucket"}, ["nosuchscheme://bucket", "not a URI"]),
-        ({"storage": "s3://me:passed@bucket"}, ["storage", "leave it to the environment"]),
-        ({"cache": "s3://me:pas/sed@bucket/cache?region=x"}, ["cache", "leave it to the environment"]),
+        ({"storage": "s3://me:passed@bucket"}, ["--storage: ", "leave it to the environment"]),
+        ({"cache": "s3://me:pas/sed@bucket/cache?region=x"}, ["--cache: ", "leave it to the environment"]),
         ({"study": "nosuch://host/name"}, ["--study nosuch://host/name can't be opened", "sqlite:///FILE"]),
         ({"range": "k=4:1"}, ["--range k=4:1", "empty"]),
         ({"max_new_params": "many"}, ["--max-new-params many", "10%"]),
         ({"max_new_params": "10"}, ["--max-new-params 10: k = 1, the smallest", "adds"]),
-        ({"max_hours": 0}, ["max_hours", "greater than 0"]),
+        ({"max_hours": 0}, ["--max-hours: ", "greater than 0"]),
         ({"more_trials": 3, "name": "unknown"}, ["holds no run to resume"]),
         ({"search_space": "/no/such/space.yaml"}, ["/no/such/space.yaml", "no such file"]),
         ({"search_space": "quik"}, ["unknown search space 'quik'", "did you mean quick"]),
@@ -278,12 +278,31 @@ def test_what_a_preset_or_a_search_space_brings_is_not_given(monkeypatch):
     assert parse_flags(SearchRun, "", ["--backbone", "qwen3-8b"]).given == {"backbone"}
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (SearchRun, "--workers 0"),
+        (SearchRun, "--concurrent 0"),
+        (SearchRun, "--min-workers 3 --workers 2"),
+        (SearchRun, "--gpus-per-worker 1.5"),
+        (SearchRun, "--near-duplicates 2"),
+        (SearchRun, "--general a=x"),
+        (CompareRun, "--replay 1"),
+        (PickRun, "--general 2 RESULTS"),
+    ],
+)
+def test_a_value_is_refused_by_the_name_of_its_flag(spec, words):
+    """Not by that of a field, which files have: the sentence begins with what was typed."""
+    with pytest.raises(UserError, match=rf"^{words.split()[0]}[ :]"):
+        parse_flags(spec, "", words.split())
+
+
 def test_every_training_of_a_comparison_needs_a_block():
     """Of its own text, however often it goes through it."""
     with pytest.raises(UserError) as refused:
         parse_flags(CompareRun, "", ["--seq-len", "1024", "--passes", "8"])
     assert str(refused.value) == (
-        "command line: --tokens 6144 in --passes 8: 768 distinct tokens don't fill a block of "
+        "--tokens 6144 in --passes 8: 768 distinct tokens don't fill a block of "
         "--seq-len 1024: raise --tokens, or lower one of the others"
     )
     assert parse_flags(CompareRun, "", ["--seq-len", "1024", "--passes", "6"]).passes == 6
@@ -416,5 +435,5 @@ def test_a_flag_takes_several_corpora(words):
 
 def test_a_flag_without_a_corpus_is_refused():
     """It names none, which is a sentence and not a traceback."""
-    with pytest.raises(UserError, match="command line: domain: names no corpus"):
+    with pytest.raises(UserError, match=r"^--domain: names no corpus"):
         parse_flags(SearchRun, "", ["--domain", "--seed", "4"])

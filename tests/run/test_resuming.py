@@ -1,12 +1,14 @@
 """A run that is resumed: what stays as it was, what may change, and the command that resumes it."""
 
+import errno
 import shlex
 
 import pytest
 
 from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec, SearchRun, TrainingSpec, TrainRun
-from adept_ray.run.context import Session
+from adept_ray.engine.job import DiskFault
+from adept_ray.run.context import Session, open_session
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.resuming import (
     check_same_training,
@@ -77,7 +79,7 @@ def test_a_resumed_run_may_be_narrowed_to_the_defaults():
     asked = SearchRun(name="x", resume=True, workers=1, min_workers=0, concurrent=1)
     narrow = resume_settings(resolve_settings(asked), begun)
     assert (narrow.machine.workers, narrow.machine.min_workers, narrow.concurrent) == (1, 0, 1)
-    with pytest.raises(UserError, match="resuming 'x': min_workers is 2, more than workers, 1"):
+    with pytest.raises(UserError, match="resuming 'x': --min-workers 2 is more than --workers 1"):
         resume_settings(SearchRun(name="x", resume=True, workers=1), begun)
 
 
@@ -98,7 +100,7 @@ def test_a_resumed_run_may_continue_with_fewer_of_the_workers_that_it_began_with
     for further in ({"resume": True}, {"more_trials": 2}):
         elastic = resume_settings(SearchRun(name="x", min_workers=2, **further), begun)
         assert (elastic.machine.workers, elastic.machine.min_workers) == (4, 2)
-        with pytest.raises(UserError, match="resuming 'x': min_workers is 5, more than workers, 4"):
+        with pytest.raises(UserError, match="resuming 'x': --min-workers 5 is more than --workers 4"):
             resume_settings(SearchRun(name="x", min_workers=5, **further), begun)
 
 
@@ -147,6 +149,60 @@ def test_every_sentence_names_the_command_that_continues(small):
     )
     with pytest.raises(OSError, match="another fault"), explain_stops(session, "tune-k"):
         raise OSError("another fault")
+
+
+@pytest.mark.parametrize("kind", [UnfinishedRun, DiskFault])
+def test_a_fault_of_the_cache_under_a_worker_names_the_flag_too(tmp_path, kind):
+    """By the sentence that comes from there; a folder whose name only begins like the cache's is none."""
+    run = SearchRun(name="x", storage=str(tmp_path), cache=str(tmp_path / "cache"))
+    session = Session(run, Results(run.storage, run.name), Display())
+    for place, is_inside in (
+        (f"{tmp_path}/cache/a", True),
+        (f"{tmp_path}/cache", True),
+        (f"{tmp_path}/cache2", False),
+    ):
+        with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+            raise kind(f"{place}: its disk fails")
+        assert ("--cache takes another one" in str(refusal.value)) is is_inside
+
+
+def test_a_fault_of_the_cache_names_the_cache_and_its_flag(tmp_path):
+    """Whether it is full or closed; of other places there is nothing to be said."""
+    run = SearchRun(name="x", storage=str(tmp_path), cache=str(tmp_path / "cache"))
+    session = Session(run, Results(run.storage, run.name), Display())
+    note = rf" \(the cache is {run.machine.cache}; --cache takes another one\)"
+    for number, said in ((errno.EACCES, ": there is no permission .*"), (errno.ENOSPC, "")):
+        words = f"cache/blocks/a{said}{note}.* go on with python"
+        with pytest.raises(UserError, match=words), explain_stops(session, "tune-k"):
+            raise OSError(number, "words", f"{run.machine.cache}/blocks/a")
+        with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+            raise OSError(number, "words", "/elsewhere")
+        assert "--cache" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("found", ["", "importance.json"])
+def test_a_run_that_is_refused_with_nothing_to_go_on_with_is_taken_back(tmp_path, found):
+    """Its input may have to be mended, which no resumed run would take: the same command is given again."""
+    session = open_session(SearchRun(name="x", storage=str(tmp_path)))
+    session.results.write_json("run.json", {})
+    if found:
+        session.results.write_json(found, {})
+    with pytest.raises(UserError) as refusal, explain_stops(session, "tune-k"):
+        raise UserError("corpus 'a' is too small: give more")
+    assert session.results.exists() is bool(found)
+    assert ("; then go on with python" in str(refusal.value)) is bool(found)
+
+
+def test_a_resumed_run_is_never_taken_back(tmp_path):
+    """However little it has: it isn't this command's."""
+    run = SearchRun(name="x", storage=str(tmp_path))
+    begun = open_session(run)
+    begun.results.write_json("run.json", {})
+    begun.results.release()
+    session = open_session(run, continues=True)
+    with pytest.raises(UserError, match="go on with python"), explain_stops(session, "tune-k"):
+        raise UserError("Ray can't be started on this machine: no")
+    assert session.results.exists()
 
 
 # --- a training at full length that goes on -----------------------------------------------------------
@@ -202,7 +258,7 @@ def test_a_training_begun_before_there_were_dials_goes_on_without():
     assert resume_printed(begun)[1].dial == "off"
     del begun["training"]["dial"]
     assert resume_printed(begun)[1].dial == "off"
-    with pytest.raises(UserError, match="dial is 0.5, but the training to be resumed began with off"):
+    with pytest.raises(UserError, match=r"dial is 0\.5, but the training to be resumed began with off"):
         resume_printed(begun, "--dial", "0.5")
 
 

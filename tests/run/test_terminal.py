@@ -157,6 +157,19 @@ def test_names_and_states_stay_readable_in_a_narrow_terminal(width):
     assert "…" not in console.file.getvalue() and ("rate" in head) == (width > 60)
 
 
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_the_times_of_a_stage_stay_readable_in_a_narrow_terminal(width):
+    """What it does is cut where there is no room, and said whole at its end."""
+    what = "stage 1, importance of layers and units"
+    display, file = Display(), io.StringIO()
+    display.console = Console(width=width, file=file, force_terminal=True, color_system=None)
+    display.live = True
+    with display.show_stage("probe", what) as update:
+        update(1, 2)
+    *_, last, end = [line for line in file.getvalue().replace("\r", "\n").splitlines() if what[:15] in line]
+    assert " 50% 0:00:0" in last and last.endswith("0") and f"{what}: " in end
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_terminal_can_print_all_that_is_said(encoding, monkeypatch):
     """Our own signs become letters where a terminal hasn't them, and stay as they are where it has."""

@@ -579,22 +579,23 @@ def tune_trial(number, status="TERMINATED"):
 
 
 def test_a_generator_goes_on_behind_the_trials_on_record(tmp_path):
-    """It had counted one that Tune has lost: that isn't counted; what still runs takes its place."""
+    """It had counted one that Tune has lost: that isn't counted; what still runs, or runs again, is."""
     limiter = {"max_concurrent": 1, "live_trials": {"id3"}, "num_unfinished_live_trials": 1, "batch": False}
     state = {"counter": 3, "total_samples": 3, "finished": True, "name:ConcurrencyLimiter": limiter}
     (tmp_path / "search_gen_state-2020-01-01_00-00-00.json").write_bytes(
         pickle.dumps({**state, "counter": 9})
     )
     (tmp_path / "search_gen_state-2020-01-01_00-00-01.json").write_bytes(pickle.dumps(state))
-    mend_generator(str(tmp_path), [tune_trial(1), tune_trial(2, "RUNNING")], trials=4, crews=2)
+    begun = [tune_trial(1), tune_trial(2, "RUNNING"), tune_trial(3, "ERROR")]
+    mend_generator(str(tmp_path), begun, trials=4, crews=2)
     mended = pickle.loads(max(tmp_path.iterdir()).read_bytes())
     assert mended.pop("name:ConcurrencyLimiter") == {
         "max_concurrent": 2,
-        "live_trials": {"id2"},
-        "num_unfinished_live_trials": 1,
+        "live_trials": {"id2", "id3"},
+        "num_unfinished_live_trials": 2,
         "batch": False,
     }
-    assert mended == {"counter": 2, "total_samples": 4, "finished": False}
+    assert mended == {"counter": 3, "total_samples": 4, "finished": False}
 
 
 def test_files_that_were_cut_short_are_passed_over(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from pyarrow import fs
@@ -13,6 +14,7 @@ from adept_ray.storage.files import (
     list_files,
     measure_size,
     open_filesystem,
+    store_json,
     write_json,
     write_text,
 )
@@ -122,3 +124,58 @@ def test_a_refused_run_leaves_no_empty_folder(storage):
     assert not empty.folder.exists() and begun.folder.exists() == ("://" not in storage)
     if "s3:" not in storage:
         assert [path.name for path in Path(storage.removeprefix("file://")).iterdir()] == ["begun"]
+
+
+@pytest.mark.parametrize("kept", ["", "importance.json", "ray/trials/trial-001/a.json"])
+def test_only_a_run_with_nothing_to_go_on_with_is_taken_back(storage, kept):
+    """Its place is as it was, so that the same name can be given again; what others put there stays."""
+    store_json(f"{storage}/run/own.json", {})
+    results = begun(storage)
+    results.write("run.json", "{}")
+    results.write("ray.log", "")
+    store_json(f"{results.ray}/crew/a.json", {})
+    if kept.startswith("ray"):
+        store_json(f"{results.place}/{kept}", {})
+    elif kept:
+        results.write(kept, "{}")
+    assert results.withdraw() is not bool(kept)
+    assert bool(kept) or not results.read_record()  # nothing that would be written there again
+    results.release()
+    assert (content(storage, "run/run.json") is None) is not bool(kept)
+    assert (content(storage, "run/ray/crew/a.json") is None) is not bool(kept)
+    assert content(storage, "run/own.json") is not None
+    if not kept:
+        begun(storage).release()
+
+
+def test_a_run_that_was_taken_back_leaves_no_folder(storage):
+    """Nor does one that was refused before it wrote anything."""
+    for writes in (True, False):
+        results = Results(storage, "run")
+        results.open(resume=False)
+        if writes:
+            results.write("run.json", "{}")
+            assert results.withdraw()
+        results.abandon()
+        filesystem, root = open_filesystem(storage)
+        assert filesystem.get_file_info(f"{root}/run").type == fs.FileType.NotFound
+
+
+def test_a_run_that_another_command_has_taken_stays(tmp_path, monkeypatch):
+    """What it finds in the folder then is none of its own."""
+    results = begun(str(tmp_path))
+    monkeypatch.setattr(results, "check_claim", Mock(side_effect=UserError("it is another one's")))
+    assert not results.withdraw() and results.exists()
+    monkeypatch.undo()
+    results.release()
+    assert not results.withdraw() and results.exists()
+
+
+def test_a_run_that_goes_on_is_never_taken_back(storage):
+    """However little it has: an earlier command began it."""
+    first = begun(storage)
+    first.write("run.json", "{}")
+    first.release()
+    again = Results(storage, "run")
+    again.open(resume=True)
+    assert not again.withdraw() and again.exists()
