@@ -1,5 +1,6 @@
 """What the tests share: tiny random models from configs, tiny batches, a backbone folder, made-up text."""
 
+import gc
 import json
 import multiprocessing
 import random
@@ -124,7 +125,14 @@ def run_ranks(function: Any, args: tuple[Any, ...], count: int) -> None:
     They are forked from one that has imported what takes long, and computed nothing yet.
     """
     get_fork_context()
-    torch.multiprocessing.start_processes(function, args, nprocs=count, start_method="forkserver")
+    args = (function, *args)
+    torch.multiprocessing.start_processes(begin_rank, args, nprocs=count, start_method="forkserver")
+
+
+def begin_rank(rank: int, function: Any, *args: Any) -> None:
+    """In such a process: what is imported stays, as it does in a worker, so no collection looks at it."""
+    gc.freeze()
+    function(rank, *args)
 
 
 def get_fork_context() -> Any:

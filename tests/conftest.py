@@ -1,5 +1,6 @@
 """One thread, no network and no stopwatch, fixed before torch is imported."""
 
+import gc
 import logging
 import os
 import shutil
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
     first = ({COMMANDS}, RAY, {"test_wheel"})
     items.sort(key=lambda item: [item.path.stem not in stems for stems in first])
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of what tests leave has to look at all of that."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,6 @@
 """A command in the test's own process, whose workers are this process as well: all of it but Ray Train."""
 
+import gc
 import io
 import os
 import runpy
@@ -57,6 +58,7 @@ class CrewHere(BoardClient):
 
 @contextmanager
 def start_crew_here(*_):
+    gc.freeze()  # as a worker does
     yield CrewHere()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ def work_from_board(config: Mapping[str, CrewSettings]) -> None:
     node = ray.get_runtime_context().get_node_id()
     first, size = context.get_world_rank() == 0, context.get_world_size()
     turn = -1
+    gc.freeze()  # what is imported stays: who looks for what a job left needn't look at all of that
     while (turn := agree_on_largest(board.claim_job(crew, turn), device)) != NO_MORE:
         number, reference = board.begin_job(crew, turn, node, count_kernel_kills())
         job: Job | None = None

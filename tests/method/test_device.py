@@ -5,6 +5,7 @@ must be the CPU's, but no operation takes tensors of two devices, except for cop
 """
 
 import functools
+import gc
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -86,7 +87,8 @@ class Module:
 
 
 def set_up():
-    """Make the device in this process."""
+    """Make the device in this process; what is imported in it stays."""
+    gc.freeze()
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     set_up.library = torch.library.Library("_", "IMPL")
     set_up.library.fallback(computed, "PrivateUse1")

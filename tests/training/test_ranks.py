@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,14 @@ from adept_ray.training.work import ProbeWork
 
 def comparable(metrics):
     """What doesn't depend on the clock, in a form that pytest.approx takes."""
-    kept = {name: value for name, value in metrics.items() if "second" not in name}
+    kept = {n: value for n, value in metrics.items() if "second" not in n and value is not None}
     scales = {f"scale of {kind}": scale for kind, scale in kept.pop("scales").items()}
-    return kept | scales | {"pulls": kept["pulls"]["domain"], "curve": len(kept["curve"])}
+    turned = kept.pop("turned", {"turns": [], "shares": {}})
+    shares = {f"share {n}": share for n, share in enumerate(chain(*turned["shares"].values()))}
+    documents = [*kept["pulls"]["domain"]]
+    for turn in turned["turns"]:
+        documents += [turn["dial"], *chain(*turn["gains"].values())]
+    return kept | scales | shares | {"pulls": documents, "curve": len(kept["curve"])}
 
 
 FITS = {
