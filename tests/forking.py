@@ -345,7 +345,7 @@ def patch_ray() -> None:
         return start(words, kind, *args, **named)
 
     services._build_python_executable_command_memory_profileable = build
-    services.start_ray_process = begin
+    services.start_ray_process = begin  # type: ignore[assignment]  # of any arguments
 
 
 def start_stem() -> None:
