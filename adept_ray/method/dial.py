@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adept_ray.config.specs import ScoreWeights
-from adept_ray.method.scores import SIDES, Pulls, value_or_nan, weigh_changes
+from adept_ray.method.scores import SIDES, Pulls, count_pulls, value_or_nan, weigh_changes
 
 TRAINED = 1.0  # the dial of a model as it was trained
 FIRST = (TRAINED, 0.5)  # dials that are read before their scores say where to look
@@ -169,5 +169,5 @@ def cross_fit(turned: Turned, by_fold: Sequence[float]) -> tuple[tuple[float, fl
     for side in SIDES:
         gains = take_by_fold({turn.dial: turn.gains[side] for turn in turned.turns}, by_fold)
         deltas.append(float(gains.sum()))
-        pulls[side] = (gains - deltas[-1] * np.asarray(turned.shares[side])).tolist()
+        pulls[side] = count_pulls(gains, np.asarray(turned.shares[side])).tolist()
     return (deltas[0], deltas[1]), pulls

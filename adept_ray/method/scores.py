@@ -61,10 +61,8 @@ def compare_losses(before: np.ndarray, after: np.ndarray, size: np.ndarray) -> C
     The standard error is that of the ratio of two sums over paired documents (Cochran 1977, 6.4); nan
     with a single one. Documents are drawn at random: the tokens of one aren't independent of each other.
     """
-    kept = float(after.sum() / before.sum())
-    pulls = 100 * (kept * before - after) / float(before.sum())
     levels = bits_per_byte(before, size), bits_per_byte(after, size)
-    return Change(*levels, 100 * (1 - kept), standard_error(pulls), "bpb", tuple(pulls.tolist()))
+    return add_up_gains("bpb", levels, *list_gains(before, after, answers=False))
 
 
 def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
@@ -72,10 +70,8 @@ def compare_answers(before: np.ndarray, after: np.ndarray) -> Change:
 
     The standard error is that of a mean of paired differences; nan with a single item.
     """
-    moved = 100 * (after - before)
-    pulls = (moved - moved.mean()) / len(moved)
     levels = float(before.mean()), float(after.mean())
-    return Change(*levels, float(moved.mean()), standard_error(pulls), "accuracy", tuple(pulls.tolist()))
+    return add_up_gains("accuracy", levels, *list_gains(before, after, answers=True))
 
 
 def list_gains(before: np.ndarray, after: np.ndarray, answers: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +82,19 @@ def list_gains(before: np.ndarray, after: np.ndarray, answers: bool) -> tuple[np
     if answers:
         return 100 * (after - before) / len(before), np.full(len(before), 1 / len(before))
     return 100 * (before - after) / float(before.sum()), before / float(before.sum())
+
+
+def add_up_gains(
+    measure: Literal["bpb", "accuracy"], levels: tuple[float, float], gains: np.ndarray, shares: np.ndarray
+) -> Change:
+    """The change that documents or items contribute to (see :func:`list_gains`), between two `levels`."""
+    delta, pulls = float(gains.sum()), count_pulls(gains, shares)
+    return Change(*levels, delta, standard_error(pulls), measure, tuple(pulls.tolist()))
+
+
+def count_pulls(gains: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """How far each contribution pulls a change from what the others say, [N]; see :attr:`Change.pulls`."""
+    return gains - gains.sum() * shares
 
 
 def standard_error(pulls: Sequence[float] | np.ndarray) -> float:

@@ -51,7 +51,7 @@ class Tuning:
         self.parameters = trainable_parameters(model)
         """The trained parameters by full name; always float32, since fewer bits lose small steps."""
         self._dialled = list_dialled(model, added) if added else set()
-        self._offset = family_of(model).norm_offset if added and family_of(model).closing_norms else 0.0
+        self._offset = family_of(model).norm_offset if added else 0.0
         lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
