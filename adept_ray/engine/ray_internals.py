@@ -105,11 +105,15 @@ def redirect_native_code(place: TextIO) -> Iterator[None]:
 def leave_out_datasets(trainer: TorchTrainer) -> TorchTrainer:
     """`trainer`, whose workers can't ask Ray Train for shares of datasets.
 
-    So each worker group starts with a process less, which would import for seconds.
+    So each worker group starts with a process less, which would import for seconds. Where a later Ray has
+    other insides, it starts with it.
     """
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    try:
+        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
-    build_all = trainer._create_default_callbacks  # type: ignore[attr-defined]
+        build_all = trainer._create_default_callbacks  # type: ignore[attr-defined]
+    except (ImportError, AttributeError):
+        return trainer
 
     def build_callbacks() -> list[object]:
         return [each for each in build_all() if not isinstance(each, DatasetsCallback)]

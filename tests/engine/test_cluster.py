@@ -359,3 +359,9 @@ def test_native_code_writes_elsewhere_for_a_while(capfd, tmp_path):
         os.write(2, b"noise")
     os.write(2, b"a word")
     assert capfd.readouterr().err == "a word" and (tmp_path / "log").read_text() == "noise"
+
+
+def test_a_trainer_of_other_insides_is_left_as_it_is():
+    """To start without a process that nobody uses is worth no failed run."""
+    trainer = SimpleNamespace()
+    assert ray_internals.leave_out_datasets(trainer) is trainer and not vars(trainer)
