@@ -46,8 +46,8 @@ def describe_dial(results: Evidence) -> str:
         )
     return (
         f"Exported is dial {exported:g}, the best of those tried. The validation score there is {at}. Each "
-        f"of {FOLDS} parts of the text counts at the dial that the other parts choose, so that a choice "
-        "alone gains nothing."
+        f"of {FOLDS} parts of the text counts at the dial that the other parts choose, so that choosing "
+        "alone gains little."
     )
 
 
