@@ -11,11 +11,8 @@ from adept_ray.config.os_faults import describe_os_fault
 HEAD_PORT = "RAY_GCS_SERVER_PORT"  # the one port that Ray takes from the environment; it finds the others
 # What a client of HTTP/2, which Ray speaks, begins with: the preface and a frame of settings without any.
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-FRAME_HEAD, KIND, SETTINGS = (
-    9,
-    3,
-    4,
-)  # bytes of a frame's head, which of them is its kind, and that of settings
+FRAME_HEAD = 9  # bytes
+KIND, SETTINGS = 3, 4  # which of them is the frame's kind, and that of settings
 TIMEOUT_S = 10.0
 JOIN = "give the address that `ray start --head` printed, or unset RAY_ADDRESS to have Ray started here"
 

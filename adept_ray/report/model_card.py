@@ -149,7 +149,7 @@ def list_evidence(results: Evidence) -> str:
         "\n".join([*head, *rows]),
         "Measured once, against the untouched backbone, ± one standard error.",
     ]
-    if turned := describe_dial(test):
+    if turned := explain_dial(test):
         parts.append(turned)
     if choice:
         parts.append(f"Why k = {choice.k}: {choice.reason}")
@@ -171,7 +171,7 @@ def list_evidence(results: Evidence) -> str:
     return "\n\n".join(parts)
 
 
-def describe_dial(test: Test) -> str:
+def explain_dial(test: Test) -> str:
     """How far the model is turned from its backbone, and the test as it was trained; empty where it isn't."""
     if not test.is_turned or test.plain is None:
         return ""

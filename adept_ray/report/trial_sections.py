@@ -215,14 +215,14 @@ def describe_trial(trial: Trial, row: Mapping[str, str], is_chosen: bool) -> str
     error = f" ± {trial.score_se:.2f}" if is_finite(trial.score_se) else ""
     lines = (
         f"{trial.name}, k = {trial.k}, {'chosen' if is_chosen else trial.state}",
-        f"score {format_signed(trial.score, 2)}{error}{describe_turn(trial)}",
+        f"score {format_signed(trial.score, 2)}{error}{format_turn(trial)}",
         f"general Δ {format_signed(trial.general_delta, 2)}, domain Δ {format_signed(trial.domain_delta, 2)}",
         setting,
     )
     return "\n".join(line for line in lines if line)
 
 
-def describe_turn(trial: Trial) -> str:
+def format_turn(trial: Trial) -> str:
     """The words for a trial's dial, to follow its score; none where it scores what was trained."""
     if trial.dial is None or trial.dial == TRAINED:
         return ""

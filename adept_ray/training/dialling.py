@@ -62,7 +62,7 @@ def take_dialled_reading(
         if proposed is None:
             break
         read[proposed] = measure(proposed, finder, text)
-        turns[proposed], shares = describe_turn(proposed, finder, read[proposed])
+        turns[proposed], shares = count_gains(proposed, finder, read[proposed])
     turned = Turned(tuple(turns[each] for each in sorted(turns)), shares)
     choice = choose_dial(turned, work.weights)
     if finder is work:
@@ -83,7 +83,7 @@ def choose_finder(work: TrainWork, blocks: Mapping[str, Blocks]) -> tuple[TrainW
     return finder, {side: blocks[dial_key(side)] for side in SIDES}
 
 
-def describe_turn(dial: float, work: TrainWork, measured: Measured) -> tuple[Turn, dict[str, list[float]]]:
+def count_gains(dial: float, work: TrainWork, measured: Measured) -> tuple[Turn, dict[str, list[float]]]:
     """What was gained at a dial, and the shares of the documents or items in what counts."""
     gains, shares = {}, {}
     for side in SIDES:
