@@ -7,11 +7,11 @@ from functools import partial
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.choosing import choose_trial
+from adept_ray.run.choosing import choose_trial, show_choice
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_examination, refuse_faults
 from adept_ray.run.question import pose_question
-from adept_ray.run.record import record_best, record_run, show_choice
+from adept_ray.run.record import record_best, record_run
 from adept_ray.run.report import rewrite_report
 from adept_ray.run.resuming import explain_stops
 from adept_ray.run.search_preparing import prepare_search

@@ -111,6 +111,12 @@ class Range(Spec):
             return self.clip(float(f"{math.exp((math.log(low) + math.log(high)) / 2):.2g}"))
         return (low + high) // 2 if self.kind == "int" else (low + high) / 2
 
+    def list_whole(self) -> tuple[int, ...]:
+        """The whole numbers of a range of these, ascending, 0 left out."""
+        low, high = min(self.values), max(self.values)
+        every = range(low, high + 1) if self.kind == "int" else sorted(set(self.values))
+        return tuple(value for value in every if value)
+
     def _list_forms(self) -> list[str]:
         return [name for name in FORMS if getattr(self, name) is not None]
 

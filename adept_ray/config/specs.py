@@ -28,7 +28,7 @@ from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place, default_cache
-from adept_ray.config.validation import Spec
+from adept_ray.config.validation import Spec, read_tokens
 
 
 class RunSpec(MachineSpec):
@@ -203,6 +203,10 @@ class SearchRun(RunSpec):
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)
     """Points of score that every added layer has to earn."""
+    for_tokens: str = setting("", Mark.CHANGEABLE, Mark.TRIALS)
+    """Domain tokens of the training that follows, such as 50M; empty: as many as a trial has."""
+    tolerance: float | None = setting(None, Mark.CHANGEABLE, Mark.TRIALS, ge=0)
+    """Points of score that a smaller k may cost; without: what trainings of other seeds differ by."""
     study: str = setting("", Mark.PLACE, Mark.TRIALS)
     """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""
     resume: bool = setting(False, Mark.COMMAND)
@@ -223,6 +227,8 @@ class SearchRun(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> SearchRun:
+        if self.for_tokens:
+            read_tokens(self.for_tokens)
         if self.comparison and not self.report_only:
             raise ValueError("--comparison is for --report-only")
         fields = type(self).model_fields
@@ -231,6 +237,11 @@ class SearchRun(RunSpec):
             flag = name_flag(SearchRun, others[0])
             raise ValueError(f"{flag} is for independent trials: leave it out with --strategy grow")
         return self
+
+    @property
+    def horizon(self) -> int | None:
+        """Tokens of the training that follows; None: as many as the longest reading."""
+        return read_tokens(self.for_tokens) if self.for_tokens else None
 
     @property
     def crews(self) -> int:

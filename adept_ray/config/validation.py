@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic.fields import FieldInfo
 from adept_ray.config.errors import UserError, describe_kind, suggest_names
 from adept_ray.config.fields import name_flag
 from adept_ray.config.os_faults import describe_os_fault
+
+SIZES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
 class Spec(BaseModel):
@@ -156,6 +159,17 @@ def fingerprint(*parts: object) -> str:
     """16 hex digits that name what `parts` (values that JSON knows) describe."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_tokens(text: str) -> int:
+    """A number of tokens, such as 50M, 2e7 or 50_000_000. Raises ValueError for another text."""
+    number, size = text.strip(), 1.0
+    if number[-1:] in SIZES:
+        number, size = number[:-1], SIZES[number[-1]]
+    tokens = read_number(number)
+    if tokens is None or not 1 <= tokens * size < math.inf:
+        raise ValueError(f"'{text}' is no number of tokens: give one such as 50M, 2e7 or 50_000_000")
+    return round(tokens * size)
 
 
 def read_number(text: str) -> float | None:

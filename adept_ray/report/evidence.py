@@ -26,7 +26,7 @@ from adept_ray.report.records import (
     RunRecord,
     check_record,
 )
-from adept_ray.search.choice import Depth
+from adept_ray.search.answers import Depth
 from adept_ray.search.front import Point, list_unbeaten
 from adept_ray.search.trials import DIALS, UNTOUCHED, Reading, Trial
 

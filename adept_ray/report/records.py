@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from adept_ray.config.errors import UserError
 from adept_ray.config.validation import Spec
 from adept_ray.method.dial import TRAINED
-from adept_ray.search.choice import Choice
+from adept_ray.search.answers import Choice
 
 WORTH_WARNING = 0.05  # share of a held-out piece's texts
 MOST_NAMED = 8  # layers that a sentence lists before it counts the rest

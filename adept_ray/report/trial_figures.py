@@ -22,7 +22,7 @@ from adept_ray.report.drawing import (
     use_whole_numbers,
 )
 from adept_ray.report.evidence import Evidence
-from adept_ray.search.choice import Depth
+from adept_ray.search.answers import Depth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +40,6 @@ def draw_scores(results: Evidence) -> Figure:
     """Score against k: every trial, the best of each k ± its standard error, the chosen one."""
     figure, axes = make_axes(*HALF)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    choice = results.best.choice
-    if choice and is_finite(choice.threshold):
-        axes.axhline(choice.threshold, color=BLUE, linewidth=1, linestyle="--", label="threshold")
     draw_trials(axes, [(trial.state, trial.k, trial.score) for trial in results.trials])
     best = {depth.k: depth for depth in results.depths if is_finite(depth.score)}
     draw_best_line(axes, list(best.values()))

@@ -57,24 +57,31 @@ CURVES: tuple[tuple[Literal["score", "loss"], str, str], ...] = (
 
 def build_score_section(results: Evidence) -> str:
     """Score against k, as a figure and as a table."""
-    choice = results.best.choice
-    dashed = "" if not choice or choice.threshold is None else " Dashed: what a trial of the chosen k needed."
     label = f"Score of every trial against k; chosen k = {results.best.k}"
+    expected = any(depth.rate for depth in results.depths)
+    line = " Line: what each k is expected to score at its best rate, ± standard error." if expected else ""
     score = make_figure(
         inline_figure(draw_scores(results), "score", label, describe_trials(results)),
         f"Validation score{format_formula(results)}; 0 is the untouched backbone. Filled: finished, hollow: "
-        f"stopped early.{dashed}",
+        f"stopped early.{line}",
     )
     return f'<div class="two">{score}<div>{build_depth_table(results)}{explain_price(results)}</div></div>'
 
 
 def build_depth_table(results: Evidence) -> str:
-    """A row for each k: its best trial, and what it gains over the next smaller one."""
+    """A row for each k: what it is expected to score, and what it gains over the next smaller one."""
     depths = results.depths
+    expected = any(depth.rate for depth in depths)
     has_gains = any(depth.gain is not None for depth in depths)
     has_steps = any(depth.per_layer != depth.gain for depth in depths if depth.per_layer is not None)
-    names = ["k", "trials", "best score", *["gain"] * has_gains, *["a layer"] * has_steps]
-    names += ["apart"] * has_gains
+    names = [
+        "k",
+        "trials",
+        *(["expected score", "best rate"] if expected else ["best score"]),
+        *["gain"] * has_gains,
+        *["a layer"] * has_steps,
+    ]
+    names += ["apart"] * has_gains + ["best"] * expected
     head = "".join(f"<th>{name}</th>" for name in names)
     unfinished = results.best.choice.unfinished if results.best.choice else {}
     rows = {
@@ -84,18 +91,25 @@ def build_depth_table(results: Evidence) -> str:
     for depth in depths:
         cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
         cells.append(format_with_error(depth.score, depth.standard_error) if depth.k else "0")
+        cells += [f"{depth.rate:.1e}" if depth.rate else NONE] * expected
         cells += [format_with_error(depth.gain, depth.gain_error)] * has_gains
         cells += [format_signed(depth.per_layer, 2)] * has_steps
         cells += [ANSWERS[depth.differs]] * has_gains
+        cells += [f"{depth.chance:.0%}" if depth.chance is not None else NONE] * expected
         css = ' class="won"' if depth.k == results.best.k else ""
         rows[depth.k] = f"<tr{css}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     body = "".join(rows[k] for k in sorted(rows))
     note = (
-        "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
-        f"{'a layer: by the layers added; ' * has_steps}apart: whether it stands out of that noise."
+        f"Gain: over the next smaller k, ± standard error; {'a layer: by the layers added; ' * has_steps}apart: "
+        "whether it stands out of that error."
         if has_gains
         else "The best finished trial of each k, ± standard error over validation text."
     )
+    if expected:
+        note = (
+            "Every k at its own best rate, by a model of all readings. The errors hold other documents, other "
+            f"seeds and what the best rate is. {note} Best: the probability of being the best k."
+        )
     table = f'<table class="narrow"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return make_scrollable(table, "Best score of each k") + f'<p class="note">{note}</p>'
 

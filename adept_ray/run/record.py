@@ -18,7 +18,6 @@ from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
 from adept_ray.run.training_text import record_text
-from adept_ray.search.choice import Choice, format_choice
 from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
 
@@ -146,11 +145,3 @@ def describe_turning(test: Test) -> str:
     error = "" if test.score_se is None else f" ± {test.score_se:.2f}"
     there = f"score {test.score:.2f}{error} on the test split"
     return f"dial {test.dial:g}: {there}, as trained {test.plain.score:.2f}"
-
-
-def show_choice(
-    session: Session[RunSpec], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
-) -> None:
-    """Show the table of k that led to a choice, then the summary."""
-    session.display.say(format_choice(choice))
-    show_summary(session, prepared, work, test, choice.reason, choice.advised_k)

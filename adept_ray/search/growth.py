@@ -23,7 +23,8 @@ from adept_ray.engine.job import CrewLost, DiskFault, Job, JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.method.scores import difference_error, value_or_nan
-from adept_ray.search.choice import BACKBONE, SURE_ERRORS
+from adept_ray.search.answers import SURE_ERRORS
+from adept_ray.search.choice import BACKBONE
 from adept_ray.search.trials import Facts, Setting, Trial, describe_trial, title_trial
 from adept_ray.training.work import TrainWork
 

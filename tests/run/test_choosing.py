@@ -12,8 +12,8 @@ from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.run.choosing import choose_exported_dial, choose_trial, find_kept_weights, load_trials
 from adept_ray.run.question import Question
 from adept_ray.run.search_settings import load_space
-from adept_ray.search.choice import rescore
 from adept_ray.search.edges import DepthLimit
+from adept_ray.search.rescoring import rescore
 from adept_ray.search.trials import Trial, describe_trial, write_trials
 from adept_ray.storage.checkpoints import Checkpoint, checkpoint_place, save_checkpoint
 from adept_ray.storage.results import Results

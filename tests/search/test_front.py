@@ -8,8 +8,9 @@ import pytest
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.dial import Turn, Turned
 from adept_ray.method.scores import SIDES
-from adept_ray.search.choice import choose_k, find_candidates, rescore
+from adept_ray.search.choice import choose_k, find_candidates
 from adept_ray.search.front import find_front, list_unbeaten
+from adept_ray.search.rescoring import rescore
 from adept_ray.search.trials import Trial
 
 EVEN = ScoreWeights()

@@ -11,7 +11,7 @@ from common import one_document_each
 from trainings import Run, changed
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.search.choice import rescore
+from adept_ray.search.rescoring import rescore
 from adept_ray.search.trials import describe_trial
 from adept_ray.storage.files import format_json
 from adept_ray.training import dialling
