@@ -71,17 +71,11 @@ def build_score_section(results: Evidence) -> str:
 def build_depth_table(results: Evidence) -> str:
     """A row for each k: what it is expected to score, and what it gains over the next smaller one."""
     depths = results.depths
-    expected = any(depth.rate for depth in depths)
+    is_expected = any(depth.rate for depth in depths)  # an older folder has what the best trials scored
     has_gains = any(depth.gain is not None for depth in depths)
     has_steps = any(depth.per_layer != depth.gain for depth in depths if depth.per_layer is not None)
-    names = [
-        "k",
-        "trials",
-        *(["expected score", "best rate"] if expected else ["best score"]),
-        *["gain"] * has_gains,
-        *["a layer"] * has_steps,
-    ]
-    names += ["apart"] * has_gains + ["best"] * expected
+    names = ["k", "trials", "expected score" if is_expected else "best score", *["best rate"] * is_expected]
+    names += ["gain"] * has_gains + ["a layer"] * has_steps + ["apart"] * has_gains + ["best"] * is_expected
     head = "".join(f"<th>{name}</th>" for name in names)
     unfinished = results.best.choice.unfinished if results.best.choice else {}
     rows = {
@@ -91,27 +85,34 @@ def build_depth_table(results: Evidence) -> str:
     for depth in depths:
         cells = [str(depth.k), NONE if depth.trials is None else str(depth.trials)]
         cells.append(format_with_error(depth.score, depth.standard_error) if depth.k else "0")
-        cells += [f"{depth.rate:.1e}" if depth.rate else NONE] * expected
+        cells += [f"{depth.rate:.1e}" if depth.rate else NONE] * is_expected
         cells += [format_with_error(depth.gain, depth.gain_error)] * has_gains
         cells += [format_signed(depth.per_layer, 2)] * has_steps
         cells += [ANSWERS[depth.differs]] * has_gains
-        cells += [f"{depth.chance:.0%}" if depth.chance is not None else NONE] * expected
+        cells += [NONE if depth.chance is None else f"{depth.chance:.0%}"] * is_expected
         css = ' class="won"' if depth.k == results.best.k else ""
         rows[depth.k] = f"<tr{css}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     body = "".join(rows[k] for k in sorted(rows))
-    note = (
-        f"Gain: over the next smaller k, ± standard error; {'a layer: by the layers added; ' * has_steps}apart: "
-        "whether it stands out of that error."
-        if has_gains
-        else "The best finished trial of each k, ± standard error over validation text."
-    )
-    if expected:
-        note = (
-            "Every k at its own best rate, by a model of all readings. The errors hold other documents, other "
-            f"seeds and what the best rate is. {note} Best: the probability of being the best k."
-        )
     table = f'<table class="narrow"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return make_scrollable(table, "Best score of each k") + f'<p class="note">{note}</p>'
+    note = explain_depths(is_expected, has_gains, has_steps)
+    return make_scrollable(table, "Score of each k") + f'<p class="note">{note}</p>'
+
+
+def explain_depths(is_expected: bool, has_gains: bool, has_steps: bool) -> str:
+    """What the columns of the table per k are."""
+    if not has_gains:
+        return "The best finished trial of each k, ± standard error over validation text."
+    steps = "a layer: by the layers added; " * has_steps
+    if not is_expected:
+        return (
+            "Gain: over the next smaller k, paired on the same validation text, ± standard error; "
+            f"{steps}apart: whether it stands out of that noise."
+        )
+    return (
+        "Each k at its own best rate, by a model of all readings. Its errors hold what other documents, other "
+        "seeds and other rates would say. Gain: over the next smaller k, without what all share; "
+        f"{steps}apart: whether it stands out of its error; best: the probability of being the best k."
+    )
 
 
 def format_with_error(value: float | None, error: float | None) -> str:

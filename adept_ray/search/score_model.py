@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import least_squares
 from scipy.special import logsumexp
 
@@ -84,9 +85,9 @@ class Frame:
     variants: tuple[str, ...]
     """Every one that was read."""
 
-    def place(self, k: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, k: npt.ArrayLike, tokens: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """u and v of depths and lengths."""
-        return np.log2(tokens / self.tokens), np.log2(k / self.copies)
+        return np.log2(np.divide(tokens, self.tokens)), np.log2(np.divide(k, self.copies))
 
     def find_depth(self, k: int) -> int:
         """Number of the parameter that is the offset of a k."""
@@ -146,7 +147,7 @@ class ScoreModel:
     def _read(
         self, draws: np.ndarray, k: int, tokens: float, rates: tuple[float, float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        u, v = self.frame.place(np.float64(k), np.float64(tokens))
+        u, v = self.frame.place(k, tokens)
         low, high = (math.log2(rate / self.frame.rate) for rate in rates)
         best = np.clip(compute_best_rate(draws.T, u, v), low, high)
         values = draws.T

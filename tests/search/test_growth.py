@@ -14,6 +14,7 @@ from adept_ray.config.specs import ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.engine.job import JobFailed
 from adept_ray.method.importance import LayerImportance
 from adept_ray.search import growth
+from adept_ray.search.choice import choose_k
 from adept_ray.search.growth import explain_growth_end, grow_model, plan_growth
 from adept_ray.search.trials import Trial
 from adept_ray.training.callbacks import Callbacks, ResumePoint
