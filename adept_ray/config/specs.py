@@ -203,9 +203,9 @@ class SearchRun(RunSpec):
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)
     """Points of score that every added layer has to earn."""
-    for_tokens: str = setting("", Mark.CHANGEABLE, Mark.TRIALS)
+    for_tokens: str = setting("", Mark.CHANGEABLE)
     """Domain tokens of the training that follows, such as 50M; empty: as many as a trial has."""
-    tolerance: float | None = setting(None, Mark.CHANGEABLE, Mark.TRIALS, ge=0)
+    tolerance: float | None = setting(None, Mark.CHANGEABLE, ge=0)
     """Points of score that a smaller k may cost; without: what trainings of other seeds differ by."""
     study: str = setting("", Mark.PLACE, Mark.TRIALS)
     """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""

@@ -109,8 +109,8 @@ def explain_depths(is_expected: bool, has_gains: bool, has_steps: bool) -> str:
             f"{steps}apart: whether it stands out of that noise."
         )
     return (
-        "Each k at its own best rate, by a model of all readings. Its errors hold what other documents, other "
-        "seeds and other rates would say. Gain: over the next smaller k, without what all share; "
+        "Each k at its own best rate, by a model of all readings; errors are of documents, seeds and rates. "
+        "Gain: over the next smaller k, without what all share; "
         f"{steps}apart: whether it stands out of its error; best: the probability of being the best k."
     )
 

@@ -8,7 +8,7 @@ import pytest
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.dial import Turn, Turned
 from adept_ray.method.scores import SIDES
-from adept_ray.search.choice import choose_k, find_candidates
+from adept_ray.search.choice import find_best_of_each_k, find_candidates
 from adept_ray.search.front import find_front, list_unbeaten
 from adept_ray.search.rescoring import rescore
 from adept_ray.search.trials import Trial
@@ -88,6 +88,5 @@ def test_whatever_the_weights_what_is_picked_has_its_weights(seed, retain):
     for general in np.linspace(0.01, 0.99, 21):
         weights = ScoreWeights(general=general, domain=1 - general, retain=retain)
         again = rescore(trials, weights)
-        picked.add(choose_k(again, weights).trial)
-        picked.update(depth.trial for depth in choose_k(again, weights).depths if depth.k)
+        picked.update(trial.name for trial in find_best_of_each_k(again).values())
     assert picked <= candidates and len(picked) > 3
