@@ -19,6 +19,7 @@ from adept_ray.config.choices import (
     Normalization,
     Placement,
     ProbeKind,
+    Schedule,
     Sign,
     Tasks,
     Text,
@@ -27,7 +28,7 @@ from adept_ray.config.choices import (
 from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
-from adept_ray.config.places import Place, default_cache
+from adept_ray.config.places import Place
 from adept_ray.config.validation import Spec, read_tokens
 
 
@@ -151,10 +152,16 @@ class TrainingSpec(Spec):
     """Domain tokens to train on."""
     tokens_per_step: int = Field(256, ge=1)
     """Tokens of one optimizer step over all workers; rounded down to whole blocks."""
+    schedule: Schedule = setting("cosine", Mark.UNSEARCHED)
+    """How rates go with the steps: cosine falls all along, wsd stays at its peak until a decay at the end."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the schedule rises linearly."""
+    """Share of the steps over which the schedule rises linearly; in a search by wsd, of the first branch."""
+    warmup_tokens: int = setting(0, Mark.UNSEARCHED, ge=0)
+    """Tokens over which wsd rises, whatever the length; 0: the share `warmup` of this training's own."""
+    decay: float = Field(0.15, gt=0, lt=1)
+    """Share of the steps, at the end, over which wsd falls."""
     final_lr: float = Field(0.1, ge=0, le=1)
-    """Where the cosine schedule ends, as a share of its peak."""
+    """Where the schedule ends, as a share of its peak."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices (never of norms and biases)."""
     clip: float = Field(1.0, gt=0)
@@ -173,6 +180,12 @@ class TrainingSpec(Spec):
     def _check(self) -> TrainingSpec:
         if self.layers and (len(set(self.layers)) != self.k or len(self.layers) != self.k):
             raise ValueError(f"layers must name k = {self.k} different ones, not {list(self.layers)}")
+        rise, room = self.warmup_tokens or self.warmup * self.tokens, (1 - self.decay) * self.tokens
+        if self.schedule == "wsd" and rise > room + 1:  # a whole token may be the rounding's
+            raise ValueError(
+                f"a warm-up of {rise:,.0f} tokens doesn't end before the decay, the last {self.decay:.0%} of "
+                f"{self.tokens:,} tokens: train on more tokens, or lower warmup or decay"
+            )
         return self
 
 
@@ -371,29 +384,6 @@ class ActivationsRun(FollowingSpec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
-    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
-    """Print every event as a line of JSON, for machines, and nothing else."""
-
-
-class EvaluateRun(Spec):
-    """What ``evaluate.py`` takes: a model and the benchmarks to score it on."""
-
-    model: str = setting(..., positional=True)
-    """Results folder's model, any folder, hub id, preset or GGUF file."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
-    tasks: Tasks = ()
-    """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
-    items: int = Field(100, ge=1)
-    """Items of each task or group, drawn from the half that no search chooses by."""
-    seed: int = Field(0, ge=0)
-    """Seed of that drawing."""
-    micro_batch: int = Field(8, ge=1)
-    """Sequences per forward pass."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
-    output: Path | None = None
-    """File to write the table to as JSON, too."""
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 

@@ -36,6 +36,8 @@ class Callbacks:
     """Is called before a checkpoint is copied to memory, of which there may be room for one."""
     keep: Keep = ignore_checkpoint
     """Gets a checkpoint by the clock, between two reports."""
+    keep_plateau: Keep | None = None
+    """Gets the checkpoint at the end of the plateau of a wsd training, where that isn't its beginning."""
     asked_to_leave: Callable[[], bool] = lambda: False
     """Is asked every few seconds, after a step without a report; all ranks get the same answer."""
     leave: Keep = ignore_checkpoint
@@ -47,7 +49,8 @@ class ResumePoint:
     """What a training goes on from; the backbone if from nothing."""
 
     checkpoint: Path | None = None
-    """Folder of a resumable checkpoint that this training reported or kept."""
+    """Folder of a resumable checkpoint that this training reported or kept, or that of the plateau which a
+    shorter one kept: this training comes through the same state, bit for bit."""
     grown_from: Path | None = None
     """Folder of what a training with fewer of the layers reported; a `checkpoint` goes before it."""
 

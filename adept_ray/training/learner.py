@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from adept_ray.config.schedules import count_warmup_steps
 from adept_ray.config.specs import TrainingSpec
 from adept_ray.data.blocks import BlockOrder, Blocks, join_blocks, make_shared_batches
 from adept_ray.data.loading import borrow, build_outline
 from adept_ray.method.gradients import sum_gradients
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.ranks import rank
-from adept_ray.method.rates import parameter_groups, schedule_factor, set_rates
+from adept_ray.method.rates import cosine_factor, parameter_groups, set_rates, wsd_factor
 from adept_ray.method.sharding import gather_whole, is_sharded
 from adept_ray.method.tuning import Tuning, build_tuning
 from adept_ray.training.alarms import Alarms
@@ -112,7 +113,7 @@ def take_step(learner: Learner, scales: Mapping[str, float], step: int, ids: Seq
     work, tuning, optimizer = learner.work, learner.tuning, learner.optimizer
     assert optimizer is not None, "there is nothing to train"
     spec, parameters = work.training, list(tuning.parameters.values())
-    set_rates(optimizer, spec.base_lr, schedule_factor(step, work.steps, spec.warmup, spec.final_lr), scales)
+    set_rates(optimizer, spec.base_lr, compute_rate_factor(work, step), scales)
     share = compute_gradients(tuning.model, parameters, learner.text, ids, work.micro_batch, learner.device)
     loss = learner.alarms.sum_with_loss(share, learner.device)
     clip_gradients(parameters, spec.clip, loss, f"step {step + 1} of {work.steps}")
@@ -120,6 +121,14 @@ def take_step(learner: Learner, scales: Mapping[str, float], step: int, ids: Seq
     tuning.observe_step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def compute_rate_factor(work: TrainWork, step: int) -> float:
+    """Factor of all rates at a step (from 0), by the schedule of the work."""
+    spec, decay_start = work.training, work.decay_start
+    if decay_start is None:
+        return cosine_factor(step, work.steps, spec.warmup, spec.final_lr)
+    return wsd_factor(step, work.steps, count_warmup_steps(spec, work.seq_len), decay_start, spec.final_lr)
 
 
 def compute_gradients(

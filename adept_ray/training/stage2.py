@@ -48,7 +48,7 @@ def train(
     """
     clock = Clock()
     learner = prepare_learner(work, blocks, device)
-    tuning, optimizer, alarms = learner.tuning, learner.optimizer, learner.alarms
+    tuning, optimizer = learner.tuning, learner.optimizer
     state = begin_state(learner, start)
     scales = tuning.compute_scales(state.importance, work.training)
     begun = state.step  # by an earlier process
@@ -61,7 +61,7 @@ def train(
         # Once in a while: score on the held-out blocks, save, report, and hear whether to go on. After a
         # resume the last report comes again: it may not have been heard before the interruption.
         if state.step in work.report_steps:
-            state.reports += state.step > begun
+            state.reports = work.report_steps.index(state.step) + 1
             metrics = take_reading(learner, state, blocks)
             metrics |= clock.read(work.count_tokens(state.step - begun))
             callbacks.make_room()
@@ -69,15 +69,14 @@ def train(
             if state.step == work.steps or callbacks.should_stop(state.reports):
                 return
 
-        # Once in a while: this machine is about to be taken away, so save now.
-        elif alarms.ask.take_ring() and callbacks.asked_to_leave():
-            callbacks.make_room()
-            callbacks.leave(take_checkpoint(learner, state))
+        # Once in a while: this machine is about to be taken away, or much would be lost if it were.
+        else:
+            save_by_clock(learner, state, callbacks)
 
-        # Once in a while: whatever happens, no more than some minutes of work are lost.
-        elif alarms.save.rings:
+        # Once: from here on the rate falls. All that came before is that of a longer training, too.
+        if callbacks.keep_plateau and 0 < state.step == work.decay_start:
             callbacks.make_room()
-            callbacks.keep(take_checkpoint(learner, state))
+            callbacks.keep_plateau(take_checkpoint(learner, state))
 
         with clock.count_training():
             # Once in a while: the domain has moved what is trained, so ask the general probe again.
@@ -116,6 +115,16 @@ class Clock:
             "tokens_per_second": round(tokens / trained, 1) if trained else None,
             "seconds": round(time.perf_counter() - self._started, 1),
         }
+
+
+def save_by_clock(learner: Learner, state: TrainState, callbacks: Callbacks) -> None:
+    """Save between two reports, if this machine is to be left now or the last time is some minutes ago."""
+    if learner.alarms.ask.take_ring() and callbacks.asked_to_leave():
+        callbacks.make_room()
+        callbacks.leave(take_checkpoint(learner, state))
+    elif learner.alarms.save.rings:
+        callbacks.make_room()
+        callbacks.keep(take_checkpoint(learner, state))
 
 
 def take_checkpoint(learner: Learner, state: TrainState, resumable: bool = True) -> Checkpoint | None:

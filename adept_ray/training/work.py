@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
+from adept_ray.config.schedules import count_step_blocks, count_steps, find_decay_start
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
@@ -143,12 +144,17 @@ class TrainWork:
     @property
     def blocks_per_step(self) -> int:
         """Blocks of one optimizer step over all workers."""
-        return max(1, self.training.tokens_per_step // self.seq_len)
+        return count_step_blocks(self.training, self.seq_len)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return max(1, self.training.tokens // (self.blocks_per_step * self.seq_len))
+        return count_steps(self.training, self.seq_len)
+
+    @property
+    def decay_start(self) -> int | None:
+        """Step (from 0) at which the plateau of a wsd training ends; None where there is none."""
+        return find_decay_start(self.training, self.seq_len)
 
     @property
     def report_steps(self) -> list[int]:

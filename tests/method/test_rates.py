@@ -16,11 +16,12 @@ from adept_ray.method.importance import unit_importance
 from adept_ray.method.rates import (
     average_by_sublayer,
     average_scales,
+    cosine_factor,
     parameter_groups,
-    schedule_factor,
     set_rates,
     unit_rates,
     unit_scales,
+    wsd_factor,
 )
 
 RULES = ("rank", "minmax", "minmax_by_kind", "none")
@@ -230,16 +231,45 @@ shapes = dict(steps=st.integers(1, 300), warmup=st.floats(0, 0.99), final=st.flo
 @example(steps=1, warmup=0.9, final=0.0)
 def test_the_schedule_rises_then_falls_within_its_bounds(steps, warmup, final):
     """It is above 0, never above 1, rises over the warm-up and falls from 1 towards `final` afterwards."""
-    factors = [schedule_factor(step, steps, warmup, final) for step in range(steps)]
+    factors = [cosine_factor(step, steps, warmup, final) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     top = factors.index(1)
     assert abs(top - warmup * steps) <= 1
     assert factors[:top] == sorted(factors[:top])
     assert factors[top:] == sorted(factors[top:], reverse=True)
     assert all(factor >= final - 1e-12 for factor in factors[top:])
-    assert schedule_factor(steps, steps, warmup, final) == pytest.approx(final)
+    assert cosine_factor(steps, steps, warmup, final) == pytest.approx(final)
 
 
 def test_a_single_step_has_the_full_rate():
     """One step is neither warm-up nor end, however long the warm-up is."""
-    assert schedule_factor(0, 1, 0.1, 0.1) == schedule_factor(0, 1, 0.9, 0.0) == 1
+    assert cosine_factor(0, 1, 0.1, 0.1) == cosine_factor(0, 1, 0.9, 0.0) == 1
+
+
+ends = st.integers(1, 300).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(0, steps - 1)))
+
+
+@given(ends=ends, rising=st.integers(0, 300), final=st.floats(0, 1))
+@example(ends=(1, 0), rising=0, final=0.0)
+def test_a_plateau_lies_between_warm_up_and_decay(ends, rising, final):
+    """The factor is above 0 and never above 1, rises, stays, and falls towards `final`."""
+    steps, start = ends
+    factors = [wsd_factor(step, steps, rising, start, final) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[:start] == sorted(factors[:start])
+    assert all(factor == 1 for factor in factors[rising:start])
+    if rising <= start:
+        assert factors[start:] == sorted(factors[start:], reverse=True) and factors[-1] >= final
+        assert factors[-1] < 1 or final == 1
+        assert wsd_factor(steps, steps, rising, start, final) == pytest.approx(final)
+
+
+@given(ends=ends, more=st.integers(1, 300), rising=st.integers(0, 300))
+def test_nothing_before_a_decay_depends_on_the_length(ends, more, rising):
+    """A longer training has the same rates up to the step at which the shorter one's fall."""
+    steps, start = ends
+    short = [wsd_factor(step, steps, rising, start, 0.1) for step in range(start)]
+    assert short == [wsd_factor(step, steps + more, rising, start + more, 0.1) for step in range(start)]
+    if rising <= start:
+        assert wsd_factor(start, steps, rising, start, 0.1) < 1
+        assert wsd_factor(start, steps + more, rising, start + 1, 0.1) == 1
