@@ -12,14 +12,13 @@ from adept_ray.run.choosing import (
     choose_trial,
     find_kept_weights,
     load_trials,
-    show_choice,
 )
 from adept_ray.run.context import open_context
+from adept_ray.run.ending import record_best, show_choice
 from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import prepare
 from adept_ray.run.question import pose_question
-from adept_ray.run.record import record_best
 from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
-from adept_ray.method.dial import Turned
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
+from adept_ray.run.ending import record_best, show_summary
 from adept_ray.run.examination import plan_refusal
+from adept_ray.run.length import find_answer, list_settings, tell_settings
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
-from adept_ray.run.record import record_best, record_run, show_summary
+from adept_ray.run.record import record_readings, record_run
 from adept_ray.run.resuming import explain_stops, resume_training
 from adept_ray.run.settings import (
     check_trust,
@@ -30,7 +32,6 @@ from adept_ray.run.training import (
     run_training,
     test_and_export,
 )
-from adept_ray.search.trials import read_curve, write_curves, write_dials
 from adept_ray.storage.records import BestRecord
 
 
@@ -41,26 +42,31 @@ def train_model(args: TrainRun) -> str:
     """
     best = load_best(args.config)
     check_trust(args.trust_remote_code, best["run"], args.config)
+    answer = find_answer(args, best)
+    best["training"] = {**best["training"], **list_settings(answer)}
     session, training = open_training(args, best)
     run, results = session.run, session.results
+    tell_settings(args, answer, session.display)
+    layers: Sequence[int] | None = best["layers"] if training.k == len(best["layers"]) else None
     general = training.general_share
     tokens = count_train_tokens(training.tokens, general > 0)
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
     record_run(session, sources, training=training)
-    with explain_stops(session, f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"):
-        load = describe_load(run, sources, [training], best["layers"])
+    command = f"train --config {shlex.quote(args.config)} --tokens {args.tokens}"
+    command += f" --settings {args.settings}" * ("settings" in args.given)
+    with explain_stops(session, command):
+        load = describe_load(run, sources, [training], layers)
         with open_context(session, load, plan_refusal(session, sources)) as context:
-            fit = plan_fit(context, sources, training, best["layers"])
+            fit = plan_fit(context, sources, training, layers)
             needs = Needs(best["k_max"], args.tokens, replay=general, least_replay=general, fit=fit)
             prepared = prepare(context, sources, needs)
             results.write_json("importance.json", prepared.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)
-            work = build_work(run, prepared, training, best["layers"], weights)
+            work = build_work(run, prepared, training, layers, weights)
             work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
             last = run_training(context, prepared, work)
             test = test_and_export(context, prepared, work.turn(last["dial"]), last["saved"])
-        write_curves(results, {"training": read_curve(last["curve"])})
-        write_dials(results, {"training": Turned.from_json(last.get("turned"))}, weights)
+        record_readings(results, last, weights)
         record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
         record_run(session, sources, prepared, training, work=work)
         write_pages(results)

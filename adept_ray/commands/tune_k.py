@@ -7,19 +7,19 @@ from functools import partial
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.report.search_page import write_pages
-from adept_ray.run.choosing import choose_trial, show_choice
+from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import open_context
+from adept_ray.run.ending import record_best, show_choice
 from adept_ray.run.examination import plan_examination, refuse_faults
 from adept_ray.run.question import pose_question
-from adept_ray.run.record import record_best, record_run
+from adept_ray.run.record import record_run
 from adept_ray.run.report import rewrite_report
 from adept_ray.run.resuming import explain_stops
 from adept_ray.run.search_preparing import prepare_search
 from adept_ray.run.search_settings import load_space, open_search
 from adept_ray.run.sources import count_train_tokens, find_sources
 from adept_ray.run.training import test_and_export
-from adept_ray.run.trials import run_trials
-from adept_ray.search.setup import rebuild_work
+from adept_ray.run.trials import rebuild_chosen, run_trials
 
 
 def find_k(run: SearchRun) -> str:
@@ -43,7 +43,7 @@ def find_k(run: SearchRun) -> str:
             prepared, work = prepare_search(context, sources, question)
             trials = run_trials(context, prepared, work, question)
             choice, chosen = choose_trial(run, question, trials)
-            work = rebuild_work(work, prepared.layer_importance, chosen)
+            work = rebuild_chosen(work, prepared, chosen)
             test = test_and_export(context, prepared, work, chosen.checkpoint)
         record_best(session, prepared, work, test, asdict(choice), question.k_max)
         record_run(session, sources, prepared, work=work)

@@ -240,8 +240,7 @@ class SearchRun(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> SearchRun:
-        if self.for_tokens:
-            read_tokens(self.for_tokens)
+        _ = self.horizon  # a text that is no number is refused
         if self.comparison and not self.report_only:
             raise ValueError("--comparison is for --report-only")
         fields = type(self).model_fields
@@ -312,6 +311,8 @@ class TrainRun(FollowingSpec):
     """File ``best.yaml`` of a results folder, or its URI."""
     tokens: int = Field(ge=1)
     """Domain tokens to train on."""
+    settings: Literal["length", "trial"] = "length"
+    """Take the k and the rate that the search expects to be best at that length, or its chosen trial's."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
     reports: int = Field(10, ge=1)

@@ -6,23 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun
-from adept_ray.run.context import Session
-from adept_ray.run.preparing import Prepared
+from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.run.question import Question, rerun_command
-from adept_ray.run.record import show_summary
 from adept_ray.search.answers import RELIABLE_TRIALS, Choice
 from adept_ray.search.choice import choose_k
-from adept_ray.search.choice_words import format_choice
 from adept_ray.search.edges import find_edges
 from adept_ray.search.front import find_front
 from adept_ray.search.rescoring import rescore
 from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import Trial, read_trials
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
-from adept_ray.storage.records import TestedRecord
 from adept_ray.storage.results import TRIALS, Results
-from adept_ray.training.work import TrainWork
 
 
 def choose_trial(
@@ -44,14 +38,6 @@ def choose_trial(
         front=find_front(trials, weights) if run.pareto else (),
     )
     return choice, chosen
-
-
-def show_choice(
-    session: Session[RunSpec], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
-) -> None:
-    """Show the table of k that led to a choice, then the summary."""
-    session.display.say(format_choice(choice))
-    show_summary(session, prepared, work, test, choice.reason, choice.advised_k)
 
 
 def load_trials(results: Results, weights: ScoreWeights, dialled: bool = True) -> list[Trial]:

@@ -10,7 +10,8 @@ from adept_ray.config.errors import InterruptedRun
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.engine.memory import Memory
 from adept_ray.run.context import Session
-from adept_ray.run.record import has_ended, record_best, record_run, show_summary
+from adept_ray.run.ending import record_best, show_summary
+from adept_ray.run.record import has_ended, record_run
 from adept_ray.run.resuming import explain_stops, resume_settings
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
