@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 
 from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec, TrainRun
 from adept_ray.config.validation import validate_spec
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session, open_context, open_session
-from adept_ray.run.ending import record_best, show_summary
+from adept_ray.run.ending import record_best, record_readings, show_summary
 from adept_ray.run.examination import plan_refusal
-from adept_ray.run.length import find_answer, list_settings, tell_settings
+from adept_ray.run.length import find_answer, find_layers, list_searched_layers, list_settings, tell_settings
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
-from adept_ray.run.record import record_readings, record_run
+from adept_ray.run.record import record_run
 from adept_ray.run.resuming import explain_stops, resume_training
 from adept_ray.run.settings import (
     check_trust,
@@ -47,7 +46,7 @@ def train_model(args: TrainRun) -> str:
     session, training = open_training(args, best)
     run, results = session.run, session.results
     tell_settings(args, answer, session.display)
-    layers: Sequence[int] | None = best["layers"] if training.k == len(best["layers"]) else None
+    layers = list_searched_layers(best, training)
     general = training.general_share
     tokens = count_train_tokens(training.tokens, general > 0)
     sources = find_sources(session, made_from=list_known_fingerprints(best), train_tokens=tokens)
@@ -62,6 +61,7 @@ def train_model(args: TrainRun) -> str:
             prepared = prepare(context, sources, needs)
             results.write_json("importance.json", prepared.importance)
             weights = validate_spec(ScoreWeights, best["score"], args.config)
+            layers = find_layers(best, training, prepared.layer_importance, run.seed)
             work = build_work(run, prepared, training, layers, weights)
             work = replace(work, fit=choose_compiling(context, prepared, work, work.steps))
             last = run_training(context, prepared, work)

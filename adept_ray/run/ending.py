@@ -1,4 +1,4 @@
-"""What a run ends with: best.yaml, and its last lines on the terminal."""
+"""What a run ends with: what was read, best.yaml, and its last lines on the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Mapping
 
 import yaml
 
-from adept_ray.config.specs import RunSpec
+from adept_ray.config.specs import RunSpec, ScoreWeights
+from adept_ray.method.dial import Turned
+from adept_ray.method.scores import Metrics
+from adept_ray.report.evidence import TRAINING
 from adept_ray.report.records import Importance, Test, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.search.answers import Choice
 from adept_ray.search.choice_words import format_choice
+from adept_ray.search.trials import read_curve, write_curves, write_dials
 from adept_ray.storage.records import TestedRecord
+from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
@@ -39,6 +44,12 @@ def record_best(
         "backbone": prepared.sources.backbone.fingerprint,
     }
     session.results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+
+
+def record_readings(results: Results, last: Metrics, weights: ScoreWeights) -> None:
+    """Write what a training at full length read on its way and at each dial; `last` is its last report."""
+    write_curves(results, {TRAINING: read_curve(last["curve"])})
+    write_dials(results, {TRAINING: Turned.from_json(last.get("turned"))}, weights)
 
 
 def show_summary(

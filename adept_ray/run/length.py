@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from adept_ray.config.specs import TrainRun
+from adept_ray.config.specs import TrainingSpec, TrainRun
+from adept_ray.method.importance import LayerImportance
+from adept_ray.method.placement import resolve_layers
 from adept_ray.report.records import check_record
 from adept_ray.run.terminal import Display
 from adept_ray.search.answers import CONFIDENCE, FAR, Horizon, find_horizon, format_tokens
@@ -27,6 +29,19 @@ def find_answer(args: TrainRun, best: BestRecord) -> Horizon | None:
 def list_settings(answer: Horizon | None) -> dict[str, object]:
     """The settings of a training that an answer gives."""
     return {} if answer is None else {"k": answer.k, "base_lr": float(f"{answer.rate:.3g}")}
+
+
+def find_layers(
+    best: BestRecord, training: TrainingSpec, importance: LayerImportance, seed: int
+) -> tuple[int, ...]:
+    """The layers that a training copies: those of the chosen trial, or where k is another one its own."""
+    searched = list_searched_layers(best, training)
+    return resolve_layers(importance, training, seed) if searched is None else searched
+
+
+def list_searched_layers(best: BestRecord, training: TrainingSpec) -> tuple[int, ...] | None:
+    """The layers that the chosen trial copied; None where `training` has another k."""
+    return tuple(best["layers"]) if training.k == len(best["layers"]) else None
 
 
 def tell_settings(args: TrainRun, answer: Horizon | None, display: Display) -> None:

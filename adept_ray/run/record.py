@@ -1,24 +1,19 @@
-"""What a run writes down of itself: run.json, and what a training read on its way."""
+"""What a run writes down of itself: run.json."""
 
 from __future__ import annotations
 
 from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
-from adept_ray.config.specs import RunSpec, ScoreWeights, TrainingSpec
+from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine import memory
 from adept_ray.engine.nodes import list_versions
-from adept_ray.method.dial import Turned
-from adept_ray.method.scores import Metrics
-from adept_ray.report.evidence import TRAINING
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
 from adept_ray.run.training_text import record_text
-from adept_ray.search.trials import read_curve, write_curves, write_dials
 from adept_ray.storage.records import RunRecord, SpentRecord
-from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
 
 
@@ -79,9 +74,3 @@ def read_spent_seconds(about: RunRecord) -> dict[str, float]:
 def has_ended(about: RunRecord) -> bool:
     """Whether the last command of a run, whose run.json this is, came to its end."""
     return about.get("ended", "seconds" in about)
-
-
-def record_readings(results: Results, last: Metrics, weights: ScoreWeights) -> None:
-    """Write what a training at full length read on its way and at each dial; `last` is its last report."""
-    write_curves(results, {TRAINING: read_curve(last["curve"])})
-    write_dials(results, {TRAINING: Turned.from_json(last.get("turned"))}, weights)

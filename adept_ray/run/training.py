@@ -13,7 +13,6 @@ from adept_ray.engine.client import run_job
 from adept_ray.engine.job import CrewLost, Job, JobFailed, JobRefused, Metrics
 from adept_ray.method.fit import Fit
 from adept_ray.method.memory_plan import allow_streams, choose_fit, plan_memory
-from adept_ray.method.placement import resolve_layers
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared, load_test_blocks
 from adept_ray.run.sources import Sources, name_parts
@@ -28,15 +27,9 @@ WORTH_ASKING = 1000  # steps of a worker; to find out whether compiled layers ar
 
 
 def build_work(
-    run: RunSpec,
-    prepared: Prepared,
-    training: TrainingSpec,
-    layers: Sequence[int] | None,
-    weights: ScoreWeights,
+    run: RunSpec, prepared: Prepared, training: TrainingSpec, layers: Sequence[int], weights: ScoreWeights
 ) -> TrainWork:
-    """The training of `layers` with `training` on what was prepared; None for those that it places."""
-    if layers is None:
-        layers = resolve_layers(prepared.layer_importance, training, run.seed)
+    """The training of `layers` with `training` on what was prepared."""
     return TrainWork(
         backbone=prepared.sources.backbone,
         training=training,

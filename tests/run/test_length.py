@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from adept_ray.config.errors import UserError
-from adept_ray.config.specs import TrainRun
-from adept_ray.run.length import find_answer, list_settings, tell_settings
+from adept_ray.config.specs import TrainingSpec, TrainRun
+from adept_ray.method.importance import LayerImportance
+from adept_ray.run.length import find_answer, find_layers, list_settings, tell_settings
 from adept_ray.run.terminal import Display
 from adept_ray.search.answers import Horizon
 
@@ -52,6 +53,14 @@ def test_what_the_trial_had_is_taken_where_that_is_asked_or_nothing_else_is_know
     assert find_answer(train(6144, settings="trial"), BEST) is None and list_settings(None) == {}
     tell_settings(train(6144), None, Display())
     assert capsys.readouterr().out == "k and rate are those of the trial that best.yaml chose\n"
+
+
+def test_another_k_than_the_trial_had_places_its_own_layers():
+    """By the importance that stage 1 finds; the trial's layers stay where k is the same."""
+    importance = LayerImportance((0.4, 0.1, 0.3, 0.2), (0.0,) * 4, 2.0)
+    best = {"layers": [2, 3]}
+    found = {k: find_layers(best, TrainingSpec(k=k), importance, 0) for k in (1, 2, 3)}
+    assert found == {1: (1,), 2: (2, 3), 3: (1, 2, 3)}
 
 
 def test_an_answer_that_was_edited_badly_is_named():
