@@ -68,9 +68,6 @@ def best(k: int = 2) -> dict[str, Any]:
             "k": k,
             "trial": "trial-002" if changed else None,
             "reason": f"k = {k} is the smallest within one standard error of the best.",
-            "best_score": 4.85,
-            "best_k": 3,
-            "threshold": 4.64,
         },
         "test": {
             "general": {"before_bpb": 1.0111, "after_bpb": 1.0122 if changed else 1.0111,
@@ -211,9 +208,21 @@ def whole_best() -> dict[str, Any]:
         "front": ["trial-002", "trial-003"],
         "min_gain_per_layer": 0.5,
     }
+    found["choice"] |= {
+        "asked": horizon(1_000_000, 3),
+        "horizons": [horizon(6144 * 2**i, 2) for i in range(5)],
+    }
     plain = {"general_delta": -0.52, "domain_delta": 9.31, "score": 4.395}
     found["test"] |= {"dial": 0.8, "plain": plain, "score_se": 0.17}
     return found
+
+
+def horizon(tokens: int, k: int) -> dict[str, Any]:
+    """What a search answers for a training of so many tokens."""
+    rates = {"rate": 2e-3, "low_rate": 1e-3, "high_rate": 4e-3}
+    ends = {"low_k": 1, "high_k": 3, "best_k": 3, "end": "tolerance", "tolerance": 0.2}
+    about = {"score": 4.8, "error": tokens / 1e5, "beyond": tokens / 6144}
+    return {"tokens": tokens, "k": k, "advised_k": k, **rates, **ends, **about}
 
 
 def curves() -> list[dict[str, Any]]:

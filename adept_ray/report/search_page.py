@@ -18,6 +18,7 @@ from adept_ray.report.contamination_section import CONTAMINATION, build_contamin
 from adept_ray.report.dial_section import build_dial_section
 from adept_ray.report.evidence import FILES, RIVALS, Evidence, read_evidence
 from adept_ray.report.first_screen import build_first_screen
+from adept_ray.report.horizon_section import build_horizon_section
 from adept_ray.report.html import (
     build_share_table,
     format_duration,
@@ -52,6 +53,7 @@ def write_search_page(folder: Path, results: Evidence) -> Path:
     searched = bool(results.trials)
     sections = {
         "Why this k": build_score_section if searched else None,
+        "For longer trainings": build_horizon_section if searched and looks_ahead(results) else None,
         "Dial": build_dial_section if results.dials else None,
         "Domain against general": build_trade_section if searched else None,
         "Learning curves": build_curves_section if results.curves else None,
@@ -65,6 +67,11 @@ def write_search_page(folder: Path, results: Evidence) -> Path:
     parts = {title: build(results) for title, build in sections.items() if build}
     title, first = f"{results.name}: adept_ray", build_first_screen(results)
     return write_page(folder / "report.html", title, first, parts)
+
+
+def looks_ahead(results: Evidence) -> bool:
+    """Whether the search answers for other lengths; an older folder doesn't."""
+    return bool(results.best.choice and results.best.choice.horizons)
 
 
 def build_found_section(results: Evidence) -> str:

@@ -63,7 +63,7 @@ def draw_best_line(axes: Axes, best: Sequence[Depth]) -> None:
             [depth.k for depth in best],
             [value_or_zero(depth.score) for depth in best],
             [value_or_zero(depth.standard_error) for depth in best],
-            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="best of its k ± s.e.", zorder=3,
+            color=BLUE, linewidth=1, elinewidth=1.4, capsize=4, label="each k ± s.e.", zorder=3,
         )  # fmt: skip
 
 

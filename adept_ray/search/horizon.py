@@ -81,7 +81,8 @@ def answer(drawn: Drawn, aim: Aim) -> Horizon:
     return Horizon(
         tokens=drawn.tokens,
         k=k,
-        advised_k=k if (drawn.worth[at] > 0).mean() >= SURE else 0,
+        # That nobody knows what lies beyond the readings doesn't speak against a longer training.
+        advised_k=k if (drawn.worth[at] > 0).mean() >= (SURE if drawn.beyond == 1 else 0.5) else 0,
         low_k=drawn.depths[low],
         high_k=drawn.depths[high],
         rate=float(np.median(rates)),
