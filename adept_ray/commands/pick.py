@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from adept_ray.config.specs import PickRun, TrainingSpec
+from adept_ray.config.specs import PickRun
 from adept_ray.config.validation import apply_changes
 from adept_ray.report.search_page import write_pages
 from adept_ray.run.choosing import (
@@ -45,7 +45,7 @@ def pick_trial(args: PickRun) -> str:
     question = pose_question(searched, space, sources)
     choice, chosen = choose_trial(searched, question, trials, candidates)
     dial = choose_exported_dial(args.dial, chosen)
-    training = apply_changes(resolve_training(chosen, TrainingSpec()), {"tokens": chosen.tokens})
+    training = apply_changes(resolve_training(chosen, question.base), {"tokens": chosen.tokens})
     load = describe_measuring(session.run, session.run.test_tokens)
     with open_context(session, load, plan_refusal(session, sources), trains=False) as context:
         fit = plan_fit(context, sources, training, chosen.layers)

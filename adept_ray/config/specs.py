@@ -208,6 +208,8 @@ class SearchRun(RunSpec):
     """Domain tokens that a trial trains on unless it is stopped early."""
     reports: int = setting(3, Mark.SIZE, ge=1)
     """How often a trial is scored on the validation splits; from the second time on it may be stopped."""
+    schedule: Schedule = setting("cosine", Mark.TRIALS)
+    """How rates go: cosine; or wsd, by which each report is of a training twice as long as the one before."""
     dial: Dial = "auto"
     """How far a model is turned from the backbone (0) to what was trained (1): auto by validation, off: 1."""
     concurrent: int | Literal["auto"] = setting(1, Mark.CHANGEABLE, Mark.TRIALS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.os_faults import describe_os_fault
+from adept_ray.storage.checkpoints import PLATEAU
 from adept_ray.storage.files import is_disk_full
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ class DeferredWork:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Where a training lies among those that share a plateau; a trial makes them one after the other."""
+
+    tokens: int
+    """That it trains on; they name its folder, beside those of the others."""
+    offset: int
+    """By how many steps the trial is further than this training."""
+    total: int
+    """Steps of the trial: what trainings have in common is trained once."""
+
+
+@dataclass(frozen=True)
 class Job:
     """A piece of work for a whole crew."""
 
@@ -99,6 +112,8 @@ class Job:
     """What a person who watches the cluster reads; the name if empty."""
     grown_from: str = ""
     """Place of the checkpoint that a training with fewer layers left, if this one continues it."""
+    branch: Branch | None = None
+    """Where a training lies that shares its plateau: it goes on from there, and leaves it at a later step."""
     checkpoint: str = ""
     """Place of the trained model that ``conclude`` takes."""
     about: Mapping[str, str | None] = field(default_factory=dict)
@@ -107,7 +122,17 @@ class Job:
     @property
     def place(self) -> str:
         """Path or URI of the folder for what it saves."""
-        return f"{self.storage}/{self.name}"
+        folder = f"{self.storage}/{self.name}"
+        return f"{folder}/{self.branch.tokens}" if self.branch else folder
+
+    @property
+    def plateau(self) -> str:
+        """Path or URI of the folder for the checkpoint of a shared plateau; empty where there is none."""
+        return f"{self.storage}/{self.name}/{PLATEAU}" if self.branch else ""
+
+    def count_progress(self, done: int, total: int) -> tuple[int, int]:
+        """How far it is after `done` steps, and of how many: a branch counts those of its trial."""
+        return (done + self.branch.offset, self.branch.total) if self.branch else (done, total)
 
 
 @dataclass(frozen=True)

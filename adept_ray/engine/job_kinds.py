@@ -59,7 +59,7 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
         from adept_ray.training.export import score_and_export
 
         with (
-            open_checkpoints(voice, job.place) as checkpoints,
+            open_checkpoints(voice, job) as checkpoints,
             fetch_once_a_node(job.checkpoint) as checkpoint,
         ):
 
@@ -74,13 +74,13 @@ def perform_job(job: Job, voice: JobVoice, device: torch.device) -> None:
 def perform_training(
     job: Job, work: TrainWork, blocks: Mapping[str, Blocks], voice: JobVoice, device: torch.device
 ) -> None:
-    """Train on this worker, from the job's last checkpoint if there is one."""
+    """Train on this worker, from the job's last checkpoint if there is one, or from a shared plateau."""
     from adept_ray.training.callbacks import FROM_BACKBONE, Callbacks, ResumePoint
     from adept_ray.training.stage2 import train
 
     with (
         voice.show_running(job.name, work.training.k),
-        open_checkpoints(voice, job.place) as checkpoints,
+        open_checkpoints(voice, job) as checkpoints,
         ExitStack() as fetched,
     ):
 
@@ -90,7 +90,7 @@ def perform_training(
 
         def progress(done: int, total: int) -> None:
             checkpoints.check()
-            voice.show_progress(job.name, done, total)
+            voice.show_progress(job.name, *job.count_progress(done, total))
 
         callbacks = Callbacks(
             report,
@@ -98,11 +98,12 @@ def perform_training(
             should_stop=lambda reports: job.judged and voice.ask_for_stop(job.name, reports),
             make_room=checkpoints.make_room,
             keep=checkpoints.keep,
+            keep_plateau=checkpoints.keep_plateau if job.branch else None,
             asked_to_leave=is_preempted,
             leave=checkpoints.leave,
         )
         start = FROM_BACKBONE
-        if place := checkpoints.find_last():
+        if place := checkpoints.find_last() or checkpoints.find_plateau(work.decay_start):
             start = ResumePoint(fetched.enter_context(fetch_once_a_node(place)))
         elif job.grown_from:
             start = ResumePoint(None, fetched.enter_context(fetch_once_a_node(job.grown_from)))

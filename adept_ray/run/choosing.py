@@ -55,7 +55,7 @@ def find_kept_weights(trials: Sequence[Trial], results: Results) -> list[Trial]:
     """
     kept = []
     for trial in trials:
-        place = f"{results.ray}/{TRIALS}/{trial.name}"
+        place = f"{results.ray}/{TRIALS}/{trial.folder}"
         number = NO_STEP if trial.state != "finished" else find_last_checkpoint(place)
         state = "given up" if trial.state == "finished" and number == NO_STEP else trial.state
         saved = None if number == NO_STEP else checkpoint_place(place, number)

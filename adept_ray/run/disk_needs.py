@@ -26,6 +26,8 @@ class DiskNeeds:
     """The exported model."""
     crews: int = 1
     """Trials at once."""
+    plateaus: int = 0
+    """Checkpoints of plateaus from which trials may be gone on with."""
     fetched: bool = False
     """Whether checkpoints have to be fetched: they lie behind a URI."""
     streams: bool = False
@@ -35,11 +37,12 @@ class DiskNeeds:
     @property
     def storage(self) -> int:
         """Where results go: a trial's new checkpoint stands beside its last one for a moment."""
-        return 2 * self.crews * self.checkpoint + self.kept + self.model
+        return 2 * self.crews * self.checkpoint + self.plateaus + self.kept + self.model
 
     def count_trials(self, free: int) -> int:
         """Trials at once for whose checkpoints so many `free` bytes of storage have room; at least 1."""
-        return max(1, (free - self.kept - self.model) // max(1, 2 * self.checkpoint))
+        kept = self.plateaus + self.kept + self.model
+        return max(1, (free - kept) // max(1, 2 * self.checkpoint))
 
     @property
     def temporary(self) -> int:
@@ -76,7 +79,9 @@ def plan_disk_needs(run: SearchRun, sources: Sources, space: SearchSpace) -> Dis
     depths = list_tried_depths(space.parameters["k"])
     kept = run.trials if run.pareto else min(run.trials, len(depths))
     needs = count_disk_needs(sizes, depths, kept, run.crews, skeleton.dtype.itemsize)
-    return replace(needs, fetched=find_local_folder(run.storage) is None, streams=run.machine.on_gpus)
+    plateaus = run.trials * needs.checkpoint if run.schedule == "wsd" else 0
+    fetched = find_local_folder(run.storage) is None
+    return replace(needs, plateaus=plateaus, fetched=fetched, streams=run.machine.on_gpus)
 
 
 def list_tried_depths(k: Range) -> list[int]:

@@ -16,6 +16,7 @@ from adept_ray.run.disk_needs import count_trials_with_room
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources
+from adept_ray.search.branches import check_schedule
 from adept_ray.search.edges import DepthLimit
 from adept_ray.search.horizon import Aim
 from adept_ray.search.ranges import (
@@ -76,7 +77,9 @@ def pose_question(
     `say` hears of a budget that shortens the range of k. Raises :class:`UserError` for a k or a placement
     that the backbone doesn't allow.
     """
-    base = TrainingSpec(tokens=run.tokens_per_trial, reports=run.reports, dial=run.dial)
+    sizes = {"tokens": run.tokens_per_trial, "reports": run.reports}
+    base = TrainingSpec(**sizes, schedule=run.schedule, dial=run.dial)
+    check_schedule(begun_with, base, run.seq_len)
     space, most = limit_space(run, begun_with, sources, say)
     deepest, k_max = check_space(space, sources.layers, base)
     return Question(space, limit_k(run, sources, most), base, deepest, k_max)
@@ -124,5 +127,7 @@ def name_question(run: SearchRun, space: SearchSpace, prepared: Prepared) -> str
     tasks = (run.general_tasks, run.domain_tasks)
     searched = space.model_dump(exclude={"run", "first", "judge_after"})
     goal = (run.pareto, run.min_gain_per_layer or 0.0, *([run.dial] if run.dial != "off" else ()))
+    # By wsd a reading also depends on how many there are: they decide how long the warm-up is.
+    goal += (run.schedule, run.reports) if run.schedule != "cosine" else ()
     dtype = run.machine.dtype
     return f"adept_ray {fingerprint(prepared.fingerprints, sizes, probed, tasks, searched, dtype, goal)}"

@@ -31,6 +31,6 @@ def prepare_search(
     context.results.write_json("importance.json", prepared.importance)
     work = build_work(run, prepared, question.base, (), question.space.weights)
     deepest = fit_work(context, place_work(work, prepared.layer_importance, question.deepest))
-    steps = deepest.steps * count_trials_left(context)
+    steps = deepest.trial_steps * count_trials_left(context)
     compiled = choose_compiling(context, prepared, deepest, steps).compiled
     return prepared, replace(work, fit=replace(work.fit, compiled=compiled))

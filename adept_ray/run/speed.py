@@ -117,6 +117,13 @@ def count_amounts(run: SearchRun, work: TrainWork, block_bytes: int, crews: int 
     )
 
 
+def count_branches(amounts: Amounts, work: TrainWork) -> Amounts:
+    """The amounts with a trial's branches, by wsd: each of its readings is the last one of a training."""
+    if work.training.schedule != "wsd":
+        return amounts
+    return replace(amounts, steps=work.trial_steps, reports=work.training.reports, passes=amounts.last_passes)
+
+
 def describe_speed(run: SearchRun, asked: SpeedQuestion, found: Metrics) -> list[Check]:
     """What the workers measured, a line each."""
     work = asked.work.training
@@ -157,9 +164,10 @@ def describe_forecast(
 ) -> tuple[Check, dict[str, float]]:
     """The expected durations in a line, and in seconds; `layers` are those of the backbone."""
     speed = read_speed(found, layers, run.machine.most_workers)
-    amounts = count_amounts(run, asked.work.training, asked.block_bytes, crews)
+    trial = asked.work.training
+    amounts = count_branches(count_amounts(run, trial, asked.block_bytes, crews), trial)
     longer = asked.training.model_copy(update={"tokens": run.train_tokens, "reports": TRAIN_REPORTS})
-    work = replace(asked.work.training, training=longer, text_returns=False)
+    work = replace(trial, training=longer, text_returns=False)
     after = count_amounts(run, work, asked.block_bytes) if run.train_tokens else None
     seconds: dict[str, float] = {}
     lines = []

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from adept_ray.config.schedules import fix_warmup
 from adept_ray.config.search_space import SEARCHABLE
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.config.validation import apply_changes
@@ -110,6 +111,13 @@ class Trial:
         return self.saved
 
     @property
+    def folder(self) -> str:
+        """The folder of its weights, among those of all trials: its own, or that of its last branch in it."""
+        above, _, own = (self.saved or "").rpartition(f"/{self.name}/")
+        branch = own.rpartition("/")[0] if above else ""
+        return f"{self.name}/{branch}" if branch else self.name
+
+    @property
     def is_comparable(self) -> bool:
         """Whether it was trained to its end and has a score: others saw fewer tokens."""
         return self.state == "finished" and is_finite(self.score)
@@ -175,7 +183,8 @@ def describe_trial(name: str, config: Facts, metrics: Facts, state: str, layers:
 
 def resolve_training(trial: Trial, base: TrainingSpec) -> TrainingSpec:
     """The specification that a trial was trained with; `base` has what isn't searched."""
-    return apply_changes(base, {name: trial.config[name] for name in SEARCHABLE if name in trial.config})
+    searched = {name: trial.config[name] for name in SEARCHABLE if name in trial.config}
+    return fix_warmup(apply_changes(base, searched))
 
 
 def read_trials(results: Results) -> list[Trial]:

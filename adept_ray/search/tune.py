@@ -154,7 +154,8 @@ def build_errand(setup: SearchSetup) -> TrialErrand:
     """What the trials' processes get of a search."""
     run = setup.run
     price = run.min_gain_per_layer or 0.0
-    return TrialErrand(run.name, setup.storage, setup.work.training, cloudpickle.dumps(setup), price)
+    work = setup.work
+    return TrialErrand(run.name, setup.storage, work.training, cloudpickle.dumps(setup), work.seq_len, price)
 
 
 def load_tune_trials(experiment: str) -> list[TuneTrial]:

@@ -12,6 +12,7 @@ from adept_ray.config.specs import ScoreWeights
 from adept_ray.search.choice import find_candidates
 from adept_ray.search.trials import Facts, Trial, write_trials
 from adept_ray.search.verdicts import VERDICTS
+from adept_ray.storage.checkpoints import PLATEAU
 from adept_ray.storage.files import delete_folder, open_filesystem, read_json, store_json
 from adept_ray.storage.results import TRIALS, Results
 
@@ -49,11 +50,25 @@ def delete_checkpoints(trials: Sequence[Trial], weights: ScoreWeights, pareto: b
     Returns the places of what was deleted.
     """
     candidates = find_candidates(trials, weights, pareto)
-    over = [trial for trial in trials if trial.state in ("finished", "stopped", "failed")]
-    places = [trial.saved for trial in over if trial.saved and trial.name not in candidates]
-    for place in places:
-        delete_folder(place.rpartition("/")[0])  # one that failed may have left more than its last report did
-    return places
+    over = [trial for trial in trials if trial.saved and trial.state in ("finished", "stopped", "failed")]
+    for trial in over:
+        if place := find_leftovers(trial, trial.name in candidates):
+            delete_folder(place)
+    return [trial.checkpoint for trial in over if trial.name not in candidates]
+
+
+def find_leftovers(trial: Trial, may_be_chosen: bool) -> str:
+    """Place of the folder that nobody needs of a trial that is over; empty if it has none.
+
+    One that was stopped may be gone on with from its plateau. One that came to its end, or failed, may not.
+    """
+    weights = trial.checkpoint.rpartition("/")[0]
+    if trial.folder == trial.name:
+        return "" if may_be_chosen else weights  # one that failed may have left more than its last report did
+    whole = weights.rpartition("/")[0]
+    if may_be_chosen:
+        return f"{whole}/{PLATEAU}"
+    return weights if trial.state == "stopped" else whole
 
 
 def has_trials(storage: str) -> bool:

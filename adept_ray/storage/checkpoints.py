@@ -19,6 +19,7 @@ STEP = "step-"  # begins the names of the folders of checkpoints that a training
 WEIGHTS_ALONE = "weights-"  # and of those that hold no more than what was trained
 CHECKPOINT_NAME = re.compile(rf"({STEP}|{WEIGHTS_ALONE})\d+")
 NO_STEP = -1  # number of no step
+PLATEAU = "plateau"  # folder of the checkpoint that branches of a plateau go on from
 MANIFEST = "manifest.json"  # a checkpoint's files and their sizes, bytes
 
 
@@ -108,14 +109,15 @@ class CheckpointWriter:
         self._place, self._pool = place, pool
         self._writing: Future[str] | None = None
 
-    def begin(self, checkpoint: Checkpoint) -> str:
+    def begin(self, checkpoint: Checkpoint, place: str = "") -> str:
         """Begin to write a checkpoint, once the one before is written; returns its place.
 
-        Raises what went wrong with the one before.
+        `place` is another one than that of the others. Raises what went wrong with the one before.
         """
         self.wait()
-        self._writing = self._pool.submit(save_checkpoint, checkpoint, self._place)
-        return f"{self._place}/{checkpoint.name}"
+        place = place or self._place
+        self._writing = self._pool.submit(save_checkpoint, checkpoint, place)
+        return f"{place}/{checkpoint.name}"
 
     def check(self) -> None:
         """Raise what went wrong, if anything has."""

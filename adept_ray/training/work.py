@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
-from adept_ray.config.schedules import count_step_blocks, count_steps, find_decay_start
+from adept_ray.config.schedules import count_step_blocks, count_steps, count_trial_steps, find_decay_start
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.data.benchmark_tasks import TaskItems
@@ -150,6 +150,11 @@ class TrainWork:
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
         return count_steps(self.training, self.seq_len)
+
+    @property
+    def trial_steps(self) -> int:
+        """Optimizer steps of a search's trial: by wsd those of all its branches."""
+        return count_trial_steps(self.training, self.seq_len)
 
     @property
     def decay_start(self) -> int | None:

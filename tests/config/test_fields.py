@@ -34,7 +34,7 @@ COMMAND = "json_lines resume more_trials report_only comparison"
         (SearchRun, Mark.COMMAND, COMMAND),
         (SearchRun, Mark.RESULTS, "storage name"),
         (SearchRun, Mark.REPORT, "json_lines storage name report_only comparison"),
-        (SearchRun, Mark.TRIALS, "max_hours concurrent pareto study more_trials"),
+        (SearchRun, Mark.TRIALS, "max_hours schedule concurrent pareto study more_trials"),
         (SearchRun, Mark.PLACE, "cache storage study"),
         (TrainingSpec, Mark.UNSEARCHED, UNSEARCHED),
         (PickRun, Mark.PICK, "general min_gain_per_layer dial"),

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from adept_ray.engine.job import LeavingNodes
+from adept_ray.engine.job import Branch, Job, LeavingNodes
 from adept_ray.engine.job_checkpoints import LAST_REPORT, open_checkpoints
 from adept_ray.engine.voice import JobVoice
 from adept_ray.storage.checkpoints import Checkpoint, find_last_checkpoint
@@ -25,8 +25,10 @@ def of_text(step, text, resumable=True):
     return Checkpoint(step, {"weights": lambda stream: stream.write(text.encode())}, resumable)
 
 
-def open_for(board, place, number=3, first=True):
-    return open_checkpoints(JobVoice(board, number, first, CPU), place)
+def open_for(board, place, number=3, first=True, branch=None):
+    folder, _, name = place.rpartition("/")
+    job = Job(name, "train", None, None, folder, branch=branch)
+    return open_checkpoints(JobVoice(board, number, first, CPU), job)
 
 
 def read_weights(found):
@@ -148,3 +150,37 @@ def test_a_checkpoint_that_was_cut_off_is_remarked_and_passed_over(board, place)
         assert read_weights(checkpoints.find_last()) == "whole"
     ((remark,),) = board.list_calls("add_remark")
     assert "step-9 was only half written" in remark
+
+
+def test_a_branch_goes_on_from_the_plateau_and_leaves_it_later(board, place):
+    """It has a folder of its own for all else; who comes next goes on from the plateau's latest step."""
+    short, longer, longest = (Branch(tokens, 0, 30) for tokens in (60, 120, 240))
+    with open_for(board, place, branch=short) as checkpoints:
+        assert checkpoints.find_last() == checkpoints.find_plateau(5) == ""
+        checkpoints.keep_plateau(of_text(5, "plateau at 5"))
+        checkpoints.pass_report({"report": 1}, of_text(6, "short"))
+        checkpoints.finish()
+    with open_for(board, place, 4, branch=longer) as checkpoints:
+        assert checkpoints.find_last() == "" and read_weights(checkpoints.find_plateau(10)) == "plateau at 5"
+        checkpoints.keep_plateau(of_text(10, "plateau at 10"))
+    with open_for(board, place, 5, branch=longer) as checkpoints:  # it was killed there
+        assert checkpoints.find_last() == "" and read_weights(checkpoints.find_plateau(10)) == "plateau at 10"
+        checkpoints.keep_plateau(of_text(10, "never written over"))
+        checkpoints.keep(of_text(11, "longer"))
+    with open_for(board, place, 6, branch=longer) as checkpoints:
+        assert read_weights(checkpoints.find_last()) == "longer"
+    with open_for(board, place, 7, branch=longest) as checkpoints:
+        assert read_weights(checkpoints.find_plateau(20)) == "plateau at 10"
+    with open_for(board, place, 8, branch=short) as checkpoints:  # a plateau beyond its own is of no use
+        assert read_weights(checkpoints.find_last()) == "short" and checkpoints.find_plateau(5) == ""
+    assert sorted(os.listdir(place)) == ["120", "60", "plateau"]
+
+
+def test_only_a_branch_looks_for_a_plateau_and_only_the_first_worker_writes_it(board, place):
+    branch = Branch(60, 0, 30)
+    with open_for(board, place, first=False, branch=branch) as checkpoints:
+        checkpoints.keep_plateau(None)
+        assert checkpoints.find_plateau(5) == ""
+    with open_for(board, place) as checkpoints:
+        assert checkpoints.find_plateau(5) == checkpoints.find_plateau(None) == ""
+    assert not os.path.exists(place)

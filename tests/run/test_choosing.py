@@ -57,6 +57,10 @@ def test_only_trials_whose_weights_are_there_can_be_picked(tmp_path):
     trials = [Trial(name, 1, state=state) for name, state in states.items()]
     with pytest.raises(UserError, match="results/x has no candidates any more"):
         find_kept_weights(trials, results)
+    branch = replace(trials[0], saved="/elsewhere/trials/trial-1/512/step-9")  # the results were moved
+    save_checkpoint(Checkpoint(9, {}), f"{place}/512")
+    save_checkpoint(Checkpoint(4, {}), f"{place}/plateau")
+    assert find_kept_weights([branch], results)[0].saved == f"{place}/512/step-9"
     save_checkpoint(Checkpoint(3, {}), place)
     found = {trial.name: (trial.state, trial.saved) for trial in find_kept_weights(trials, results)}
     assert found == {

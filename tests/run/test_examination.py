@@ -144,3 +144,7 @@ def test_the_plan_of_disks_follows_the_search(changes, kept):
     needs = plan_examination(SearchRun(**changes), sources, question).needs
     weights = sum((2 * layer, layer, 2 * layer)[:kept])
     assert (needs.checkpoint, needs.kept) == (12 * 2 * layer, 4 * weights)
+    by_wsd = plan_examination(SearchRun(**changes, schedule="wsd"), sources, question).needs
+    plateaus = SearchRun(**changes).trials * needs.checkpoint  # any of them may be gone on with
+    assert by_wsd.storage == needs.storage + plateaus
+    assert by_wsd.count_trials(by_wsd.storage) == by_wsd.crews

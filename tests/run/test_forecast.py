@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from adept_ray.config.specs import ScoreWeights, TrainingSpec
+from adept_ray.data.loading import Backbone
 from adept_ray.run.forecast import (
     Amounts,
     Speed,
@@ -14,7 +16,9 @@ from adept_ray.run.forecast import (
     read_speed,
     share_streams,
 )
+from adept_ray.run.speed import count_branches
 from adept_ray.training.dialling import LAST_PASSES, PASSES
+from adept_ray.training.work import TrainWork
 
 SPEED = Speed(step=2.0, remeasure=1.0, validation=0.5, probe=10.0)
 AMOUNTS = Amounts(
@@ -102,3 +106,14 @@ def test_streams_share_what_may_be_kept():
     assert share_streams(40, 100, limit=100, text_limit=0.5) == (1.0, 0.6)
     assert share_streams(200, 25, limit=100, text_limit=0.5) == (0.25, 1.0)
     assert share_streams(0, 10, limit=0, text_limit=0.5) == (0.0, 0.0)
+
+
+def test_a_trial_in_branches_has_their_decays_and_reads_all_to_the_end():
+    """24 steps and the 1 + 2 of the decays before; each of three readings has the passes of a last one."""
+    training = TrainingSpec(tokens=24 * 256, schedule="wsd", reports=3)
+    work = TrainWork(Backbone("", ""), training, (), {}, {}, ScoreWeights(), 128, 1, 0)
+    amounts = replace(AMOUNTS, recompute_every=500, **count_passes("auto"))
+    found = forecast_training(SPEED, count_branches(amounts, work))
+    assert found == 27 * 2 + 3 * LAST_PASSES * (2 * 3 * 0.5)
+    cosine = replace(work, training=TrainingSpec())
+    assert count_branches(amounts, cosine) == amounts

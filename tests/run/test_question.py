@@ -38,6 +38,13 @@ def test_a_question_holds_what_every_trial_shares():
     assert question.space.first[0] == {"k": 3}  # the paper's k = 4 is outside; the nearest goes first
 
 
+def test_what_a_schedule_can_not_do_is_refused_before_anything_is_measured():
+    """Every trial has the schedule; where no branch can be read, nothing is asked."""
+    assert pose_question(SearchRun(schedule="wsd"), space(), SOURCES).deepest.schedule == "wsd"
+    with pytest.raises(UserError, match="--reports 9 by --schedule wsd"):
+        pose_question(SearchRun(schedule="wsd", reports=9), space(), SOURCES)
+
+
 def test_a_trial_may_take_what_the_space_has():
     """Whatever form the range has; nothing of a parameter that isn't searched."""
     placed = {"placement": {"choice": ["guided", "receptive"]}, "granularity": {"fixed": "block"}}
@@ -106,6 +113,8 @@ def test_searches_of_the_same_question_share_a_study():
     assert {name(), *map(name, same)} == {name()}
     others = [{"seq_len": 64}, {"probe": "raced"}, {"precision": "bfloat16"}, {"pareto": True}]
     others += [{"min_gain_per_layer": 0.5}, {"score": "bpb"}, {"domain_tasks": ["medqa"]}]
+    others += [{"schedule": "wsd"}, {"schedule": "wsd", "reports": 2}]
+    assert name({"reports": 2}) == name()
     assert len({name(), name(warmup={"fixed": 0.2}), *map(name, others)}) == 2 + len(others)
 
 

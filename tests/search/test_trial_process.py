@@ -16,7 +16,7 @@ CONTEXT = SimpleNamespace(get_trial_name=lambda: "trial")  # as Tune gives it
 
 
 def make_errand(price=None):
-    return TrialErrand("a run", "storage", TrainingSpec(), b"", price or 0.0)
+    return TrialErrand("a run", "storage", TrainingSpec(), b"", 8, price or 0.0)
 
 
 @pytest.mark.slow
