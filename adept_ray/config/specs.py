@@ -29,7 +29,7 @@ from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place
-from adept_ray.config.validation import Spec, read_tokens
+from adept_ray.config.validation import Length, Spec
 
 
 class RunSpec(MachineSpec):
@@ -218,7 +218,7 @@ class SearchRun(RunSpec):
     """Search for all trade-offs between the domain and the general side; the weights only pick among them."""
     min_gain_per_layer: float | None = Field(None, ge=0)
     """Points of score that every added layer has to earn."""
-    for_tokens: str = setting("", Mark.CHANGEABLE)
+    for_tokens: Length = setting("", Mark.CHANGEABLE)
     """Domain tokens of the training that follows, such as 50M; empty: as many as a trial has."""
     tolerance: float | None = setting(None, Mark.CHANGEABLE, ge=0)
     """Points of score that a smaller k may cost; without: what trainings of other seeds differ by."""
@@ -242,7 +242,6 @@ class SearchRun(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> SearchRun:
-        _ = self.horizon  # a text that is no number is refused
         if self.comparison and not self.report_only:
             raise ValueError("--comparison is for --report-only")
         fields = type(self).model_fields
@@ -251,11 +250,6 @@ class SearchRun(RunSpec):
             flag = name_flag(SearchRun, others[0])
             raise ValueError(f"{flag} is for independent trials: leave it out with --strategy grow")
         return self
-
-    @property
-    def horizon(self) -> int | None:
-        """Tokens of the training that follows; None: as many as the longest reading."""
-        return read_tokens(self.for_tokens) if self.for_tokens else None
 
     @property
     def crews(self) -> int:

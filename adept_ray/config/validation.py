@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from adept_ray.config.errors import UserError, describe_kind, suggest_names
@@ -170,6 +170,17 @@ def read_tokens(text: str) -> int:
     if tokens is None or not 1 <= tokens * size < math.inf:
         raise ValueError(f"'{text}' is no number of tokens: give one such as 50M, 2e7 or 50_000_000")
     return round(tokens * size)
+
+
+def check_length(text: str) -> str:
+    """Refuse a text that is neither empty nor a number of tokens. Raises ValueError."""
+    if text:
+        read_tokens(text)
+    return text
+
+
+Length = Annotated[str, AfterValidator(check_length)]
+"""A number of tokens as somebody wrote it, or nothing."""
 
 
 def read_number(text: str) -> float | None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
+from adept_ray.config.validation import read_tokens
 from adept_ray.run.question import Question, rerun_command
 from adept_ray.search.answers import RELIABLE_TRIALS, Choice
 from adept_ray.search.choice import choose_k
 from adept_ray.search.edges import find_edges
 from adept_ray.search.front import find_front
+from adept_ray.search.horizon import Aim
 from adept_ray.search.rescoring import rescore
 from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import Trial, read_trials
@@ -27,7 +29,7 @@ def choose_trial(
     The trial is chosen `among` some of the trials where the weights of others are gone.
     """
     weights = question.space.weights
-    choice = choose_k(trials, weights, question.aim_for(run), among)
+    choice = choose_k(trials, weights, make_aim(run, question), among)
     chosen = next(trial for trial in among or trials if trial.name == choice.trial)
     finished = sum(trial.state == "finished" for trial in trials)
     choice = replace(
@@ -38,6 +40,19 @@ def choose_trial(
         front=find_front(trials, weights) if run.pareto else (),
     )
     return choice, chosen
+
+
+def make_aim(run: SearchRun, question: Question) -> Aim:
+    """What a run chooses k for."""
+    depths, rates = (question.space.parameters.get(name) for name in ("k", "base_lr"))
+    return Aim(
+        price=run.min_gain_per_layer or 0.0,
+        tolerance=run.tolerance,
+        rates=(min(rates.values), max(rates.values)) if rates else None,
+        depths=depths.list_whole() if depths else (),
+        tokens=read_tokens(run.for_tokens) if run.for_tokens else None,
+        branched=question.base.schedule == "wsd",
+    )
 
 
 def load_trials(results: Results, weights: ScoreWeights, dialled: bool = True) -> list[Trial]:

@@ -18,7 +18,6 @@ from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources
 from adept_ray.search.branches import check_schedule
 from adept_ray.search.edges import DepthLimit
-from adept_ray.search.horizon import Aim
 from adept_ray.search.ranges import (
     check_space,
     double_amount,
@@ -51,17 +50,6 @@ class Question:
         if run.concurrent != "auto":
             return load
         return replace(load, at_once=count_trials_with_room(run, sources, self.space))
-
-    def aim_for(self, run: SearchRun) -> Aim:
-        """What a run chooses k for."""
-        depths, rates = (self.space.parameters.get(name) for name in ("k", "base_lr"))
-        return Aim(
-            price=run.min_gain_per_layer or 0.0,
-            tolerance=run.tolerance,
-            rates=(min(rates.values), max(rates.values)) if rates else None,
-            depths=depths.list_whole() if depths else (),
-            tokens=run.horizon,
-        )
 
     def may_take(self, parameter: str, value: object) -> bool:
         """Whether a trial may have that value of a searched parameter."""

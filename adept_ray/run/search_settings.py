@@ -9,7 +9,7 @@ from dataclasses import replace
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import SearchSpace, load_search_space
 from adept_ray.config.specs import PickRun, SearchRun
-from adept_ray.config.validation import apply_changes, refuse_flags, validate_spec
+from adept_ray.config.validation import apply_changes, read_tokens, refuse_flags, validate_spec
 from adept_ray.run.context import Session, open_session
 from adept_ray.run.record import has_ended
 from adept_ray.run.resuming import resume_settings
@@ -32,6 +32,11 @@ def open_search(run: SearchRun) -> Session[SearchRun]:
     if run.strategy == "grow":
         reason = "is for independent trials: leave it out with --strategy grow"
         refuse_flags(run, ("trials", "reports"), reason)
+    if run.for_tokens and read_tokens(run.for_tokens) < run.tokens_per_trial:
+        raise UserError(
+            f"--for-tokens {run.for_tokens} is less than a trial's {run.tokens_per_trial:,} tokens: give at "
+            "least as many, or lower --tokens-per-trial"
+        )
     continues = run.resume or run.more_trials > 0
     session = open_session(resolve_settings(run), continues)
     if continues:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.method.scores import value_or_zero, weigh_pulls
+from adept_ray.method.scores import is_finite, value_or_zero, weigh_pulls
 from adept_ray.search.answers import Choice, Depth, Horizon
 from adept_ray.search.choice_words import explain_choice, explain_neighbours, explain_no_gain
 from adept_ray.search.front import find_front
@@ -45,7 +45,7 @@ def choose_k(
     """
     aim = aim or Aim()
     per_k = find_best_of_each_k(among or trials)
-    readings = list_readings(trials, weights)
+    readings = list_readings(trials, weights, aim.branched)
     tried = {trial.k for trial in trials if trial.state != UNTOUCHED}
     unfinished = {k: sum(trial.k == k for trial in trials) for k in sorted(tried - {0, *per_k})}
     bare = replace(BARE, trials=sum(trial.k == 0 and trial.state != UNTOUCHED for trial in trials))
@@ -88,21 +88,39 @@ def name_trials(depth: Depth, trials: Iterable[Trial], best: Trial) -> Depth:
     return replace(depth, trials=sum(trial.k == depth.k for trial in trials), trial=best.name)
 
 
-def list_readings(trials: Iterable[Trial], weights: ScoreWeights) -> list[ScoreReading]:
-    """What whole trainings scored; those without copies are the backbone, and say nothing."""
-    return [
-        ScoreReading(
-            trial=trial.name,
-            k=trial.k,
-            rate=float(trial.setting.get("base_lr") or USUAL_RATE),
-            tokens=trial.tokens or USUAL_TOKENS,
-            score=value_or_zero(trial.score),
-            variant=name_variant(trial.setting),
-            pulls=list_pulls(trial, weights),
-        )
-        for trial in trials
-        if trial.is_comparable and trial.k
-    ]
+def list_readings(
+    trials: Iterable[Trial], weights: ScoreWeights, branched: bool = False
+) -> list[ScoreReading]:
+    """What whole trainings scored: the ends of finished trials, or where they are `branched` each reading.
+
+    Trainings without copies are the backbone, and say nothing.
+    """
+    readings = []
+    for trial in trials:
+        ends = [(trial.tokens or USUAL_TOKENS, trial.score)] if trial.is_comparable else []
+        if branched:
+            ends = [(reading.tokens, reading.score) for reading in trial.curve]
+        pulls = list_pulls(trial, weights)
+        readings += [
+            ScoreReading(
+                trial=trial.name,
+                k=trial.k,
+                rate=float(trial.setting.get("base_lr") or USUAL_RATE),
+                tokens=tokens,
+                score=score,
+                variant=name_variant(trial.setting),
+                pulls=scale_pulls(pulls, score, trial.score),
+            )
+            for tokens, score in ends
+            if trial.k and is_finite(score)
+        ]
+    return readings
+
+
+def scale_pulls(pulls: tuple[float, ...], score: float, last: float | None) -> tuple[float, ...]:
+    """The pulls of a reading on the way, in proportion to those of the `last` one, which alone are kept."""
+    share = score / last if is_finite(last) and last else 1.0
+    return tuple(share * pull for pull in pulls)
 
 
 def name_variant(setting: Setting) -> str:

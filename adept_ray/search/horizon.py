@@ -29,6 +29,8 @@ class Aim:
     """Every k that a longer training may have, ascending, besides those that were read."""
     tokens: int | None = None
     """How long the training is that follows; None: as long as the longest reading."""
+    branched: bool = False
+    """Whether each reading of a trial is that of a whole training of its length; else the last one alone."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,13 @@ from adept_ray.config.errors import UserError
 from adept_ray.config.specs import PickRun, SearchRun
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.record import record_run
-from adept_ray.run.search_settings import continue_search, load_space, open_finished, override_machine
+from adept_ray.run.search_settings import (
+    continue_search,
+    load_space,
+    open_finished,
+    open_search,
+    override_machine,
+)
 from adept_ray.storage.results import Results
 
 
@@ -70,3 +76,11 @@ def test_what_is_picked_from_has_the_search_and_the_machine_apart(tmp_path):
     assert searched.min_gain_per_layer is None  # that of pick.py, which wasn't given
     assert (session.run.machine.workers, session.run.concurrent) == (1, 1)
     assert session.run.name == "x" and session.results.place == f"{tmp_path}/x"
+
+
+def test_a_training_that_follows_is_no_shorter_than_a_trial(tmp_path):
+    """Else trials would be longer than what they are for; nothing is left behind."""
+    run = SearchRun(name="x", storage=str(tmp_path), for_tokens="6k")
+    with pytest.raises(UserError, match="--for-tokens 6k is less than a trial's 6,144 tokens: give at least"):
+        open_search(run)
+    assert not list(tmp_path.iterdir())

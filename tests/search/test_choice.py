@@ -15,7 +15,7 @@ from adept_ray.config.search_space import Range, SearchSpace
 from adept_ray.config.specs import ScoreWeights
 from adept_ray.method.scores import combine_changes, compare_losses
 from adept_ray.search.answers import Choice, Depth, Horizon
-from adept_ray.search.choice import USUAL_TOKENS, choose_k, find_candidates
+from adept_ray.search.choice import USUAL_TOKENS, choose_k, find_candidates, list_readings
 from adept_ray.search.choice_words import explain_neighbours, format_choice
 from adept_ray.search.edges import DepthLimit, Edge, find_edges
 from adept_ray.search.front import find_front
@@ -85,6 +85,20 @@ def test_the_smallest_k_that_costs_no_more_than_the_tolerance():
     found = choose_k(rows, EVEN, Aim(tolerance=1.2))
     assert "the best, k = 6, no more than 1.20 points more, as sure as 80%" in found.reason
     assert (found.asked.end, found.asked.best_k, found.score) == ("tolerance", 6, SCORES[4])
+
+
+def test_readings_on_the_way_count_where_they_are_of_whole_trainings():
+    """Those of branches do, of stopped trials too; what a trial reads on its way by cosine is no training."""
+    curve = tuple(Reading(step=n, tokens=512 * n, score=2.0 * n) for n in (1, 2, 4))
+    whole = replace(
+        make_trial(2, 8.0, 0.8), curve=curve, tokens=2048, pulls={"general": [0.2], "domain": [0.4]}
+    )
+    cut = replace(make_trial(3, 4.0, state="stopped"), curve=curve[:2], tokens=1024)
+    found = {each: list_readings([whole, cut], EVEN, each) for each in (False, True)}
+    assert [(r.k, r.tokens, r.score) for r in found[False]] == [(2, 2048, 8.0)]
+    branches = [(2, 512, 2.0), (2, 1024, 4.0), (2, 2048, 8.0), (3, 512, 2.0), (3, 1024, 4.0)]
+    assert [(r.k, r.tokens, r.score) for r in found[True]] == branches
+    assert [r.pulls for r in found[True]][:3] == [(0.025, 0.05), (0.05, 0.1), (0.1, 0.2)]
 
 
 def test_each_k_is_judged_at_its_best_rate():
