@@ -31,7 +31,7 @@ DRAWS = 2000  # functions drawn from the posterior
 # a doubling of tokens (u), of copies (v); rates in doublings of the rate.
 PRIORS = {
     "height": (1.0, 0.5),
-    "height_u": (0.12, 0.08),
+    "height_u": (0.14, 0.1),
     "height_v": (0.03, 0.08),
     "height_uv": (0.005, 0.02),
     "height_uu": (-0.005, 0.01),
