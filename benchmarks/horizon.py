@@ -6,9 +6,9 @@ python benchmarks/horizon.py results/far                       # or a table of r
 python benchmarks/horizon.py results/far --check results/full  # the prediction against one training
 
 Each time some of the trials are taken for a search, with their readings of up to a share of the tokens.
-What a model of these says of the longest readings is held against them: how often they lie in its 80 % intervals,
-and how much score its k and rate lose against the best, by a model of all readings of all trials. Rivals get
-the same readings: the best trial (its k and rate), k = 4 and the largest k (at the middle of the rates).
+What a model of these says of the longest readings is held against them: how often they lie in its 80 %
+intervals, and how much score its k and rate lose against the best, by a model of all readings of all trials.
+Rivals get the same readings: the best trial (its k and rate), k = 4 and the largest k (at the middle rate).
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ PRIORS = {
     "height_uv": (0.005, 0.02),
     "height_uu": (-0.005, 0.01),
     "height_vv": (-0.015, 0.03),
-    "log_sharpness": (math.log(0.02), 1.0),
-    "rate": (0.0, 1.5),
-    "rate_u": (-0.25, 0.2),
+    "log_sharpness": (math.log(0.018), 0.6),
+    "rate": (0.0, 1.3),
+    "rate_u": (-0.2, 0.2),
     "rate_v": (-0.25, 0.25),
 }
 HEIGHT, SHARPNESS, RATE = slice(0, 6), 6, slice(7, 10)  # their numbers
@@ -47,6 +47,8 @@ VARIANT = 0.03  # the same of variants
 NOISES = np.geomspace(0.005, 0.32, 8)  # of a training among those that differ by their seeds, same unit
 USUAL_NOISE, NOISE_SPREAD = 0.02, 0.7  # the noise expected beforehand, and how sure that is: a log-normal
 SHARED = 0.5  # share of the noise's variance that readings along one training have in common
+SAME_TEXT = 2.0  # variance that all readings of a length have in common, in that of the noise: trials of a search
+# see the same text in the same order, and some pieces of it teach more than others
 BEYOND = 0.01  # standard deviation at a doubling beyond the longest reading of what curves do there alone,
 BENDING = 1.5  # and the power by which it grows with doublings (an integrated random walk's)
 LEAST_SCALE = 0.5  # points
@@ -142,7 +144,7 @@ class ScoreModel:
         """What one training would read on the documents of the readings, [draws]."""
         scores, _ = self._read(self.same_text, k, tokens, (rate, rate))
         generator = np.random.default_rng(k)
-        return scores + self.noise * generator.standard_normal(len(scores))
+        return scores + self.noise * math.sqrt(1 + SAME_TEXT) * generator.standard_normal(len(scores))
 
     def _read(
         self, draws: np.ndarray, k: int, tokens: float, rates: tuple[float, float]
@@ -272,7 +274,8 @@ def fit_posterior(readings: Sequence[ScoreReading], frame: Frame, noise: float) 
     errors = np.array([error for _, error in PRIORS.values()] + spreads)
     trials = np.array([reading.trial for reading in readings])
     same = trials[:, None] == trials[None, :]
-    covariance = noise**2 * (SHARED * same + (1 - SHARED) * np.eye(len(readings)))
+    alike = SHARED * same + (1 - SHARED) * np.eye(len(readings)) + SAME_TEXT * (u[:, None] == u[None, :])
+    covariance = noise**2 * alike
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
 
     def compute_residuals(values: np.ndarray) -> np.ndarray:
