@@ -82,6 +82,11 @@ class Evidence:
         return self.run.run.get("strategy") == "grow"
 
     @property
+    def schedule(self) -> object:
+        """How rates went with the steps: those of a search's trials, or of a training at full length."""
+        return (self.run.training or self.run.run).get("schedule", "cosine")
+
+    @property
     def depths(self) -> list[Depth]:
         """A row for each k, ascending: the choice's own, or what the trials say."""
         if self.best.choice and self.best.choice.depths:

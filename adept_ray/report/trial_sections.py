@@ -160,10 +160,20 @@ def build_shares(results: Evidence) -> str:
     )
 
 
+def explain_curves(results: Evidence) -> str:
+    """What to know of the readings of a curve where it isn't one training that is read as it goes."""
+    if results.is_grown:
+        return " Each depth continues from the end of the one before."
+    if results.schedule != "wsd":
+        return ""
+    if results.trials:
+        return " Each reading is the end of a branch, a whole training on so many tokens."
+    return " The readings before the last one are on the plateau, before the decay."
+
+
 def build_curves_section(results: Evidence) -> str:
     """What every trial reported as it trained."""
-    tips = describe_trials(results)
-    start = " Each depth continues from the end of the one before." if results.is_grown else ""
+    tips, start = describe_trials(results), explain_curves(results)
     parts = ""
     for what, label, caption in CURVES:
         svg = inline_figure(draw_curves(results, what), f"curve-{what}", label, tips)

@@ -80,8 +80,8 @@ def follow_branches(board: BoardClient, job: Job, training: TrainingSpec, seq_le
             last = join_readings(last, metrics, len(plan))
             store_json(f"{place}/{READING}", last)
         yield last
-        for earlier in plan[: number - 1]:  # nothing goes on from the weights at the end of a decay
-            delete_folder(f"{place}/{earlier.tokens}")
+        if number > 1:  # nothing goes on from the weights at the end of a decay
+            delete_folder(f"{place}/{plan[number - 2].tokens}")
         if number < len(plan) and board.wait_for_verdict(job.name, number):
             return
 
@@ -90,7 +90,8 @@ def prepare_branch(job: Job, branch: Branch, training: TrainingSpec) -> Job:
     """The job of one of a trial's branches; what it trains is built of the trial's setting and its length."""
     assert isinstance(job.work, DeferredWork)
     sizes = {"tokens": branch.tokens, "reports": 1, "warmup_tokens": fix_warmup(training).warmup_tokens}
-    return replace(job, work=replace(job.work, setting={**job.work.setting, **sizes}), branch=branch)
+    work = replace(job.work, setting={**job.work.setting, **sizes})
+    return replace(job, work=work, branch=branch, judged=False)  # it has one report, at its end
 
 
 def join_readings(before: Metrics | None, metrics: Metrics, count: int) -> Metrics:

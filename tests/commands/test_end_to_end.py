@@ -597,6 +597,45 @@ def test_one_model_grows_while_two_workers_share_it_out(room, searched, shared):
     assert layers == 4 + best["choice"]["k"] and (folder / "report.html").exists()
 
 
+def wait_for(file, process):
+    """Wait until a command has written a file."""
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(400)
+def test_a_search_by_wsd_reads_whole_trainings_whatever_stops_it(room, shared):
+    """Workers and a trial's process are killed in a branch, the search is interrupted in the next trial.
+
+    Each trial is read at lengths that double, and what train.py makes of best.yaml at the longest of these
+    is what was read there. The plateau of a trial that came to its end is gone.
+    """
+    sizes = {"tokens-per-trial": 24576, "trials": 2, "schedule": "wsd"}
+    folder = room.results("wsd")
+    kept = folder / "ray" / "trials"
+    process = room.start(room.search("wsd", **sizes), **shared)
+    wait_for(kept / "trial-001" / "reading.json", process)
+    kill_processes("ray::RayTrainWorker")
+    kill_processes("ray::ImplicitFunc")
+    wait_for(kept / "trial-002" / "reading.json", process)
+    interrupted(process, "--name wsd --resume")
+    room.run(["tune_k.py", "--name", "wsd", "--resume"], **shared)
+    curves = {row["trial"]: [] for row in trials(folder)}
+    for reading in readings(folder):
+        curves[reading["trial"]].append((reading["tokens"], reading["score"]))
+    for row in trials(folder):
+        ends = {"finished": 3, "stopped": 2}[row["state"]]
+        assert [tokens for tokens, _ in curves[row["trial"]]] == [6144, 12288, 24576][:ends]
+        assert (kept / row["trial"] / "plateau").exists() == (row["state"] == "stopped")
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert (best["training"]["schedule"], best["training"]["warmup_tokens"]) == ("wsd", 615)
+    command = ["train.py", "--config", "results/wsd/best.yaml", "--tokens", "24576", "--reports", "1"]
+    room.call([*command, "--name", "whole"])
+    (whole,) = readings(room.results("whole"))
+    assert whole["score"] == pytest.approx(curves[best["choice"]["trial"]][-1][1], rel=1e-4)
+
+
 @pytest.mark.timeout(200)
 def test_of_all_these_runs_nothing_is_left(room, searched):
     """Nor of the one that was killed, whose agents wait for their node before they go."""

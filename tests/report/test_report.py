@@ -49,6 +49,7 @@ from adept_ray.report.records import Contamination, Importance
 from adept_ray.report.rerun import format_rerun
 from adept_ray.report.search_page import write_report
 from adept_ray.report.trial_figures import draw_curves, draw_trade
+from adept_ray.report.trial_sections import explain_curves
 from adept_ray.run.flags import parse_flags
 
 
@@ -515,6 +516,19 @@ def test_a_curve_is_called_by_the_state_of_its_trial(whole: Path) -> None:
     failed = [dataclasses.replace(trial, state="failed") for trial in results.trials]
     figure = draw_curves(dataclasses.replace(results, trials=failed), "loss")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"failed", "chosen"}
+
+
+def test_a_page_says_of_what_the_readings_of_a_plateau_are(whole: Path) -> None:
+    """By wsd those of a trial are the ends of branches, those of a training are on the way to its end."""
+    results = read_evidence(whole)
+    by_wsd = {"schedule": "wsd"}
+    trials = results.run.model_copy(update={"run": results.run.run | by_wsd})
+    training = results.run.model_copy(update={"training": by_wsd})
+    branches = dataclasses.replace(results, run=trials)
+    alone = dataclasses.replace(results, run=training, trials=[])
+    assert explain_curves(results) == ""
+    assert "the end of a branch, a whole training" in explain_curves(branches)
+    assert "on the plateau, before the decay" in explain_curves(alone)
 
 
 @pytest.mark.slow

@@ -183,3 +183,5 @@ def test_what_cannot_grow_is_refused(work):
         plan_growth(run_of(9), nothing, work, IMPORTANCE)
     with pytest.raises(ValueError, match="--pareto is for independent trials"):
         SearchRun(strategy="grow", pareto=True)
+    with pytest.raises(ValueError, match="--schedule is for independent trials: leave it out"):
+        SearchRun(strategy="grow", schedule="wsd")
