@@ -29,7 +29,7 @@ from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
 from adept_ray.config.places import Place
-from adept_ray.config.validation import Length, Spec
+from adept_ray.config.validation import Length, Spec, Tokens
 
 
 class RunSpec(MachineSpec):
@@ -305,8 +305,8 @@ class TrainRun(FollowingSpec):
 
     config: Place
     """File ``best.yaml`` of a results folder, or its URI."""
-    tokens: int = Field(ge=1)
-    """Domain tokens to train on."""
+    tokens: Tokens = Field(ge=1)
+    """Domain tokens to train on, such as 50M."""
     settings: Literal["length", "trial"] = "length"
     """Take the k and the rate that the search expects to be best at that length, or its chosen trial's."""
     trust_remote_code: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from adept_ray.config.errors import UserError, describe_kind, suggest_names
@@ -179,8 +179,16 @@ def check_length(text: str) -> str:
     return text
 
 
+def read_written(value: object) -> object:
+    """A number of tokens that somebody wrote, as a number; anything else unchanged."""
+    return read_tokens(value) if isinstance(value, str) else value
+
+
 Length = Annotated[str, AfterValidator(check_length)]
 """A number of tokens as somebody wrote it, or nothing."""
+WRITTEN = BeforeValidator(read_written)
+Tokens = Annotated[int, WRITTEN]
+"""A number of tokens, which a flag takes as people write it."""
 
 
 def read_number(text: str) -> float | None:

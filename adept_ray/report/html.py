@@ -185,7 +185,7 @@ summary { cursor: pointer; color: var(--soft); padding: .3rem 0; }
 table { border-collapse: collapse; font-size: .85rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
 th, td { text-align: right; padding: .35rem .7rem; white-space: nowrap; border-bottom: 1px solid #edf0f2; }
-table.narrow th, table.narrow td { padding: .35rem .4rem; }
+table.narrow th, table.narrow td { padding: .35rem .3rem; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; border-bottom-color: #9aa5b1; }
 th:first-child, td:first-child { padding-left: .4rem; }
 .trials { width: 100%; font-size: .76rem; }

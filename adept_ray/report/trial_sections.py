@@ -74,7 +74,7 @@ def build_depth_table(results: Evidence) -> str:
     is_expected = any(depth.rate for depth in depths)  # an older folder has what the best trials scored
     has_gains = any(depth.gain is not None for depth in depths)
     has_steps = results.best.choice is not None and bool(results.best.choice.min_gain_per_layer)
-    names = ["k", "trials", "score" if is_expected else "best score", *["best rate"] * is_expected]
+    names = ["k", "trials", "score" if is_expected else "best score", *["rate"] * is_expected]
     names += ["gain"] * has_gains + ["a layer"] * has_steps + ["apart"] * has_gains + ["best"] * is_expected
     head = "".join(f"<th>{name}</th>" for name in names)
     unfinished = results.best.choice.unfinished if results.best.choice else {}

@@ -19,7 +19,7 @@ from adept_ray.config.mixtures import Mixture
 from adept_ray.config.os_faults import describe_os_fault, find_fault_place
 from adept_ray.config.plain_text import allow_any_terminal, end_with_reader
 from adept_ray.config.search_space import load_search_space
-from adept_ray.config.validation import S, Spec, validate_spec
+from adept_ray.config.validation import WRITTEN, S, Spec, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.storage.files import describe_full_disk, is_disk_full
 
@@ -143,6 +143,8 @@ def list_arguments(spec: type[Spec]) -> dict[str, Any]:
         kind, text = field.annotation, field.description or ""
         if kind is Mixture:
             kind = tuple[str, ...]
+        if WRITTEN in field.metadata:
+            kind = str
         if stays_as_searched(spec, name):
             what = text.partition(";")[0].rstrip(".")
             kind, text = kind | None, f"{what}; default: as the search had."  # type: ignore
