@@ -26,7 +26,7 @@ from adept_ray.report.records import (
     RunRecord,
     check_record,
 )
-from adept_ray.search.answers import Depth
+from adept_ray.search.answers import Depth, find_horizon
 from adept_ray.search.front import Point, list_unbeaten
 from adept_ray.search.trials import DIALS, UNTOUCHED, Reading, Trial
 
@@ -97,6 +97,17 @@ class Evidence:
     def chosen(self) -> str | None:
         """Under which name files have what was exported: a trial's, or that of a training."""
         return self.best.trial if self.trials else TRAINING
+
+    @property
+    def reason(self) -> str:
+        """Why the exported model has its k, in sentences; empty where k was not searched."""
+        choice = self.best.choice
+        if choice is None:
+            return ""
+        if self.trials or not choice.horizons:
+            return choice.reason
+        answer = find_horizon(choice.horizons, int(self.best.training["tokens"]))
+        return f"The search said {answer.describe()}." if answer.k == self.best.k else choice.reason
 
     @property
     def advises_against(self) -> bool:

@@ -22,7 +22,7 @@ def build_first_screen(results: Evidence) -> str:
     if results.advises_against:
         head = "Advice: k = 0"
         answer = f"Leave {backbone} as it is: nothing is surely better. Exported is k = {k}: {answer}"
-    why = f'<p class="why">{escape(best.choice.reason)}</p>' if best.choice else ""
+    why = f'<p class="why">{escape(results.reason)}</p>' if results.reason else ""
     return (
         f'<p class="eyebrow">adept_ray · {escape(results.name)}</p>'
         f'<h1>{head}</h1><p class="lead">{escape(answer)}</p>{why}'

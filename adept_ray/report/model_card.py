@@ -151,8 +151,8 @@ def list_evidence(results: Evidence) -> str:
     ]
     if turned := explain_dial(test):
         parts.append(turned)
-    if choice:
-        parts.append(f"Why k = {choice.k}: {choice.reason}")
+    if results.reason:
+        parts.append(f"Why k = {results.best.k}: {results.reason}")
     scores = [
         f"| {depth.k} | {format_with_error(depth.score, depth.standard_error if depth.k else None)} | "
         f"{format_with_error(depth.gain, depth.gain_error)} |"
@@ -161,7 +161,8 @@ def list_evidence(results: Evidence) -> str:
     ]
     if scores:
         formula = f" ({results.best.score.format_formula()})" if results.best.score else ""
-        head = [f"| k | best validation score{formula} | over the next smaller k |", "|---|---|---|"]
+        kind = "expected" if any(depth.rate for depth in results.depths) else "best"
+        head = [f"| k | {kind} validation score{formula} | over the next smaller k |", "|---|---|---|"]
         parts.append("\n".join([*head, *scores]))
     if choice and choice.hyperparameters:
         ranked = sorted(choice.hyperparameters.items(), key=lambda item: -item[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import yaml
 
@@ -98,4 +99,7 @@ def show_choice(
 ) -> None:
     """Show the table of k that led to a choice, then the summary."""
     session.display.say(format_choice(choice))
+    if choice.asked:
+        horizons = [asdict(horizon) for horizon in choice.horizons]
+        session.display.emit("answers", asked=asdict(choice.asked), horizons=horizons)
     show_summary(session, prepared, work, test, choice.reason, choice.advised_k)

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import math
 import os
 import re
 import shlex
@@ -496,7 +497,7 @@ def layer_count(folder):
 
 @pytest.mark.timeout(400)
 def test_training_at_full_length_takes_what_the_search_found(room, searched, shared):
-    """train.py trains the layers of best.yaml on N tokens and exports the model.
+    """train.py trains on N tokens with the k and the rate that best.yaml has for these, and exports that.
 
     Interrupted, it goes on with the command that it prints, as it began.
     """
@@ -510,12 +511,16 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched, sha
         time.sleep(0.05)
     going_on = f"{shlex.join(command)} --name full --resume"
     interrupted(process, going_on)
-    room.call(shlex.split(going_on))
+    said = room.call(shlex.split(going_on))
     assert about(folder)["run"]["activation_checkpointing"] == "on"
     full = yaml.safe_load((folder / "best.yaml").read_text())
-    assert full["layers"] == best["layers"] and full["training"]["tokens"] == 32768
+    answers = best["choice"]["horizons"]
+    answer = min(answers, key=lambda each: abs(math.log(32768 / each["tokens"])))
+    assert f"for 32.8 k tokens: k = {answer['k']} (80%" in said
+    assert full["training"]["tokens"] == 32768 and full["training"]["k"] == len(full["layers"]) == answer["k"]
+    assert full["training"]["base_lr"] == pytest.approx(answer["rate"], rel=0.01)
     record = json.loads((folder / "model" / "adept.json").read_text())
-    assert record["source_layers"] == best["layers"]
+    assert record["source_layers"] == full["layers"]
     assert full["test"]["domain"]["delta"] > 0
     assert [reading["tokens"] for reading in readings(folder)] == [16384, 32768]
     assert "training at full length" in (folder / "report.html").read_text()

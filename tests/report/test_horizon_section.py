@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from made_up import whole_best, write_whole_folder
+from made_up import edited_json, whole_best, write_whole_folder
 
 from adept_ray.config.errors import UserError
 from adept_ray.report.evidence import read_evidence
@@ -53,3 +53,15 @@ def test_an_answer_that_lacks_something_is_named(folder):
     (folder / "best.yaml").write_text(yaml.safe_dump(found))
     with pytest.raises(UserError, match=r"best.yaml: 'choice.horizons.1.rate' is missing"):
         read_evidence(folder)
+
+
+def test_a_longer_training_has_the_reason_of_its_length(folder):
+    """Its k is the answer for its tokens, and not what the search chose among its trials."""
+    for name in ("trials.csv", "curves.jsonl", "dials.csv"):
+        (folder / name).unlink()
+    found = whole_best()
+    found["training"]["tokens"] = 13000
+    (folder / "best.yaml").write_text(yaml.safe_dump(found))
+    edited_json(folder / "run.json", training=found["training"])
+    said = "for 12.3 k tokens: k = 2 (80%: 1 to 3)"
+    assert said in read_evidence(folder).reason and said in write_report(folder).read_text()
