@@ -101,5 +101,5 @@ def show_choice(
     session.display.say(format_choice(choice))
     if choice.asked:
         horizons = [asdict(horizon) for horizon in choice.horizons]
-        session.display.emit("answers", asked=asdict(choice.asked), horizons=horizons)
+        session.display.emit("horizons", asked=asdict(choice.asked), horizons=horizons)
     show_summary(session, prepared, work, test, choice.reason, choice.advised_k)
