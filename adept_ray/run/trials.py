@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.engine.client import watch_board
 from adept_ray.engine.job import JobProgress
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
@@ -69,7 +68,7 @@ def run_trials(
         show(progress, rows)
         files.update(rows)
 
-    with display.show_trials(len(plan) or run.trials, run.resume) as show, watch_board(context.board, watch):
+    with display.show_trials(len(plan) or run.trials, run.resume) as show, context.watch_jobs(watch):
         if growing:
             trials = grow_trials(context, prepared, plan)
         else:
