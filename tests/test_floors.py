@@ -25,6 +25,7 @@ FOLDERS = (
     "search",
     "rivals",
     "report",
+    "tracking",
     "run",
     "commands",
 )
@@ -35,6 +36,7 @@ HOMES = {  # what may be imported only there; of two entries the longer one hold
     "ray.data": {"data", "engine"},
     "ray.train": {"engine"},
     "ray": {"storage", "data", "engine", "search", "rivals", "run", "commands"},
+    **{library: {"tracking"} for library in ("wandb", "mlflow", "tensorboard", "trackio")},
     "torch": {"method", "data", "training", "engine", "rivals", "run", "commands"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

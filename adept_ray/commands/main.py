@@ -9,12 +9,12 @@ from typing import NoReturn
 from adept_ray import __version__
 from adept_ray.config.calls import PROGRAM
 from adept_ray.config.errors import suggest_names
+from adept_ray.config.model_specs import EvaluateRun
 from adept_ray.config.plain_text import end_with_reader
 from adept_ray.config.specs import (
     ActivationsRun,
     CompareRun,
     DoctorRun,
-    EvaluateRun,
     PickRun,
     ProbeRun,
     SearchRun,

@@ -22,12 +22,13 @@ from adept_ray.config.choices import (
     Sign,
     Tasks,
     Text,
+    Trackers,
     Tunes,
 )
 from adept_ray.config.fields import Mark, list_fields, name_flag, setting
 from adept_ray.config.machine import FollowingSpec, MachineSpec
 from adept_ray.config.mixtures import Corpora, Mixture, Part
-from adept_ray.config.places import Place, default_cache
+from adept_ray.config.places import Place
 from adept_ray.config.validation import Spec
 
 
@@ -205,6 +206,8 @@ class SearchRun(RunSpec):
     """Points of score that every added layer has to earn."""
     study: str = setting("", Mark.PLACE, Mark.TRIALS)
     """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""
+    track: Trackers = setting((), Mark.CHANGEABLE)
+    """Experiment trackers to feed: wandb, mlflow, tensorboard, trackio; several may be named."""
     resume: bool = setting(False, Mark.COMMAND)
     """Continue the search of that NAME, with the settings it began with."""
     more_trials: int = setting(0, Mark.COMMAND, Mark.TRIALS, ge=0)
@@ -298,6 +301,8 @@ class TrainRun(FollowingSpec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
+    track: Trackers = setting((), Mark.CHANGEABLE)
+    """Experiment trackers to feed: wandb, mlflow, tensorboard, trackio; several may be named."""
     resume: bool = setting(False, Mark.COMMAND)
     """Continue the training of that NAME from its last checkpoint."""
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
@@ -360,29 +365,6 @@ class ActivationsRun(FollowingSpec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
-    json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
-    """Print every event as a line of JSON, for machines, and nothing else."""
-
-
-class EvaluateRun(Spec):
-    """What ``evaluate.py`` takes: a model and the benchmarks to score it on."""
-
-    model: str = setting(..., positional=True)
-    """Results folder's model, any folder, hub id, preset or GGUF file."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with a backbone or its tokenizer; never without this flag."""
-    tasks: Tasks = ()
-    """lm-eval tasks, groups or .yaml definitions; none means all of ours that need no hub."""
-    items: int = Field(100, ge=1)
-    """Items of each task or group, drawn from the half that no search chooses by."""
-    seed: int = Field(0, ge=0)
-    """Seed of that drawing."""
-    micro_batch: int = Field(8, ge=1)
-    """Sequences per forward pass."""
-    cache: Path = Field(default_factory=default_cache)
-    """Folder for assets, token blocks and probes, shared by all runs."""
-    output: Path | None = None
-    """File to write the table to as JSON, too."""
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")
     """Print every event as a line of JSON, for machines, and nothing else."""
 

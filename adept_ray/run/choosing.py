@@ -7,14 +7,17 @@ from dataclasses import replace
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
+from adept_ray.method.importance import LayerImportance
 from adept_ray.run.question import Question, rerun_command
 from adept_ray.search.choice import RELIABLE_TRIALS, Choice, choose_k, rescore
 from adept_ray.search.edges import find_edges
 from adept_ray.search.front import find_front
+from adept_ray.search.setup import rebuild_work
 from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import Trial, read_trials
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
 from adept_ray.storage.results import TRIALS, Results
+from adept_ray.training.work import TrainWork
 
 
 def choose_trial(
@@ -36,6 +39,17 @@ def choose_trial(
         front=find_front(trials, weights) if run.pareto else (),
     )
     return choice, chosen
+
+
+def conclude_search(
+    run: SearchRun, question: Question, trials: Sequence[Trial], work: TrainWork, importance: LayerImportance
+) -> tuple[Choice, str, TrainWork]:
+    """What a finished search says; the checkpoint of the chosen trial, and its work.
+
+    `work` is what all trials share.
+    """
+    choice, chosen = choose_trial(run, question, trials)
+    return choice, chosen.checkpoint, rebuild_work(work, importance, chosen)
 
 
 def load_trials(results: Results, weights: ScoreWeights, dialled: bool = True) -> list[Trial]:
