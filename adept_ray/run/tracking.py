@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 
 from adept_ray.config.errors import UserError
@@ -17,7 +17,7 @@ from adept_ray.storage.results import Results
 from adept_ray.tracking.courier import Book, Courier, Deliverer
 from adept_ray.tracking.deliveries import EventReader, flatten_settings
 from adept_ray.tracking.libraries import start_tracker
-from adept_ray.tracking.tracker import MAIN, Setting, TrackedRun
+from adept_ray.tracking.tracker import MAIN, Setting, TrackedRun, TrackerFolder
 
 TRACKING = "tracking.json"  # by which a resumed run goes on in the same runs
 FILES = "tensorboard"  # folder of what a tracker writes among the results
@@ -63,9 +63,6 @@ def track_run(session: Session[RunSpec], names: Sequence[str]) -> Iterator[None]
             for courier in couriers:
                 if missed := courier.finish(patience):
                     display.warn(missed)
-            if FILES in names and state != "finished":  # what is finished is published as a whole
-                with suppress(OSError):
-                    results.copy_to_place(FILES)
 
 
 def start_couriers(session: Session[RunSpec], names: Sequence[str]) -> list[Courier]:
@@ -77,9 +74,12 @@ def start_couriers(session: Session[RunSpec], names: Sequence[str]) -> list[Cour
     for name in names:
         books.setdefault(name, {})
 
+    def store(key: str) -> None:
+        results.copy_to_place(f"{FILES}/{key}")
+
     def start(name: str) -> Deliverer:
         book = Book(books[name], partial(results.write_json, TRACKING, books))
-        return Deliverer(start_tracker(name, results.folder / FILES), book)
+        return Deliverer(start_tracker(name, TrackerFolder(results.folder / FILES, store)), book)
 
     return [Courier(name, partial(start, name), session.display.warn) for name in names]
 

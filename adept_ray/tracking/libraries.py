@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 
 from adept_ray.config.choices import TRACKERS
 from adept_ray.config.errors import UserError
-from adept_ray.tracking.tracker import Tracker
+from adept_ray.tracking.tracker import Tracker, TrackerFolder
 
 PROJECT = "adept_ray"  # in which runs are kept, unless a variable of the tracker's names another one
 
@@ -28,8 +27,8 @@ def check_trackers(names: Iterable[str]) -> None:
             check_login()
 
 
-def start_tracker(name: str, folder: Path) -> Tracker:
-    """The tracker of a name; one that writes files does so below `folder`. Raises what its library does."""
+def start_tracker(name: str, folder: TrackerFolder) -> Tracker:
+    """The tracker of a name; one that writes files does so in `folder`. Raises what its library does."""
     if name == "wandb":
         from adept_ray.tracking.wandb_runs import WandbRuns
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from adept_ray.tracking.tracker import TrackedRun
+from adept_ray.tracking.tracker import TrackedRun, TrackerFolder
 
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # tags by which MLflow's pages go
 ENDS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -21,7 +21,7 @@ MOST_AT_ONCE = 100  # settings that a server takes in one call
 class MlflowRuns:
     """Keeps runs where ``MLFLOW_TRACKING_URI`` says, in one experiment."""
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: TrackerFolder) -> None:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
         self._client = MlflowClient()
         known = self._client.get_experiment_by_name(name)

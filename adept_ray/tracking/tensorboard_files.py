@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from adept_ray.tracking.tracker import TrackedRun
+from adept_ray.tracking.tracker import TrackedRun, TrackerFolder
 
 
 class TensorBoardFiles:
@@ -21,13 +21,13 @@ class TensorBoardFiles:
     It keeps no files for a run, since they lie beside it in the results.
     """
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: TrackerFolder) -> None:
         self._folder = folder
         self._writers: dict[str, EventFileWriter] = {}
 
     def begin_run(self, run: TrackedRun, parent: str) -> str:
         """Begin or go on with a run; its settings are for the page of hyperparameters."""
-        self._writers[run.key] = EventFileWriter(str(self._folder / run.key))
+        self._writers[run.key] = EventFileWriter(str(self._folder.path / run.key))
         if not run.id and run.is_trial:
             self._add(run.key, hparams_pb(dict(run.settings), trial_id=run.name))
         elif not run.id:
@@ -68,3 +68,4 @@ class TensorBoardFiles:
         writer = self._writers[key]
         writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         writer.flush()
+        self._folder.store(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,15 @@ class TrackedRun:
     def is_trial(self) -> bool:
         """Whether it is one of many in a search."""
         return self.key != MAIN
+
+
+@dataclass(frozen=True)
+class TrackerFolder:
+    """Where a tracker that writes files does so."""
+
+    path: Path
+    store: Callable[[str], None] = lambda name: None
+    """Brings the sub-folder of a name to where the results are kept, if that is another place."""
 
 
 class Tracker(Protocol):

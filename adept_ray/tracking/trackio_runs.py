@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trackio
 
-from adept_ray.tracking.tracker import TrackedRun
+from adept_ray.tracking.tracker import TrackedRun, TrackerFolder
 
 
 class TrackioRuns:
@@ -17,7 +17,7 @@ class TrackioRuns:
     There a run begins with its first values.
     """
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: TrackerFolder) -> None:
         self._project = project
         self._runs: dict[str, trackio.Run] = {}
         self._steps: dict[str, int] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import wandb
 
 from adept_ray.config.errors import UserError
-from adept_ray.tracking.tracker import TrackedRun
+from adept_ray.tracking.tracker import TrackedRun, TrackerFolder
 
 ONLINE = ("", "online", "run", "shared")  # values of WANDB_MODE with which something is sent
 QUIET = wandb.Settings(console="off", silent=True, x_disable_stats=True)  # the trials run elsewhere
@@ -30,7 +30,7 @@ def check_login() -> None:
 class WandbRuns:
     """Keeps runs in the project that ``WANDB_PROJECT`` names, or in `project`."""
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: TrackerFolder) -> None:
         self._project = os.environ.get("WANDB_PROJECT") or project
         self._runs: dict[str, wandb.Run] = {}
 

@@ -7,7 +7,7 @@ import pytest
 from adept_ray.tracking.courier import Book, Deliverer
 from adept_ray.tracking.deliveries import Begin, End, File, Note, Numbers, Values
 from adept_ray.tracking.libraries import start_tracker
-from adept_ray.tracking.tracker import MAIN, TrackedRun
+from adept_ray.tracking.tracker import MAIN, TrackedRun, TrackerFolder
 
 SEARCH = TrackedRun(MAIN, "mine", "mine", {"seed": 7, "backbone": "tiny"})
 TRIAL = TrackedRun("trial-001", "trial-001", "mine", {"k": 2, "base_lr": 0.25, "layers": "3 5"})
@@ -27,7 +27,7 @@ def played(request, tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("<p>k = 2</p>")
     runs = {}
     for steps, state in (((4,), "interrupted"), ((4, 8), "finished")):
-        deliverer = Deliverer(start_tracker(request.param, tmp_path), Book(runs))
+        deliverer = Deliverer(start_tracker(request.param, TrackerFolder(tmp_path)), Book(runs))
         deliveries = [Begin(SEARCH), Begin(TRIAL)]
         deliveries += [Values("trial-001", CURVE[step], step) for step in steps]
         deliveries += [End("trial-001", state)]
