@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from adept_ray.config.specs import ScoreWeights, TrainRun
 from adept_ray.config.validation import validate_spec
-from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_refusal
 from adept_ray.run.full_training import name_command, open_training, write_readings
 from adept_ray.run.load import describe_load
 from adept_ray.run.preparing import prepare
-from adept_ray.run.record import record_best, record_run, show_summary
+from adept_ray.run.record import record_best, record_run
 from adept_ray.run.resuming import explain_stops
 from adept_ray.run.settings import (
     check_trust,
@@ -20,6 +19,7 @@ from adept_ray.run.settings import (
     load_best,
 )
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources
+from adept_ray.run.summary import show_summary
 from adept_ray.run.tracking import track_run
 from adept_ray.run.training import (
     build_work,
@@ -59,6 +59,5 @@ def train_model(args: TrainRun) -> str:
             write_readings(results, last, weights)
             record_best(session, prepared, work, test, best.get("choice", {}), best["k_max"])
             record_run(session, sources, prepared, training, work=work)
-            write_pages(results)
             show_summary(session, prepared, work, test, f"Trained with the configuration of {args.config}.")
         return results.publish()

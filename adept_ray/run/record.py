@@ -1,4 +1,4 @@
-"""What a run writes down of itself: run.json, best.yaml, and the last lines on the terminal."""
+"""What a run writes down of itself: run.json and best.yaml."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.engine import memory
 from adept_ray.engine.nodes import list_versions
-from adept_ray.report.records import Importance, Test, check_record
 from adept_ray.run.context import Session
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
 from adept_ray.run.training_text import record_text
-from adept_ray.search.choice import Choice, format_choice
 from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
-
-SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
 
 
 def record_best(
@@ -105,52 +101,3 @@ def read_spent_seconds(about: RunRecord) -> dict[str, float]:
 def has_ended(about: RunRecord) -> bool:
     """Whether the last command of a run, whose run.json this is, came to its end."""
     return about.get("ended", "seconds" in about)
-
-
-def show_summary(
-    session: Session[RunSpec],
-    prepared: Prepared,
-    work: TrainWork,
-    test: TestedRecord,
-    reason: str,
-    advised_k: int | None = None,
-) -> None:
-    """Show the last lines of a run: k, the advised k where it differs, why, what it gained, its files."""
-    display, results = session.display, session.results
-    layers, k = " ".join(map(str, work.layers)) or "none", work.training.k
-    advised_k = k if advised_k is None else advised_k
-    head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
-    display.show(f"\n{head}   layers copied: {layers}\n{reason}")
-    doubt = check_record(Importance, prepared.importance, "importance").express_doubt(work.layers)
-    if doubt:
-        display.show(doubt)
-    tested = check_record(Test, test, "test")
-    for side, change in (("general", tested.general), ("domain", tested.domain)):
-        display.show(
-            f"{side + ':':9} {change.describe_levels('bits per byte')} on the test split, "
-            f"{change.delta:+.2f} ± {change.standard_error:.2f} {change.unit} against the untouched backbone"
-        )
-    if turned := describe_turning(tested):
-        display.show(turned)
-    files = {name: f"{results.place}/{name}" for name in SHOWN_FILES if results.has(name)}
-    for name, place in files.items():
-        display.show(f"{name + ':':12} {place}")
-    facts = {"k": k, "advised_k": advised_k, "layers": work.layers, "reason": reason, "doubt": doubt}
-    display.emit("summary", **facts, test=test, files=files, seconds=display.seconds)
-
-
-def describe_turning(test: Test) -> str:
-    """The line about the dial of the exported model, and its score; empty where it is as it was trained."""
-    if not test.is_turned or test.plain is None:
-        return ""
-    error = "" if test.score_se is None else f" ± {test.score_se:.2f}"
-    there = f"score {test.score:.2f}{error} on the test split"
-    return f"dial {test.dial:g}: {there}, as trained {test.plain.score:.2f}"
-
-
-def show_choice(
-    session: Session[RunSpec], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
-) -> None:
-    """Show the table of k that led to a choice, then the summary."""
-    session.display.say(format_choice(choice))
-    show_summary(session, prepared, work, test, choice.reason, choice.advised_k)

@@ -11,8 +11,9 @@ from adept_ray.report.rerun import CALL, ELSEWHERE
 # Lists as they were before the marks; a new mark on a field must be written down here, too.
 CHANGEABLE = (
     "micro_batch workers min_workers activation_checkpointing sharding compile dashboard cache max_hours "
-    "concurrent"
+    "concurrent track"
 )
+OF_SEARCHES = {"max_hours", "concurrent", "track"}
 FITTING = "micro_batch workers min_workers gpus_per_worker activation_checkpointing sharding compile"
 UNPROBED = (
     "domain domain_column domain_filter remeasure_tokens test_tokens general_tasks domain_tasks task_items "
@@ -47,8 +48,8 @@ def test_a_mark_is_on_the_fields_of_its_list(spec, mark, names):
 @pytest.mark.parametrize("spec", [RunSpec, ProbeRun, CompareRun, SearchRun])
 def test_every_run_may_change_the_same_of_its_machine(spec):
     """What one command may have anew when it is resumed, another may, too."""
-    machine = set(CHANGEABLE.split()) - {"max_hours", "concurrent"}
-    assert set(list_fields(spec, Mark.CHANGEABLE)) - {"max_hours", "concurrent"} == machine
+    machine = set(CHANGEABLE.split()) - OF_SEARCHES
+    assert set(list_fields(spec, Mark.CHANGEABLE)) - OF_SEARCHES == machine
 
 
 def test_what_follows_from_several_marks():
@@ -58,7 +59,7 @@ def test_what_follows_from_several_marks():
     assert set(list_fields(TrainRun, Mark.COMMAND, Mark.RESULTS)) == of_training
     call = {"name", "resume", "more_trials", "report_only", "comparison", "json_lines"}
     assert set(CALL) == call
-    assert set(ELSEWHERE) == call | {"storage", "cache", "study"}
+    assert set(ELSEWHERE) == call | {"storage", "cache", "study", "track"}
     assert set(SIZES) == set(SIZE.split())
     unsearched = {"tokens", "reports", "tunes", "text", "lora_rank", "layers", "dial"}
     assert set(SEARCHABLE) == set(TrainingSpec.model_fields) - unsearched

@@ -57,6 +57,7 @@ def test_tensorboard_shows_a_search(played):
     assert texts["note"] == "**k = 2**, best" and "| seed | `7` |" in texts["settings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("played", ["mlflow"], indirect=True)
 def test_mlflow_shows_a_search(played):
     """A run with a child run, in a database of SQLite."""
@@ -120,6 +121,7 @@ def read_items(items):
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("played", ["wandb"], indirect=True)
 def test_wandb_keeps_a_search_until_it_is_synced(played):
     """A folder a run and command; those of a run that went on have its id, so they are one run."""
