@@ -16,6 +16,7 @@ from adept_ray.engine import cluster, job_kinds
 from adept_ray.engine.client import BoardClient
 from adept_ray.engine.job import DONE, describe_error
 from adept_ray.engine.job_kinds import perform_job
+from adept_ray.engine.notices import Notices
 from adept_ray.engine.voice import JobVoice
 from adept_ray.run import context
 
@@ -25,7 +26,7 @@ class CrewHere(BoardClient):
 
     def __init__(self):
         super().__init__(None)
-        self.reports, self.outcomes = [], []
+        self.reports, self.outcomes, self.notices = [], [], Notices()
 
     def submit_job(self, job):
         number = len(self.reports)
@@ -50,10 +51,16 @@ class CrewHere(BoardClient):
     def read_progress(self):
         return {}, []
 
+    def record_numbers(self, training, numbers):
+        self.notices.record_numbers(training, numbers)
+
+    def read_readings(self, seen):
+        return self.notices.read_readings(seen)
+
     def ignore_notice(self, *what):
         """Nobody watches."""
 
-    record_progress = record_numbers = record_stage_times = ignore_notice
+    record_progress = record_stage_times = ignore_notice
 
 
 @contextmanager

@@ -25,6 +25,7 @@ FOLDERS = (
     "search",
     "rivals",
     "report",
+    "tracking",
     "run",
     "commands",
 )
@@ -35,6 +36,7 @@ HOMES = {  # what may be imported only there; of two entries the longer one hold
     "ray.data": {"data", "engine"},
     "ray.train": {"engine"},
     "ray": {"storage", "data", "engine", "search", "rivals", "run", "commands"},
+    **{library: {"tracking"} for library in ("wandb", "mlflow", "tensorboard", "trackio")},
     "torch": {"method", "data", "training", "engine", "rivals", "run", "commands"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -138,11 +140,14 @@ def test_libraries_stay_in_their_rooms(module):
             assert folder_of(module) in HOMES[max(libraries, key=len)], f"{module} imports {name}"
 
 
-def test_pages_need_no_torch_and_no_ray():
+def test_pages_need_no_torch_and_no_ray_and_a_chat_no_ray():
     """Importing what writes the report loads neither, nor what they load in turn."""
     pages = "from adept_ray.report import comparison_page, model_card, search_page"
-    check = "import sys; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", f"{pages}; {check}"], cwd=ROOT).returncode == 0
+    chat = "from adept_ray.commands import chat"
+    neither = "import sys; loaded = {'torch', 'ray'} & set(sys.modules); assert not loaded, loaded"
+    steps = [pages, neither, chat, "assert 'ray' not in sys.modules"]
+    done = subprocess.run([sys.executable, "-c", "; ".join(steps)], cwd=ROOT)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adept_ray.config.evaluation import EvaluateRun
+from adept_ray.config.model_specs import EvaluateRun
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.benchmark_tasks import (
     OFFLINE,

@@ -9,7 +9,7 @@ from typing import NoReturn
 from adept_ray import __version__
 from adept_ray.config.calls import PROGRAM
 from adept_ray.config.errors import suggest_names
-from adept_ray.config.evaluation import EvaluateRun
+from adept_ray.config.model_specs import ChatRun, EvaluateRun
 from adept_ray.config.plain_text import end_with_reader
 from adept_ray.config.specs import (
     ActivationsRun,
@@ -59,6 +59,11 @@ COMMANDS = {
         EvaluateRun,
         "evaluate.evaluate_model",
         "Score a model on benchmarks: accuracy on lm-eval tasks, beside what guessing gives.",
+    ),
+    "chat": Command(
+        ChatRun,
+        "chat.chat_with_both",
+        "Ask the untouched backbone and the trained model the same questions, side by side.",
     ),
     "pick": Command(
         PickRun,

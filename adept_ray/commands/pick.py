@@ -6,22 +6,17 @@ from dataclasses import asdict
 
 from adept_ray.config.specs import PickRun
 from adept_ray.config.validation import apply_changes
-from adept_ray.report.search_page import write_pages
-from adept_ray.run.choosing import (
-    choose_exported_dial,
-    choose_trial,
-    find_kept_weights,
-    load_trials,
-)
+from adept_ray.run.choosing import choose_exported_dial, choose_trial, find_kept_weights, load_trials
 from adept_ray.run.context import open_context
-from adept_ray.run.ending import record_best, show_choice
 from adept_ray.run.examination import plan_refusal
 from adept_ray.run.load import describe_measuring
 from adept_ray.run.preparing import prepare
 from adept_ray.run.question import pose_question
+from adept_ray.run.record import record_best
 from adept_ray.run.search_settings import load_space, open_finished
 from adept_ray.run.settings import load_best
 from adept_ray.run.sources import Needs, count_train_tokens, find_sources
+from adept_ray.run.summary import show_choice
 from adept_ray.run.training import build_work, plan_fit, test_and_export
 from adept_ray.search.trials import resolve_training, write_trials
 
@@ -58,6 +53,5 @@ def pick_trial(args: PickRun) -> str:
     record_best(session, prepared, work, test, asdict(choice), best["k_max"])
     picked = args.list_picked()
     results.write_json("run.json", results.read_record() | {"pick": picked})
-    write_pages(results)
     show_choice(session, prepared, work, test, choice)
     return results.publish()

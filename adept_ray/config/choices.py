@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
+from adept_ray.config.errors import suggest_names
 from adept_ray.config.validation import read_number
 
 Normalization = Literal["rank", "minmax", "minmax_by_kind", "none"]
@@ -41,6 +42,17 @@ def read_dial(value: object) -> object:
     return number
 
 
+def check_tracker_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of trackers, each once. Raises ValueError for one that there is none of."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"unknown tracker '{name}': {suggest_names(name, TRACKERS)}")
+    return tuple(dict.fromkeys(names))
+
+
+TRACKERS = {"wandb": "wandb", "mlflow": "mlflow-skinny", "tensorboard": "tensorboard", "trackio": "trackio"}
+"""Tracker, which is the name of its module and of our extra, → the package that brings it."""
+Trackers = Annotated[tuple[str, ...], BeforeValidator(split_at_commas), AfterValidator(check_tracker_names)]
 Tasks = Annotated[tuple[str, ...], BeforeValidator(split_at_commas)]
 Dial = Annotated[float | Literal["auto", "off"], BeforeValidator(read_dial)]
 """How far trained models are turned from their backbone (see :mod:`adept_ray.method.dial`)."""

@@ -23,6 +23,7 @@ from adept_ray.config.choices import (
     Sign,
     Tasks,
     Text,
+    Trackers,
     Tunes,
 )
 from adept_ray.config.fields import Mark, list_fields, name_flag, setting
@@ -224,6 +225,8 @@ class SearchRun(RunSpec):
     """Points of score that a smaller k may cost; without: what trainings of other seeds differ by."""
     study: str = setting("", Mark.PLACE, Mark.TRIALS)
     """Where Optuna keeps its trials: sqlite:///FILE, postgresql://…, or a path; empty: in the results."""
+    track: Trackers = setting((), Mark.CHANGEABLE)
+    """Experiment trackers to feed: wandb, mlflow, tensorboard, trackio; several may be named."""
     resume: bool = setting(False, Mark.COMMAND)
     """Continue the search of that NAME, with the settings it began with."""
     more_trials: int = setting(0, Mark.COMMAND, Mark.TRIALS, ge=0)
@@ -319,6 +322,8 @@ class TrainRun(FollowingSpec):
     """Folder or URI (s3://…, gs://…) under which the results folder NAME is made."""
     name: str = setting("", Mark.RESULTS, Mark.REPORT)
     """Name of the results folder; empty makes one from backbone, domain and time."""
+    track: Trackers = setting((), Mark.CHANGEABLE)
+    """Experiment trackers to feed: wandb, mlflow, tensorboard, trackio; several may be named."""
     resume: bool = setting(False, Mark.COMMAND)
     """Continue the training of that NAME from its last checkpoint."""
     json_lines: bool = setting(False, Mark.COMMAND, Mark.REPORT, flag="json")

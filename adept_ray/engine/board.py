@@ -197,6 +197,10 @@ class Board:
         """Keep the latest numbers of a training, for who watches the run from outside."""
         self._notices.record_numbers(training, numbers)
 
+    async def read_readings(self, seen: int) -> list[Metrics]:
+        """What trainings have reported, but for the first `seen` readings."""
+        return self._notices.read_readings(seen)
+
     async def record_stage_times(self, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of every stage so far, for who watches the run from outside."""
         self._notices.record_stage_times(seconds)

@@ -154,9 +154,26 @@ class BoardClient:
         """Keep the latest numbers of a training, for who watches the run from outside."""
         self._actor.record_numbers.remote(training, numbers)
 
+    def read_readings(self, seen: int) -> list[Metrics]:
+        """What trainings have reported, but for the first `seen` readings."""
+        return _fetch(self._actor.read_readings.remote(seen), READ_TIMEOUT_S)
+
     def record_stage_times(self, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of every stage so far, for who watches the run from outside."""
         self._actor.record_stage_times.remote(seconds)
+
+
+class NewReadings:
+    """What the trainings of a run report, each reading once."""
+
+    def __init__(self, board: BoardClient) -> None:
+        self._board, self._seen = board, 0
+
+    def take(self) -> list[Metrics]:
+        """Those that have come since the last call."""
+        new = self._board.read_readings(self._seen)
+        self._seen += len(new)
+        return new
 
 
 def _fetch(reference: Any, timeout: float | None = None) -> Any:

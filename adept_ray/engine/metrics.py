@@ -44,6 +44,10 @@ class RunNumbers:
         """Keep the latest numbers of a training: ``k``, ``running``, ``step``, what a report has."""
         self._trainings.setdefault(name, {}).update(numbers)
 
+    def find_k(self, name: str) -> int | None:
+        """The k of a training; None where it hasn't been said."""
+        return self._trainings.get(name, {}).get("k")
+
     def record_stages(self, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of every stage so far."""
         self._stages = dict(seconds)

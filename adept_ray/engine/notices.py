@@ -9,6 +9,12 @@ from adept_ray.engine.metrics import RunNumbers
 
 Row = Metrics
 """A trial as the live table and trials.csv show it."""
+READING = (
+    *("k", "step", "tokens", "loss"),
+    *(f"{side}_{what}" for side in ("general", "domain") for what in ("bpb", "accuracy", "delta")),
+    *("score", "score_se", "dial", "plain_score", "tokens_per_second", "seconds", "scales"),
+)
+"""What is passed on of a report, as far as it has it; the rest is as long as the held-out text."""
 
 
 class Notices:
@@ -20,6 +26,7 @@ class Notices:
         self._progress: JobProgress = {}
         self._rows: dict[str, Row] = {}
         self._remarks: list[str] = []
+        self._readings: list[Metrics] = []
 
     def record_progress(self, job: str, done: int, total: int) -> None:
         """Keep how far a job is."""
@@ -44,8 +51,17 @@ class Notices:
         return self._remarks[seen:]
 
     def record_numbers(self, training: str, numbers: Mapping[str, object]) -> None:
-        """Keep the latest numbers of a training."""
+        """Keep the latest numbers of a training; those of a report are a reading, which stays."""
         self.numbers.record_training(training, numbers)
+        if "report" in numbers:
+            known = {"k": self.numbers.find_k(training), **numbers}
+            self._readings.append(
+                {"trial": training, **{name: known[name] for name in READING if name in known}}
+            )
+
+    def read_readings(self, seen: int) -> list[Metrics]:
+        """What trainings have reported, but for the first `seen` readings."""
+        return self._readings[seen:]
 
     def record_stage_times(self, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of every stage so far."""

@@ -10,14 +10,14 @@ from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.mixtures import Mixture
 from adept_ray.config.places import mask_password
 from adept_ray.config.search_space import SIZES
-from adept_ray.config.specs import SearchRun
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.config.validation import apply_changes, validate_spec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.report.records import RunRecord
 
 # Settings that say how a search is called, and those that say where it lies; the others say what it does.
 CALL = ("name", *list_fields(SearchRun, Mark.COMMAND))
-ELSEWHERE = (*CALL, *list_fields(SearchRun, Mark.PLACE))
+ELSEWHERE = (*CALL, *list_fields(SearchRun, Mark.PLACE), "track")
 
 
 def format_rerun(record: RunRecord) -> str:
@@ -41,16 +41,16 @@ def format_rerun(record: RunRecord) -> str:
     return f"{search} {shlex.join(['--name', name])}\n{pick}"
 
 
-def format_flags(run: SearchRun, without: Collection[str] = (*CALL, "range")) -> str:
-    """The flags that start such a search again under another name, without the password of its study."""
+def format_flags(run: RunSpec, without: Collection[str] = (*CALL, "range")) -> str:
+    """The flags that start such a run again under another name, without the password of its study."""
     preset = PRESETS.get(run.backbone)
     overridden = set(preset.sizes if preset else ())  # something else sets them where no flag does
-    if run.search_space != SearchRun().search_space:
+    if isinstance(run, SearchRun) and run.search_space != SearchRun().search_space:
         overridden |= set(SIZES)
     machine = run.machine.model_copy(update={"precision": "auto"})
-    usual, words = apply_changes(SearchRun(), {"precision": machine.dtype}), []
-    for name in SearchRun.flat_fields():
-        value = mask_password(run.study) if name == "study" else run.read_field(name)
+    usual, words = apply_changes(type(run)(), {"precision": machine.dtype}), []
+    for name in type(run).flat_fields():
+        value = mask_password(run.read_field(name)) if name == "study" else run.read_field(name)
         if name in without or (value == usual.read_field(name) and name not in overridden):
             continue
         flag = name.replace("_", "-")

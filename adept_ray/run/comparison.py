@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from adept_ray.config.specs import CompareRun, ScoreWeights, TrainingSpec
 from adept_ray.data.blocks import Blocks
-from adept_ray.engine.client import run_job, watch_board
+from adept_ray.engine.client import run_job
 from adept_ray.engine.job import Job, JobProgress
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.placement import count_ranks_needed
@@ -125,5 +125,5 @@ def run_comparison(
             done, of = progress.get(name, (0, 1))
             update(round(1000 * (over + done / of)), 1000 * total)
 
-        with watch_board(field.board, show):
+        with context.watch_jobs(show):
             return compare_entrants(rivals, field, run.rate_trials, run.seeds, known, record)

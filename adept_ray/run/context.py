@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TextIO, TypeVar
 
 from adept_ray.config.errors import UnfinishedRun, UserError
 from adept_ray.config.specs import RunSpec
 from adept_ray.engine import cluster
-from adept_ray.engine.client import BoardClient, watch_board
+from adept_ray.engine.client import BoardClient, NewReadings, watch_board
 from adept_ray.engine.crew import start_crews
 from adept_ray.engine.failures import explain_failure
-from adept_ray.engine.job import JobProgress
+from adept_ray.engine.job import JobProgress, Metrics
 from adept_ray.engine.layout import Load
 from adept_ray.engine.ray_internals import redirect_native_code
 from adept_ray.run.host_memory import NO_HOSTS, Hosts, find_hosts
@@ -66,8 +67,28 @@ class Context(Session[OfRun]):
                 shares = [done / of for done, of in (progress.get(job, (0, 1)) for job in jobs)]
                 update(round(1000 * sum(shares)), 1000 * len(jobs))
 
-            with watch_board(self.board, show):
+            with self.watch_jobs(show):
                 yield
+
+    @cached_property
+    def readings(self) -> NewReadings:
+        """What the trainings report."""
+        return NewReadings(self.board)
+
+    @contextmanager
+    def watch_jobs(self, show: Callable[[JobProgress, Sequence[Metrics]], None]) -> Iterator[None]:
+        """Call `show` about once a second, and emit what trainings report.
+
+        All that a trial reported comes before the row that says that it is over.
+        """
+
+        def look(progress: JobProgress, rows: Sequence[Metrics]) -> None:
+            for reading in self.readings.take():
+                self.display.emit("reading", **reading)
+            show(progress, rows)
+
+        with watch_board(self.board, look):
+            yield
 
 
 def open_session(run: R, continues: bool = False) -> Session[R]:

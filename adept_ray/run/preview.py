@@ -12,13 +12,13 @@ from adept_ray.data.mixing import NO_CORPUS, MixedCorpus
 from adept_ray.method.scores import SIDES
 from adept_ray.run.check_list import CheckList
 from adept_ray.run.examination import Examination, plan_examination
+from adept_ray.run.keepers import check_keepers
 from adept_ray.run.model_checks import load_checked_config
 from adept_ray.run.question import Question, pose_question
-from adept_ray.run.search_settings import check_name, load_space
+from adept_ray.run.search_settings import load_space
 from adept_ray.run.sources import Sources
 from adept_ray.run.terminal import Display
 from adept_ray.run.texts import find_text
-from adept_ray.search.study import open_study
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class Preview:
 
 def preview_search(run: SearchRun, checks: CheckList, display: Display) -> Preview:
     """Find backbone, texts, tasks, study and space of a search; what can't be used is among the checks."""
-    if "name" in run.given:
-        checks.attempt("--name", lambda: check_name(run), lambda _: "")
-    if run.study:
-        checks.attempt("--study", lambda: open_study(run.study), lambda _: "can be opened")
+    check_keepers(run, checks)
     space = checks.attempt("space", lambda: load_space(run, {}), lambda _: str(run.search_space))
     with display.show_stage("assets", "backbone and corpora"):
         backbone = checks.attempt("backbone", lambda: find_backbone(run), lambda each: each.note)

@@ -1,6 +1,10 @@
-"""What a run writes down of itself: run.json."""
+"""What a run writes down of itself: run.json and best.yaml."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
 
 from adept_ray.config.calls import format_own_call
 from adept_ray.config.search_space import SearchSpace
@@ -13,8 +17,31 @@ from adept_ray.run.preparing import Prepared
 from adept_ray.run.sources import Sources, list_notes
 from adept_ray.run.terminal import Display
 from adept_ray.run.training_text import record_text
-from adept_ray.storage.records import RunRecord, SpentRecord
+from adept_ray.storage.records import RunRecord, SpentRecord, TestedRecord
 from adept_ray.training.work import TrainWork
+
+
+def record_best(
+    session: Session[RunSpec],
+    prepared: Prepared,
+    work: TrainWork,
+    test: TestedRecord,
+    choice: Mapping[str, object],
+    k_max: int,
+) -> None:
+    """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
+    spec = {n: v for n, v in session.run.model_dump(mode="json").items() if n in RunSpec.flat_fields()}
+    best = {
+        "run": spec,
+        "training": work.training.model_dump(mode="json"),
+        "layers": list(work.layers),
+        "k_max": k_max,
+        "score": work.weights.model_dump(),
+        "choice": dict(choice),
+        "test": dict(test),
+        "backbone": prepared.sources.backbone.fingerprint,
+    }
+    session.results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
 
 
 def record_run(

@@ -20,6 +20,7 @@ from adept_ray.search.study import open_study
 from adept_ray.search.trials import UNTOUCHED
 from adept_ray.storage.records import RunRecord
 from adept_ray.storage.results import Results
+from adept_ray.tracking.libraries import check_trackers
 
 Say = Callable[[str], None]
 
@@ -42,6 +43,7 @@ def open_search(run: SearchRun) -> Session[SearchRun]:
     if continues:
         session = replace(session, run=continue_search(session.run, session.results))
     open_study(session.run.study)
+    check_trackers(session.run.track)
     return session
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from adept_ray.config.errors import UserError, first_line
 from adept_ray.config.machine import Machine
@@ -17,10 +17,12 @@ from adept_ray.data.backbones import PRESETS as BACKBONES
 from adept_ray.data.benchmark_tasks import is_task_file
 from adept_ray.data.corpora import CORPORA
 from adept_ray.method.precision import bfloat16_pays
-from adept_ray.run.context import R
 from adept_ray.storage.files import fetch_temporarily
 from adept_ray.storage.records import BestRecord
 from adept_ray.storage.results import make_run_name
+
+if TYPE_CHECKING:
+    from adept_ray.run.context import R
 
 
 def resolve_settings(run: R, what: str = "") -> R:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.engine.client import watch_board
 from adept_ray.engine.job import JobProgress
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
@@ -16,7 +15,7 @@ from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
-from adept_ray.search.setup import SearchSetup, measure_untouched, rebuild_work
+from adept_ray.search.setup import SearchSetup, measure_untouched
 from adept_ray.search.trials import UNTOUCHED, Facts, Trial
 from adept_ray.search.tune import run_search
 from adept_ray.search.upkeep import TrialFiles
@@ -69,7 +68,7 @@ def run_trials(
         show(progress, rows)
         files.update(rows)
 
-    with display.show_trials(len(plan) or run.trials, run.resume) as show, watch_board(context.board, watch):
+    with display.show_trials(len(plan) or run.trials, run.resume) as show, context.watch_jobs(watch):
         if growing:
             trials = grow_trials(context, prepared, plan)
         else:
@@ -81,11 +80,6 @@ def run_trials(
         display.say(f"--max-hours {run.max_hours:g}: {len(trials)} of {run.trials} trials were begun in time")
     files.write(trials)
     return [untouched, *trials]
-
-
-def rebuild_chosen(work: TrainWork, prepared: Prepared, chosen: Trial) -> TrainWork:
-    """The work of the chosen trial, from the one that all share."""
-    return rebuild_work(work, prepared.layer_importance, chosen)
 
 
 def grow_trials(context: Context[SearchRun], prepared: Prepared, plan: Sequence[GrowthStage]) -> list[Trial]:

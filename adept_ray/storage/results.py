@@ -223,6 +223,15 @@ class Results:
         """Write JSON as :meth:`write` does."""
         return self.write(name, format_json(data, indent=1) + "\n")
 
+    def copy_to_place(self, name: str) -> None:
+        """Copy a folder of the results to its place behind a URI before the run is over."""
+        if self._remote and (self.folder / name).is_dir():
+            from pyarrow import fs
+
+            filesystem, path = self.open_place()
+            filesystem.create_dir(f"{path}/{name}")
+            fs.copy_files(str(self.folder / name), f"{path}/{name}", fs.LocalFileSystem(), filesystem)
+
     def publish(self) -> str:
         """Copy the folder to its place (nothing to do for a local one) and release it; returns the place.
 

@@ -21,6 +21,7 @@ from common import save_tiny_backbone, write_corpus
 from forking import find_session
 from here import call_script
 from processes import SESSIONS, ForkedScript, start_script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adept_ray.storage.files import fetch_temporarily
@@ -293,7 +294,8 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
     cache = ["--cache", "s3://results/cache"]
     place = ["--storage", "s3://results", *cache]
     again = ["tune_k.py", "--name", "second", "--resume", *place]
-    process = room.start([*room.search("second", trials=2, study="sqlite:///study.db"), *place])
+    flags = {"trials": 2, "study": "sqlite:///study.db", "track": "tensorboard"}
+    process = room.start([*room.search("second", **flags), *place])
     while "stage 1" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     held = hold_workers(0.6)
@@ -337,6 +339,16 @@ def test_a_search_comes_to_the_same_table_whatever_stops_it(room, searched, shar
     with fetch_temporarily("s3://results/second") as folder:
         assert trials(folder) == trials(room.results("first"))
         assert about(folder)["seconds"]["search"] > ended["search"]
+        for trial in ("trial-001", "trial-002"):  # the third one never reported
+            rows = [row for row in readings(folder) if row["trial"] == trial]
+            curve = [(row["step"], pytest.approx(row["score"], rel=1e-6)) for row in rows]
+            assert tracked_scores(folder, trial) == curve and curve
+
+
+def tracked_scores(folder, run):
+    """Step and score of every point that TensorBoard has of a run."""
+    points = EventAccumulator(str(folder / "tensorboard" / run)).Reload().Scalars("score")
+    return [(point.step, point.value) for point in points]
 
 
 def hold_workers(seconds):
@@ -504,6 +516,7 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched, sha
     best = yaml.safe_load((room.results("first") / "best.yaml").read_text())
     folder = room.results("full")
     command = ["train.py", "--config", "results/first/best.yaml", "--tokens", "32768"]
+    command += ["--track", "tensorboard"]
     own = ["--reports", "2", "--name", "full", "--activation-checkpointing", "on"]
     process = room.start([*command, *own], **shared)
     while not (folder / "ray" / "train").exists():  # made with the first report
@@ -523,6 +536,7 @@ def test_training_at_full_length_takes_what_the_search_found(room, searched, sha
     assert record["source_layers"] == full["layers"]
     assert full["test"]["domain"]["delta"] > 0
     assert [reading["tokens"] for reading in readings(folder)] == [16384, 32768]
+    assert [step for step, _ in tracked_scores(folder, "main")] == [row["step"] for row in readings(folder)]
     assert "training at full length" in (folder / "report.html").read_text()
     assert "32,768 tokens" in (folder / "model" / "README.md").read_text()
 

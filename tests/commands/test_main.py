@@ -44,7 +44,7 @@ def test_a_command_runs_what_the_registry_names(name, monkeypatch):
     given = []
     monkeypatch.setattr(f"adept_ray.commands.{module}.{function}", given.append)
     needed = {"train": ["--config", "best.yaml", "--tokens", "9"], "activations": ["--config", "best.yaml"]}
-    words = needed.get(name, ["folder"] if name in ("pick", "evaluate") else [])
+    words = needed.get(name, ["folder"] if name in ("pick", "evaluate", "chat") else [])
     monkeypatch.setattr(sys, "argv", ["adept-ray", name, *words])
     with pytest.raises(SystemExit) as ended:
         main()

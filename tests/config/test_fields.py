@@ -11,9 +11,9 @@ from adept_ray.report.rerun import CALL, ELSEWHERE
 # Lists as they were before the marks; a new mark on a field must be written down here, too.
 CHANGEABLE = (
     "micro_batch workers min_workers activation_checkpointing sharding compile dashboard cache max_hours "
-    "concurrent for_tokens tolerance"
+    "concurrent for_tokens tolerance track"
 )
-OF_SEARCHES = {"max_hours", "concurrent", "for_tokens", "tolerance"}
+OF_SEARCHES = {"max_hours", "concurrent", "for_tokens", "tolerance", "track"}
 FITTING = "micro_batch workers min_workers gpus_per_worker activation_checkpointing sharding compile"
 UNPROBED = (
     "domain domain_column domain_filter remeasure_tokens test_tokens general_tasks domain_tasks task_items "
@@ -60,7 +60,7 @@ def test_what_follows_from_several_marks():
     assert set(list_fields(TrainRun, Mark.COMMAND, Mark.RESULTS)) == of_training
     call = {"name", "resume", "more_trials", "report_only", "comparison", "json_lines"}
     assert set(CALL) == call
-    assert set(ELSEWHERE) == call | {"storage", "cache", "study"}
+    assert set(ELSEWHERE) == call | {"storage", "cache", "study", "track"}
     assert set(SIZES) == set(SIZE.split())
     assert set(SEARCHABLE) == set(TrainingSpec.model_fields) - set(UNSEARCHED.split())
 

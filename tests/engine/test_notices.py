@@ -26,6 +26,17 @@ def test_remarks_are_read_from_where_one_was():
     assert notices.read_remarks(0) == ["a", "b"] and notices.read_remarks(1) == ["b"]
 
 
+def test_a_report_is_a_reading_that_stays():
+    """With the k of its training, and without what is as long as the held-out text; steps alone are none."""
+    notices = Notices()
+    notices.record_numbers("trial-001", {"k": 2, "running": True})
+    notices.record_progress("trial-001", 7, 9)
+    for report in (1, 2):
+        notices.record_numbers("trial-001", {"report": report, "step": 4 * report, "pulls": [0.0] * 999})
+    readings = [{"trial": "trial-001", "k": 2, "step": step} for step in (4, 8)]
+    assert notices.read_readings(0) == readings and notices.read_readings(1) == readings[1:]
+
+
 def test_metrics_hear_of_steps_states_and_stages():
     """Of a training whose k is known: how far it is, whether it runs, what it reported."""
     notices = Notices()

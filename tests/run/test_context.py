@@ -122,10 +122,26 @@ def test_the_stage_shows_how_much_of_its_jobs_is_done(display, monkeypatch):
 
     display.show_stage = stage
     monkeypatch.setattr(context_module, "watch_board", watch_board)
-    context = Context(RunSpec(), SimpleNamespace(), display, "board", 7)
+    board = SimpleNamespace(read_readings=lambda seen: [])
+    context = Context(RunSpec(), SimpleNamespace(), display, board, 7)
     with context.show_jobs("probe", "stage 1", "one", "two", "three"):
         pass
     assert shown == [("probe", "stage 1", 1500, 3000)]
+
+
+def test_a_reading_is_emitted_once_and_before_the_row_that_ends_its_trial(display, monkeypatch):
+    """The board knows of both at the same look; whoever listens hears the whole trial before its end."""
+    heard, looks = [], []
+    monkeypatch.setattr(context_module, "watch_board", lambda _, look: nullcontext(looks.append(look)))
+    every = [{"trial": "trial-001", "step": step} for step in (1, 2, 3)]
+    board = SimpleNamespace(read_readings=lambda seen: every[seen : 2 if not heard else None])
+    display.emit = lambda name, **facts: heard.append((name, facts["step"]))
+    context = Context(RunSpec(), SimpleNamespace(), display, board, 7)
+    for _ in range(2):
+        with context.watch_jobs(lambda _, rows: heard.append(rows)):
+            looks[-1]({}, ["row"])
+    readings = [("reading", step) for step in (1, 2, 3)]
+    assert heard == [*readings[:2], ["row"], readings[2], ["row"]]
 
 
 def test_the_board_hears_of_every_stage_that_ended():

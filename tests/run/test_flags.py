@@ -17,14 +17,14 @@ from adept_ray.config.specs import CompareRun, PickRun, ProbeRun, RunSpec, Searc
 from adept_ray.data.backbones import ON_GPUS, PRESETS
 from adept_ray.data.corpus_texts import BOOLQ
 from adept_ray.report.rerun import format_flags
-from adept_ray.run import search_settings
+from adept_ray.run import full_training, search_settings
 from adept_ray.run.flags import parse_flags, run_command
 from adept_ray.run.settings import resolve_settings
 from adept_ray.storage.files import write_text
 
 COMMANDS = {"find_k": SearchRun, "probe_layers": ProbeRun, "train_model": TrainRun}
 MODULES = {"find_k": tune_k, "probe_layers": probe, "train_model": train}
-RESOLVING = (search_settings, probe, train)  # where a command's settings are made definite
+RESOLVING = (search_settings, probe, full_training)  # where a command's settings are made definite
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from record_parts import PREPARED, SOURCES, session_at
 from adept_ray.config.errors import InterruptedRun
 from adept_ray.config.specs import RunSpec, ScoreWeights, SearchRun, TrainingSpec
 from adept_ray.engine.memory import Memory
+from adept_ray.run import summary
 from adept_ray.run.context import Session
-from adept_ray.run.ending import record_best, show_summary
-from adept_ray.run.record import has_ended, record_run
+from adept_ray.run.record import has_ended, record_best, record_run
 from adept_ray.run.resuming import explain_stops, resume_settings
 from adept_ray.run.terminal import Display
 from adept_ray.storage.results import Results
@@ -21,14 +21,15 @@ from adept_ray.storage.results import Results
     ("advised", "head"),
     [(None, "k = 2   layers"), (2, "k = 2   layers"), (0, "advice: k = 0   exported: k = 2   layers")],
 )
-def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised, head):
+def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, monkeypatch, advised, head):
     """Where that isn't the exported one both are named. A model that was turned has a line about its dial."""
+    monkeypatch.setattr(summary, "write_pages", lambda _: None)
     side = {"before_bpb": 1.0, "after_bpb": 0.9, "delta": 10.0, "standard_error": 0.1}
     work = SimpleNamespace(training=TrainingSpec(k=2), layers=(1, 3))
     prepared = SimpleNamespace(importance={"layers": []})
     test = {"general": side, "domain": side, "score": 11.7}
     session = Session(RunSpec(), Results(str(tmp_path), "run"), Display())
-    show_summary(session, prepared, work, test, "Because.", advised)
+    summary.show_summary(session, prepared, work, test, "Because.", advised)
     printed = capsys.readouterr().out
     assert printed.startswith(f"\n{head} copied: 1 3\nBecause.\n") and "dial" not in printed
     plain = {"general_delta": 3.4, "domain_delta": 19.4, "score": 11.4}
@@ -37,7 +38,7 @@ def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, advised
         (1.0, []),
     ):
         turned = {**test, "dial": dial, "plain": plain, "score_se": 0.6}
-        show_summary(session, prepared, work, turned, "Because.", advised)
+        summary.show_summary(session, prepared, work, turned, "Because.", advised)
         assert [line for line in capsys.readouterr().out.splitlines() if "dial" in line] == lines
 
 

@@ -1,56 +1,21 @@
-"""What a run ends with: what was read, best.yaml, and its last lines on the terminal."""
+"""The last lines of a run on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
-import yaml
-
-from adept_ray.config.specs import RunSpec, ScoreWeights
-from adept_ray.method.dial import Turned
-from adept_ray.method.scores import Metrics
-from adept_ray.report.evidence import TRAINING
+from adept_ray.config.specs import RunSpec, SearchRun
 from adept_ray.report.records import Importance, Test, check_record
+from adept_ray.report.search_page import write_pages
 from adept_ray.run.context import Session
+from adept_ray.run.next_steps import list_next_steps
 from adept_ray.run.preparing import Prepared
 from adept_ray.search.answers import Choice
 from adept_ray.search.choice_words import format_choice
-from adept_ray.search.trials import read_curve, write_curves, write_dials
 from adept_ray.storage.records import TestedRecord
-from adept_ray.storage.results import Results
 from adept_ray.training.work import TrainWork
 
 SHOWN_FILES = ("report.html", "trials.csv", "best.yaml", "model")
-
-
-def record_best(
-    session: Session[RunSpec],
-    prepared: Prepared,
-    work: TrainWork,
-    test: TestedRecord,
-    choice: Mapping[str, object],
-    k_max: int,
-) -> None:
-    """Write best.yaml: all that ``train.py`` needs, and the evidence for it."""
-    spec = {n: v for n, v in session.run.model_dump(mode="json").items() if n in RunSpec.flat_fields()}
-    best = {
-        "run": spec,
-        "training": work.training.model_dump(mode="json"),
-        "layers": list(work.layers),
-        "k_max": k_max,
-        "score": work.weights.model_dump(),
-        "choice": dict(choice),
-        "test": dict(test),
-        "backbone": prepared.sources.backbone.fingerprint,
-    }
-    session.results.write("best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
-
-
-def record_readings(results: Results, last: Metrics, weights: ScoreWeights) -> None:
-    """Write what a training at full length read on its way and at each dial; `last` is its last report."""
-    write_curves(results, {TRAINING: read_curve(last["curve"])})
-    write_dials(results, {TRAINING: Turned.from_json(last.get("turned"))}, weights)
 
 
 def show_summary(
@@ -61,8 +26,12 @@ def show_summary(
     reason: str,
     advised_k: int | None = None,
 ) -> None:
-    """Show the last lines of a run: k, the advised k where it differs, why, what it gained, its files."""
+    """Write the pages of a run and show its last lines.
+
+    These are k, the advised k where it differs, why, what the model gained, and the files.
+    """
     display, results = session.display, session.results
+    write_pages(results)
     layers, k = " ".join(map(str, work.layers)) or "none", work.training.k
     advised_k = k if advised_k is None else advised_k
     head = f"k = {k}" if advised_k == k else f"advice: k = {advised_k}   exported: k = {k}"
@@ -95,11 +64,16 @@ def describe_turning(test: Test) -> str:
 
 
 def show_choice(
-    session: Session[RunSpec], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
+    session: Session[SearchRun], prepared: Prepared, work: TrainWork, test: TestedRecord, choice: Choice
 ) -> None:
-    """Show the table of k that led to a choice, then the summary."""
-    session.display.say(format_choice(choice))
+    """Show the table of k that led to a choice, the summary, and to a person what may come next."""
+    display = session.display
+    display.say(format_choice(choice))
     if choice.asked:
         horizons = [asdict(horizon) for horizon in choice.horizons]
-        session.display.emit("horizons", asked=asdict(choice.asked), horizons=horizons)
+        display.emit("horizons", asked=asdict(choice.asked), horizons=horizons)
     show_summary(session, prepared, work, test, choice.reason, choice.advised_k)
+    if display.live:
+        steps = list_next_steps(session.run, session.results.place, work.training)
+        width = max(map(len, steps), default=0)
+        display.show("\n" + "\n".join(f"{what:{width}}  {command}" for what, command in steps.items()))
