@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import partial
 
 from adept_ray.config.specs import SearchRun
-from adept_ray.run.choosing import conclude_search
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_examination, refuse_faults
 from adept_ray.run.question import pose_question
@@ -19,7 +18,7 @@ from adept_ray.run.sources import count_train_tokens, find_sources
 from adept_ray.run.summary import show_choice
 from adept_ray.run.tracking import track_run
 from adept_ray.run.training import test_and_export
-from adept_ray.run.trials import run_trials
+from adept_ray.run.trials import conclude_search, run_trials
 
 
 def find_k(run: SearchRun) -> str:
@@ -43,8 +42,7 @@ def find_k(run: SearchRun) -> str:
             with open_context(session, load, examine) as context:
                 prepared, work = prepare_search(context, sources, question)
                 trials = run_trials(context, prepared, work, question)
-                importance = prepared.layer_importance
-                choice, checkpoint, work = conclude_search(run, question, trials, work, importance)
+                choice, checkpoint, work = conclude_search(run, question, trials, work, prepared)
                 test = test_and_export(context, prepared, work, checkpoint)
             record_best(session, prepared, work, test, asdict(choice), question.k_max)
             record_run(session, sources, prepared, work=work)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import ScoreWeights, SearchRun
 from adept_ray.config.validation import read_tokens
-from adept_ray.method.importance import LayerImportance
 from adept_ray.run.question import Question, rerun_command
 from adept_ray.search.answers import RELIABLE_TRIALS, Choice
 from adept_ray.search.choice import choose_k
@@ -16,12 +15,10 @@ from adept_ray.search.edges import find_edges
 from adept_ray.search.front import find_front
 from adept_ray.search.horizon import Aim
 from adept_ray.search.rescoring import rescore
-from adept_ray.search.setup import rebuild_work
 from adept_ray.search.study import rank_hyperparameters
 from adept_ray.search.trials import Trial, read_trials
 from adept_ray.storage.checkpoints import NO_STEP, checkpoint_place, find_last_checkpoint
 from adept_ray.storage.results import TRIALS, Results
-from adept_ray.training.work import TrainWork
 
 
 def choose_trial(
@@ -56,17 +53,6 @@ def make_aim(run: SearchRun, question: Question) -> Aim:
         tokens=read_tokens(run.for_tokens) if run.for_tokens else None,
         branched=question.base.schedule == "wsd",
     )
-
-
-def conclude_search(
-    run: SearchRun, question: Question, trials: Sequence[Trial], work: TrainWork, importance: LayerImportance
-) -> tuple[Choice, str, TrainWork]:
-    """What a finished search says; the checkpoint of the chosen trial, and its work.
-
-    `work` is what all trials share.
-    """
-    choice, chosen = choose_trial(run, question, trials)
-    return choice, chosen.checkpoint, rebuild_work(work, importance, chosen)
 
 
 def load_trials(results: Results, weights: ScoreWeights, dialled: bool = True) -> list[Trial]:
