@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from adept_ray.config.errors import UserError
+from adept_ray.config.errors import UserError, shorten_error
 from adept_ray.config.model_specs import ChatRun
 from adept_ray.data.backbones import resolve_backbone
 from adept_ray.data.hub_client import PATIENCE
@@ -99,14 +99,21 @@ def ask_both(pair: Pair, question: str, run: ChatRun) -> dict[str, str]:
 
 
 def encode_question(tokenizer: PreTrainedTokenizerFast, question: str) -> torch.Tensor:
-    """Token ids [1, N]: the user's turn by the chat template, or the bare text, which is then continued."""
+    """Token ids [1, N]: the user's turn by the chat template, or the bare text, which is then continued.
+
+    Raises :class:`UserError` for a template that refuses such a turn.
+    """
     if not tokenizer.chat_template:
-        return tokenizer(question, return_tensors="pt").input_ids
+        return cast("torch.Tensor", tokenizer(question, return_tensors="pt")["input_ids"])
     turn = [{"role": "user", "content": question}]
-    encoded = tokenizer.apply_chat_template(
-        turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"]
+    options: Any = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    try:
+        encoded: Any = tokenizer.apply_chat_template(turn, **options)
+    except Exception as problem:  # whatever someone else's template raises
+        raise UserError(
+            f"the tokenizer's chat template refuses a question alone: {shorten_error(problem)}"
+        ) from None
+    return cast("torch.Tensor", encoded["input_ids"])
 
 
 def answer(
@@ -119,15 +126,16 @@ def answer(
     drawing = {"temperature": run.temperature, "do_sample": True} if run.temperature else {"do_sample": False}
     usual = {"temperature": None, "top_p": None, "top_k": None}  # a model's own would be for drawing
     ids = inputs.to(model.device)
+    generate: Any = model.generate  # its own types are wrong
     with torch.inference_mode(), silence_transformers():
-        made = model.generate(
+        made = generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=run.max_new_tokens,
             pad_token_id=tokenizer.eos_token_id,
             **{**usual, **drawing},
         )
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def show_answers(display: Display, question: str, answers: Mapping[str, str]) -> None:

@@ -32,7 +32,7 @@ class Book:
     """Key → what is kept of each run of one tracker; `write` is called whenever that changes."""
 
     runs: dict[str, KeptRun] = field(default_factory=dict)
-    write: Callable[[], None] = lambda: None
+    write: Callable[[], object] = lambda: None
 
     def find(self, run: TrackedRun) -> KeptRun | None:
         """What is kept of a run. A trial of that name that had other settings was another one."""

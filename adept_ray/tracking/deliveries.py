@@ -97,7 +97,7 @@ class EventReader:
         if not self._begun:
             return []
         running = [key for key, each in self._states.items() if each == "running"]
-        return [End(key, "interrupted") for key in running] + [End(MAIN, state)]
+        return [*(End(key, "interrupted") for key in running), End(MAIN, state)]
 
     def _list_deliveries(self, event: str, facts: Facts) -> Iterator[Delivery]:
         if event == "stage_ended":

@@ -86,6 +86,9 @@ def test_a_tokenizer_with_a_chat_template_is_asked_by_it():
     assert tokenizer.decode(encode_question(tokenizer, "Why?")[0]) == "Why?"
     tokenizer.chat_template = TEMPLATE
     assert tokenizer.decode(encode_question(tokenizer, "Why?")[0]) == "<user>Why?<bot>"
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
+    with pytest.raises(UserError, match="chat template refuses a question alone: no system turn"):
+        encode_question(tokenizer, "Why?")
 
 
 @pytest.mark.parametrize(("width", "beside"), [(120, True), (60, False)])

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adept_ray.commands.main import COMMANDS
 from adept_ray.config.choices import TRACKERS
 from adept_ray.config.errors import UserError
+from adept_ray.run.flags import parse_flags
 from adept_ray.tracking.libraries import check_trackers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,17 @@ def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch, name):
     sentence = rf"--track {name} needs the package {TRACKERS[name]}, .*: pip install 'adept_ray\[{name}\]'"
     with pytest.raises(UserError, match=sentence):
         check_trackers([name])
+
+
+@pytest.mark.parametrize("command", ["tune-k", "train --config best.yaml --tokens 9"])
+def test_several_trackers_are_taken_and_an_unknown_one_is_not(command):
+    """Whichever way they are divided, each once; the sentence has the nearest name."""
+    name, *words = command.split()
+    spec = COMMANDS[name].spec
+    for given in (["mlflow", "wandb"], ["mlflow,wandb", "mlflow"]):
+        assert parse_flags(spec, "", [*words, "--track", *given]).track == ("mlflow", "wandb")
+    with pytest.raises(UserError, match=r"--track: unknown tracker 'tensorbord': did you mean tensorboard\?"):
+        parse_flags(spec, "", [*words, "--track", "tensorbord"])
 
 
 def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
