@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 
 from adept_ray.config.specs import SearchRun
+from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import open_context
 from adept_ray.run.examination import plan_examination, refuse_faults
 from adept_ray.run.question import pose_question
@@ -18,7 +19,7 @@ from adept_ray.run.sources import count_train_tokens, find_sources
 from adept_ray.run.summary import show_choice
 from adept_ray.run.tracking import track_run
 from adept_ray.run.training import test_and_export
-from adept_ray.run.trials import conclude_search, run_trials
+from adept_ray.run.trials import rebuild_chosen, run_trials
 
 
 def find_k(run: SearchRun) -> str:
@@ -42,8 +43,9 @@ def find_k(run: SearchRun) -> str:
             with open_context(session, load, examine) as context:
                 prepared, work = prepare_search(context, sources, question)
                 trials = run_trials(context, prepared, work, question)
-                choice, checkpoint, work = conclude_search(run, question, trials, work, prepared)
-                test = test_and_export(context, prepared, work, checkpoint)
+                choice, chosen = choose_trial(run, question, trials)
+                work = rebuild_chosen(work, prepared, chosen)
+                test = test_and_export(context, prepared, work, chosen.checkpoint)
             record_best(session, prepared, work, test, asdict(choice), question.k_max)
             record_run(session, sources, prepared, work=work)
             show_choice(session, prepared, work, test, choice)

@@ -183,10 +183,9 @@ class TrainingSpec(Spec):
             raise ValueError(f"layers must name k = {self.k} different ones, not {list(self.layers)}")
         rise, room = self.warmup_tokens or self.warmup * self.tokens, (1 - self.decay) * self.tokens
         if self.schedule == "wsd" and rise > room + 1:  # a whole token may be the rounding's
-            raise ValueError(
-                f"a warm-up of {rise:,.0f} tokens doesn't end before the decay, the last {self.decay:.0%} of "
-                f"{self.tokens:,} tokens: train on more tokens, or lower warmup or decay"
-            )
+            end = f"the last {self.decay:.0%} of {self.tokens:,} tokens"
+            remedy = "train on more tokens, or lower warmup or decay"
+            raise ValueError(f"a warm-up of {rise:,.0f} tokens doesn't end before the decay, {end}: {remedy}")
         return self
 
 

@@ -9,13 +9,11 @@ from dataclasses import replace
 
 from adept_ray.config.specs import SearchRun
 from adept_ray.engine.job import JobProgress
-from adept_ray.run.choosing import choose_trial
 from adept_ray.run.context import Context
 from adept_ray.run.preparing import Prepared
 from adept_ray.run.question import Question, name_question
 from adept_ray.run.record import read_spent_seconds
 from adept_ray.run.stage_one import store_blocks
-from adept_ray.search.answers import Choice
 from adept_ray.search.growth import GrowthStage, explain_growth_end, grow_model, plan_growth
 from adept_ray.search.setup import SearchSetup, measure_untouched, rebuild_work
 from adept_ray.search.trials import UNTOUCHED, Facts, Trial
@@ -84,15 +82,9 @@ def run_trials(
     return [untouched, *trials]
 
 
-def conclude_search(
-    run: SearchRun, question: Question, trials: Sequence[Trial], work: TrainWork, prepared: Prepared
-) -> tuple[Choice, str, TrainWork]:
-    """What a finished search says; the checkpoint of the chosen trial, and its work.
-
-    `work` is what all trials share.
-    """
-    choice, chosen = choose_trial(run, question, trials)
-    return choice, chosen.checkpoint, rebuild_work(work, prepared.layer_importance, chosen)
+def rebuild_chosen(work: TrainWork, prepared: Prepared, chosen: Trial) -> TrainWork:
+    """The work of the chosen trial, from the one that all share."""
+    return rebuild_work(work, prepared.layer_importance, chosen)
 
 
 def grow_trials(context: Context[SearchRun], prepared: Prepared, plan: Sequence[GrowthStage]) -> list[Trial]:
