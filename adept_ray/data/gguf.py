@@ -70,12 +70,12 @@ def _parse_once() -> Iterator[None]:
     """
     import gguf
 
-    slow = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, slow)  # type: ignore[misc,assignment]
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(reader), cache(names)  # type: ignore[misc,assignment]
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = slow  # type: ignore[misc]
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names  # type: ignore[misc]
 
 
 def _is_whole(path: Path) -> bool:
