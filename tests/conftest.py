@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(items):
 
     torch.set_num_threads(1)
     for item in items:
-        if item.path.stem in {COMMANDS, *HEAVY, *RAY} or not SERVERS.isdisjoint(list_needs(item)):
+        asks = item.get_closest_marker("assets") or not SERVERS.isdisjoint(list_needs(item))
+        if item.path.stem in {COMMANDS, *HEAVY, *RAY} or asks:
             item.add_marker(pytest.mark.slow)
     first = ({COMMANDS}, RAY, {"test_wheel"}, FORKS, HEAVY, LONG)
     items.sort(key=lambda item: [item.path.stem not in stems for stems in first])
