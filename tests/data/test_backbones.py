@@ -454,11 +454,25 @@ def test_a_gguf_file_becomes_a_plain_folder_once(tmp_path, monkeypatch, capfd):
     assert not hasattr(loaded.config, "quantization_config")
     assert torch.equal(logits(loaded, random_ids()), logits(model, random_ids()))
     assert load_tokenizer(backbone).eos_token == "<|eos|>"
-    assert capfd.readouterr().err == "dequantizing tiny.gguf (once; half a minute for 135 M parameters)\n"
+    assert capfd.readouterr().err == "dequantizing tiny.gguf (once; 15 s for 135 M parameters)\n"
     monkeypatch.setattr(backbones, "dequantize_gguf", None)
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "again.gguf")
     (tmp_path / "again.gguf").rename(tmp_path / "tiny.gguf")
     assert resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache") == backbone
+
+
+def test_a_gguf_file_is_parsed_once(tmp_path, monkeypatch):
+    """However often transformers asks for it; afterwards the package is as it was."""
+    parsed, plain = [], gguf.GGUFReader
+
+    def read(path):
+        parsed.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", read)
+    write_gguf(tmp_path / "tiny.gguf")
+    resolve_backbone(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
+    assert len(parsed) == 1 and gguf.GGUFReader is read
 
 
 def test_an_interrupted_conversion_is_never_believed(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from adept_ray.training.work import ProbeWork
 
 GIB = 2**30
 # Free memory, and what Ray's processes here and all that runs beside may take of it before one is killed.
-NEEDED, ALLOWED = 12 * GIB, 8 * GIB
+NEEDED, ALLOWED = 8 * GIB, 5 * GIB
 CGROUP = Path("/sys/fs/cgroup/memory/adept_ray-test")
 PIECE = 64 * 2**20
 BLOCKS = {"probe": one_document_each(np.arange(3, 67).reshape(4, 16))}

@@ -32,7 +32,7 @@ from adept_ray.training.state import WEIGHTS
 from adept_ray.training.work import ProbeWork, TrainWork
 
 SEQ_LEN, REPORTS = 16, 4
-STEPS, SHORT = 400, 100  # of a training into which something happens, and of one that waits for that
+STEPS, SHORT = 240, 40  # of a training into which something happens, and of one that waits for that
 EVERY, EVERY_SHORT = STEPS // REPORTS, SHORT // REPORTS  # steps between two reports
 # What Ray's processes of the test read: a notice is looked for often, and what can't start isn't waited for.
 HASTE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
@@ -60,7 +60,7 @@ def work(tmp_path_factory):
     measured = run_probe(asked, BLOCKS, torch.device("cpu"))
     step = 4 * SEQ_LEN
     training = TrainingSpec(
-        k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=90
+        k=1, base_lr=1e-3, tokens=STEPS * step, tokens_per_step=step, reports=REPORTS, recompute_every=35
     )
     return TrainWork(
         backbone=backbone,

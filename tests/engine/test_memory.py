@@ -8,6 +8,7 @@ import pytest
 from adept_ray.engine import memory
 
 
+@pytest.mark.slow
 def test_memory_counts_the_processes_that_were_started():
     """A child that fills 200 MiB raises the peak by about that much."""
     memory.Memory._peak = 0

@@ -118,7 +118,7 @@ BLOCKS = {
         {"probe": 4, "remeasure": 4, "general": 4, "domain": 4, "reception": 4, "train": 16}.items()
     )
 }
-SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 4 * 32, "tokens_per_step": 32, "reports": 2, "recompute_every": 1}
+SPEC = {"k": 1, "base_lr": 1e-3, "tokens": 2 * 32, "tokens_per_step": 32, "reports": 2, "recompute_every": 1}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ with leave_last_word("error: go on with this"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "said"),
     [
@@ -29,6 +30,7 @@ def test_only_a_death_leaves_the_word(end, said):
     assert subprocess.run(command, capture_output=True, text=True, timeout=60).stderr == said
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_reach_who_waits():
     """The group of the command is interrupted, and the command alone answers."""
     end = "os.setpgid(0, 0); os.killpg(0, signal.SIGINT); signal.pause()"

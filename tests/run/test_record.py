@@ -42,6 +42,7 @@ def test_the_summary_begins_with_the_k_that_is_advised(tmp_path, capsys, monkeyp
         assert [line for line in capsys.readouterr().out.splitlines() if "dial" in line] == lines
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 def test_what_the_commands_of_a_run_spent_adds_up(tmp_path, monkeypatch):
     """One that was stopped, one that came to the end, one that extended it; and the most memory of all."""
     run, results = SearchRun(name="x", storage=str(tmp_path)), Results(str(tmp_path), "x")

@@ -125,6 +125,7 @@ def test_trust_is_said_on_every_command_line():
         assert ("--trust-remote-code" in format_resume_command("tune-k", again)) is trusted
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 def test_every_sentence_names_the_command_that_continues(small):
     """One sentence: what is wrong, what to do, the command; other errors stay what they are."""
     run = SearchRun(name="x", storage=str(small))
@@ -151,6 +152,7 @@ def test_every_sentence_names_the_command_that_continues(small):
         raise OSError("another fault")
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 @pytest.mark.parametrize("kind", [UnfinishedRun, DiskFault])
 def test_a_fault_of_the_cache_under_a_worker_names_the_flag_too(tmp_path, kind):
     """By the sentence that comes from there; a folder whose name only begins like the cache's is none."""
@@ -166,6 +168,7 @@ def test_a_fault_of_the_cache_under_a_worker_names_the_flag_too(tmp_path, kind):
         assert ("--cache takes another one" in str(refusal.value)) is is_inside
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 def test_a_fault_of_the_cache_names_the_cache_and_its_flag(tmp_path):
     """Whether it is full or closed; of other places there is nothing to be said."""
     run = SearchRun(name="x", storage=str(tmp_path), cache=str(tmp_path / "cache"))
@@ -180,6 +183,7 @@ def test_a_fault_of_the_cache_names_the_cache_and_its_flag(tmp_path):
         assert "--cache" not in str(refusal.value)
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 @pytest.mark.parametrize("found", ["", "importance.json"])
 def test_a_run_that_is_refused_with_nothing_to_go_on_with_is_taken_back(tmp_path, found):
     """Its input may have to be mended, which no resumed run would take: the same command is given again."""
@@ -193,6 +197,7 @@ def test_a_run_that_is_refused_with_nothing_to_go_on_with_is_taken_back(tmp_path
     assert ("; then go on with python" in str(refusal.value)) is bool(found)
 
 
+@pytest.mark.slow  # a process waits to say the last word of a run
 def test_a_resumed_run_is_never_taken_back(tmp_path):
     """However little it has: it isn't this command's."""
     run = SearchRun(name="x", storage=str(tmp_path))

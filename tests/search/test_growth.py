@@ -66,9 +66,8 @@ def run_of(steps):
     return SearchRun(strategy="grow", tokens_per_trial=steps * PER_STEP * SEQ_LEN)
 
 
-@pytest.fixture
-def alone(monkeypatch, tmp_path):
-    """Jobs are done here and now, as a worker does them; returns what was begun."""
+def do_jobs_here(patch, folder):
+    """Have jobs done here and now, as a worker does them; returns what was begun."""
     begun = []
 
     def reports(board, job):
@@ -76,15 +75,28 @@ def alone(monkeypatch, tmp_path):
         found = []
 
         def report(metrics, checkpoint):
-            saved = str(write_files(checkpoint, tmp_path / job.name))
+            saved = str(write_files(checkpoint, folder / job.name))
             found.append({**metrics, "saved": saved})
 
         start = Path(job.grown_from) if job.grown_from else None
         train(job.work, job.blocks, CPU, Callbacks(report), ResumePoint(grown_from=start))
         return found
 
-    monkeypatch.setattr(growth, "follow_job", reports)
+    patch.setattr(growth, "follow_job", reports)
     return begun
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    return do_jobs_here(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def grown(work, tmp_path_factory):
+    """The rows of a growth through three depths, and the jobs that it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        jobs = do_jobs_here(patch, tmp_path_factory.mktemp("grown"))
+        return grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None), jobs
 
 
 def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(work):
@@ -95,21 +107,21 @@ def test_a_model_grows_by_its_least_important_layers_and_goes_on_in_the_text(wor
     assert [(stage.work.steps_before, stage.work.steps) for stage in plan] == [(0, 4), (4, 4), (8, 4)]
 
 
-def test_the_curve_is_read_along_one_training(work, alone):
+def test_the_curve_is_read_along_one_training(grown):
     """A row a depth, each better than the last on text that can be learned; the choice is made among them."""
-    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
+    rows, jobs = grown
     assert [row.k for row in rows] == [1, 2, 3] and {row.state for row in rows} == {"finished"}
     assert [row.tokens for row in rows] == [20 * k * PER_STEP * SEQ_LEN for k in (1, 2, 3)]
     assert [row.layers for row in rows] == [(1,), (1, 2), (0, 1, 2)]
     assert rows[0].score < rows[1].score < rows[2].score
-    starts = [job.grown_from for job in alone]
+    starts = [job.grown_from for job in jobs]
     assert starts == ["", rows[0].saved, rows[1].saved]
     assert choose_k(rows).k == 3
 
 
-def test_a_reading_counts_what_the_depths_before_have_seen(work, alone):
+def test_a_reading_counts_what_the_depths_before_have_seen(grown):
     """Steps and tokens of the curves go on from depth to depth, and each curve ends as its row says."""
-    rows = grow_model(plan_growth(run_of(60), SPACE, work, IMPORTANCE), BLOCKS, "", None)
+    rows, _ = grown
     readings = [reading for row in rows for reading in row.curve]
     assert [reading.step for reading in readings] == [20, 40, 60]
     for name in ("tokens", "general_delta", "domain_delta", "score"):

@@ -50,6 +50,7 @@ def place(request, tmp_path):
     return str(folder) if request.param == "path" else folder.as_uri()
 
 
+@pytest.mark.slow
 def test_whoever_comes_second_is_told(place, tmp_path):
     """In a sentence that names the first one's process; its death frees the folder, and so does its end."""
     first = start(place, tmp_path / "room")
@@ -68,6 +69,7 @@ def test_whoever_comes_second_is_told(place, tmp_path):
     assert fourth.communicate()[0] == "opened\n"
 
 
+@pytest.mark.slow
 def test_of_many_that_begin_together_one_has_the_folder(place, tmp_path):
     """None is beside another, whoever is first."""
     commands = [start(place, tmp_path / "room", others=4) for _ in range(4)]

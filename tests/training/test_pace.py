@@ -48,7 +48,7 @@ def test_compiled_layers_train_alike(work, tmp_path, monkeypatch, tunes, recompu
     """
     done = compiling(monkeypatch)
     own = {"tunes": tunes} | ({"k": 0, "layers": ()} if tunes == "lora" else {})
-    plain = changed(work, **own, fit=Fit(recompute=recompute))
+    plain = changed(work, **own, tokens=work.count_tokens(4), reports=2, fit=Fit(recompute=recompute))
     compiled = replace(plain, fit=Fit(recompute=recompute, compiled=True))
     without = Run(tmp_path / "plain", plain)
     assert not done
@@ -60,7 +60,7 @@ def test_compiled_layers_train_alike(work, tmp_path, monkeypatch, tunes, recompu
     assert run.weights().keys() == without.weights().keys()
     for name, weight in without.weights().items():
         torch.testing.assert_close(run.weights()[name], weight, atol=1e-5, rtol=1e-4)
-    again = Run(tmp_path / "again", compiled, resume=run.folders[1])
+    again = Run(tmp_path / "again", compiled, resume=run.folders[0])
     assert same(again.weights(), run.weights()) and done["unique_graphs"] == codes
     models = []
     for made, folder in ((plain, "plain"), (compiled, "compiled")):

@@ -59,25 +59,25 @@ def key(number, grad=True):
     return StreamKey(bytes([number]), 2, (grad,))
 
 
-@pytest.mark.parametrize("kind", [MemoryStreams, DiskStreams])
 @pytest.mark.parametrize(
     "how",
     [{}, {"fit": Fit(recompute=True)}, {"replay": 0.5}, {"dtype": "bfloat16"}, {"micro_batch": 5}],
     ids=str,
 )
-def test_two_trainings_of_a_process_end_as_without_what_is_kept(work, tmp_path, monkeypatch, runs, kind, how):
+def test_two_trainings_of_a_process_end_as_without_what_is_kept(work, tmp_path, monkeypatch, runs, how):
     """Weights, losses and readings are equal bit for bit; the second one runs no frozen layer at all."""
-    monkeypatch.setitem(streams_module.KINDS, "cpu", kind)
     both = [keeping(work, base_lr=rate, **how) for rate in (1e-2, 3e-3)]
     expected = [Run(tmp_path / f"plain-{i}", plain) for i, (_, plain) in enumerate(both)]
-    found, frozen = [], []
-    for i, (kept, _) in enumerate(both):
-        before = runs[0]
-        found.append(Run(tmp_path / f"kept-{i}", kept))
-        frozen.append(runs[0] - before)
-    for run, plain in zip(found, expected, strict=True):
-        assert same(run.weights(), plain.weights()) and run.metrics == plain.metrics
-    assert frozen[0] > 0 and frozen[1] == 0
+    for kind in (MemoryStreams, DiskStreams):
+        monkeypatch.setitem(streams_module.KINDS, "cpu", kind)
+        drop_store()
+        frozen = []
+        for i, ((kept, _), plain) in enumerate(zip(both, expected, strict=True)):
+            before = runs[0]
+            run = Run(tmp_path / f"{kind.__name__}-{i}", kept)
+            frozen.append(runs[0] - before)
+            assert same(run.weights(), plain.weights()) and run.metrics == plain.metrics
+        assert frozen[0] > 0 and frozen[1] == 0
 
 
 def test_within_a_training_held_out_text_passes_frozen_layers_once(work, tmp_path, runs):
