@@ -133,7 +133,8 @@ def describe_obstacle(obstacle: str) -> str:
 
 def read_table() -> dict[str, str]:
     """Type → what is in the way, as the page says it; nothing for a type that is expanded."""
-    lines = (line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `"))
+    table = PAGE.read_text().partition("|---|---|---|")[2].strip()
+    lines = (line.split(" | ") for line in table.splitlines())
     return {line[0].strip("| `"): "" if line[1] == "yes" else line[2].strip("| ") for line in lines}
 
 
