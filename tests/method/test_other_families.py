@@ -1,4 +1,4 @@
-"""A probe, a plan of memory and a step on the types that people use most, beside the families of the table."""
+"""A probe, a plan of memory and a step on the types that people use most, beside those of the table."""
 
 import pytest
 import torch
@@ -45,6 +45,13 @@ def test_a_type_is_probed_planned_and_trained(kind):
     assert not torch.equal(compute_logits(model, BATCH["input_ids"]), before)
     with tuning.use_exported_weights(0.0):
         assert torch.equal(compute_logits(model, BATCH["input_ids"]), before)
+
+
+def test_a_type_that_goes_by_data_is_refused_by_the_plan():
+    """DBRX asks its experts in a loop over those that a token chose; without data nobody knows which."""
+    skeleton = build_skeleton(tiny_config("dbrx"), "float32")
+    with pytest.raises(UserError, match="what a training of models of type 'dbrx' takes can't be told"):
+        plan_memory(skeleton, TrainingSpec(k=1), (1,), 12)
 
 
 def test_weights_with_which_no_copy_is_an_identity_are_refused_before_a_probe():
