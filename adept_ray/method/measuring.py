@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 HALF = 0.5
+OTHER = "take a model of another type"
 CLOSE = 0.02  # of the largest difference: what rounding leaves of half of something
+
+
+class Obstacle(Exception):
+    """What is in the way of copying layers of a kind, in words."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,25 @@ def measure_family(config: PreTrainedConfig) -> Family:
         twin = build_twin(shrink_config(config))
         ids = draw_tokens(SEQUENCES, LENGTH)
         path, calls = find_layers(twin, ids)
-    except UserError as problem:
-        raise UserError(f"models of type '{kind}' can't be expanded: {problem}") from None
+    except Obstacle as problem:
+        raise UserError(f"models of type '{kind}' can't be expanded: {problem}; {OTHER}") from None
     except Exception as problem:  # whatever code of other libraries makes of sizes that nobody trains
         raise UserError(
             f"models of type '{kind}' can't be looked at on a tiny one of their kind "
-            f"({describe_briefly(problem)})"
+            f"({describe_briefly(problem)}); {OTHER}"
         ) from problem
     layers = twin.get_submodule(path)
     assert isinstance(layers, nn.ModuleList)
     if len(layers) != config.num_hidden_layers:
         raise UserError(
             f"models of type '{kind}' can't be expanded: num_hidden_layers is {config.num_hidden_layers}, "
-            f"and the stream passes {len(layers)} layers"
+            f"and the stream passes {len(layers)} layers; {OTHER}"
         )
     try:
         check_bypass(twin, ids, layers, calls[0])
         family = measure_layers(layers, calls)
-    except UserError as problem:
-        raise UserError(f"models of type '{kind}' can't be expanded: {problem}") from None
+    except Obstacle as problem:
+        raise UserError(f"models of type '{kind}' can't be expanded: {problem}; {OTHER}") from None
     return replace(
         family,
         layers=path,
@@ -98,7 +103,7 @@ def measure_family(config: PreTrainedConfig) -> Family:
 def find_layers(model: PreTrainedModel, ids: torch.Tensor) -> tuple[str, list[Call]]:
     """The path of the module list that the stream passes entry by entry, the longest one, and each's call.
 
-    Raises :class:`UserError` where there is none.
+    Raises :class:`Obstacle` where there is none.
     """
     lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     heard: dict[str, list[tuple[int, Call]]] = {name: [] for name in lists}
@@ -119,7 +124,7 @@ def find_layers(model: PreTrainedModel, ids: torch.Tensor) -> tuple[str, list[Ca
         if [number for number, _ in calls] == list(range(len(lists[name]))) and _is_chain(calls)
     }
     if not chains:
-        raise UserError("no list of layers is passed by one stream, each entry once and in order")
+        raise Obstacle("no list of layers is passed by one stream, each entry once and in order")
     path = max(chains, key=lambda name: (len(chains[name]), -name.count(".")))
     return path, chains[path]
 
@@ -137,12 +142,12 @@ def _listen(calls: list[tuple[int, Call]], number: int) -> Callable[..., None]:
 
 
 def check_bypass(model: PreTrainedModel, ids: torch.Tensor, layers: nn.ModuleList, call: Call) -> None:
-    """Raise :class:`UserError` unless the model runs when its first layers hand on what enters them."""
+    """Raise :class:`Obstacle` unless the model runs when its first layers hand on what enters them."""
     try:
         with torch.no_grad(), answer_at_once([*layers][: len(layers) // 2 + 1], call.stream, call.passed):
             model(input_ids=ids, use_cache=False)
     except Exception as problem:
-        raise UserError(
+        raise Obstacle(
             "layers hand each other more than the stream, so their importance can't be measured "
             f"({describe_briefly(problem)})"
         ) from problem
@@ -169,7 +174,7 @@ def measure_layers(layers: nn.ModuleList, calls: list[Call]) -> Family:
     kinds = list(found.values())
     offsets = {family.norm_offset for family in kinds if family.closing_norms}
     if len(offsets) > 1:
-        raise UserError("its norms don't all scale alike")
+        raise Obstacle("its norms don't all scale alike")
     return Family(
         outputs=_join(family.outputs for family in kinds),
         closing_norms=_join(family.closing_norms for family in kinds),
@@ -192,7 +197,7 @@ def _join(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def measure_layer(layer: nn.Module, call: Call) -> Family:
-    """The outputs and closing norms of one layer. Raises :class:`UserError` where it can't be an identity."""
+    """The outputs and closing norms of one layer. Raises :class:`Obstacle` where it can't be an identity."""
     trial = Trial(layer, call)
     outputs = trial.find_outputs()
     closing, normed, offset = trial.find_closing_norms(outputs)
@@ -241,12 +246,12 @@ class Trial:
         """Names of the smallest set of groups with which at zero the copy is the identity."""
         self.scale(self.groups, 1.0)
         if not torch.equal(self.call.repeat(self.copy), self.call.left):
-            raise UserError("a layer that is called twice with the same gives different things")
+            raise Obstacle("a layer that is called twice with the same gives different things")
         order = self.order_groups()
         self.scale(self.groups, 0.0)
         zero = list(self.groups)
         if not self.is_identity():
-            raise UserError(self.explain_refusal())
+            raise Obstacle(self.explain_refusal())
         for name in order:
             self.scale([name], 1.0)
             if self.is_identity():
@@ -254,7 +259,7 @@ class Trial:
             else:
                 self.scale([name], 0.0)
         if not zero:
-            raise UserError("a layer changes nothing on the tiny model, so its outputs can't be told")
+            raise Obstacle("a layer changes nothing on the tiny model, so its outputs can't be told")
         return self._name_modules(zero)
 
     def explain_refusal(self) -> str:
@@ -338,7 +343,7 @@ class Trial:
                     offsets.add(offset)
                     break
         if len(offsets) > 1:
-            raise UserError("its norms don't all scale alike")
+            raise Obstacle("its norms don't all scale alike")
         return tuple(dict.fromkeys(closing)), tuple(dict.fromkeys(normed)), max(offsets, default=0.0)
 
     def halves(self, names: list[str], offset: float, whole: torch.Tensor) -> bool:

@@ -26,7 +26,7 @@ from adept_ray.method.anatomy import (
 from adept_ray.method.copying import add_copies, make_identity_copy
 from adept_ray.method.forwards import LayerCall, record_calls, take_left
 from adept_ray.method.importance import hold_evaluation_mode
-from adept_ray.method.measuring import describe_briefly
+from adept_ray.method.measuring import OTHER, describe_briefly
 from adept_ray.method.sharding import is_sharded
 from adept_ray.method.twins import (
     LENGTH,
@@ -60,7 +60,7 @@ def prove_expansion(config: PreTrainedConfig, layers: tuple[int, ...] | None = N
     if _PROVEN[key]:
         raise UserError(
             f"models of type '{config.model_type}' can't be expanded by copies of layers "
-            f"{', '.join(map(str, chosen))}: {_PROVEN[key]}"
+            f"{', '.join(map(str, chosen))}: {_PROVEN[key]}; {OTHER}"
         )
 
 
@@ -169,11 +169,12 @@ def compare_logits(model: PreTrainedModel) -> Iterator[None]:
     yield
     with hold_evaluation_mode(model):
         after = compute_logits(model, ids)
-    if not torch.equal(before, after):
+    # Weights that aren't numbers are told of by those who compute a loss with them.
+    if not ((before == after) | (before.isnan() & after.isnan())).all():
         apart = float((before - after).abs().max())
         raise UserError(
             f"the expanded model computes other logits than its backbone, apart by up to {apart:.3g}: layers "
-            f"of type '{model.config.model_type}' with these weights can't be copied as identities"
+            f"of type '{model.config.model_type}' with these weights can't be copied as identities; {OTHER}"
         )
 
 
@@ -198,7 +199,7 @@ def check_copies(model: PreTrainedModel) -> None:
                 raise UserError(
                     f"layer {number} of this model of type '{model.config.model_type}' can't be copied as an "
                     "identity: with these weights a copy changes what enters it, though its output "
-                    "projections are zero"
+                    f"projections are zero; {OTHER}"
                 )
 
 

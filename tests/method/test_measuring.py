@@ -12,7 +12,7 @@ from adept_ray.method.anatomy import family_of_config, keep_family
 from adept_ray.method.expansion import expand
 from adept_ray.method.families import FAMILIES, Family, is_named
 from adept_ray.method.layer_entries import extend_config
-from adept_ray.method.measuring import find_layers, measure_family
+from adept_ray.method.measuring import Obstacle, find_layers, measure_family
 from adept_ray.method.proof import find_obstacle, prove_expansion
 from adept_ray.method.twins import LENGTH, VOCABULARY, build_twin, draw_tokens, shrink_config
 
@@ -127,5 +127,5 @@ def test_a_stream_that_no_list_passes_is_refused():
             stream = torch.ones(*input_ids.shape, 4)
             return self.layers[0](stream) + self.layers[1](stream)
 
-    with pytest.raises(UserError, match="no list of layers is passed by one stream"):
+    with pytest.raises(Obstacle, match="no list of layers is passed by one stream"):
         find_layers(Twice(), draw_tokens(1, 3))
