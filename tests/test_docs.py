@@ -26,7 +26,7 @@ MADE_HERE = {"build", "results"}  # folders that no checkout has
 CHOICES = {
     "adept_ray.config.specs.Placement": "docs/comparing.md",
     "adept_ray.rivals.methods.METHODS": "docs/comparing.md",
-    "adept_ray.method.anatomy.FAMILIES": "docs/library.md",
+    "adept_ray.method.families.FAMILIES": "docs/families.md",
     "adept_ray.data.backbones.PRESETS": "docs/searching.md",
     "adept_ray.data.corpora.CORPORA": "docs/searching.md",
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from adept_ray.config.fields import Mark, list_fields
 from adept_ray.config.specs import ProbeRun, RunSpec, TrainingSpec
 from adept_ray.config.validation import refuse_flags
+from adept_ray.method.anatomy import family_of_config
 from adept_ray.report.layer_figures import save_importance
 from adept_ray.run.context import open_context, open_session
 from adept_ray.run.examination import plan_refusal
@@ -28,6 +29,7 @@ def probe_layers(run: ProbeRun) -> str:
     session = open_session(resolve_settings(run, "probe"))
     run, results, display = session.run, session.results, session.display
     sources = find_sources(session, with_domain=False)
+    display.say(family_of_config(sources.config).describe())
     record_run(session, sources)
     load = describe_measuring(run, run.probe_tokens)
     with open_context(session, load, plan_refusal(session, sources), trains=False) as context:

@@ -1,70 +1,89 @@
 """Where a decoder keeps its layers, their output projections and their units.
 
-One table of families. A family that isn't in it is refused: bit-identical expansion was checked for the
-listed ones alone.
+Families of a table, and any other one as it is measured on a tiny model of its kind.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from adept_ray.config.errors import UserError
+from adept_ray.method.families import FAMILIES, Family, is_named, select_parameters
+from adept_ray.method.measuring import measure_family
+from adept_ray.method.twins import compute_plainly
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Family:
-    """Module names of one architecture, as `transformers` spells them."""
-
-    layers: str = "model.layers"
-    outputs: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
-    """Projections that write to the residual stream: with all of them zero a layer is the identity."""
-    per_layer_config: tuple[str, ...] = ("layer_types",)
-    """Config lists with one entry per layer."""
-    logits_changed_by: tuple[str, ...] = ()
-    """Config numbers by which logits are changed behind the output head, unless they are None or 1."""
-    closing_norms: tuple[str, ...] = ()
-    """Norms that what the output projections make passes on its way to the stream, in some families."""
-    norm_offset: float = 0.0
-    """What such a norm adds to its weight before it multiplies by that."""
-
-
-CLOSING_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
-GEMMA = Family(logits_changed_by=("final_logit_softcapping",), closing_norms=CLOSING_NORMS, norm_offset=1.0)
-
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3"), Family()),
-    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA),
-    "olmo2": Family(closing_norms=CLOSING_NORMS),
-    "granite": Family(logits_changed_by=("logits_scaling",)),
-    # SmolLM3 leaves rotary embeddings out of some layers, by a list of its own.
-    "smollm3": Family(per_layer_config=("layer_types", "no_rope_layers")),
-}
+OWN_CLASS = "give a model of transformers' own class"
+# What a config says of other things than what a model is made of.
+PASSING = ("architectures", "dtype", "transformers_version", "use_cache", "_name_or_path")
+_KNOWN: dict[str, Family | UserError] = {}  # what was measured in this process, by the config's content
 
 
 def family_of(model: nn.Module) -> Family:
-    """The table's entry for a Hugging Face causal LM.
+    """The family of a Hugging Face causal LM, from the table or measured.
 
-    Raises :class:`UserError` that names the family and the supported ones.
+    Raises :class:`UserError` that says what is in the way where layers of its kind can't be expanded.
     """
     return family_of_config(getattr(model, "config", model))
 
 
 def family_of_config(config: object) -> Family:
-    """The table's entry for a Hugging Face config, whatever its class; raises as :func:`family_of` does.
+    """The family of a Hugging Face config, whatever its class; raises as :func:`family_of` does.
 
-    A config class that came with a model belongs to the family whose class it is derived from.
+    A config class that came with a model belongs to the family whose class it is derived from. What isn't in
+    the table is measured once for each config.
     """
-    kinds = [getattr(config, "model_type", type(config).__name__)]
+    if known := find_listed_family(config):
+        return known
+    kind = getattr(config, "model_type", type(config).__name__)
+    if not hasattr(config, "to_json_string") or not type(config).__module__.startswith("transformers."):
+        raise UserError(
+            f"models of type '{kind}' are not supported: what isn't transformers' own code has to be derived "
+            f"from one of {', '.join(sorted(FAMILIES))}"
+        )
+    own = cast("PreTrainedConfig", config)
+    content = describe_content(own)
+    if content not in _KNOWN:
+        _KNOWN[content] = _try_measuring(own)
+    found = _KNOWN[content]
+    if isinstance(found, UserError):
+        raise UserError(str(found))
+    return found
+
+
+def keep_family(model: PreTrainedModel, family: Family) -> None:
+    """Let `model`, whose config was changed when layers were added, be of the `family` that it was before."""
+    if not find_listed_family(model.config):
+        _KNOWN[describe_content(model.config)] = family
+
+
+def find_listed_family(config: object) -> Family | None:
+    """The table's entry for a Hugging Face config; None where it has none."""
+    kinds = [getattr(config, "model_type", None)]
     if not type(config).__module__.startswith("transformers."):
         kinds += [getattr(kind, "model_type", None) for kind in type(config).__mro__]
-    for kind in kinds:
-        if kind in FAMILIES:
-            return FAMILIES[kind]
-    known = ", ".join(sorted(FAMILIES))
-    raise UserError(f"models of family '{kinds[0]}' are not supported; supported: {known}")
+    return next((FAMILIES[kind] for kind in kinds if kind in FAMILIES), None)
+
+
+def describe_content(config: PreTrainedConfig) -> str:
+    """The content of a config, which is the same for all models that are made alike."""
+    values = {name: value for name, value in config.to_dict().items() if name not in PASSING}
+    return json.dumps([type(config).__name__, values], sort_keys=True, default=str)
+
+
+def _try_measuring(config: PreTrainedConfig) -> Family | UserError:
+    try:
+        with compute_plainly():
+            return measure_family(config)
+    except UserError as problem:
+        return problem
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -76,20 +95,32 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def output_projections(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
-    """The modules of `layer` that write to the residual stream."""
-    return [get_part(layer, name) for name in family_of(model).outputs]
+def list_outputs(model: nn.Module, layer: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `layer` that write to the residual stream, by their name in it.
+
+    Raises :class:`UserError` where it has none: code that came with a model may name them otherwise.
+    """
+    outputs = family_of(model).outputs
+    found = select_parameters(layer, outputs)
+    if not found:
+        raise UserError(f"{type(layer).__name__} has none of {', '.join(outputs)}: {OWN_CLASS}")
+    return found
 
 
-def list_dialled(model: nn.Module, layers: Iterable[int]) -> set[str]:
+def list_dialled(model: nn.Module, layers: Iterable[int]) -> dict[str, float]:
     """Full names of the parameters in proportion to which the given layers add to the residual stream.
 
     Those of the output projections. Where a norm follows, whose output is as large whatever enters it, those
-    of the norm.
+    of the norm. With each goes what is added to it before it multiplies.
     """
-    family = family_of(model)
-    last = family.closing_norms or family.outputs
-    return {name for name in layer_parameters(model, layers) if unit_of(name).endswith(last)}
+    family, own = family_of(model), {name: name_within(name) for name in layer_parameters(model, layers)}
+    norms = {name for name, short in own.items() if is_named(short, family.closing_norms)}
+    plain = {
+        name
+        for name, short in own.items()
+        if is_named(short, family.outputs) and not is_named(short, family.normed)
+    }
+    return {**dict.fromkeys(plain, 0.0), **dict.fromkeys(norms, family.norm_offset)}
 
 
 def get_part(module: nn.Module, name: str) -> nn.Module:
@@ -98,8 +129,7 @@ def get_part(module: nn.Module, name: str) -> nn.Module:
         return module.get_submodule(name)
     except AttributeError:
         raise UserError(
-            f"{type(module).__name__} has no '{name}', which its family's models have: "
-            "give a model of transformers' own class"
+            f"{type(module).__name__} has no '{name}', which its family's models have: {OWN_CLASS}"
         ) from None
 
 
@@ -133,6 +163,12 @@ def unit_of(parameter: str) -> str:
 def layer_of(name: str) -> int:
     """The layer id in the full name of a parameter or unit."""
     return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def name_within(name: str) -> str:
+    """The name in its layer of a parameter or unit with that full name."""
+    parts = name.split(".")
+    return ".".join(parts[next(i for i, part in enumerate(parts) if part.isdigit()) + 1 :])
 
 
 def has_layer(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,24 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import (
-    family_of,
-    layer_of,
-    layer_parameters,
-    layers_of,
-    name_in_layer,
-    output_projections,
-)
+from adept_ray.method.anatomy import find_listed_family, layer_of, name_in_layer
 from adept_ray.method.copies import RECORD, added_layers, list_ids
+from adept_ray.method.copying import add_copies, check_layers
 from adept_ray.method.importance import LayerImportance, hold_evaluation_mode
+from adept_ray.method.proof import LOOK, compare_logits, compute_logits, prove_expansion
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOOK = 16  # tokens of which an exported model's logits are compared
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit, by type of the weights
 COARSE = 0.1  # the same of shorter types
 CONFIG_NAME = "config.json"
@@ -55,52 +47,18 @@ def expand(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:
     """Put an identity copy behind each of `layers` (ids in `model`), in place, and freeze all the rest.
 
     The paper's "Selective Expansion via Identity Copy". A copy's output projections are zero, so it adds
-    exactly 0 to the residual stream and the logits stay bit-identical. Layer numbers and every per-layer
-    list of the config follow.
+    exactly 0 to the residual stream and the logits stay bit-identical. Layer numbers and whatever the config
+    says of single layers follow. That all of this is so is proven: for a family that isn't in the table on a
+    tiny model first, which is also made again from its config, and then by the logits of a few tokens.
     Afterwards only the copies require gradients. Returns the ids of the copies, ascending.
-    Raises :class:`UserError` for an unsupported family, an unknown or a repeated layer.
+    Raises :class:`UserError` for an unknown or a repeated layer, and that says what is in the way where these
+    layers can't be copied.
     """
-    family, originals = family_of(model), layers_of(model)
-    chosen = list_ids(layers)
-    layer_parameters(model, chosen)  # checks that they exist
-    if len(set(chosen)) != len(chosen):
-        raise UserError(f"layers {chosen}: each layer can be copied once")
-    sources = sorted([*range(len(originals)), *chosen])  # what each layer of the expanded model is made from
-    added = added_layers(chosen)
-    expanded = [
-        make_identity_copy(model, originals[source]) if i in added else originals[source]
-        for i, source in enumerate(sources)
-    ]
-    model.requires_grad_(False)
-    for new_id, layer in enumerate(expanded):
-        layer.requires_grad_(new_id in added)
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = new_id
-    _extend_config(model.config, family.per_layer_config, sources)
-    parent = model.get_submodule(family.layers.rpartition(".")[0])
-    setattr(parent, family.layers.rpartition(".")[2], nn.ModuleList(expanded))
-    return added
-
-
-def make_identity_copy(model: PreTrainedModel, layer: nn.Module) -> nn.Module:
-    """A copy of one of the model's layers that adds exactly 0 to the residual stream."""
-    # The config stays shared: a later change of it (the attention implementation, say) is for all layers.
-    twin = copy.deepcopy(layer, {id(model.config): model.config})
-    with torch.no_grad():
-        for projection in output_projections(model, twin):
-            for parameter in projection.parameters():
-                parameter.zero_()
-    return twin
-
-
-def _extend_config(config: PreTrainedConfig, per_layer: Sequence[str], sources: Sequence[int]) -> None:
-    """Make the config describe layers made from `sources`: their count and every per-layer list."""
-    config.num_hidden_layers = len(sources)
-    for name in per_layer:
-        entries = getattr(config, name, None)
-        if entries is not None:
-            setattr(config, name, [entries[source] for source in sources])
+    chosen = check_layers(model, layers)
+    if not find_listed_family(model.config):
+        prove_expansion(model.config, tuple(chosen))
+    with compare_logits(model):
+        return add_copies(model, chosen)
 
 
 def source_importance(units: Mapping[str, float], layers: Sequence[int]) -> dict[str, float]:
@@ -176,9 +134,9 @@ def check_export(model: PreTrainedModel, folder: Path) -> None:
         if name not in written or not torch.equal(value.cpu().to(written[name].dtype), written[name]):
             raise UserError(f"{folder}: the exported {name} isn't that of the model in memory; {REMEDY}")
     ids = torch.arange(LOOK).remainder(model.config.vocab_size)[None]
-    with torch.no_grad(), hold_evaluation_mode(model):
-        here = model(input_ids=ids.to(model.device)).logits.float().cpu()
-        there = again.eval()(input_ids=ids).logits.float()
+    with hold_evaluation_mode(model):
+        here = compute_logits(model, ids.to(model.device)).float().cpu()
+        there = compute_logits(again.eval(), ids).float()
     most = ROUNDING.get(again.dtype, COARSE) * here.abs().max()
     if not (here - there).abs().max() <= most:
         raise UserError(

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adept_ray.method.anatomy import FAMILIES
+from adept_ray.config.errors import UserError
+from adept_ray.method.anatomy import family_of
 from adept_ray.method.forwards import replace_forward
 
 IGNORED = -100
@@ -42,14 +43,16 @@ def find_plain_head(model: nn.Module) -> nn.Linear | None:
     Some families scale logits or cap them, by a field of the config. Code that came with a model may do
     anything, and so may a head that isn't a linear map, or whose forward pass somebody has replaced.
     """
-    config = getattr(model, "config", None)
-    family = FAMILIES.get(getattr(config, "model_type", ""))
     own = [
         kind for kind in type(model).__mro__ if not kind.__module__.startswith(("transformers.", "torch."))
     ]
-    if family is None or own != [object]:
+    if own != [object]:
         return None
-    if any(getattr(config, name, None) not in (None, 1) for name in family.logits_changed_by):
+    try:
+        changed_by = family_of(model).logits_changed_by
+    except UserError:
+        return None
+    if changed_by is None or any(getattr(model.config, name, None) not in (None, 1) for name in changed_by):
         return None
     head = cast("nn.Module", model.get_output_embeddings())  # type: ignore[operator]
     return head if type(head) is nn.Linear and "forward" not in vars(head) else None

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
+from adept_ray.method.anatomy import family_of, layer_parameters, layers_of, unit_of
+from adept_ray.method.forwards import answer_at_once, take_stream
 from adept_ray.method.head import GPU_LOGITS, find_plain_head
 from adept_ray.method.loss import Batch, next_token_nats
-from adept_ray.method.prefix import answer_at_once
 from adept_ray.method.ranks import sum_over_ranks
 from adept_ray.method.sharding import disable_gradients, gather_whole, is_sharded
 
@@ -87,7 +87,7 @@ def measure_bypass_losses(
     starts from what entered the bypassed layer in the whole model's pass, so only the layers behind it run.
     Raises :class:`UserError`, naming the layer, for a loss that isn't finite.
     """
-    every = list(layers_of(model))
+    every, passed = list(layers_of(model)), family_of(model).passed
     increases = torch.zeros(len(layers), len(batch["input_ids"]), dtype=torch.float64)
     with disable_gradients(model), hold_evaluation_mode(model):
         inputs: list[torch.Tensor] = []
@@ -98,7 +98,7 @@ def measure_bypass_losses(
             raise UserError(f"the backbone's loss on the probe isn't finite: {_find_origin(every, inputs)}")
         for done, layer in enumerate(layers):
             # The bypassed layer is the identity, and those before it would only compute its input once more.
-            with answer_at_once(every[: layer + 1], inputs[layer]):
+            with answer_at_once(every[: layer + 1], inputs[layer], passed):
                 increases[done] = next_token_nats(model, batch)[0].double().cpu() - base
             if not increases[done].isfinite().all():
                 raise UserError(
@@ -178,7 +178,11 @@ def hold_evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _record_inputs(layers: Sequence[nn.Module], inputs: list[torch.Tensor]) -> Iterator[None]:
     """Append the residual stream that enters each layer to `inputs`, in layer order."""
-    hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in layers]
+
+    def note(_: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
+        inputs.append(take_stream(args, options))
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

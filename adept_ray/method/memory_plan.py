@@ -17,10 +17,11 @@ from torch import nn
 from adept_ray.config.errors import UserError
 from adept_ray.config.machine import Machine
 from adept_ray.config.specs import TrainingSpec
-from adept_ray.method.anatomy import layer_parameters, layers_of
+from adept_ray.method.anatomy import find_listed_family, layer_parameters, layers_of
 from adept_ray.method.fit import Fit
 from adept_ray.method.head import CPU_LOGITS, GPU_LOGITS, find_plain_head
 from adept_ray.method.importance import UNIT_BYTES
+from adept_ray.method.measuring import describe_briefly
 from adept_ray.method.tracing import OUTSIDE, Trace, count_growing_bytes, make_traceable, trace_pass
 from adept_ray.method.tuning import Tuning, Whole, build_tuning
 
@@ -138,7 +139,7 @@ def plan_memory(
         before = count_scalars(model.parameters())
         units = dict.fromkeys(layer_parameters(model, range(len(layers_of(model)))), 1.0)
         tuning = build_tuning(model, training, layers, units, seed=0)
-    whole, half = trace_pass(model, seq_len), trace_pass(model, seq_len // 2, gradient=False)
+    whole, half = try_tracing(model, seq_len), try_tracing(model, seq_len // 2, gradient=False)
     parameters, trained = list(model.parameters()), count_scalars(tuning.parameters.values())
     weights = sum(p.numel() * p.dtype.itemsize for p in parameters)
     kept, recomputed = _count_kept_bytes(whole, half, seq_len)
@@ -159,6 +160,22 @@ def plan_memory(
         origin=_count_origin_bytes(tuning),
         stream=max(whole.streams.values(), default=0),
     )
+
+
+def try_tracing(model: PreTrainedModel, seq_len: int, gradient: bool = True) -> Trace:
+    """:func:`trace_pass`. Raises :class:`UserError` for a model outside of the table that it can't follow.
+
+    What some do depends on values: which experts are asked, say, by a loop over those.
+    """
+    try:
+        return trace_pass(model, seq_len, gradient)
+    except Exception as problem:
+        if find_listed_family(model.config):
+            raise
+        raise UserError(
+            f"what a training of models of type '{model.config.model_type}' takes can't be told beforehand, "
+            f"since a pass of theirs goes by data ({describe_briefly(problem)}); take a model of another type"
+        ) from problem
 
 
 def _count_kept_bytes(whole: Trace, half: Trace, seq_len: int) -> tuple[int, int]:
@@ -211,7 +228,7 @@ class InferenceCost:
 def measure_inference(skeleton: PreTrainedModel, added: Sequence[int], seq_len: int) -> InferenceCost:
     """What a model takes to run, with the layers `added` and without; its `skeleton` is used up."""
     model = make_traceable(skeleton).requires_grad_(False)
-    found, layers = trace_pass(model, seq_len), layers_of(model)
+    found, layers = try_tracing(model, seq_len), layers_of(model)
     less = sum(found.layers[layer] for layer in added)
     return InferenceCost(
         parameters=count_scalars(model.parameters()),

@@ -7,15 +7,15 @@ later passes begin there. Which streams are kept, and where, is for a :class:`St
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from adept_ray.method.forwards import replace_forward
+from adept_ray.method.forwards import answer_at_once, take_stream
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class FrozenPrefix:
     store: StreamStore
     keeps_text: bool = False
     """Whether streams of training text are worth keeping: other trainings see the same batches."""
+    passed: int = 0
+    """How many things a layer gives, the stream first; 0 where it gives the stream alone."""
 
     @property
     def depth(self) -> int:
@@ -74,9 +76,10 @@ class FrozenPrefix:
         keys = (replace(whole, depth=depth) for depth in range(self.depth, 0, -1))
         key = next((key for key in keys if key in self.store), None)
         stream = self.store.find(key) if key else None
-        with (
-            answer_at_once(self.layers[: key.depth], stream) if key and stream is not None else nullcontext()
-        ):
+        if key is None or stream is None:
+            yield
+            return
+        with answer_at_once(self.layers[: key.depth], stream, self.passed):
             yield
 
     @contextmanager
@@ -85,20 +88,11 @@ class FrozenPrefix:
             yield
             return
 
-        def take(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            self.store.keep(key, args[0].detach(), for_text)
+        def take(_: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
+            self.store.keep(key, take_stream(args, options).detach(), for_text)
 
-        hook = self.layers[-1].register_forward_pre_hook(take)
+        hook = self.layers[-1].register_forward_pre_hook(take, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
-
-
-@contextmanager
-def answer_at_once(layers: Sequence[nn.Module], stream: torch.Tensor) -> Iterator[None]:
-    """Within this, each of `layers` hands on `stream` and computes nothing, however it would be run."""
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(replace_forward(layer, lambda *_, **__: stream))
-        yield

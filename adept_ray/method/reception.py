@@ -7,33 +7,23 @@ their scalars, where L is the loss on domain text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import layers_of, output_projections
-from adept_ray.method.expansion import make_identity_copy
+from adept_ray.method.anatomy import layers_of, list_outputs
+from adept_ray.method.copying import make_identity_copy
+from adept_ray.method.forwards import LayerCall, record_calls, take_left
 from adept_ray.method.importance import hold_evaluation_mode, require_gradients
 from adept_ray.method.loss import Batch, next_token_nats
 from adept_ray.method.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """What a layer was called with and gave, in one batch."""
-
-    stream: torch.Tensor
-    """What left the layer, and enters its copy."""
-    arguments: Mapping[str, object]
-    """The layer's keyword arguments: masks, positions, …"""
 
 
 def measure_layer_reception(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[float, ...]:
@@ -75,32 +65,14 @@ def measure_copy_reception(
     `seen` holds the layer's call in each batch, and ∂L/∂(what leaves the copy).
     """
     copy = make_identity_copy(model, layer)
-    weights = [weight for projection in output_projections(model, copy) for weight in projection.parameters()]
+    weights = list(list_outputs(model, copy).values())
     gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     copy.requires_grad_(False)
     with require_gradients(weights):
         for call, slope in seen:
-            out = copy(call.stream, **call.arguments)
-            out = out if torch.is_tensor(out) else out[0]
+            out = take_left(copy(call.stream, *call.others, **call.arguments))
             for sum_, gradient in zip(gradients, torch.autograd.grad(out, weights, slope), strict=True):
                 sum_ += gradient
     whole = [sum_over_ranks(gradient) for gradient in gradients]
     size = sum(gradient.numel() for gradient in whole)
     return sum(gradient.abs().sum(dtype=torch.float64).item() for gradient in whole) / size
-
-
-@contextmanager
-def record_calls(layers: nn.ModuleList, calls: list[LayerCall]) -> Iterator[None]:
-    """Append the call of each layer to `calls`, in layer order."""
-
-    def record(
-        _: nn.Module, __: object, arguments: Mapping[str, object], out: torch.Tensor | tuple[torch.Tensor]
-    ) -> None:
-        calls.append(LayerCall(out if isinstance(out, torch.Tensor) else out[0], arguments))
-
-    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

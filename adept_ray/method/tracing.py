@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,13 +17,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from adept_ray.method.anatomy import layers_of
-from adept_ray.method.forwards import replace_forward
+from adept_ray.method.forwards import replace_forward, take_stream
 from adept_ray.method.loss import next_token_nats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Shape = torch.Size
+EXPERTS = "transformers.integrations.moe"  # where transformers multiplies by the weights of experts
 PLANNED = "adept_planned"  # name of an attention without masks
 OUTSIDE = -1  # stands for what lies in no layer
 # Types of values that are compared as such.
@@ -132,14 +134,15 @@ class Recorder:
         self,
         layer: int,
         forward: Callable[..., object],
-        stream: torch.Tensor,
         *args: object,
         **settings: object,
     ) -> object:
-        """What a layer makes of a `stream`; the stream itself where a layer like this one ran."""
+        """What a layer makes of its stream; the stream itself where a layer like this one ran."""
+        stream = take_stream(args, settings)
         self.trace.streams[layer] = stream.numel() * stream.dtype.itemsize
         entered = self._describe_stream(stream)
-        given = [self._describe_input(each) for each in tree_leaves((args, settings))]
+        others = [each for each in tree_leaves((args, settings)) if each is not stream]
+        given = [self._describe_input(each) for each in others]
         kind = (self._kinds[layer], entered, *settings, *given)
         if kind in self._ran:
             like = self._stand_ins[layer] = self._ran[kind]
@@ -147,7 +150,7 @@ class Recorder:
                 found[layer] = found[like]
             return stream
         before, self._at = self._counter.get_total_flops(), layer
-        left = forward(stream, *args, **settings)
+        left = forward(*args, **settings)
         self.trace.layers[layer], self._at = self._counter.get_total_flops() - before, OUTSIDE
         if isinstance(left, torch.Tensor) and self._describe_stream(left) == entered:
             self._ran[kind] = layer
@@ -195,6 +198,28 @@ def describe_value(value: object) -> Hashable:
     return (type(value), value) if isinstance(value, PLAIN) else id(value)
 
 
+@contextmanager
+def multiply_without_data() -> Iterator[None]:
+    """Within this transformers' products of experts, which go by data, are those of one expert with all rows.
+
+    Each row meets one expert there, whichever it is: what is kept and the operations are the same.
+    """
+    experts = sys.modules.get(EXPERTS)
+    if experts is None:  # no model with experts was made
+        yield
+        return
+
+    def multiply(rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        return rows.to(weights.dtype) @ weights[0]
+
+    before = vars(experts)["_grouped_mm"]
+    vars(experts)["_grouped_mm"] = multiply
+    try:
+        yield
+    finally:
+        vars(experts)["_grouped_mm"] = before
+
+
 def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
     """Pass one sequence through `model` without data, and its gradient back unless `gradient` is False.
 
@@ -208,7 +233,7 @@ def trace_pass(model: nn.Module, seq_len: int, gradient: bool = True) -> Trace:
     }
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     recorder = Recorder(model, tensors.values(), counter)
-    with mode, counter, recorder.follow_layers():
+    with mode, counter, recorder.follow_layers(), multiply_without_data():
         with torch.autograd.graph.saved_tensors_hooks(recorder.count_kept, lambda tensor: tensor):
             ids = torch.zeros(1, seq_len, dtype=torch.long)
             nats = torch.func.functional_call(losses, tensors, ids)

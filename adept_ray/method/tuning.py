@@ -50,8 +50,7 @@ class Tuning:
         """Ids of the layers whose units get rates by importance."""
         self.parameters = trainable_parameters(model)
         """The trained parameters by full name; always float32, since fewer bits lose small steps."""
-        self._dialled = list_dialled(model, added) if added else set()
-        self._offset = family_of(model).norm_offset if added else 0.0
+        self._dialled = list_dialled(model, added) if added else {}
         lower = {p.dtype for p in model.parameters() if p.dtype.itemsize < torch.float32.itemsize}
         if lower:
             for parameter in self.parameters.values():
@@ -81,7 +80,8 @@ class Tuning:
         """What a trained parameter of that name and `value` is at a `dial` (see adept_ray.method.dial)."""
         if dial == TRAINED or name not in self._dialled:
             return value
-        return (value + self._offset) * dial - self._offset
+        offset = self._dialled[name]
+        return (value + offset) * dial - offset
 
     def merge(self, dial: float = TRAINED) -> PreTrainedModel:
         """The model as it is exported, at that dial and all in the backbone's type; the tuning is used up."""
@@ -157,7 +157,8 @@ class Tuning:
         """
         layers = layers_of(self.model)
         if 0 < self.lowest < len(layers) and not is_sharded(self.model):
-            prefix = FrozenPrefix(tuple(layers[: self.lowest + 1]), store, keeps_text)
+            passed = family_of(self.model).passed
+            prefix = FrozenPrefix(tuple(layers[: self.lowest + 1]), store, keeps_text, passed)
             set_compute_policy(self.model, replace(get_compute_policy(self.model), prefix=prefix))
 
     def compile_layers(self) -> None:
@@ -196,7 +197,7 @@ class Lora(Tuning):
     def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
         self._adapter = lora.add_lora(model, rank, seed)
         super().__init__(model)
-        self._dialled = {name for name in self.parameters if lora.ZEROED in name}
+        self._dialled = {name: 0.0 for name in self.parameters if lora.ZEROED in name}
 
     def merge(self, dial: float = TRAINED) -> PreTrainedModel:
         self._turn_for_good(dial)

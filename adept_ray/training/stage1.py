@@ -17,6 +17,7 @@ from adept_ray.method.activations import measure_separation, pool_activations
 from adept_ray.method.anatomy import layers_of
 from adept_ray.method.importance import limit_layers, limit_sequences, unit_importance
 from adept_ray.method.loss import ComputePolicy, set_compute_policy
+from adept_ray.method.proof import check_copies
 from adept_ray.method.race import RaceRules, Ranking, rank_layers
 from adept_ray.method.ranks import rank, sum_over_ranks, world_size
 from adept_ray.method.reception import measure_layer_reception
@@ -41,6 +42,7 @@ def run_probe(
         set_compute_policy(model, ComputePolicy(recomputed=tuple(layers_of(model))))
     result: ProbeResult = {"nats": {}, "correct": {}}
     if work.importance:
+        check_copies(model)
         result["importance"] = measure_importance(model, work, blocks["probe"], device, progress)
     for number, name in enumerate(work.held_out, 1):
         result["nats"][name] = measure_document_nats(model, blocks[name], work.micro_batch).tolist()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_ray.config.specs import ScoreWeights, TrainingSpec
-from adept_ray.method.anatomy import FAMILIES, layer_parameters
+from adept_ray.method.anatomy import layer_parameters
 from adept_ray.method.dial import (
     FOLDS,
     LEAST,
@@ -24,6 +24,7 @@ from adept_ray.method.dial import (
     propose_dial,
     take_by_fold,
 )
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.scores import compare_answers, compare_losses, list_gains, standard_error
 from adept_ray.method.tuning import build_tuning
 from adept_ray.storage.files import format_json

@@ -12,12 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
+from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.copies import RECORD, added_layers
 from adept_ray.method.expansion import expand, export, select_layers
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.importance import LayerImportance
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.rates import parameter_groups
@@ -178,14 +185,25 @@ def test_bad_layers_are_refused(layers, words):
     assert len(layers_of(model)) == 4 and all(p.requires_grad for p in model.parameters())
 
 
-def test_an_unsupported_family_is_refused():
-    """One sentence names the family and the supported ones."""
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=32))
+def test_a_layer_that_can_be_no_identity_is_refused():
+    """One sentence names the type and says what is in the way."""
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=2, n_embd=16, n_head=2, vocab_size=32))
     with pytest.raises(UserError) as refusal:
         expand(model, (0,))
     message = str(refusal.value)
-    assert "'gpt2'" in message and all(family in message for family in FAMILIES)
-    assert "\n" not in message
+    assert "'openai-gpt'" in message and "ends in a norm" in message and "\n" not in message
+
+
+def test_code_of_no_known_family_is_refused():
+    """What isn't transformers' own isn't tried out: the sentence names the families that it may come from."""
+
+    class Own(GPT2Config):
+        model_type = "own"
+
+    model = GPT2LMHeadModel(Own(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=32))
+    with pytest.raises(UserError, match="'own' are not supported") as refusal:
+        expand(model, (0,))
+    assert all(family in str(refusal.value) for family in FAMILIES)
 
 
 def test_the_record_lies_beside_the_weights(tmp_path):

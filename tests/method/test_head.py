@@ -7,8 +7,8 @@ from torch import nn
 
 from adept_ray.data.loading import load_model
 from adept_ray.method import head, loss
-from adept_ray.method.anatomy import FAMILIES
 from adept_ray.method.expansion import expand
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.loss import ComputePolicy, set_compute_policy, token_nats
 
 CHANGED = {"gemma2", "granite"}  # their logits are capped or scaled, as tests/common.py has them

@@ -12,9 +12,10 @@ from torch import nn
 
 from adept_ray.config.errors import UserError
 from adept_ray.method import importance
-from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of
+from adept_ray.method.anatomy import layer_parameters, layers_of
 from adept_ray.method.copies import added_layers
 from adept_ray.method.expansion import expand, select_layers, source_importance
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.head import GPU_LOGITS
 from adept_ray.method.importance import (
     LayerImportance,

@@ -19,7 +19,8 @@ from adept_ray.config.machine import Machine
 from adept_ray.config.specs import RunSpec, TrainingSpec
 from adept_ray.data.backbones import PRESETS
 from adept_ray.method import tracing
-from adept_ray.method.anatomy import FAMILIES, layer_parameters, layers_of, unit_of
+from adept_ray.method.anatomy import layer_parameters, layers_of, unit_of
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.fit import PLAIN, Fit
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.memory_plan import (

@@ -8,8 +8,8 @@ from adept_ray.config.specs import TrainingSpec
 from adept_ray.data.blocks import digest_tokens
 from adept_ray.method import loss as loss_module
 from adept_ray.method import tuning as tuning_module
+from adept_ray.method.forwards import answer_at_once
 from adept_ray.method.loss import get_compute_policy, next_token_nats
-from adept_ray.method.prefix import answer_at_once
 from adept_ray.method.tuning import build_tuning
 
 FAMILIES = [*SPECIAL, "phi3", "olmo2"]

@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import FAMILIES, is_norm, unit_of
+from adept_ray.method.anatomy import is_norm, unit_of
 from adept_ray.method.expansion import expand, source_importance
+from adept_ray.method.families import FAMILIES
 from adept_ray.method.importance import unit_importance
 from adept_ray.method.rates import (
     average_by_sublayer,

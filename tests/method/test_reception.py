@@ -5,7 +5,7 @@ import torch
 from common import random_ids, tiny_model
 
 from adept_ray.config.errors import UserError
-from adept_ray.method.anatomy import layers_of, output_projections
+from adept_ray.method.anatomy import layers_of, list_outputs
 from adept_ray.method.expansion import expand
 from adept_ray.method.loss import next_token_nats
 from adept_ray.method.reception import measure_layer_reception
@@ -19,8 +19,8 @@ def plainly(family, layer):
     (added,) = expand(model, [layer])
     losses, tokens = zip(*(next_token_nats(model, batch) for batch in BATCHES), strict=True)
     (torch.cat(losses).sum() / torch.cat(tokens).sum()).backward()
-    projections = output_projections(model, layers_of(model)[added])
-    gradients = [p.grad.abs().flatten() for projection in projections for p in projection.parameters()]
+    outputs = list_outputs(model, layers_of(model)[added]).values()
+    gradients = [parameter.grad.abs().flatten() for parameter in outputs]
     return float(torch.cat(gradients).mean())
 
 
