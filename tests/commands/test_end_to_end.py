@@ -654,8 +654,8 @@ def test_a_search_by_wsd_reads_whole_trainings_whatever_stops_it(room, shared):
         assert (kept / row["trial"] / "plateau").exists() == (row["state"] == "stopped")
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert (best["training"]["schedule"], best["training"]["warmup_tokens"]) == ("wsd", 615)
-    command = ["train.py", "--config", "results/wsd/best.yaml", "--tokens", "24576", "--reports", "1"]
-    room.call([*command, "--name", "whole"])
+    command = ["train.py", "--config", "results/wsd/best.yaml", "--tokens", "24576", "--settings", "trial"]
+    room.call([*command, "--reports", "1", "--name", "whole"])
     (whole,) = readings(room.results("whole"))
     assert whole["score"] == pytest.approx(curves[best["choice"]["trial"]][-1][1], rel=1e-4)
 
