@@ -12,7 +12,6 @@ This file itself imports nothing of ours, and what takes long only where the ste
 import argparse
 import array
 import atexit
-import fcntl
 import gc
 import importlib
 import json
@@ -28,7 +27,6 @@ import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -93,13 +91,11 @@ STEMS: list[subprocess.Popen] = []
 
 
 def run_stem(place: str) -> None:
-    """Import, listen at `place`, and fork for whoever asks, until nobody holds this process's input open."""
-    gc.disable()  # nothing of what is imported goes away
+    """Import, listen at `place`, and fork for whoever asks, until this process's input ends."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else the first collection in a fork touches, and so copies, all that was imported
-    gc.enable()
     Stem(place).serve()
 
 
@@ -134,7 +130,6 @@ class Stem:
                 elif key.fileobj is sys.stdin:
                     for pid in self.forks:
                         os.kill(pid, signal.SIGKILL)
-                    shutil.rmtree(self.sessions.parent, ignore_errors=True)
                     return
                 else:
                     self.pass_signal(key.data)
@@ -354,27 +349,17 @@ def patch_ray() -> None:
 
 
 def start_stem() -> None:
-    """Start the stem, unless that is done: pytest's processes have one, which ends with the last of them."""
+    """Start the stem of this process, unless that is done: it ends with this process."""
     if PLACE in os.environ:
         return
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
-    folder = Path(tempfile.gettempdir()) / f"stem-{run}"
-    folder.mkdir(exist_ok=True)
-    place, held = folder / "socket", folder / "held"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.exists():
-            os.mkfifo(held)
-            ends = os.open(held, os.O_RDONLY | os.O_NONBLOCK), os.open(held, os.O_WRONLY)
-            stem = subprocess.Popen([sys.executable, __file__, "--stem", str(place)], stdin=ends[0])
-            os.close(ends[0])
-            while not place.exists():
-                assert stem.poll() is None, "the stem could not be started"
-                time.sleep(0.05)
-            STEMS.append(stem)
-        else:
-            os.open(held, os.O_WRONLY)  # open as long as this process lives
-    os.environ[PLACE] = str(place)
+    place = str(Path(tempfile.mkdtemp(prefix="stem-")) / "socket")
+    stem = subprocess.Popen([sys.executable, __file__, "--stem", place], stdin=subprocess.PIPE)
+    os.environ[PLACE] = place
+    while not Path(place).exists():
+        assert stem.poll() is None, "the stem could not be started"
+        time.sleep(0.05)
+    atexit.register(shutil.rmtree, Path(place).parent, ignore_errors=True)
+    STEMS.append(stem)
 
 
 def find_session(pid: int) -> int | None:
