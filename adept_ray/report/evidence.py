@@ -104,9 +104,10 @@ class Evidence:
         choice = self.best.choice
         if choice is None:
             return ""
-        if self.trials or not choice.horizons:
+        tokens = self.best.training.get("tokens")
+        if self.trials or not choice.horizons or not tokens:
             return choice.reason
-        answer = find_horizon(choice.horizons, int(self.best.training["tokens"]))
+        answer = find_horizon(choice.horizons, tokens)
         return f"The search said {answer.describe()}." if answer.k == self.best.k else choice.reason
 
     @property

@@ -384,14 +384,16 @@ def test_the_advice_to_leave_the_model_as_it_is_comes_first(whole: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_step_of_several_layers_says_what_each_gained(whole: Path) -> None:
-    """Where each step is of one layer the table has no such column."""
-    assert "a layer" not in words_of(whole)
+def test_where_layers_have_a_price_it_is_said_what_each_gained(whole: Path) -> None:
+    """Else the table has no such column."""
     found = best_of(whole)
     found["choice"]["depths"][3] |= {"k": 5, "per_layer": 0.05}
     (whole / "best.yaml").write_text(yaml.safe_dump(found))
     text = words_of(whole)
     assert "gain a layer apart" in text and "+0.15 ± 0.20 +0.05 no" in text
+    found["choice"]["min_gain_per_layer"] = None
+    (whole / "best.yaml").write_text(yaml.safe_dump(found))
+    assert "a layer" not in words_of(whole)
 
 
 def test_the_cost_is_that_of_the_added_layers(whole: Path) -> None:

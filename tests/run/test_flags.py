@@ -142,13 +142,13 @@ def test_a_folder_without_config_is_no_backbone(refusal, tmp_path):
     assert "no config.json" in refusal(backbone=tmp_path / "empty")
 
 
-def test_an_unsupported_family_is_refused_with_the_supported_ones(refusal, room, tmp_path):
-    """The family is read from the config alone, before any weight is loaded."""
+def test_a_type_that_cannot_be_expanded_is_refused_with_the_reason(refusal, room, tmp_path):
+    """What it is made of is found by the config alone, before any weight is loaded."""
     folder = Path(shutil.copytree(room / "backbone", tmp_path / "other"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     sentence = refusal(backbone=folder)
-    assert "'gpt_neox'" in sentence and "qwen3" in sentence
+    assert "models of type 'bert' can't be expanded: a layer ends in a norm" in sentence
 
 
 def test_a_backbone_with_its_own_code_is_refused_without_trust(refusal, tmp_path, capsys):
