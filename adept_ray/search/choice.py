@@ -37,9 +37,9 @@ def choose_k(
     added layer costs inference time for ever, so a larger k must earn it: the smallest k is taken that
     scores at most the tolerance less than the best one, with a probability of
     :data:`~adept_ray.search.answers.CONFIDENCE`. A price of layers is taken off each score. A model has to be
-    exported, so a k with a finished trial is chosen, `among` some of them where others have lost their
-    weights. Yet the advice is 0 where that isn't surely better than
-    the untouched backbone, whose score is 0.
+    exported, so for trainings as long as a trial a k with a finished trial is chosen, `among` some of them
+    where others have lost their weights. Yet the advice is 0 where that isn't surely better than the
+    untouched backbone, whose score is 0.
 
     Raises :class:`UserError` without a finished trial.
     """
@@ -49,13 +49,13 @@ def choose_k(
     tried = {trial.k for trial in trials if trial.state != UNTOUCHED}
     unfinished = {k: sum(trial.k == k for trial in trials) for k in sorted(tried - {0, *per_k})}
     bare = replace(BARE, trials=sum(trial.k == 0 and trial.state != UNTOUCHED for trial in trials))
-    if not readings:  # of k = 0 alone, which changes nothing
+    exportable = tuple(k for k in per_k if k)
+    if not exportable:  # k = 0 changes nothing
         only = per_k[0]
         reason = "Nothing but k = 0 was trained to its end. No larger k is known."
         return Choice(
             k=0, trial=only.name, score=only.score, reason=reason, depths=(bare,), unfinished=unfinished
         )
-    exportable = tuple(k for k in per_k if k)
     every = tuple(sorted({*(reading.k for reading in readings), *aim.depths}))
     model = fit_scores(readings, every)
     drawn = draw_depths(model, aim, exportable, model.longest)
@@ -70,7 +70,7 @@ def choose_k(
         reason=explain(now, depths, chosen, aim.price),
         depths=depths,
         asked=answer(draw_depths(model, aim, every, aim.tokens), aim) if aim.tokens else now,
-        horizons=list_horizons(model, aim, every),
+        horizons=(now, *list_horizons(model, aim, every)[1:]),
         unfinished=unfinished,
         min_gain_per_layer=aim.price or None,
     )

@@ -205,6 +205,22 @@ def test_trials_that_did_not_finish_do_not_count():
         choose_k(rows)
 
 
+def test_where_only_the_backbone_came_to_its_end_nothing_else_is_chosen():
+    """Though a trial that was stopped has readings."""
+    curve = (Reading(step=1, tokens=512, score=2.0),)
+    rows = [make_trial(0, 0.0, 0.0), replace(make_trial(3, 2.0, state="stopped"), curve=curve)]
+    found = choose_k(rows, EVEN, Aim(branched=True))
+    assert (found.k, found.unfinished, found.horizons) == (0, {3: 1}, ())
+
+
+def test_a_training_as_long_as_a_trial_has_the_k_that_is_exported():
+    """One that nobody tried is named for longer trainings alone."""
+    rows = [make_trial(k, 8 + k / 8, 0.1) for k in (1, 8)]
+    found = choose_k(rows, EVEN, Aim(depths=tuple(range(1, 17))))
+    assert found.horizons[0] == found.asked and found.asked.k == found.k and found.asked.high_k == 8
+    assert found.horizons[-1].high_k == 16
+
+
 def test_when_every_trial_failed_the_first_reason_is_given():
     """The sentence counts the trials and quotes the innermost line of the first error."""
     rows = [replace(make_trial(k, math.nan, state="failed"), error=f"reason {k}") for k in (2, 3)]
