@@ -47,12 +47,12 @@ VARIANT = 0.03  # the same of variants
 NOISES = np.geomspace(0.005, 0.32, 8)  # of a training among those that differ by their seeds, same unit
 USUAL_NOISE, NOISE_SPREAD = 0.02, 0.7  # the noise expected beforehand, and how sure that is: a log-normal
 SHARED = 0.5  # share of the noise's variance that readings along one training have in common
-SAME_TEXT = (
-    2.0  # variance that all readings of a length have in common, in that of the noise: trials of a search
-)
-# see the same text in the same order, and some pieces of it teach more than others
-BEYOND = 0.01  # standard deviation at a doubling beyond the longest reading of what curves do there alone,
-BENDING = 1.5  # and the power by which it grows with doublings (an integrated random walk's)
+# Variance that readings of a length have in common, in that of the noise: the trials of a search see the same
+# text in the same order, and some pieces of it teach more than others.
+SAME_TEXT = 2.0
+# Standard deviation, a doubling beyond the longest reading, of what curves do out there alone, and the power
+# by which it grows with doublings (an integrated random walk's).
+BEYOND, BENDING = 0.01, 1.5
 LEAST_SCALE = 0.5  # points
 TRUSTED_MISSES = 2  # as good as the model was, before it was tried on what it hadn't seen
 
