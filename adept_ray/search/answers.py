@@ -86,7 +86,7 @@ class Horizon:
             f"expected score {self.score:.1f} ± {self.error:.1f}"
         )
         if self.beyond > 1:
-            text += f"; {self.beyond:.3g} times as long as the longest reading"
+            text += f"; {format_times(self.beyond)} times as long as the longest reading"
         return text
 
 
@@ -135,3 +135,8 @@ def format_tokens(tokens: float) -> str:
         if tokens >= size:
             return f"{tokens / size:.3g}{unit}"
     return f"{tokens:.3g}"
+
+
+def format_times(times: float) -> str:
+    """How many times as long something is: 1.5, 8, 24,414."""
+    return f"{times:,.0f}" if times >= 10 else f"{times:.2g}"

@@ -50,9 +50,9 @@ SHARED = 0.5  # share of the noise's variance that readings along one training h
 # Variance that readings of a length have in common, in that of the noise: the trials of a search see the same
 # text in the same order, and some pieces of it teach more than others.
 SAME_TEXT = 2.0
-# Standard deviation, a doubling beyond the longest reading, of what curves do out there alone, and the power
-# by which it grows with doublings (an integrated random walk's).
-BEYOND, BENDING = 0.01, 1.5
+# Standard deviation, a doubling beyond the longest reading, of what curves do out there alone: all of them,
+# and each with a doubling of copies; and the power by which it grows (an integrated random walk's).
+BEYOND, BENDING = (0.01, 0.004), 1.5
 LEAST_SCALE = 0.5  # points
 TRUSTED_MISSES = 2  # as good as the model was, before it was tried on what it hadn't seen
 
@@ -128,7 +128,8 @@ class ScoreModel:
     noise: np.ndarray
     """Of a single training, points, [draws]."""
     bends: np.ndarray
-    """What all curves do at a doubling beyond the longest reading, and not before, scaled, [draws]."""
+    """What all curves do at a doubling beyond the longest reading, and not before, and what they do with each
+    doubling of copies, scaled, [2, draws]."""
     longest: int
     """Tokens of the longest reading."""
     rates: tuple[float, float]
@@ -158,7 +159,7 @@ class ScoreModel:
         offset = values[self.frame.find_depth(k)] + values[self.frame.find_variant(self.variant)]
         scores = compute_scores(values, u, v, best, offset)
         if tokens > self.longest:
-            scores = scores + self.bends * float(u) ** BENDING
+            scores = scores + (self.bends[0] + self.bends[1] * v) * float(u) ** BENDING
             scores = scores.mean() + self.stretch * (scores - scores.mean())
         return self.frame.scale * scores, self.frame.rate * np.exp2(best)
 
@@ -242,7 +243,7 @@ def draw_model(readings: Sequence[ScoreReading], depths: Sequence[int], seed: in
         draws=draws,
         same_text=np.concatenate(same),
         noise=np.concatenate(noises),
-        bends=BEYOND * generator.standard_normal(len(draws)),
+        bends=np.array(BEYOND)[:, None] * generator.standard_normal((2, len(draws))),
         longest=max(reading.tokens for reading in readings),
         rates=(min(rates), max(rates)),
         variant=max(frame.variants, key=lambda each: float(means[frame.find_variant(each)])),

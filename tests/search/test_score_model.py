@@ -143,3 +143,19 @@ def test_longer_trainings_are_answered_for_with_lower_rates_and_larger_errors():
     errors = [each.error for each in horizons]
     assert errors == sorted(errors) and horizons[0].beyond == 1 and horizons[-1].beyond == 1024
     assert horizons[-1].rate < horizons[0].rate
+
+
+def test_nobody_knows_which_k_is_best_thousands_of_times_beyond_the_readings():
+    """Though one is clearly ahead where they end: out there several ks are possible."""
+    scores = {1: 9.8, 4: 11.2}
+    readings = [
+        ScoreReading(f"{k} {n}", k, 3e-3, tokens, score - 1.2 * doublings)
+        for k, score in scores.items()
+        for n in range(3)
+        for doublings, tokens in enumerate((2048, 1024, 512))
+    ]
+    near, far = (
+        answer(draw_depths(fit_scores(readings, (1, 2, 4)), Aim(), (1, 2, 4), tokens), Aim())
+        for tokens in (2048, 50_000_000)
+    )
+    assert (near.k, near.low_k > 1) == (4, True) and (far.low_k, far.high_k) == (1, 4)
