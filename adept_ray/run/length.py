@@ -10,7 +10,7 @@ from adept_ray.method.importance import LayerImportance
 from adept_ray.method.placement import resolve_layers
 from adept_ray.report.records import check_record
 from adept_ray.run.terminal import Display
-from adept_ray.search.answers import CONFIDENCE, FAR, Horizon, find_horizon, format_tokens
+from adept_ray.search.answers import FAR, Horizon, find_horizon, format_tokens
 from adept_ray.storage.records import BestRecord
 
 
@@ -51,9 +51,8 @@ def tell_settings(args: TrainRun, answer: Horizon | None, display: Display) -> N
         return
     length, longest = format_tokens(args.tokens), answer.tokens / answer.beyond
     display.say(
-        f"for {length} tokens: k = {answer.k} ({CONFIDENCE:.0%}: {answer.low_k} to {answer.high_k}), rate "
-        f"{answer.rate:.1e} ({answer.low_rate:.1e} … {answer.high_rate:.1e}), by readings of up to "
-        f"{format_tokens(longest)} tokens; --settings trial takes those of the chosen trial"
+        f"for {length} tokens: {answer.describe_settings()}, by readings of up to {format_tokens(longest)} "
+        "tokens; --settings trial takes those of the chosen trial"
     )
     if not answer.advised_k:
         display.warn(

@@ -75,16 +75,19 @@ class Horizon:
     beyond: float
     """How many times as long it is as the longest reading; at least 1."""
 
+    def describe_settings(self) -> str:
+        """k and the rate, each with the interval in which the best one lies."""
+        return (
+            f"k = {self.k} ({CONFIDENCE:.0%}: {self.low_k} to {self.high_k}), "
+            f"rate {self.rate:.1e} ({self.low_rate:.1e} … {self.high_rate:.1e})"
+        )
+
     def describe(self) -> str:
         """The answer in a line."""
         length = f"for {format_tokens(self.tokens)} tokens"
         if not self.advised_k:
             return f"{length}: k = 0, since nothing is surely better than the untouched backbone"
-        text = (
-            f"{length}: k = {self.k} ({CONFIDENCE:.0%}: {self.low_k} to {self.high_k}), "
-            f"rate {self.rate:.1e} ({self.low_rate:.1e} … {self.high_rate:.1e}); "
-            f"expected score {self.score:.1f} ± {self.error:.1f}"
-        )
+        text = f"{length}: {self.describe_settings()}; expected score {self.score:.1f} ± {self.error:.1f}"
         if self.beyond > 1:
             text += f"; {format_times(self.beyond)} times as long as the longest reading"
         return text

@@ -70,7 +70,7 @@ def choose_k(
         reason=explain(now, depths, chosen, aim.price),
         depths=depths,
         asked=answer(draw_depths(model, aim, every, aim.tokens), aim) if aim.tokens else now,
-        horizons=(now, *list_horizons(model, aim, every)[1:]),
+        horizons=(now, *list_horizons(model, aim, every)),
         unfinished=unfinished,
         min_gain_per_layer=aim.price or None,
     )

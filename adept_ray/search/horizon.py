@@ -135,6 +135,6 @@ def name_end(at: int, best: int, depths: int, aim: Aim) -> End:
 
 
 def list_horizons(model: ScoreModel, aim: Aim, depths: Sequence[int]) -> tuple[Horizon, ...]:
-    """The answers for trainings of 1, 2, 4, … times the tokens of the longest reading."""
-    lengths = [2**doubling * model.longest for doubling in range(DOUBLINGS + 1)]
+    """The answers for trainings of 2, 4, 8, … times the tokens of the longest reading."""
+    lengths = [2**doubling * model.longest for doubling in range(1, DOUBLINGS + 1)]
     return tuple(answer(draw_depths(model, aim, depths, tokens), aim) for tokens in lengths)

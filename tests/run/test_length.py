@@ -1,36 +1,16 @@
 """What a training takes from a search for its length, and what is said of that."""
 
-from dataclasses import asdict, replace
-
 import pytest
+from made_up import horizon
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.specs import TrainingSpec, TrainRun
 from adept_ray.method.importance import LayerImportance
 from adept_ray.run.length import find_answer, find_layers, list_settings, tell_settings
 from adept_ray.run.terminal import Display
-from adept_ray.search.answers import Horizon
 
-NOW = Horizon(
-    tokens=6144,
-    k=4,
-    advised_k=4,
-    low_k=2,
-    high_k=8,
-    rate=3.14159e-3,
-    low_rate=1e-3,
-    high_rate=1e-2,
-    score=11.0,
-    error=1.0,
-    tolerance=0.2,
-    best_k=8,
-    end="tolerance",
-    beyond=1.0,
-)
-ANSWERS = [
-    asdict(replace(NOW, tokens=6144 * times, k=k, beyond=float(times)))
-    for times, k in ((1, 4), (2, 5), (4, 6), (8, 7), (16, 8), (32, 9))
-]
+LENGTHS = ((1, 4), (2, 5), (4, 6), (8, 7), (16, 8), (32, 9))
+ANSWERS = [horizon(6144 * times, k) for times, k in LENGTHS]
 BEST = {"choice": {"horizons": ANSWERS}}
 
 
@@ -43,7 +23,8 @@ def train(tokens, **settings):
 )
 def test_a_training_has_the_k_and_the_rate_of_the_nearest_length(tokens, k):
     """In doublings; a rate has three digits. Beyond all lengths it has those of the longest."""
-    assert list_settings(find_answer(train(tokens), BEST)) == {"k": k, "base_lr": 0.00314}
+    best = {"choice": {"horizons": [{**row, "rate": 0.0012345} for row in ANSWERS]}}
+    assert list_settings(find_answer(train(tokens), best)) == {"k": k, "base_lr": 0.00123}
 
 
 def test_what_the_trial_had_is_taken_where_that_is_asked_or_nothing_else_is_known(capsys):
@@ -84,5 +65,5 @@ def test_it_is_said_what_is_taken_and_how_little_speaks_for_it(tokens, advised, 
     args = train(tokens)
     tell_settings(args, find_answer(args, best), Display())
     said = " ".join(capsys.readouterr().out.split())
-    assert "(80%: 2 to 8), rate 3.1e-03 (1.0e-03 … 1.0e-02), by readings of up to 6.14 k tokens" in said
+    assert "(80%: 1 to 3), rate 2.0e-03 (1.0e-03 … 4.0e-03), by readings of up to 6.14 k tokens" in said
     assert ("warning: " in said) == bool(warning) and warning in said

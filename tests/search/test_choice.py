@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import horizon
 
 from adept_ray.config.errors import UserError
 from adept_ray.config.search_space import Range, SearchSpace
@@ -28,22 +29,7 @@ EVEN = ScoreWeights()
 
 
 SCORES = {1: 3.0, 2: 8.0, 4: 9.5, 6: 10.0}
-NOW = Horizon(
-    tokens=1000,
-    k=2,
-    advised_k=2,
-    low_k=1,
-    high_k=4,
-    rate=2e-3,
-    low_rate=1e-3,
-    high_rate=4e-3,
-    score=3.1,
-    error=1.0,
-    tolerance=0.2,
-    best_k=2,
-    end="best",
-    beyond=1.0,
-)
+NOW = replace(Horizon(**horizon(1000, 2)), beyond=1.0)
 HORIZONS = (NOW, replace(NOW, tokens=2000, beyond=2.0), replace(NOW, tokens=8000, advised_k=0, beyond=8.0))
 
 
@@ -184,7 +170,7 @@ def test_the_table_is_told_to_the_letter():
         "  2       2  +3.10 ± 1.00               +0.10 ± 0.20 within the noise ← chosen",
         "  3       2  –                          none was trained to its end",
         "  4       –  +9.00                      -1.50",
-        "for 1 k tokens: k = 2 (80%: 1 to 4), rate 2.0e-03 (1.0e-03 … 4.0e-03); expected score 3.1 ± 1.0",
+        "for 1 k tokens: k = 2 (80%: 1 to 3), rate 2.0e-03 (1.0e-03 … 4.0e-03); expected score 4.8 ± 0.0",
         "for 8 k tokens: k = 0, since nothing is surely better than the untouched backbone",
         "k = 2 lies at the high end of its range, the budget ends there; to allow more: tune --k 4",
         "base_lr = 0.1 lies at the low end of its range; to widen it: tune --lr 1",
