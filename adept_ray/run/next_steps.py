@@ -9,7 +9,7 @@ from adept_ray.config.specs import CompareRun, RunSpec, SearchRun, TrainingSpec
 from adept_ray.config.validation import apply_changes
 from adept_ray.report.rerun import CALL, format_flags
 
-FULL_TOKENS = 1_000_000  # a beginning; how much text there is, its owner knows
+FULL_TOKENS = 1_000_000  # where a search wasn't told: a beginning; how much text there is, its owner knows
 
 
 def list_next_steps(run: SearchRun, place: str, training: TrainingSpec) -> dict[str, str]:
@@ -23,7 +23,7 @@ def list_next_steps(run: SearchRun, place: str, training: TrainingSpec) -> dict[
         steps["open the report"] = f"python -m webbrowser {shlex.quote(f'{place}/report.html')}"
     if training.k:
         best = shlex.quote(f"{place}/best.yaml")
-        train = f"train --config {best} --tokens {FULL_TOKENS}{trust}"
+        train = f"train --config {best} --tokens {run.for_tokens or FULL_TOKENS}{trust}"
         steps["train at full length"] = format_command(train)
         steps["compare with LoRA"] = format_command(f"compare {format_comparison(run, training)}")
     steps["ask both models"] = format_command(f"chat {shlex.quote(place)}{trust}")

@@ -6,6 +6,7 @@ import pytest
 
 from adept_ray.commands.main import COMMANDS
 from adept_ray.config.specs import SearchRun, TrainingSpec
+from adept_ray.config.validation import apply_changes
 from adept_ray.run.flags import parse_flags
 from adept_ray.run.next_steps import list_next_steps
 
@@ -45,3 +46,10 @@ def test_only_what_can_be_done_is_named(k):
 def test_code_that_may_run_may_run_next():
     steps = list_next_steps(SearchRun(trust_remote_code=True), "results/mine", TRAINING)
     assert all("--trust-remote-code" in step for what, step in steps.items() if what != "open the report")
+
+
+@pytest.mark.parametrize(("told", "tokens"), [("", 10**6), ("50M", 50_000_000)])
+def test_full_length_is_what_the_search_was_for(told, tokens):
+    """Where it wasn't told, a beginning."""
+    steps = list_next_steps(apply_changes(RUN, {"for_tokens": told}), "results/mine", TRAINING)
+    assert parse(steps["train at full length"]).tokens == tokens
