@@ -27,7 +27,9 @@ class TensorBoardFiles:
 
     def begin_run(self, run: TrackedRun, parent: str) -> str:
         """Begin or go on with a run; its settings are for the page of hyperparameters."""
-        self._writers[run.key] = EventFileWriter(str(self._folder.path / run.key))
+        folder = self._folder.path / run.key
+        wait_for_next_name(folder)
+        self._writers[run.key] = EventFileWriter(str(folder))
         if not run.id and run.is_trial:
             self._add(run.key, hparams_pb(dict(run.settings), trial_id=run.name))
         elif not run.id:
@@ -69,3 +71,14 @@ class TensorBoardFiles:
         writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         writer.flush()
         self._folder.store(key)
+
+
+def wait_for_next_name(folder: Path) -> None:
+    """Wait, a second at most, until the name of a new file sorts behind those in a run's folder.
+
+    TensorBoard reads them in the order of their names, which have the second in which a file was made. Of
+    those of one second the order is that of process and number as text, so that 10 comes before 9.
+    """
+    seconds = {file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")}
+    while f"{int(time.time()):010d}" in seconds:
+        time.sleep(0.02)

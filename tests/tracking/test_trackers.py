@@ -57,6 +57,22 @@ def test_tensorboard_shows_a_search(played):
     assert texts["note"] == "**k = 2**, best" and "| seed | `7` |" in texts["settings"]
 
 
+def test_a_run_that_is_opened_again_at_once_has_its_points_in_order(tmp_path):
+    """TensorBoard reads a run's files by their names, which end in a number: 10 comes before 9 there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
+
+    while set(str(event_file_writer._global_uid.get() + 1)) != {"9"}:
+        pass  # until the next one is 9, 99 or 999
+    tracker = start_tracker("tensorboard", TrackerFolder(tmp_path))
+    for step in range(2):
+        tracker.begin_run(TRIAL, "")
+        tracker.log_values(TRIAL.key, {"score": 0.5 * step}, step)
+        tracker.end_run(TRIAL.key, "finished")
+    read = EventAccumulator(str(tmp_path / TRIAL.key)).Reload()
+    assert [point.step for point in read.Scalars("score")] == [0, 1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("played", ["mlflow"], indirect=True)
 def test_mlflow_shows_a_search(played):
